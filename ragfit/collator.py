@@ -1,0 +1,149 @@
+"""The batch the model gets: prepared rows plus padding, nothing else."""
+
+from ragfit.errors import PromptError
+from ragfit.masking import IGNORE_INDEX, Encoder
+
+
+class DataCollatorForCompletionOnlyLM:
+    """Pads rows to a batch; labels those that have no labels yet.
+
+    Padding is told apart by position, never by id: EOS keeps its loss when pad and EOS are one token.
+
+    Rows with `input_ids` and `labels` (those of `ragfit.prepare`) are only padded. Rows with `input_ids` alone
+    are labelled here, as the collator of this name that TRL removed in 0.20 did: from behind the last
+    `completion_start` to the end of the ids. Ids do not say who wrote them, so a marker quoted in the answer can
+    only be told from the template's own where the tokenizer's chat template shows what comes before the latter.
+
+    Args:
+        completion_start: the marker that loss starts behind (text, or its ids); needed for rows without labels.
+        tokenizer: a `transformers` tokenizer; its pad token (or EOS) fills, and it is needed for rows without labels.
+        pad_token_id: the id to pad with, instead of the tokenizer's.
+        ignore_index: the label of tokens without loss.
+        padding_side: "right" or "left".
+        pad_to_multiple_of: make the batch's length a multiple of this.
+
+    Returns of a call:
+        A dict of int64 tensors of shape (rows, longest row): `input_ids`, `attention_mask`, `labels`.
+
+    Example:
+        >>> collator = DataCollatorForCompletionOnlyLM(pad_token_id=0)
+        >>> collator([{"input_ids": [5, 6, 2], "labels": [-100, 6, 2]}, {"input_ids": [7, 2], "labels": [-100, 2]}])
+        {'input_ids': tensor([[5, 6, 2],
+                [7, 2, 0]]), 'attention_mask': tensor([[1, 1, 1],
+                [1, 1, 0]]), 'labels': tensor([[-100,    6,    2],
+                [-100,    2, -100]])}
+    """
+
+    def __init__(
+        self,
+        completion_start=None,
+        tokenizer=None,
+        *,
+        pad_token_id=None,
+        ignore_index=IGNORE_INDEX,
+        padding_side="right",
+        pad_to_multiple_of=None,
+    ):
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is {padding_side!r}. Use 'right' or 'left'.")
+        self.tokenizer = tokenizer
+        self.ignore_index = ignore_index
+        self.padding_side = padding_side
+        self.pad_to_multiple_of = pad_to_multiple_of
+        if completion_start is not None and not isinstance(completion_start, str):
+            completion_start = tokenizer.decode(list(completion_start))
+        self.completion_start = completion_start or ""
+        if pad_token_id is None and tokenizer is not None:
+            pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        # Any id will do: padding is not attended to and has no loss.
+        self.pad_token_id = 0 if pad_token_id is None else pad_token_id
+        self._labeller = None
+
+    def __call__(self, rows):
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        if self.pad_to_multiple_of:
+            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        shape = (len(rows), width)
+        batch = {
+            "input_ids": torch.full(shape, self.pad_token_id, dtype=torch.int64),
+            "attention_mask": torch.zeros(shape, dtype=torch.int64),
+            "labels": torch.full(shape, self.ignore_index, dtype=torch.int64),
+        }
+        for i, row in enumerate(rows):
+            ids = torch.as_tensor(row["input_ids"], dtype=torch.int64)
+            labels = row.get("labels")
+            labels = torch.as_tensor(self.label(ids.tolist()) if labels is None else labels, dtype=torch.int64)
+            if len(labels) != len(ids):
+                raise ValueError(f"Row {i} of the batch has {len(ids)} input_ids and {len(labels)} labels. Give one label for each id.")
+            if self.ignore_index != IGNORE_INDEX:
+                labels = labels.masked_fill(labels == IGNORE_INDEX, self.ignore_index)
+            place = slice(0, len(ids)) if self.padding_side == "right" else slice(width - len(ids), width)
+            batch["input_ids"][i, place] = ids
+            batch["attention_mask"][i, place] = 1
+            batch["labels"][i, place] = labels
+        return batch
+
+    def label(self, ids):
+        """Labels for ids of a text that others rendered.
+
+        Args:
+            ids: a list of token ids.
+
+        Returns:
+            A list of labels of the same length.
+
+        Raises:
+            PromptError: the marker does not occur, so no token would have loss.
+        """
+        if self.tokenizer is None or not self.completion_start:
+            raise PromptError(
+                "A row has no labels, and the collator has no tokenizer or completion_start to make them with. "
+                "Give both, or rows that ragfit.prepare made."
+            )
+        if self._labeller is None:
+            self._labeller = _Labeller(self.tokenizer, self.completion_start)
+        start = self._labeller.start(ids)
+        return [self.ignore_index] * start + list(ids[start:])
+
+
+class _Labeller:
+    """Finds the first token with loss in ids alone."""
+
+    def __init__(self, tokenizer, marker):
+        from ragfit.prompts import Renderer
+
+        self.tokenizer, self.marker = tokenizer, marker
+        self.encoder = Encoder(tokenizer)
+        try:
+            # The template's own text before the output; in it, the marker is the template's and nobody's quotation.
+            self.middle = Renderer(tokenizer, completion_start=marker).middle
+        except PromptError:
+            self.middle = marker
+
+    def start(self, ids):
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        again, spans = self.encoder.spans(text)
+        if again == list(ids) and spans is not None:
+            char = self._char(text)
+            starts = [position for position, (left, _) in enumerate(spans) if left >= char]
+            if char >= 0:
+                return starts[0] if starts else len(ids)
+        # Ids that their own text does not give again (others tokenized it in pieces): the marker's ids decide.
+        marker = self.encoder.spans(self.marker)[0]
+        for at in range(len(ids) - len(marker), -1, -1):
+            if list(ids[at : at + len(marker)]) == marker:
+                return at + len(marker)
+        raise PromptError(
+            f"completion_start {self.marker!r} does not occur in a row, so none of its tokens would have loss: "
+            f"it ends {text[-80:]!r}. Set completion_start to the text that comes right before the answer."
+        )
+
+    def _char(self, text):
+        within = self.middle.rfind(self.marker)
+        at = text.rfind(self.middle)
+        if at >= 0 and within >= 0:
+            return at + within + len(self.marker)
+        at = text.rfind(self.marker)
+        return at + len(self.marker) if at >= 0 else -1

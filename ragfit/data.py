@@ -1,0 +1,236 @@
+"""Rows of the processed files: read, chosen, shuffled, limited, split.
+
+A file is indexed once and a row is read when it is asked for, so that a look at the first row of a
+large file does not wait for the rest, and the file is never held in memory.
+"""
+
+import array
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ragfit.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
+
+
+class JsonlRows(Sequence):
+    """The rows of a JSONL file (plain or gzipped), read on demand.
+
+    `rows[i]` is a dict; `rows.where(i)` names the file and the line for messages.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            self._file = open(self.path, "rb")
+            if self._file.read(2) == b"\x1f\x8b":
+                self._file = self._unzipped()
+            self._file.seek(0)
+            # Offsets and line numbers of the lines that are not blank; 16 bytes a row.
+            self._offsets, self._lines = array.array("Q"), array.array("Q")
+            offset = 0
+            for number, line in enumerate(self._file, 1):
+                if line.strip() and line != b"\xef\xbb\xbf\n":
+                    self._offsets.append(offset)
+                    self._lines.append(number)
+                offset += len(line)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}. Check the file and its permissions.") from error
+
+    def _unzipped(self):
+        plain = tempfile.TemporaryFile()
+        try:
+            with gzip.open(self.path, "rb") as packed:
+                shutil.copyfileobj(packed, plain)
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise DataError(f"{self.path} is a damaged gzip file: {error}. Write it again.") from error
+        return plain
+
+    def __len__(self):
+        return len(self._offsets)
+
+    def where(self, i):
+        return f"{self.path}, line {self._lines[i]}"
+
+    def __getitem__(self, i):
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        # pread leaves no file position behind, so forked workers can share the file.
+        end = self._offsets[i + 1] if i + 1 < len(self) else os.fstat(self._file.fileno()).st_size
+        raw = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i])
+        try:
+            row = json.loads(raw.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.where(i)}: byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8."
+            ) from error
+        except json.JSONDecodeError as error:
+            hint = " This looks like one JSON array; write one object a line instead." if raw.lstrip()[:1] == b"[" else ""
+            raise DataError(
+                f"{self.where(i)}: not JSON ({error.msg}, column {error.colno}). "
+                f"Each line must be one JSON object.{hint}"
+            ) from error
+        except RecursionError as error:
+            raise DataError(f"{self.where(i)}: nested too deeply. Each line must be one flat JSON object.") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{self.where(i)}: a JSON {_kind(row)}, not an object. "
+                'Each line must be an object such as {"prompt": …, "answers": …}.'
+            )
+        return row
+
+
+class TableRows(Sequence):
+    """The rows of a `datasets.Dataset` (a Parquet file or a data set's name)."""
+
+    def __init__(self, dataset, name):
+        self._dataset, self._name = dataset, name
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def where(self, i):
+        return f"{self._name}, row {i}"
+
+    def __getitem__(self, i):
+        return self._dataset[int(i)]
+
+
+def open_rows(path, name=None):
+    """Open a data file, or a data set on the hub where no such file exists.
+
+    Args:
+        path: the file as found on disk, or None.
+        name: what the configuration says: `org/name`, or `org/name:split` (`train` by default).
+
+    Raises:
+        DataError: the file cannot be read, has another format, or the data set cannot be loaded.
+    """
+    if path is None:
+        return _open_named(name)
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Name the file in it.")
+    if path.name.endswith(".parquet"):
+        from datasets import Dataset
+
+        try:
+            return TableRows(Dataset.from_parquet(str(path)), path)
+        except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
+            raise DataError(f"{path} is not a readable Parquet file: {_first_line(error)}. Write it again.") from error
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"{path} has no known format. Use one of {', '.join(SUFFIXES)}.")
+    return JsonlRows(path)
+
+
+def _open_named(name):
+    from datasets import load_dataset
+
+    folder, _, split = str(name).partition(":")
+    try:
+        return TableRows(load_dataset(folder, split=split or "train"), name)
+    except Exception as error:  # the hub's, the network's and the builder's errors have no common class
+        raise DataError(
+            f"There is no file {name}, and no data set of that name could be loaded: {_first_line(error)}. "
+            "Check data_file, or the network if it names a data set."
+        ) from error
+
+
+def choose(count, shuffle=None, limit=None):
+    """The positions of the rows to use, in the order to use them.
+
+    Args:
+        count: the number of rows there are.
+        shuffle: a seed, or None to keep the file's order. The order is that of `datasets.Dataset.shuffle`.
+        limit: the number of rows to keep, taken after shuffling, or None for all.
+    """
+    import numpy as np
+
+    order = np.arange(count) if shuffle is None else np.random.default_rng(shuffle).permutation(count)
+    return order[:limit].tolist()
+
+
+def split(positions, share, seed=None):
+    """Take a development set out of the chosen rows.
+
+    Both parts keep the order of `positions`. The drawn rows depend on the seed alone, so that the same
+    configuration always gives the same split.
+
+    Args:
+        share: a share between 0 and 1, or a number of rows.
+
+    Returns:
+        (train, dev): two lists of positions.
+    """
+    import numpy as np
+
+    count = round(share * len(positions)) if share < 1 else int(share)
+    count = max(count, 1)
+    if count >= len(positions):
+        raise DataError(
+            f"dev_split={share} takes {count} of {len(positions)} rows and leaves none to train on. "
+            "Lower dev_split, raise limit, or name a separate file."
+        )
+    drawn = set(np.random.default_rng(42 if seed is None else seed).permutation(len(positions))[:count].tolist())
+    train = [p for i, p in enumerate(positions) if i not in drawn]
+    return train, [p for i, p in enumerate(positions) if i in drawn]
+
+
+def text_of(row, key, where, config_key):
+    """The text under `key`: a string, or the first element of a list (of lists); empty or null gives "".
+
+    Raises:
+        DataError: the key is missing, or holds something else.
+    """
+    if key not in row:
+        raise DataError(
+            f"{where}: there is no key {key!r}; the row has {', '.join(map(repr, row)) or 'no keys'}. Set {config_key} to one of them."
+        )
+    value = row[key]
+    while isinstance(value, (list, tuple)):
+        value = value[0] if len(value) else ""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: {key!r} holds a {_kind(value)}, not text. "
+            f"Set {config_key} to a key with text, or a list whose first element is text."
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {key!r} holds half a character (a lone surrogate) at {error.start}. Mend or remove the row."
+        ) from error
+    return value
+
+
+def read_text(path, config_key):
+    """A small text file (an instruction, a template), as it is.
+
+    Raises:
+        DataError: unreadable, not UTF-8, or empty.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} ({config_key}) is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path} ({config_key}) cannot be read: {error.strerror}. Check the path.") from error
+    if not text.strip():
+        raise DataError(f"{path} ({config_key}) is empty. Write the text there, or leave {config_key} empty.")
+    return text
+
+
+def _kind(value):
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

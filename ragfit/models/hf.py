@@ -1,0 +1,229 @@
+"""Load a causal language model for training, quantized where asked, with a PEFT adapter."""
+
+import logging
+
+from ragfit.config import find_existing
+from ragfit.demo import is_demo, model_folder
+from ragfit.errors import ConfigError
+from ragfit.tokenizers import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class HFTrain:
+    """A model and its tokenizer, ready to be trained.
+
+    Another class can take its place through `model._target_`: it is given the keys of `model` and must have the
+    attributes `model` (a `transformers` or `peft` model) and `tokenizer`.
+
+    Args:
+        model_name_or_path: a folder, a name on the Hugging Face hub, or `demo:…`.
+        dtype: the weights' type ("bfloat16", …); None takes the checkpoint's own. (`torch_dtype` is its old name.)
+        device_map: where the layers go (`auto` spreads them over several GPUs); None puts all on one device.
+        lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
+        load_in_8bit, load_in_4bit: quantize the weights through bitsandbytes (LLM.int8, https://arxiv.org/abs/2208.07339;
+            NF4 with double quantization, https://arxiv.org/abs/2305.14314).
+        quantization_config: a configuration of one's own instead.
+        trust_remote_code: run code that comes with the model. Off unless set.
+        trained_adapter: a trained adapter to merge into the model before the new one is put on.
+        attn_implementation, revision: as in `from_pretrained`.
+        generation, completion_start, instruction_in_prompt, max_sequence_len, over_length: not used for loading;
+            kept as attributes for those who read them off the object.
+
+    Attributes:
+        model: the model, with its adapter.
+        tokenizer: its tokenizer, with a pad token.
+
+    Raises:
+        ConfigError: no such model, target modules that match nothing, or settings that exclude each other.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path,
+        torch_dtype=None,
+        device_map=None,
+        lora=None,
+        trained_adapter=None,
+        generation=None,
+        completion_start="",
+        instruction_in_prompt=None,
+        max_sequence_len=None,
+        *,
+        dtype=None,
+        load_in_4bit=False,
+        load_in_8bit=False,
+        quantization_config=None,
+        trust_remote_code=False,
+        attn_implementation=None,
+        revision=None,
+        over_length="drop",
+    ):
+        self.model_name = model_name_or_path
+        self.generation = generation
+        self.completion_start = completion_start
+        self.instruction_in_prompt = instruction_in_prompt
+        self.max_sequence_len = max_sequence_len
+        self.over_length = over_length
+        source = resolve(model_name_or_path)
+        remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
+        check_targets(skeleton(source, **remote), lora)
+
+        self.tokenizer = load_tokenizer(model_name_or_path, revision, bool(trust_remote_code))
+        if self.tokenizer.pad_token is None:
+            # Padding is told apart by position, so sharing EOS costs nothing.
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if quantization_config is None:
+            quantization_config = quantization(load_in_4bit, load_in_8bit)
+        elif isinstance(quantization_config, dict):
+            from transformers import BitsAndBytesConfig
+
+            quantization_config = BitsAndBytesConfig(**quantization_config)
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        logger.info("Loading %s", model_name_or_path)
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=choose_dtype(dtype or torch_dtype, quantization_config),
+                device_map=device_map,
+                quantization_config=quantization_config,
+                attn_implementation=attn_implementation,
+                **remote,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(_not_loaded(model_name_or_path, error)) from error
+        self.model.config.use_cache = False
+        if device_map is None and quantization_config is None and torch.cuda.is_available():
+            self.model.to(torch.cuda.current_device())
+        if trained_adapter:
+            self.model = merge_adapter(self.model, trained_adapter)
+        if lora is not None:
+            from peft import LoraConfig, get_peft_model
+
+            self.model = get_peft_model(self.model, LoraConfig(**lora))
+        elif quantization_config is not None:
+            raise ConfigError(
+                "model.lora is empty, but quantized weights cannot be trained. "
+                "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
+            )
+
+
+def resolve(name):
+    """The folder or hub name to load a model from."""
+    if is_demo(name):
+        return str(model_folder(name))
+    return str(find_existing(name) or name)
+
+
+def quantization(load_in_4bit=False, load_in_8bit=False):
+    """A `BitsAndBytesConfig` for the documented keys, or None."""
+    if not (load_in_4bit or load_in_8bit):
+        return None
+    if load_in_4bit and load_in_8bit:
+        raise ConfigError("model.load_in_4bit and model.load_in_8bit are both set. Set one of them.")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16_is_fast() else torch.float32,
+    )
+
+
+def bf16_is_fast():
+    """Whether this machine multiplies bfloat16 matrices in hardware."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return bool(torch.cpu._is_avx512_bf16_supported()) if capability.startswith("AVX512") else False
+
+
+def choose_dtype(dtype, quantized):
+    """The type to load weights in: what was asked for, else the checkpoint's own where this machine is quick with it."""
+    import torch
+
+    if dtype in (None, "auto"):
+        if torch.cuda.is_available() or bf16_is_fast():
+            return "auto"
+        return torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"model.dtype: {dtype!r} is no type of torch. Use float32, bfloat16 or float16, or leave it empty.")
+    return found
+
+
+def skeleton(source, trust_remote_code=False, revision=None):
+    """The model without its weights (on the meta device): made in moments, for names and counts.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ConfigError(_not_loaded(source, error)) from error
+
+
+def linear_layers(model):
+    """The last parts of the names of the model's linear layers, in order of appearance."""
+    import torch
+
+    names = [name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return list(dict.fromkeys(names))
+
+
+def check_targets(model, lora):
+    """Raise a ConfigError where a LoRA target module matches no layer of the model."""
+    targets = (lora or {}).get("target_modules")
+    if not isinstance(targets, (list, tuple)):
+        return  # a pattern or "all-linear": PEFT's own check names it
+    names = [name for name, _ in model.named_modules()]
+    missing = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
+    if missing:
+        raise ConfigError(
+            f"model.lora.target_modules: {', '.join(map(repr, missing))} matches no layer of this model. "
+            f"Its linear layers are {', '.join(linear_layers(model))}."
+        )
+
+
+def merge_adapter(model, adapter):
+    """Merge a trained adapter into its base model."""
+    from peft import PeftModel
+
+    folder = find_existing(adapter)
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder or adapter)).merge_and_unload(safe_merge=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.trained_adapter: no adapter could be loaded from {adapter!r}: {_first_line(error)}. "
+            "Give the folder that holds adapter_config.json."
+        ) from error
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # else PEFT takes the new adapter for a second one
+    return merged
+
+
+def _not_loaded(name, error):
+    return (
+        f"model.model_name_or_path: no model could be loaded from {name!r}: {_first_line(error)}. "
+        "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
+    )
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

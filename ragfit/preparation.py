@@ -1,0 +1,432 @@
+"""`prepare`: the one way from a configuration to the rows that are trained on.
+
+The notebooks, the command line and the trainer all take its result, so what a notebook shows is what is trained on.
+"""
+
+import shutil
+import tempfile
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ragfit.config import find_existing, find_path
+from ragfit.data import choose, open_rows, read_text, split, text_of
+from ragfit.errors import ConfigError, DataError, PromptError
+from ragfit.findings import Collected
+from ragfit.masking import Encoder
+from ragfit.prompts import Renderer
+
+_BATCH = 256
+
+
+@dataclass
+class Part:
+    """What became of the rows of one part (train or dev).
+
+    Attributes:
+        kept: for each prepared row, its number in the data file (from 0).
+        dropped: numbers of the rows not trained on, by reason.
+        cut: numbers of the rows whose prompt was cut, with how many characters it lost.
+        lengths: (prompt tokens, completion tokens) of each prepared row.
+        rejected_lengths: tokens of each row that was dropped as too long.
+    """
+
+    rows: int = 0
+    kept: list = field(default_factory=list)
+    dropped: dict = field(default_factory=dict)
+    cut: dict = field(default_factory=dict)
+    lengths: list = field(default_factory=list)
+    rejected_lengths: list = field(default_factory=list)
+
+    @property
+    def tokens(self):
+        return sum(prompt + completion for prompt, completion in self.lengths)
+
+    @property
+    def loss_tokens(self):
+        return sum(completion for _, completion in self.lengths)
+
+
+@dataclass
+class Report:
+    """What `prepare` did, counted.
+
+    Attributes:
+        data_file: where the rows came from.
+        in_file: the number of rows in the data file.
+        train, dev: a `Part` each (dev has no rows where there is no dev set).
+        first_labels, last_labels: how often each token is the first or last with loss, as text.
+        last_ids: the ids of the latter, the tokens that end a turn.
+        boundary: how often each text stands in a token that spans the boundary.
+        findings: a list of `ragfit.findings.Finding`.
+    """
+
+    data_file: str
+    in_file: int
+    train: Part
+    dev: Part
+    first_labels: Counter
+    last_labels: Counter
+    last_ids: list
+    boundary: Counter
+    findings: list
+
+    def __str__(self):
+        lines = [f"{self.data_file}: {self.in_file} rows"]
+        for name, part in (("train", self.train), ("dev", self.dev)):
+            if not part.rows:
+                continue
+            dropped = "".join(f", {len(rows)} {reason}" for reason, rows in part.dropped.items())
+            cut = f", {len(part.cut)} cut" if part.cut else ""
+            share = part.loss_tokens / max(part.tokens, 1)
+            lines.append(
+                f"  {name}: {len(part.kept)} of {part.rows} rows kept{dropped}{cut}; "
+                f"{part.tokens:,} tokens, {part.loss_tokens:,} with loss ({share:.1%})"
+            )
+        lines += [f"  {finding}" for finding in self.findings]
+        return "\n".join(lines)
+
+    def _repr_html_(self):
+        from ragfit.views import report_html
+
+        return report_html(self)
+
+
+@dataclass
+class Prepared:
+    """Rows ready to train on, and all that the views need to explain them.
+
+    Attributes:
+        train, dev: `datasets.Dataset` with the columns `input_ids` and `labels` (dev may be None).
+        report: a `Report`.
+        tokenizer, renderer, encoder: what the rows were made with.
+        instruction: the instruction's text, which inference needs again.
+    """
+
+    train: object
+    dev: object
+    report: Report
+    tokenizer: object
+    renderer: Renderer
+    encoder: Encoder
+    instruction: str
+    cfg: object
+    sources: dict
+
+    def row(self, number, part="train"):
+        """(query, output, source row) of a row by its number in its file, the query as it was cut."""
+        rows = self.sources[part]
+        row = rows[number]
+        where = rows.where(number)
+        query = text_of(row, self.cfg.input_key, where, "input_key")
+        output = text_of(row, self.cfg.output_key, where, "output_key")
+        cut = getattr(self.report, part).cut.get(number)
+        if cut:
+            query = cut.apply(query)
+        return query, output, row
+
+    def rendered(self, index, part="train"):
+        """The prepared row `index` of a part as text, cut as it was for training."""
+        number = getattr(self.report, part).kept[index]
+        query, output, _ = self.row(number, part)
+        return self.renderer.render(query, output)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a prompt was cut: `start:stop` of its characters are left of `length`."""
+
+    start: int
+    stop: int
+    length: int
+
+    def apply(self, query):
+        return query[self.start : self.stop]
+
+
+def prepare(cfg, tokenizer=None):
+    """Read, render, tokenize and label the rows that a configuration names.
+
+    Needs no torch where the tokenizer can be loaded without it.
+
+    Args:
+        cfg: a configuration of `ragfit.load_config`.
+        tokenizer: a `transformers` tokenizer; loaded from `cfg.model` where None.
+
+    Returns:
+        Prepared
+
+    Raises:
+        RagfitError: with the file and line, or the key, and what to do.
+    """
+    _require(cfg)
+    instruction = ""
+    if cfg.instruction:
+        instruction = read_text(find_path(cfg.instruction, "instruction"), "instruction")
+    template = None
+    if cfg.template:
+        template = read_text(find_path(cfg.template, "template"), "template")
+    rows, train, dev_rows, dev = _choose_rows(cfg)
+    if tokenizer is None:
+        from ragfit.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(
+            cfg.model.model_name_or_path, cfg.model.get("revision"), bool(cfg.model.get("trust_remote_code"))
+        )
+    renderer = Renderer(
+        tokenizer,
+        instruction,
+        template,
+        cfg.model.get("instruction_in_prompt"),
+        cfg.model.get("completion_start"),
+    )
+    work = _Work(cfg, renderer)
+    folder = tempfile.mkdtemp(prefix="ragfit-")
+    try:
+        train_set, train_part = work.run("train", rows, train, Path(folder, "train.arrow"))
+        if not train_part.kept:
+            reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in train_part.dropped.items())
+            raise DataError(
+                f"None of the {train_part.rows} rows of {cfg.data_file} can be trained on ({reasons}). "
+                "Raise model.max_sequence_len, or check output_key."
+            )
+        dev_set, dev_part = None, Part()
+        if dev is not None:
+            dev_set, dev_part = work.run("dev", dev_rows, dev, Path(folder, "dev.arrow"))
+            dev_set = dev_set if dev_part.kept else None
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    report = Report(
+        data_file=str(cfg.data_file),
+        in_file=len(rows),
+        train=train_part,
+        dev=dev_part,
+        first_labels=work.named(work.first),
+        last_labels=work.named(work.last),
+        last_ids=sorted(work.last),
+        boundary=work.boundary,
+        findings=work.findings(),
+    )
+    prepared = Prepared(
+        train=train_set,
+        dev=dev_set,
+        report=report,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        encoder=work.encoder,
+        instruction=instruction,
+        cfg=cfg,
+        sources={"train": rows, "dev": dev_rows},
+    )
+    weakref.finalize(train_set, shutil.rmtree, folder, ignore_errors=True)
+    return prepared
+
+
+def _require(cfg):
+    for key, example in (("data_file", "asqa-prefix-train.jsonl"), ("input_key", "prompt"), ("output_key", "answers")):
+        if not cfg.get(key):
+            raise ConfigError(f"{key} is not set. Set it, for instance {key}={example}.")
+
+
+def _choose_rows(cfg):
+    path = find_existing(cfg.data_file)
+    if path is None and _looks_like_a_file(cfg.data_file):
+        find_path(cfg.data_file, "data_file")  # raises, naming the places looked at
+    rows = open_rows(path, cfg.data_file)
+    if not len(rows):
+        raise DataError(f"{cfg.data_file} has no rows. Check data_file.")
+    chosen = choose(len(rows), cfg.shuffle, cfg.limit)
+    share = cfg.get("dev_split")
+    if share is None:
+        return rows, chosen, None, None
+    if isinstance(share, str):
+        dev_rows = open_rows(find_path(share, "dev_split"), share)
+        if not len(dev_rows):
+            raise DataError(f"{share} has no rows. Check dev_split.")
+        return rows, chosen, dev_rows, list(range(len(dev_rows)))
+    train, dev = split(chosen, share, cfg.shuffle)
+    return rows, train, rows, dev
+
+
+def _looks_like_a_file(name):
+    from ragfit.data import SUFFIXES
+
+    return str(name).endswith(SUFFIXES) or str(name).startswith((".", "/", "~")) or "/" not in str(name)
+
+
+class _Work:
+    """Prepares parts and gathers what is found on the way."""
+
+    def __init__(self, cfg, renderer):
+        self.cfg, self.renderer = cfg, renderer
+        self.tokenizer = renderer.tokenizer
+        self.encoder = Encoder(self.tokenizer, renderer.bos)
+        self.limit = cfg.model.get("max_sequence_len")
+        self.policy = cfg.model.get("over_length") or "drop"
+        self.found = Collected()
+        self.first, self.last, self.boundary = Counter(), Counter(), Counter()
+        self.seen, self.queries = {}, {}
+        self.specials = renderer.special_tokens()
+        self._template_findings()
+
+    def _template_findings(self):
+        renderer = self.renderer
+        if renderer.system == "dropped":
+            self.found.everywhere("instruction not in prompt")
+        if renderer.dated:
+            self.found.everywhere("dated template")
+        hits = self.specials.findall(renderer.instruction) if self.specials else []
+        if hits:
+            self.found.everywhere("special tokens in data", f"{hits[0]!r} in the instruction")
+
+    def run(self, part, rows, positions, path):
+        """Prepare one part into an Arrow file.
+
+        Returns:
+            (datasets.Dataset, Part)
+        """
+        import pyarrow as pa
+        from datasets import Dataset
+        from tqdm.auto import tqdm
+
+        result = Part(rows=len(positions))
+        ids_type = pa.list_(pa.int32())
+        schema = pa.schema([("input_ids", ids_type), ("labels", ids_type)])
+        # A bar for a second of work would only be noise in a notebook.
+        progress = tqdm(total=len(positions), desc=f"preparing {part}", unit="row", disable=len(positions) < 2000)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for begin in range(0, len(positions), _BATCH):
+                numbers = positions[begin : begin + _BATCH]
+                kept = self._batch(part, rows, numbers, result)
+                columns = [pa.array([m.input_ids for m in kept], ids_type), pa.array([m.labels() for m in kept], ids_type)]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+                progress.update(len(numbers))
+        progress.close()
+        return Dataset.from_file(str(path)), result
+
+    def _batch(self, part, rows, numbers, result):
+        texts, rendered = [], []
+        for number in numbers:
+            row, where = rows[number], rows.where(number)
+            query = text_of(row, self.cfg.input_key, where, "input_key")
+            output = text_of(row, self.cfg.output_key, where, "output_key")
+            try:
+                rendered.append(self.renderer.render(query, output))
+            except PromptError as error:
+                if "place in the text" not in str(error):
+                    raise PromptError(f"{where}: {error}") from error
+                self._drop("dropped: place of output unknown", part, number, result)
+                continue
+            texts.append((number, query, output))
+        kept = []
+        for (number, query, output), row, masked in zip(texts, rendered, self.encoder.encode(rendered), strict=True):
+            if self.limit and len(masked.input_ids) > self.limit:
+                row, masked = self._fit(part, number, query, output, row, masked, result)
+            if masked is None:
+                continue
+            if masked.end <= masked.start:
+                self._drop("dropped: no loss", part, number, result)
+                continue
+            self._look(part, number, query, output, row, masked)
+            result.kept.append(number)
+            result.lengths.append((masked.start + len(masked.input_ids) - masked.end, masked.end - masked.start))
+            kept.append(masked)
+        return kept
+
+    def _drop(self, kind, part, number, result):
+        result.dropped.setdefault(kind.removeprefix("dropped: "), []).append(number)
+        self.found.add(kind, part, number)
+
+    def _fit(self, part, number, query, output, row, masked, result):
+        """Drop an over-long row, or cut its prompt until it fits."""
+        cut = None
+        if self.policy != "drop":
+            cut, row, masked = fit(self.renderer, self.encoder, query, output, row, masked, self.limit, self.policy)
+        if cut is None:
+            result.rejected_lengths.append(len(masked.input_ids))
+            self._drop("dropped: too long", part, number, result)
+            return row, None
+        result.cut[number] = cut
+        self.found.add("cut", part, number)
+        return row, masked
+
+    def _look(self, part, number, query, output, row, masked):
+        ids, found = masked.input_ids, self.found
+        self.first[ids[masked.start]] += 1
+        self.last[ids[masked.end - 1]] += 1
+        if masked.boundary:
+            left, right = masked.boundary
+            self.boundary[row.text[left:right]] += 1
+            # A marker token that swallows the template's own white space takes nothing from the output.
+            if right > row.output[0]:
+                found.add("boundary token", part, number, f"{row.text[left:right]!r}")
+        if not row.matches:
+            found.add("prompt mismatch", part, number)
+        if row.extra:
+            found.add("other text has loss", part, number, f"{row.extra[:40]!r}")
+        if not output.strip():
+            found.add("empty output", part, number)
+        if not row.text[row.output[1] : row.end_char].strip():
+            found.add("no end of turn", part, number)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            found.add("double BOS", part, number)
+        hits = self.specials.search(query) or self.specials.search(output) if self.specials else None
+        if hits:
+            found.add("special tokens in data", part, number, f"{hits.group()!r}")
+        key = hash((query, output))
+        if part == "train":
+            self.queries.setdefault(hash(query), number)
+            if key in self.seen:
+                found.add("duplicate rows", part, number)
+            self.seen[key] = number
+        elif hash(query) in self.queries:
+            found.add("row in train and dev", part, number)
+
+    def named(self, counter):
+        """Token ids as their texts."""
+        return Counter({self.tokenizer.decode([token]): count for token, count in counter.most_common()})
+
+    def findings(self):
+        return self.found.findings()
+
+
+def fit(renderer, encoder, query, output, row, masked, limit, policy):
+    """Cut a row's prompt from its start or end until the row has at most `limit` tokens.
+
+    Only the row's own prompt is cut: the template's text, the instruction and the completion stay whole.
+
+    Returns:
+        (Cut or None, Rendered, Masked): None where the rest alone is too long.
+    """
+    length = len(query)
+    start, stop = 0, length
+    whole = masked
+    for _ in range(20):
+        over = len(masked.input_ids) - limit
+        if over <= 0:
+            return Cut(start, stop, length), row, masked
+        if row.user is None or start >= stop:
+            break
+        # The tokens of the prompt that must go end (or begin) at these characters.
+        ids, spans = encoder.spans(row.text)
+        if spans is None:
+            drop = max(1, (stop - start) * over // max(len(ids), 1))
+        else:
+            inside = [span for span in spans if span[0] >= row.user[0] and span[1] <= row.user[1] and span[1] > span[0]]
+            if len(inside) <= over:
+                drop = stop - start
+            elif policy == "cut_end":
+                drop = row.user[1] - inside[-over][0]
+            else:
+                drop = inside[over][0] - row.user[0]
+        if policy == "cut_end":
+            stop -= max(drop, 1)
+        else:
+            start += max(drop, 1)
+        start, stop = min(start, length), max(stop, 0)
+        row = renderer.render(query[start:stop], output)
+        masked = encoder.encode([row])[0]
+    return None, row, whole

@@ -1,0 +1,83 @@
+"""TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
+
+import os
+
+from trl import SFTConfig, SFTTrainer
+
+from ragfit.collator import DataCollatorForCompletionOnlyLM
+from ragfit.errors import ConfigError
+from ragfit.models.hf import bf16_is_fast
+
+
+class RagfitTrainer(SFTTrainer):
+    """`trl.SFTTrainer` over rows of `ragfit.prepare`.
+
+    Attributes:
+        prepared: the `Prepared` that the rows come from.
+        cfg: the resolved configuration.
+    """
+
+    def __init__(self, cfg, prepared, loaded, args, **kwargs):
+        self.cfg, self.prepared = cfg, prepared
+        super().__init__(
+            model=loaded.model,
+            args=args,
+            processing_class=prepared.tokenizer,
+            data_collator=DataCollatorForCompletionOnlyLM(tokenizer=prepared.tokenizer),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.dev,
+            **kwargs,
+        )
+
+    def create_model_card(self, *args, **kwargs):
+        """TRL writes its own card into each checkpoint; a run's card is written from the run at its end."""
+
+
+def training_arguments(cfg, prepared):
+    """The `trl.SFTConfig` of a configuration.
+
+    What the rows need is set here and cannot be overridden: they are tokenized and labelled, and must be neither
+    cut, packed nor labelled again. What the configuration leaves open is chosen for the device.
+
+    Raises:
+        ConfigError: evaluation without a dev set, or arguments that transformers refuses.
+    """
+    import torch
+
+    given = dict(cfg.train)
+    for key in ("packing", "padding_free", "assistant_only_loss"):
+        if given.get(key):
+            raise ConfigError(f"train.{key} is set, but rows are labelled and padded by this kit. Remove train.{key}.")
+    given |= {
+        "max_length": None,
+        "packing": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+    given.setdefault("output_dir", "./trained_models")
+    cuda = torch.cuda.is_available() and not given.get("use_cpu")
+    if given.get("gradient_checkpointing") is None and given.get("activation_checkpointing") is None:
+        # It trades time for memory: worth it on a GPU, seldom on a CPU.
+        given["gradient_checkpointing"] = cuda
+    if given.get("bf16") is None:
+        given["bf16"] = bf16_is_fast() and not given.get("fp16")
+    if not cuda and given.get("fp16"):
+        raise ConfigError("train.fp16 is set, but there is no GPU. Set train.fp16=false; train.bf16=true works on a CPU.")
+    if not cuda:
+        given.setdefault("dataloader_pin_memory", False)
+    if prepared.dev is None and str(given.get("eval_strategy") or "no") != "no":
+        raise ConfigError(
+            f"train.eval_strategy={given['eval_strategy']} needs a dev set. Set dev_split to a share, such as 0.1, or to a file."
+        )
+    if prepared.dev is None:
+        given.pop("eval_on_start", None)
+    given = {key: value for key, value in given.items() if value is not None or key == "max_length"}
+    given.setdefault("report_to", "none")
+    try:
+        args = SFTConfig(**given)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"train: transformers refuses these arguments: {error}. Change the key it names.") from error
+    if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:
+        # Trainer would take all visible GPUs through DataParallel, which TRL refuses. One process takes one GPU;
+        # model.device_map=auto or `accelerate launch` take more.
+        args._n_gpu = 1
+    return args

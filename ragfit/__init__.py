@@ -21,12 +21,11 @@ _HOME = {
     "preflight": "preflight",
     "compare_answers": "answers",
     "dev_loss": "answers",
-    "examples": "views",
-    "differences": "views",
+    "differences": "config",
     "RagfitError": "errors",
 }
 _MODULES = {
-    "answers", "collator", "config", "data", "demo", "errors", "findings", "hub", "masking", "models", "parameters",
+    "answers", "collator", "config", "data", "demo", "errors", "findings", "hub", "keys", "masking", "models", "overrides", "parameters",
     "preflight", "preparation", "prompts", "tokenizers", "tracking", "trainer", "training", "views",
 }
 

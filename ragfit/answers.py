@@ -82,7 +82,7 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None):
                 eos_token_id=sorted(ends) or None,
                 **settings,
             )
-            answers.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip())
+            answers.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip())
     return answers
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class JsonlRows(Sequence):
             self._offsets, self._lines = array.array("Q"), array.array("Q")
             offset = 0
             for number, line in enumerate(self._file, 1):
-                if line.strip() and line != b"\xef\xbb\xbf\n":
+                if line.removeprefix(b"\xef\xbb\xbf").strip():
                     self._offsets.append(offset)
                     self._lines.append(number)
                 offset += len(line)
@@ -47,7 +48,7 @@ class JsonlRows(Sequence):
         try:
             with gzip.open(self.path, "rb") as packed:
                 shutil.copyfileobj(packed, plain)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{self.path} is a damaged gzip file: {error}. Write it again.") from error
         return plain
 
@@ -62,7 +63,8 @@ class JsonlRows(Sequence):
             raise IndexError(i)
         # pread leaves no file position behind, so forked workers can share the file.
         end = self._offsets[i + 1] if i + 1 < len(self) else os.fstat(self._file.fileno()).st_size
-        raw = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i])
+        # Blank lines that follow belong to no row.
+        raw = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i]).rstrip()
         try:
             row = json.loads(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -75,12 +77,15 @@ class JsonlRows(Sequence):
                 f"{self.where(i)}: not JSON ({error.msg}, column {error.colno}). "
                 f"Each line must be one JSON object.{hint}"
             ) from error
+        except ValueError as error:  # a number of thousands of digits
+            raise DataError(f"{self.where(i)}: {error}. Write such a number as text.") from error
         except RecursionError as error:
             raise DataError(f"{self.where(i)}: nested too deeply. Each line must be one flat JSON object.") from error
         if not isinstance(row, dict):
+            array = " This looks like one JSON array; write one object a line instead." if isinstance(row, list) else ""
             raise DataError(
                 f"{self.where(i)}: a JSON {_kind(row)}, not an object. "
-                'Each line must be an object such as {"prompt": …, "answers": …}.'
+                f'Each line must be an object such as {{"prompt": …, "answers": …}}.{array}'
             )
         return row
 
@@ -211,13 +216,13 @@ def text_of(row, key, where, config_key):
 
 
 def read_text(path, config_key):
-    """A small text file (an instruction, a template), as it is.
+    """A small text file (an instruction, a template), as it is but for a byte order mark.
 
     Raises:
         DataError: unreadable, not UTF-8, or empty.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} ({config_key}) is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
     except OSError as error:

@@ -109,7 +109,8 @@ KINDS = {
     "boundary token": (
         "note",
         "One token holds the prompt's last and the completion's first characters. It counts as prompt and has no loss.",
-        "Nothing to do where it is white space; otherwise start the output without it.",
+        "Nothing to do where it is white space. Otherwise let the prompt (the template, completion_start) end without "
+        "white space, so that the output's first word is a token of its own.",
     ),
 }
 
@@ -119,14 +120,17 @@ class Collected:
     """Rows by kind, gathered while the rows are prepared."""
 
     rows: dict = field(default_factory=lambda: defaultdict(list))
+    all_rows: set = field(default_factory=set)
     details: dict = field(default_factory=dict)
 
     def add(self, kind, part, number, detail=""):
-        self.rows[kind].append((part, number))
+        if kind not in self.all_rows:
+            self.rows[kind].append((part, number))
         if detail:
             self.details.setdefault(kind, detail)
 
     def everywhere(self, kind, detail=""):
+        self.all_rows.add(kind)
         self.rows[kind] = []
         if detail:
             self.details[kind] = detail

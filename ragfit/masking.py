@@ -97,19 +97,28 @@ class Encoder:
         return Masked(self.bos + list(ids), start + shift, end + shift, boundary)
 
     def _slow_place(self, ids, text, char):
-        head = self.tokenizer.encode(text[:char], add_special_tokens=False)
-        if list(ids[: len(head)]) == list(head):
-            return len(head), None
-        for position in range(len(ids) + 1):
-            decoded = self.tokenizer.decode(ids[:position], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        head = list(self.tokenizer.encode(text[:char], add_special_tokens=False))
+        shared = next((i for i, pair in enumerate(zip(head, ids, strict=False)) if pair[0] != pair[1]), min(len(head), len(ids)))
+        if shared == len(head):
+            return shared, None
+        # The token that spans the place is the next one, or one of a few where a character takes several.
+        before = self._decode(ids[:shared])
+        for position in range(shared + 1, min(shared + 9, len(ids) + 1)):
+            decoded = self._decode(ids[:position])
             if len(decoded) >= char and decoded == text[: len(decoded)]:
-                before = self.tokenizer.decode(ids[: position - 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                before = self._decode(ids[: position - 1])
                 return position, (len(before), len(decoded)) if len(decoded) > char else None
+        # A special token may drop the white space before it.
+        if before == text[: len(before)] and not text[len(before) : char].strip():
+            return shared, None
         raise PromptError(
             f"{type(self.tokenizer).__name__} gives no offsets, and its tokens do not decode to the text they came from, "
             f"so the place of the completion cannot be known near {text[max(0, char - 20):char + 20]!r}. "
             "Use a model with a fast tokenizer (a tokenizer.json)."
         )
+
+    def _decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def first_token_from(encoding, char, length):
@@ -144,6 +153,7 @@ def exact_backend(tokenizer):
     from tokenizers import Tokenizer, processors
 
     exact = Tokenizer.from_str(backend.to_str())
+    exact.encode_special_tokens = backend.encode_special_tokens  # not part of the serialized form
     # Only special tokens and offsets are a post-processor's work, and no special tokens are asked for here.
     exact.post_processor = processors.ByteLevel(trim_offsets=False)
     return exact

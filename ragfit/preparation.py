@@ -15,7 +15,7 @@ from ragfit.data import choose, open_rows, read_text, split, text_of
 from ragfit.errors import ConfigError, DataError, PromptError
 from ragfit.findings import Collected
 from ragfit.masking import Encoder
-from ragfit.prompts import Renderer
+from ragfit.prompts import PlaceUnknown, Renderer
 
 _BATCH = 256
 
@@ -314,11 +314,11 @@ class _Work:
             output = text_of(row, self.cfg.output_key, where, "output_key")
             try:
                 rendered.append(self.renderer.render(query, output))
-            except PromptError as error:
-                if "place in the text" not in str(error):
-                    raise PromptError(f"{where}: {error}") from error
+            except PlaceUnknown:
                 self._drop("dropped: place of output unknown", part, number, result)
                 continue
+            except PromptError as error:
+                raise PromptError(f"{where}: {error}") from error
             texts.append((number, query, output))
         kept = []
         for (number, query, output), row, masked in zip(texts, rendered, self.encoder.encode(rendered), strict=True):
@@ -368,7 +368,7 @@ class _Work:
             found.add("other text has loss", part, number, f"{row.extra[:40]!r}")
         if not output.strip():
             found.add("empty output", part, number)
-        if not row.text[row.output[1] : row.end_char].strip():
+        if not self.renderer.ends_turn(row):
             found.add("no end of turn", part, number)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
@@ -387,7 +387,10 @@ class _Work:
 
     def named(self, counter):
         """Token ids as their texts."""
-        return Counter({self.tokenizer.decode([token]): count for token, count in counter.most_common()})
+        texts = Counter()
+        for token, count in counter.most_common():  # tokens that are part of a character share the text "\ufffd"
+            texts[self.tokenizer.decode([token], clean_up_tokenization_spaces=False)] += count
+        return texts
 
     def findings(self):
         return self.found.findings()
@@ -427,6 +430,9 @@ def fit(renderer, encoder, query, output, row, masked, limit, policy):
         else:
             start += max(drop, 1)
         start, stop = min(start, length), max(stop, 0)
-        row = renderer.render(query[start:stop], output)
+        try:
+            row = renderer.render(query[start:stop], output)
+        except PromptError:
+            break  # what is left has no place for the completion: the marker stood in what was cut
         masked = encoder.encode([row])[0]
     return None, row, whole

@@ -13,6 +13,10 @@ from ragfit.errors import PromptError
 _QUERY, _OUTPUT, _SYSTEM = "qRAGFITqueryq", "oRAGFIToutputo", "sRAGFITsystems"
 
 
+class PlaceUnknown(PromptError):
+    """The template rewrites a row's answer, so that its place in the text cannot be known."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """One row as text.
@@ -92,6 +96,7 @@ class Renderer:
     def _probe_template(self, template):
         parts = _parse_template(template)
         names = [name for name, _ in parts if name]
+        self.in_prompt = self.in_prompt and "instruction" not in names  # the template says where it stands: once
         fill = {"query": _QUERY, "output": _OUTPUT, "instruction": self.instruction}
         text = "".join(fill[name] if name else literal for name, literal in parts)
         self.head, rest = text.split(_QUERY)
@@ -145,8 +150,11 @@ class Renderer:
         else:
             probe = self._apply([{"role": "system", "content": _SYSTEM}, *messages[1:], answer])
             self.system = "kept" if _SYSTEM in probe else "dropped"
-        clock = [self._apply([*messages, answer], strftime_now=lambda form, day=day: f"{day}") for day in ("1", "2")]
-        self.dated = clock[0] != clock[1]
+        try:
+            # transformers hands a template nothing but plain values, so a template that calls this one fails.
+            self.dated = self._apply([*messages, answer], strftime_now="") != text
+        except PromptError:
+            self.dated = True
 
     def _suggest(self):
         """The last piece of the generation prompt that starts with a token of its own."""
@@ -157,6 +165,10 @@ class Renderer:
         elif starts:
             text = text[starts[-1] :]
         return text if self._header else text.strip()
+
+    def ends_turn(self, row):
+        """Whether a token of its own ends the assistant's turn, rather than text or nothing."""
+        return bool(self._specials and self._specials.search(row.text, row.output[1], row.end_char))
 
     def special_tokens(self):
         """A pattern that finds the tokenizer's special tokens in a text, or None where it has none."""
@@ -192,7 +204,8 @@ class Renderer:
             Rendered
 
         Raises:
-            PromptError: the marker does not occur, or the template rewrites the answer so that its place is unknown.
+            PromptError: the marker does not occur, or the template refuses the messages.
+            PlaceUnknown: the template rewrites the answer so that its place is unknown.
         """
         user = f"{self.instruction}\n{query}" if self.in_prompt else query
         if self.template is not None:
@@ -215,7 +228,8 @@ class Renderer:
         if marker:
             completion = marker[1]
         else:
-            completion = min(len(prompt), start) if matches else start
+            # The generation prompt may end within the output: it opens the <think> that the output begins with.
+            completion = len(prompt) if matches else start
         kept, eos = self._end_of_turn(tail)
         turn = full[: end + kept] + eos
         return Rendered(
@@ -242,7 +256,7 @@ class Renderer:
             return len(before), len(full) - len(after), after
         if full.startswith(prompt) and full.endswith(after):
             return len(prompt), len(full) - len(after), after
-        raise PromptError(
+        raise PlaceUnknown(
             "The chat template rewrites this answer so that its place in the text cannot be known: "
             f"it begins {output[:60]!r}. Change the row, or set template to a file of your own."
         )
@@ -257,11 +271,12 @@ class Renderer:
             end = len(full[:start].rstrip()) if not self.marker[-1].isspace() else start
             at = end - len(self.marker) if full[:end].endswith(self.marker) else -1
         if at < 0:
+            advice = f"Set model.completion_start to {self.suggestion!r}, or leave it" if self.suggestion else "Leave model.completion_start"
             around = full[max(0, start - 60) : start + 20]
             raise PromptError(
                 f"completion_start {self.marker!r} does not occur in the template's text before the output. "
                 f"There the text reads {around!r} (the output begins after {full[max(0, start - 20):start]!r}). "
-                f"Set model.completion_start to {self.suggestion!r}, or leave it empty to begin where the generation prompt ends."
+                f"{advice} empty to begin where the generation prompt ends."
             )
         return at, at + len(self.marker)
 

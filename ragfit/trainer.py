@@ -2,6 +2,7 @@
 
 import os
 
+from omegaconf import OmegaConf
 from trl import SFTConfig, SFTTrainer
 
 from ragfit.collator import DataCollatorForCompletionOnlyLM
@@ -44,7 +45,7 @@ def training_arguments(cfg, prepared):
     """
     import torch
 
-    given = dict(cfg.train)
+    given = OmegaConf.to_container(cfg.train, resolve=True)
     for key in ("packing", "padding_free", "assistant_only_loss"):
         if given.get(key):
             raise ConfigError(f"train.{key} is set, but rows are labelled and padded by this kit. Remove train.{key}.")
@@ -55,6 +56,8 @@ def training_arguments(cfg, prepared):
     }
     given.setdefault("output_dir", "./trained_models")
     cuda = torch.cuda.is_available() and not given.get("use_cpu")
+    if not torch.accelerator.is_available():
+        given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
     if given.get("gradient_checkpointing") is None and given.get("activation_checkpointing") is None:
         # It trades time for memory: worth it on a GPU, seldom on a CPU.
         given["gradient_checkpointing"] = cuda
@@ -72,6 +75,9 @@ def training_arguments(cfg, prepared):
         given.pop("eval_on_start", None)
     given = {key: value for key, value in given.items() if value is not None or key == "max_length"}
     given.setdefault("report_to", "none")
+    if cfg.get("use_wandb"):
+        others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
+        given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
     try:
         args = SFTConfig(**given)
     except (ValueError, TypeError, ImportError) as error:

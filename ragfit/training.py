@@ -5,6 +5,7 @@
 The command line takes every Hydra override, `--multirun` and `--help`; the notebook calls the same functions.
 """
 
+import functools
 import logging
 import os
 import shutil
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ragfit.config import PROJECT_ROOT, find_existing, find_path, finish, normalize_overrides, save_config
+from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.preparation import prepare
 
@@ -63,15 +64,20 @@ def load_model(cfg):
         an object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
     """
     import hydra
-    from hydra.errors import InstantiationException
+    from hydra.utils import get_class, instantiate
+    from omegaconf import OmegaConf
 
+    # The keys go in as plain values: `instantiate` would resolve text with ${…} in it a second time.
+    keys = OmegaConf.to_container(cfg.model, resolve=True)
+    target = keys.pop("_target_")
     try:
-        loaded = hydra.utils.instantiate(cfg.model, _convert_="object")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, RagfitError):
-            raise error.__cause__ from None
+        made = {k: instantiate(v) if isinstance(v, dict) and "_target_" in v else v for k, v in keys.items()}
+        loaded = get_class(target)(**made)
+    except RagfitError:
+        raise
+    except (ImportError, TypeError, ValueError, hydra.errors.HydraException) as error:
         raise ConfigError(
-            f"model._target_: {cfg.model._target_} could not be made from the keys of model: {error}. "
+            f"model._target_: {target} could not be made from the keys of model: {error}. "
             "Check the class's name and the keys it takes."
         ) from error
     for attribute in ("model", "tokenizer"):
@@ -220,19 +226,22 @@ def main(argv=None):
         args = get_args_parser().parse_args(argv)
         folder, name = _config_place(args)
         rest = _without_overrides(argv, args.overrides)
-        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, _peek(folder, name))
+        source = folder / f"{name.removesuffix('.yaml')}.yaml"
+        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, read_config(source))
     except RagfitError as error:
         sys.exit(f"error: {error}")
     sys.argv = [sys.argv[0], *rest, *overrides]
-    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(_task)()
+    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(
+        functools.partial(_task, source=source)
+    )()
 
 
-def _task(cfg):
+def _task(cfg, source=None):
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     try:
-        cfg = finish(cfg)
+        cfg = finish(cfg, source)
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN:
             cfg.train.output_dir = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
@@ -277,16 +286,6 @@ def _hydra_defaults(overrides):
     if any(word.lstrip("+~").startswith("hydra.") for word in overrides):
         return []
     return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
-
-
-def _peek(folder, name):
-    """The YAML as it stands, for the keys it has."""
-    from omegaconf import OmegaConf
-
-    path = Path(folder, name if name.endswith(".yaml") else f"{name}.yaml")
-    if not path.is_file():
-        raise ConfigError(f"There is no configuration {path}. Check -cp and -cn.")
-    return OmegaConf.load(path)
 
 
 if __name__ == "__main__":

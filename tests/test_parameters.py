@@ -1,0 +1,225 @@
+"""What a notebook's parameters cell chooses, called directly and through papermill."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from omegaconf import OmegaConf
+
+from ragfit.config import PROJECT_ROOT
+from ragfit.errors import ConfigError
+from ragfit.parameters import _split, from_parameters, overrides_for
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(PROJECT_ROOT)
+
+
+def cell(**given):
+    """A parameters cell as our notebooks define it, with what papermill sets."""
+    parts = {"model": overrides_for("model"), "train": overrides_for("train")}
+    return {"config": None, "overrides": None, **parts, **given}
+
+
+def test_assignments_are_recorded_and_shown():
+    model, train = overrides_for("model"), overrides_for("train")
+    assert repr(train) == "train: as the configuration says"
+    train.output_dir = "./x"
+    train.warmup_ratio = 0.1
+    train.lr_scheduler_kwargs.num_cycles = 2
+    model.lora.r = 8
+    model.lora.target_modules = ["q_proj"]
+    model.generation = {"max_new_tokens": 5}
+    assert repr(train) == "train.output_dir = './x'\ntrain.warmup_ratio = 0.1\ntrain.lr_scheduler_kwargs.num_cycles = 2"
+    assert repr(model.lora) == "model.lora.r = 8\nmodel.lora.target_modules = ['q_proj']"
+    assert model.lora.r == 8
+    assert not hasattr(model, "_repr_html_") and not hasattr(train, "learning_rate")
+    assert repr(overrides_for("model")) == "model: as the configuration says"
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("train.learning_rat = 1", r"train.learning_rat is an unknown key. Did you mean train.learning_rate\?"),
+        ("model.lora.rr = 2", r"model.lora.rr is an unknown key. Did you mean model.lora.r\?"),
+        ("model.lra.r = 2", r"model.lra is an unknown key. Did you mean model.lora\?"),
+        ("model.lora = {'alpha': 2}", r"Did you mean model.lora.lora_alpha\?"),
+        ("model.learning_rate = 1", r"Did you mean train.learning_rate\?"),
+        ("train.lora.r = 1", r"train.lora is an unknown key. Did you mean model.lora\?"),
+    ],
+)
+def test_a_misspelt_key_fails_where_it_is_assigned(line, message):
+    with pytest.raises(ConfigError, match=message):
+        exec(line, {"model": overrides_for("model"), "train": overrides_for("train")})
+
+
+def test_another_class_takes_keys_of_its_own():
+    model = overrides_for("model")
+    model._target_ = "my.Model"
+    model.my_key = 1
+    assert from_parameters(cell(model=model)).cfg.model.my_key == 1
+
+
+@pytest.mark.parametrize(
+    "given, config, demo",
+    [
+        ({}, "demo", True),
+        ({"limit": 5}, "demo", True),
+        ({"overrides": "data_file="}, "demo", True),
+        ({"data_file": ""}, "demo", True),
+        ({"config": "demo"}, "demo", False),
+        ({"data_file": "x.jsonl"}, "training", False),
+        ({"overrides": "data_file=x.jsonl output_key=answers"}, "training", False),
+        ({"config": "paper/training-pubmed"}, "paper/training-pubmed", False),
+        ({"config": "paper/training-pubmed", "data_file": "x.jsonl"}, "paper/training-pubmed", False),
+    ],
+)
+def test_which_configuration(given, config, demo):
+    chosen = from_parameters(cell(**given))
+    assert (chosen.config, chosen.demo) == (config, demo)
+
+
+@pytest.mark.parametrize(
+    "given, key, value",
+    [
+        ({"limit": 10}, "limit", 10),
+        ({"use_wandb": "true"}, "use_wandb", True),
+        ({"shuffle": True}, "shuffle", 42),
+        ({"dev_split": 0.2}, "dev_split", 0.2),
+        ({"dev_split": "configs/demo/dev.jsonl"}, "dev_split", "configs/demo/dev.jsonl"),
+        ({"data_file": "a, b=c/${x}'.jsonl"}, "data_file", "a, b=c/${x}'.jsonl"),
+        ({"limit": 10, "overrides": "limit=20"}, "limit", 20),
+        ({"limit": 10, "overrides": "limit=null"}, "limit", None),
+        ({"overrides": '["limit=3", "shuffle=1"]'}, "limit", 3),
+        ({"overrides": ["limit=3", "model.completion_start=<|x|>"]}, "model.completion_start", "<|x|>"),
+        ({"train": {"learning_rate": "1e-5"}}, "train.learning_rate", 1e-5),
+        ({"train": {"lr_scheduler_kwargs": {"min_lr": "1e-5"}}}, "train.lr_scheduler_kwargs.min_lr", 1e-5),
+        ({"train": {"warmup_ratio": 0.5}}, "train.warmup_steps", 0.5),
+        ({"train": None}, "train.learning_rate", 1e-4),
+        ({"model": {"lora": {"r": 8, "target_modules": ["a"]}}}, "model.lora.r", 8),
+        ({"model": {"lora": {"r": 8}}}, "model.lora.lora_alpha", 16),
+        ({"model": {"lora": None}}, "model.lora", None),
+        ({"model": {"completion_start": "<|a|>\n"}}, "model.completion_start", "<|a|>\n"),
+    ],
+)
+def test_what_comes_out(given, key, value):
+    cfg = from_parameters(cell(config="training", **given)).cfg
+    assert OmegaConf.select(cfg, key) == value
+
+
+def test_order_of_assignments_and_overrides():
+    train = overrides_for("train")
+    train.learning_rate = 1
+    train.warmup_ratio = 0.2
+    train.learning_rate = "2e-5"
+    chosen = from_parameters(cell(data_file="x.jsonl", train=train, overrides="train.max_steps=5"))
+    assert chosen.overrides == (
+        "data_file='x.jsonl'",
+        "train.warmup_ratio=0.2",
+        "train.learning_rate='2e-5'",
+        "train.max_steps=5",
+    )
+    assert (chosen.cfg.train.learning_rate, chosen.cfg.train.warmup_steps, chosen.cfg.train.max_steps) == (2e-5, 0.2, 5)
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        (None, []),
+        ("", []),
+        ("limit=3", ["limit=3"]),
+        ("limit=3 shuffle=1", ["limit=3", "shuffle=1"]),
+        ("limit=3\nshuffle=1\n", ["limit=3", "shuffle=1"]),
+        ("instruction=my file.txt limit=3", ["instruction=my file.txt", "limit=3"]),
+        ("a='x b=c' d=\"e f=1\"", ["a='x b=c'", 'd="e f=1"']),
+        ("m.t=[a, b] ++x.y={c: 1, d: 2} ~train.bf16", ["m.t=[a, b]", "++x.y={c: 1, d: 2}", "~train.bf16"]),
+        ("data_file=don't.jsonl limit=3", ["data_file=don't.jsonl", "limit=3"]),
+        ("output_key= limit=3", ["output_key=", "limit=3"]),
+        ("['a=1', 'b=[1, 2]']", ["a=1", "b=[1, 2]"]),
+        (["a=1", " b=2 "], ["a=1", "b=2"]),
+    ],
+)
+def test_overrides_in_one_text(text, parts):
+    assert _split(text) == parts
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"overrides": "limt=3"}, r"unknown key, limt. Did you mean limit\?"),
+        ({"overrides": "limit"}, r"The override 'limit' cannot be read"),
+        ({"overrides": "limit=3, shuffle=1"}, r"limit is '3,' .*It takes a whole number"),
+        ({"overrides": "[limit=3]"}, r"overrides is '\[limit=3\]', no list"),
+        ({"overrides": {"limit": 3}}, r"overrides is \{'limit': 3\}"),
+        ({"overrides": 5}, r"overrides is 5"),
+        ({"config": 5}, r"config is 5"),
+        ({"config": "trainig"}, r"no configuration 'trainig'.* Did you mean training\?"),
+        ({"model": "gpt2"}, r"model is 'gpt2'. Set single keys, such as -p model.some_key"),
+        ({"train": {"learning_rat": 1}}, r"Did you mean train.learning_rate\?"),
+        ({"train": {"learning_rate": "fast"}}, r"train.learning_rate is 'fast' \(an override of .*training.yaml\)"),
+        ({"limit": "ten"}, r"limit is 'ten'"),
+        ({"shuffle": print}, r"shuffle: a builtin_function_or_method is no value"),
+        ({"In": ["", "# Parameters\ndata_fle = 'x'\n"]}, r"There is no parameter data_fle. Did you mean data_file\?"),
+        ({"In": ["# Parameters\nlearning_rate = 1"]}, r"parameter learning_rate. Did you mean train.learning_rate\?"),
+        ({"In": ["# Parameters\ntran.max_steps = 1\n"]}, r"no parameter tran. Did you mean train\?"),
+    ],
+)
+def test_errors(given, message):
+    with pytest.raises(ConfigError, match=message):
+        from_parameters(cell(**{"config": "training", **given}))
+
+
+def test_only_papermills_cell_is_checked():
+    cells = ["mine = 1", "# Parameters of mine\nx = 1", "# Parameters\nexamples = 3\nlimit = 2", "import os\nyours = 2"]
+    assert from_parameters(cell(In=cells, limit=2), extra=("examples",)).cfg.limit == 2
+    with pytest.raises(ConfigError, match="no parameter examples"):
+        from_parameters(cell(In=cells))
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A notebook with our parameters cell; it writes the chosen configuration to `out.yaml`."""
+    book = nbformat.v4.new_notebook()
+    names = "config = None\ndata_file = None\noutput_key = None\nlimit = None\nuse_wandb = None\noverrides = None"
+    setting = "from ragfit.parameters import from_parameters, overrides_for\n"
+    setting += f'{names}\nmodel = overrides_for("model")\ntrain = overrides_for("train")'
+    book.cells = [
+        nbformat.v4.new_code_cell(setting, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "from ragfit.config import save_config\n"
+            "chosen = from_parameters(globals())\n"
+            f"save_config(chosen.cfg, {str(tmp_path / 'out.yaml')!r})\nprint(chosen.config, chosen.demo)"
+        ),
+    ]
+    book.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(book, tmp_path / "book.ipynb")
+    return tmp_path / "book.ipynb"
+
+
+def run_papermill(notebook, *arguments):
+    command = [sys.executable, "-m", "papermill", str(notebook), str(notebook.with_name("out.ipynb")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
+
+
+def test_papermill_dotted_parameters_and_a_file(notebook, tmp_path):
+    (tmp_path / "given.yaml").write_text(
+        "data_file: a.jsonl\noutput_key: answers\nlimit: 7\nmodel:\n  lora: {r: 4}\n  completion_start: <|a|>\n"
+    )
+    arguments = "-p train.output_dir ./x -p train.learning_rate 1e-5 -p train.warmup_ratio 0.1"
+    arguments += " -p use_wandb true -p limit 9"
+    arguments += f" -p overrides shuffle=3 -f {tmp_path / 'given.yaml'}"
+    result = run_papermill(notebook, *arguments.split())
+    assert result.returncode == 0, result.stderr
+    cfg = OmegaConf.load(tmp_path / "out.yaml")
+    assert (cfg.data_file, cfg.output_key, cfg.limit, cfg.shuffle, cfg.use_wandb) == ("a.jsonl", "answers", 9, 3, True)
+    assert (cfg.model.lora.r, cfg.model.lora.lora_alpha, cfg.model.completion_start) == (4, 16, "<|a|>")
+    assert (cfg.train.output_dir, cfg.train.learning_rate, cfg.train.warmup_steps) == ("./x", 1e-5, 0.1)
+    assert cfg.train.report_to == "wandb"
+
+
+def test_papermill_only_warns_of_a_misspelt_parameter(notebook):
+    result = run_papermill(notebook, "-p", "data_fle", "x.jsonl")
+    assert result.returncode == 1
+    assert "There is no parameter data_fle. Did you mean data_file?" in result.stderr

@@ -105,6 +105,11 @@ class DataCollatorForCompletionOnlyLM:
         if self._labeller is None:
             self._labeller = _Labeller(self.tokenizer, self.completion_start)
         start = self._labeller.start(ids)
+        if start >= len(ids):
+            raise PromptError(
+                f"Nothing follows completion_start {self.completion_start!r} in a row, so none of its tokens would have loss. "
+                "Leave such rows out."
+            )
         return [self.ignore_index] * start + list(ids[start:])
 
 
@@ -114,11 +119,13 @@ class _Labeller:
     def __init__(self, tokenizer, marker):
         from ragfit.prompts import Renderer
 
-        self.tokenizer, self.marker = tokenizer, marker
+        self.tokenizer, self.marker, self.tail = tokenizer, marker, ""
         self.encoder = Encoder(tokenizer)
         try:
             # The template's own text before the output; in it, the marker is the template's and nobody's quotation.
-            self.middle = Renderer(tokenizer, completion_start=marker).middle
+            renderer = Renderer(tokenizer, completion_start=marker)
+            # What the template writes after the answer may hold the marker too: Llama-3 adds an assistant header.
+            self.middle, self.tail = renderer.middle, renderer.tail
         except PromptError:
             self.middle = marker
 
@@ -132,7 +139,8 @@ class _Labeller:
                 return starts[0] if starts else len(ids)
         # Ids that their own text does not give again (others tokenized it in pieces): the marker's ids decide.
         marker = self.encoder.spans(self.marker)[0]
-        for at in range(len(ids) - len(marker), -1, -1):
+        # One that ends the ids is the header of the next turn.
+        for at in range(len(ids) - len(marker) - 1, -1, -1):
             if list(ids[at : at + len(marker)]) == marker:
                 return at + len(marker)
         raise PromptError(
@@ -141,6 +149,7 @@ class _Labeller:
         )
 
     def _char(self, text):
+        text = text.removesuffix(self.tail)
         within = self.middle.rfind(self.marker)
         at = text.rfind(self.middle)
         if at >= 0 and within >= 0:

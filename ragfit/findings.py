@@ -51,6 +51,12 @@ KINDS = {
         "Text that the template adds before the output has loss and will be generated.",
         "Set model.completion_start to a marker that ends behind it, unless that is wanted.",
     ),
+    "first word without loss": (
+        "warning",
+        "One token holds the prompt's last character and the output's first ones. It counts as prompt, so the output's "
+        "beginning is not learned, and at inference the model cannot say it in the same way.",
+        "Let the template (or the prompt, where nothing stands between it and the output) end without white space.",
+    ),
     "no end of turn": (
         "warning",
         "No end-of-turn token has loss, so the model does not learn to stop.",
@@ -108,9 +114,8 @@ KINDS = {
     ),
     "boundary token": (
         "note",
-        "One token holds the prompt's last and the completion's first characters. It counts as prompt and has no loss.",
-        "Nothing to do where it is white space. Otherwise let the prompt (the template, completion_start) end without "
-        "white space, so that the output's first word is a token of its own.",
+        "One token holds the end of the prompt and white space that begins the output. It counts as prompt and has no loss.",
+        "Nothing to do, unless that white space matters.",
     ),
 }
 

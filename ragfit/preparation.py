@@ -361,7 +361,8 @@ class _Work:
             self.boundary[row.text[left:right]] += 1
             # A marker token that swallows the template's own white space takes nothing from the output.
             if right > row.output[0]:
-                found.add("boundary token", part, number, f"{row.text[left:right]!r}")
+                taken = row.text[row.output[0] : right].strip()
+                found.add("first word without loss" if taken else "boundary token", part, number, f"{row.text[left:right]!r}")
         if not row.matches:
             found.add("prompt mismatch", part, number)
         if row.extra:

@@ -1,6 +1,8 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
+import logging
 import os
+import warnings
 
 from omegaconf import OmegaConf
 from trl import SFTConfig, SFTTrainer
@@ -8,6 +10,10 @@ from trl import SFTConfig, SFTTrainer
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
+
+# Two libraries' notes to each other; a user of this kit can do nothing about them.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.getMessage())
 
 
 class RagfitTrainer(SFTTrainer):
@@ -58,9 +64,13 @@ def training_arguments(cfg, prepared):
     cuda = torch.cuda.is_available() and not given.get("use_cpu")
     if not torch.accelerator.is_available():
         given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
-    if given.get("gradient_checkpointing") is None and given.get("activation_checkpointing") is None:
+    for suffix in ("", "_kwargs"):  # the name that transformers 6 keeps
+        old = given.pop(f"gradient_checkpointing{suffix}", None)
+        if given.get(f"activation_checkpointing{suffix}") is None:
+            given[f"activation_checkpointing{suffix}"] = old
+    if given["activation_checkpointing"] is None:
         # It trades time for memory: worth it on a GPU, seldom on a CPU.
-        given["gradient_checkpointing"] = cuda
+        given["activation_checkpointing"] = cuda
     if given.get("bf16") is None:
         given["bf16"] = bf16_is_fast() and not given.get("fp16")
     if not cuda and given.get("fp16"):

@@ -161,17 +161,19 @@ class LossCurve(View):
             ("left", clock(self.left) if self.left is not None and not self.done else None),
             ("tokens/s", f"{self.speed:,.0f}" if self.speed else None),
         ]
+        grey = style.colours((style.PAPER[0], style.QUIET[1]))
         tiles = "".join(
-            f'<div style="display:inline-block;margin:0 26px 4px 0"><span style="{style.colours((style.PAPER[0], style.QUIET[1]))};'
-            f'font-size:11px">{escape(name)}</span><br><b style="font-size:15px">{escape(value)}</b></div>'
+            f'<div style="display:inline-block;margin:0 26px 4px 0"><span style="{grey};font-size:11px">{escape(name)}</span>'
+            f'<br><b style="font-size:15px">{escape(value)}</b></div>'
             for name, value in facts
             if value is not None
         )
         share = self.step / self.total if self.total else 0
         # A share of the width, so that it fits any page.
+        thin = "height:7px;border-radius:4px"
         progress = (
-            f'<div style="height:7px;border-radius:4px;background:#e3e8ed;color:{style.BLUE};margin:4px 0 10px"><div style="height:7px;'
-            f'border-radius:4px;width:{100 * min(share, 1):.1f}%;background:{style.BLUE};color:{style.BLUE}"></div></div>'
+            f'<div style="{thin};background:#e3e8ed;color:{style.BLUE};margin:4px 0 10px">'
+            f'<div style="{thin};width:{100 * min(share, 1):.1f}%;background:{style.BLUE};color:{style.BLUE}"></div></div>'
         )
         bad = style.callout(self._bad(), style.BAD) if self.bad else ""
         if self._image is None and (self.train or self.dev):
@@ -199,13 +201,15 @@ class LossCurve(View):
         if train:
             steps, losses = zip(*train, strict=True)
             many = len(losses) > 40
-            look = {"marker": "o", "markersize": 3} if len(losses) < 40 else {}
-            axis.plot(steps, losses, color=style.BLUE, alpha=0.35 if many else 1, linewidth=1.2, label=None if many else "training loss", **look)
             if many:
+                axis.plot(steps, losses, color=style.BLUE, alpha=0.35, linewidth=1.2)
                 axis.plot(steps, _smooth(losses), color=style.BLUE, linewidth=1.8, label="training loss, smoothed")
+            else:
+                axis.plot(steps, losses, color=style.BLUE, linewidth=1.4, marker="o", markersize=3, label="training loss")
         if dev:
             steps, losses = zip(*dev, strict=True)
-            axis.plot(steps, losses, color=style.ORANGE, marker="D", markersize=5, linestyle="--", linewidth=1.2, clip_on=False, label="dev loss")
+            look = {"marker": "D", "markersize": 5, "linestyle": "--", "linewidth": 1.2, "clip_on": False}
+            axis.plot(steps, losses, color=style.ORANGE, label="dev loss", **look)
         for step in self.bad:
             axis.axvline(step, color=style.BAD[1], linestyle=":", linewidth=1)
         if self.total:

@@ -4,9 +4,10 @@ import bisect
 import difflib
 import re
 
+from ragfit.masking import IGNORE_INDEX
 from ragfit.views import style
+from ragfit.views.pieces import token_texts
 from ragfit.views.style import Html, View, colours, escape, flow
-from ragfit.views.tokens import token_texts
 
 _LOOK = {
     "template": style.SPECIAL,
@@ -16,7 +17,7 @@ _LOOK = {
     "output": style.LOSS,
     "end of turn": style.LOSS,
 }
-_SOFT_LOSS = "#f2fbf5"
+_SOFT_LOSS = ("#f2fbf5", style.PAPER[1])
 AROUND = 60  # characters shown before and after a difference
 MOST = 12  # differences shown
 
@@ -34,8 +35,8 @@ class PromptView(View):
         self.rendered = row = prepared.rendered(index, part)
         self.title = f"Prompt of {part} row {index}"
         self.system = prepared.renderer.system
-        ids, labels = list(getattr(prepared, part)[index]["input_ids"]), getattr(prepared, part)[index]["labels"]
-        loss = [label != -100 for label in labels]
+        ids, labels = (list(getattr(prepared, part)[index][column]) for column in ("input_ids", "labels"))
+        loss = [label != IGNORE_INDEX for label in labels]
         _, spans, _ = token_texts(prepared.tokenizer, ids, row.text, prepared.encoder)
         regions = _regions(row, prepared.instruction if self.system in ("kept", "prompt") else "")
         self.parts = _count(regions, spans, loss, row.text)
@@ -60,7 +61,7 @@ class PromptView(View):
             rows.append(
                 f'<tr><td style="{look};{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px">'
                 f"{style.badge(name, pair)}<br>{count}{learned}</td>"
-                f'<td style="{look};{colours((_SOFT_LOSS if loss else style.PAPER[0], style.PAPER[1]))};padding:0">{style.mono(text)}</td></tr>'
+                f'<td style="{look};{colours(_SOFT_LOSS if loss else style.PAPER)};padding:0">{style.mono(text)}</td></tr>'
             )
         body = (
             f'<table style="width:100%;border-collapse:collapse;border:1px solid {style.LINE};margin:8px 0;table-layout:auto">'
@@ -70,7 +71,7 @@ class PromptView(View):
         same = style.callout(Html(f"<b>Inference prompt and training text:</b> {flow(self.comparison)}"), pair)
         shown = "".join(
             f'<div style="{style.MONO};font-size:12px;padding:3px 10px;white-space:pre-wrap;overflow-wrap:break-word;'
-            f'{colours(style.PAPER)}"><bdi>…{flow(before)}</bdi>'
+            f'{colours(style.PAPER)}"><bdi>{"…" if before else ""}{flow(before)}</bdi>'
             + (f'<del style="{colours(style.BAD)}">{flow(old)}</del>' if old else "")
             + (f'<ins style="{colours(style.GOOD)}">{flow(new)}</ins>' if new else "")
             + f"<bdi>{flow(after)}…</bdi></div>"
@@ -85,7 +86,8 @@ class PromptView(View):
         return style.card(self.title, Html(notes), Html(body), same, Html(shown), aside=aside)
 
     def text(self):
-        lines = [f"{self.title}: {self.tokens:,} tokens, {self.loss_tokens:,} with loss", *(f"  ! {note}" for note in self._notes())]
+        lines = [f"{self.title}: {self.tokens:,} tokens, {self.loss_tokens:,} with loss"]
+        lines += [f"  ! {note}" for note in self._notes()]
         for name, text, tokens, loss in self.parts:
             count = "" if tokens is None else f" ({tokens:,} tokens{f', {loss:,} with loss' if loss else ''})"
             lines += [f"--- {name}{count}", style.visible(text)]
@@ -132,29 +134,35 @@ def _count(regions, spans, loss, text):
         region = min(bisect.bisect_right(ends, start), len(regions) - 1)
         tokens[region] += 1
         learned[region] += with_loss
-    return [(name, text[left:right], *counts) for (name, left, right), *counts in zip(regions, tokens, learned, strict=True)]
+    counts = zip(regions, tokens, learned, strict=True)
+    return [(name, text[left:right], count, with_loss) for (name, left, right), count, with_loss in counts]
 
 
 def _compare(row):
     """(sentence, differences): differences are (before, only at inference, only in training, after)."""
     if row.matches:
         if len(row.prompt) == row.completion_char:
-            return f"identical up to the completion ({len(row.prompt):,} characters, ending in {row.prompt[-24:]!r}).", []
+            end = row.prompt[-24:]
+            return f"identical up to the completion ({len(row.prompt):,} characters, ending in {end!r}).", []
         more = row.text[len(row.prompt) : row.output[0]]
         if more:
             which = "with loss" if row.completion_char <= len(row.prompt) else "without loss"
             return f"identical, then the training text has {more!r} before the output, {which}.", []
-        return f"identical up to the output ({len(row.prompt):,} characters); loss begins at character {row.completion_char:,}.", []
+        where = f"loss begins at character {row.completion_char:,}"
+        return f"identical up to the output ({len(row.prompt):,} characters); {where}.", []
     old, new = row.prompt, row.text[: row.output[0]]
     first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
     old_words, new_words = _words(old[first:]), _words(new[first:])
-    matcher = difflib.SequenceMatcher(None, old_words, new_words, autojunk=False)
     found = []
-    for tag, a, b, c, d in matcher.get_opcodes() if len(old_words) * len(new_words) < 4_000_000 else [("replace", 0, len(old_words), 0, len(new_words))]:
+    codes = [("replace", 0, len(old_words), 0, len(new_words))]
+    if len(old_words) * len(new_words) < 4_000_000:  # a second or so
+        codes = difflib.SequenceMatcher(None, old_words, new_words, autojunk=False).get_opcodes()
+    for tag, a, b, c, d in codes:
         if tag != "equal":
-            left = new[: first + len("".join(new_words[:c]))][-AROUND:]
-            found.append((left, "".join(old_words[a:b])[:2000], "".join(new_words[c:d])[:2000], "".join(new_words[d : d + 8])[:AROUND]))
-    return f"they differ from character {first:,}, so the model learns to continue another text than it is given.", found
+            before = new[: first + len("".join(new_words[:c]))][-AROUND:]
+            after = "".join(new_words[d : d + 8])[:AROUND]
+            found.append((before, "".join(old_words[a:b])[:2000], "".join(new_words[c:d])[:2000], after))
+    return f"they differ from character {first:,}: the model learns to continue another text than it is given.", found
 
 
 def _words(text):

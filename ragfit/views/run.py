@@ -50,8 +50,11 @@ class DifferencesView(View):
     def html(self):
         if self.rows:
             why = any(row[3] for row in self.rows)
-            rows = [[Html(f"<b>{escape(row[0])}</b>"), _mono(row[1]), _mono(row[2]), *([row[3]] if why else [])] for row in self.rows]
-            body = style.table(["key", "in the file", "this run", *(["why"] if why else [])], rows)
+            rows = [
+                [Html(f"<b>{escape(key)}</b>"), _mono(before), _mono(after), note] for key, before, after, note in self.rows
+            ]
+            head = ["key", "in the file", "this run", "why"]
+            body = style.table(head, rows) if why else style.table(head[:3], [row[:3] for row in rows])
         else:
             body = style.quiet("Nothing: this run is the file as it stands.")
         notes = "".join(style.quiet(note) for note in self.notes)
@@ -80,9 +83,9 @@ class PreflightView(View):
 
     def html(self):
         top = "".join(style.callout(flow(warning)) for warning in self.warnings)
+        grey = style.colours((style.PAPER[0], style.QUIET[1]))
         rows = [
-            [label, Html(f"<b>{flow(value)}</b>" + (f' <span style="{style.colours((style.PAPER[0], style.QUIET[1]))}">{flow(note)}</span>' if note else ""))]
-            for label, value, note in self.items
+            [label, Html(f'<b>{flow(value)}</b> <span style="{grey}">{flow(note)}</span>')] for label, value, note in self.items
         ]
         return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
 
@@ -119,7 +122,8 @@ class AnswersView(View):
         ]
         note = style.callout(self.note) if self.note else ""
         score = style.quiet("; ".join(map(self._score, self.columns)))
-        return style.card(self.title, Html(note), style.table(["question", "expected", *self.columns], rows, widths=("22%", *["26%"] * 3)[: len(self.columns) + 2]), score)
+        head = ["question", "expected", *self.columns]
+        return style.card(self.title, Html(note), style.table(head, rows, widths=("22%", "26%", "26%")), score)
 
     def _answer(self, row, name):
         if row.get(name) is None:
@@ -130,10 +134,12 @@ class AnswersView(View):
     def text(self):
         lines = [f"{self.title}:"] + ([f"  ! {self.note}"] if self.note else [])
         for number, row in enumerate(self.rows):
-            lines += [f"  {number}. {short(_one_line(row['question']), 300)}", f"     expected: {short(_one_line(row['expected']), 300)}"]
+            lines.append(f"  {number}. {short(_one_line(row['question']), 300)}")
+            lines.append(f"     expected: {short(_one_line(row['expected']), 300)}")
             for name in self.columns:
                 if row.get(name) is not None:
-                    lines.append(f"     {name + ':':<9} {'✓' if self._same(row, name) else '✗'} {short(_one_line(row[name]), 300)}")
+                    mark = "✓" if self._same(row, name) else "✗"
+                    lines.append(f"     {name + ':':<9} {mark} {short(_one_line(row[name]), 300)}")
         return "\n".join([*lines, *(f"  {self._score(name)}" for name in self.columns)])
 
 
@@ -151,17 +157,19 @@ class SavedView(View):
         for entry in [paths] if isinstance(paths, str | Path) else paths:
             path, note = entry if isinstance(entry, tuple) else (entry, None)
             path = Path(path)
-            files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() and note is None else [path]
-            for file in files:
-                size = _size(file)
-                self.rows.append((str(file), size, note or _HOLDS.get(file.name, "")))
+            files = [path]
+            if path.is_dir() and note is None:
+                files = sorted(child for child in path.iterdir() if child.is_file())
+            self.rows += [(str(file), _size(file), note or _HOLDS.get(file.name, "")) for file in files]
 
     def html(self):
-        return style.card(self.title, style.table(["file", "size", "what it holds"], [[_mono(p), s, n] for p, s, n in self.rows], right=(1,)))
+        rows = [[_mono(path), size, note] for path, size, note in self.rows]
+        return style.card(self.title, style.table(["file", "size", "what it holds"], rows, right=(1,)))
 
     def text(self):
         width = max((len(path) for path, _, _ in self.rows), default=0)
-        return "\n".join([f"{self.title}:", *(f"  {path:<{width}}  {size:>9}  {note}".rstrip() for path, size, note in self.rows)])
+        lines = [plain(f"  {path:<{width}}  {size:>9}  {note}".rstrip()) for path, size, note in self.rows]
+        return "\n".join([f"{self.title}:", *lines])
 
 
 def _size(path):

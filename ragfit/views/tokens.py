@@ -2,6 +2,7 @@
 
 from ragfit.masking import IGNORE_INDEX, Encoder
 from ragfit.views import style
+from ragfit.views.pieces import token_texts
 from ragfit.views.style import Html, View, attribute, colours, escape, flow
 
 CONTEXT = 30  # tokens without loss left visible on each side of a fold
@@ -52,7 +53,9 @@ class TokenView(View):
         ]  # fmt: skip
 
     @classmethod
-    def from_ids(cls, tokenizer, input_ids, labels, attention_mask=None, text=None, name="row", losses=None, ignore_index=IGNORE_INDEX):
+    def from_ids(
+        cls, tokenizer, input_ids, labels, attention_mask=None, text=None, name="row", losses=None, ignore_index=IGNORE_INDEX
+    ):
         """A view of ids that may come from anywhere, a padded row of a batch included.
 
         Args:
@@ -141,7 +144,10 @@ class TokenView(View):
         words = " &ensp; ".join(f"{left}{escape(style.visible(word))}{right}" for word, (left, right) in legend)
         if self.losses:
             words += f" &ensp; below a token: its loss in nats ({', then '.join(map(escape, self.losses))})"
-        hint = "Hover over a token for its position, id, label (no loss: -100) and text. ⏎ newline, → tab, · a space that could be overlooked, ⋯ rest of a character."
+        hint = (
+            "Hover over a token for its position, id, label (no loss: -100) and text. "
+            "⏎ newline, → tab, · a space that could be overlooked, ⋯ rest of a character."
+        )
         body = (
             f'<div style="{style.MONO};font-size:13px;line-height:1.9;white-space:pre-wrap;overflow-wrap:break-word;'
             f'margin:8px 0;padding:8px 12px;border:1px solid {style.LINE};border-radius:6px;{colours(style.PAPER)}">'
@@ -236,52 +242,6 @@ class TokenView(View):
         return "\n".join(lines)
 
 
-def token_texts(tokenizer, ids, text, encoder):
-    """The text that each token adds.
-
-    Args:
-        ids: token ids without padding.
-        text: what they were made from, or None.
-        encoder: an `Encoder` of the tokenizer.
-
-    Returns:
-        (texts, spans, dropped): a text for each id ("" where a token only continues a character), the (start, end)
-        characters of each id or None, and, by position, text before a token that belongs to none.
-    """
-    if text is None:
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    again, spans = encoder.spans(text)
-    ahead = len(ids) - len(again)
-    if spans is None or ahead < 0 or list(again) != ids[ahead:] or ids[:ahead] != encoder.bos[:ahead]:
-        return _decoded(tokenizer, ids), None, {}
-    texts = [tokenizer.decode([i]) for i in ids[:ahead]]
-    dropped, at = {}, 0
-    space = tokenizer.convert_tokens_to_ids("▁")
-    for position, (start, end) in enumerate(spans, ahead):
-        piece = text[max(start, at) : end]
-        if ids[position] == space and piece.strip(" "):
-            piece = ""  # SentencePiece's own space, which is not in the text; the next token has these characters
-        elif piece:
-            if start > at:
-                dropped[position] = text[at:start]
-            at = end
-        texts.append(piece)
-    return texts, [(0, 0)] * ahead + list(spans), dropped
-
-
-def _decoded(tokenizer, ids):
-    """Texts of ids that no text gives again: each is what decoding gains by it."""
-    texts, first, read = [], 0, 0
-    for i in range(len(ids)):
-        before = tokenizer.decode(ids[first:read], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        after = tokenizer.decode(ids[first : i + 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        texts.append("")
-        if not after.endswith("\ufffd") or i - read >= 4 or i == len(ids) - 1:
-            texts[read] = after[len(before) :]  # a character of several tokens stands at the first of them
-            first, read = read, i + 1
-    return texts
-
-
 def _of_batch(batch, ids):
     for row, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
         row, mask = _list(row), _list(mask)
@@ -296,4 +256,5 @@ def _list(values):
 
 def _heat(cost):
     pair = next((pair for limit, pair in style.HEAT if cost is not None and cost <= limit), style.PADDING)
-    return f' style="display:inline-block;vertical-align:top;text-align:center;line-height:1.35;margin:0 1px 4px;padding:1px 3px;border-radius:3px;{colours(pair)}"'
+    box = "display:inline-block;vertical-align:top;text-align:center;line-height:1.35;margin:0 1px 4px;padding:1px 3px"
+    return f' style="{box};border-radius:3px;{colours(pair)}"'

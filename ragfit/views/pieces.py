@@ -1,0 +1,47 @@
+"""The text that each token adds to a row."""
+
+
+def token_texts(tokenizer, ids, text, encoder):
+    """The text that each token adds.
+
+    Args:
+        ids: token ids without padding.
+        text: what they were made from, or None.
+        encoder: an `Encoder` of the tokenizer.
+
+    Returns:
+        (texts, spans, dropped): a text for each id ("" where a token only continues a character), the (start, end)
+        characters of each id or None, and, by position, text before a token that belongs to none.
+    """
+    if text is None:
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    again, spans = encoder.spans(text)
+    ahead = len(ids) - len(again)
+    if spans is None or ahead < 0 or list(again) != ids[ahead:] or ids[:ahead] != encoder.bos[:ahead]:
+        return _decoded(tokenizer, ids), None, {}
+    texts = [tokenizer.decode([i]) for i in ids[:ahead]]
+    dropped, at = {}, 0
+    space = tokenizer.convert_tokens_to_ids("▁")
+    for position, (start, end) in enumerate(spans, ahead):
+        piece = text[max(start, at) : end]
+        if ids[position] == space and piece.strip(" "):
+            piece = ""  # SentencePiece's own space, which is not in the text; the next token has these characters
+        elif piece:
+            if start > at:
+                dropped[position] = text[at:start]
+            at = end
+        texts.append(piece)
+    return texts, [(0, 0)] * ahead + list(spans), dropped
+
+
+def _decoded(tokenizer, ids):
+    """Texts of ids that no text gives again: each is what decoding gains by it."""
+    texts, first, read = [], 0, 0
+    for i in range(len(ids)):
+        before = tokenizer.decode(ids[first:read], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        after = tokenizer.decode(ids[first : i + 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        texts.append("")
+        if not after.endswith("\ufffd") or i - read >= 4 or i == len(ids) - 1:
+            texts[read] = after[len(before) :]  # a character of several tokens stands at the first of them
+            first, read = read, i + 1
+    return texts

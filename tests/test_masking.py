@@ -1,0 +1,495 @@
+"""Which tokens have loss. The rules are checked against an oracle that reads tokens, not offsets."""
+
+import string
+import time
+
+import pytest
+from conftest import (
+    BYTE_LEVEL,
+    CHAT_TEMPLATES,
+    EOS,
+    KINDS_OF_TOKENIZER,
+    MARKERS,
+    NO_SYSTEM,
+    REAL_TOKENIZERS,
+    make_tokenizer,
+    real_rows,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ragfit.errors import PromptError
+from ragfit.masking import IGNORE_INDEX, Encoder, Masked
+from ragfit.prompts import Renderer
+
+# --- The oracle -------------------------------------------------------------------------------------------------------
+
+
+def _byte_of():
+    """The byte that each character of a byte-level token stands for (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(256 + i): byte for i, byte in enumerate(b for b in range(256) if b not in printable)})
+    return table
+
+
+BYTE_OF = _byte_of()
+
+
+def habits(tokenizer):
+    """(whether tokens are byte-level, when a space is inserted before a segment, the added tokens)."""
+    if tokenizer not in _habits:
+        backend = tokenizer.backend_tokenizer
+        shape = "".join(part.__getstate__().decode() for part in (backend.normalizer, backend.pre_tokenizer) if part)
+        inserts = (
+            "always" if '"Prepend"' in shape
+            else "unless space" if '"add_prefix_space":true' in shape or '"prepend_scheme":"always"' in shape
+            else "first" if '"prepend_scheme":"first"' in shape
+            else ""
+        )  # fmt: skip
+        _habits[tokenizer] = '"ByteLevel"' in shape, inserts, dict(tokenizer.added_tokens_decoder)
+    return _habits[tokenizer]
+
+
+_habits = {}
+
+
+def token_starts(tokenizer, text, ids):
+    """For each token, the character it starts in and the one it ends before, by counting the bytes of the tokens.
+
+    Knows nothing of offsets: the tokens' bytes, put together, must be the text's bytes.
+    """
+    byte_level, inserts, added = habits(tokenizer)
+    owner, data = [], b""
+    for i, character in enumerate(text):
+        piece = b" " if character == "▁" and not byte_level else character.encode()  # SentencePiece has one for both
+        data += piece
+        owner += [i] * len(piece)
+    owner.append(len(text))
+    at, new_segment, found = 0, True, []
+    for token_id, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        begin = at
+        if token_id in added:
+            assert data[at : data.index(token.encode(), at)].decode().strip() == ""
+            assert added[token_id].lstrip or data[at:].startswith(token.encode())
+            at = data.index(token.encode(), at) + len(token.encode())
+            while added[token_id].rstrip and at < len(data) and text[owner[at]].isspace():
+                at += len(text[owner[at]].encode())
+            new_segment = True
+        else:
+            if byte_level:
+                piece = bytes(BYTE_OF[c] for c in token)
+            elif token.startswith("<0x") and len(token) == 6:
+                piece = bytes([int(token[3:5], 16)])
+            else:
+                piece = token.replace("▁", " ").encode()
+            if new_segment and (
+                inserts == "always" or not data[at:].startswith(b" ") and (inserts == "unless space" or inserts == "first" and at == 0)
+            ):
+                assert piece.startswith(b" "), (token, data[at : at + 20])
+                piece = piece[1:]
+            new_segment = False
+            assert data[at:].startswith(piece), (token, data[at : at + 20])
+            at += len(piece)
+        # A token that stands for an inserted space alone belongs to the character it was put before.
+        found.append((owner[begin], owner[at - 1] + 1 if at > begin else owner[begin]))
+    assert at == len(data)
+    return found
+
+
+def check(tokenizer, row, masked, shift=0):
+    """Rule by rule: what has loss is exactly what starts in the completion."""
+    ids = masked.input_ids[shift:]
+    spans = token_starts(tokenizer, row.text, ids)
+    starts = [start for start, _ in spans]
+    start = next((i for i, s in enumerate(starts) if s >= row.completion_char), len(ids))
+    end = next((i for i, s in enumerate(starts) if s >= row.end_char), len(ids))
+    assert (masked.start - shift, masked.end - shift) == (start, end)
+    spanning = start > 0 and spans[start - 1][0] < row.completion_char < spans[start - 1][1]
+    assert (masked.boundary is not None) == spanning
+    labels = masked.labels(-9)
+    assert labels == [-9] * masked.start + masked.input_ids[masked.start : masked.end] + [-9] * (len(labels) - max(masked.start, masked.end))
+
+
+# --- What each template's completion is -------------------------------------------------------------------------------
+
+
+def _qwen3(output):
+    thought = ""
+    if "</think>" in output:
+        thought = output.split("</think>")[0].rstrip("\n").split("<think>")[-1].lstrip("\n").strip("\n")
+        output = output.split("</think>")[-1]
+    return f"<think>\n{thought}\n</think>\n\n" + output.lstrip("\n") + "<|im_end|>"
+
+
+# What follows the generation prompt in the training text, up to the end of the turn.
+COMPLETIONS = {
+    "chatml": lambda output: output + "<|im_end|>",
+    "default system": lambda output: output + "<|im_end|>",
+    "llama-3": lambda output: output.strip() + "<|eot_id|>",
+    "llama-2": lambda output: f" {output.strip()} {EOS}",
+    "phi-3": lambda output: output + "<|end|>",
+    "zephyr": lambda output: output + EOS,
+    "mistral": lambda output: output + EOS,
+    "qwen3": _qwen3,
+    "dated": lambda output: output.strip() + "<|eot_id|>",
+    "deepseek-r1": lambda output: output.split("</think>")[-1] + EOS,
+    "no end": lambda output: output + "\n" + EOS,
+    "trims": lambda output: output.strip() + "<|im_end|>",
+}
+
+TRICKY = [
+    "", " ", "\n", "\n\n\n", " Paris", "Paris ", "\nParis\n", "\n\n  \tParis \r\n", "\u0301combining first", "\u200d", "e\u0301 é",
+    "👩‍👩‍👧 family", "👩", "🇫🇷🇩🇪", "مرحبا بالعالم", "שלום", "東京", "\x00\x01\x1f\x7f", "\u2028\u2029\x85", "\ufeffBOM", "\u3000wide", "ﬁ ½ Ａ",
+    "{{ 7*7 }}", "{% raw %}", "{% endraw %}{% endfor %}", "{query}{output}", "{", "}}", "a\\nb", "</think>", "<think>\nhm\n</think>\n\nyes", "x</think>",
+    "<think>", "<|im_end|>", "<|im_start|>assistant\n", "</s>", "<s>", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nx",
+    "[/INST]", " [/INST] ", "<|assistant|>", "<|assistant|>\n", "<|assistant|>  \n x", "ASSISTANT: ", "<pad>", "<unk>", "<0x41>", "▁", "▁x", "Ġ", "##ing",
+    "753", "a  b   c",
+]  # fmt: skip
+
+_renderers = {}
+
+
+def tools(kind, template, marker=""):
+    if (kind, template, marker) not in _renderers:
+        tokenizer = make_tokenizer(kind, template)
+        instruction = "" if template in NO_SYSTEM else "Be brief."
+        renderer = Renderer(tokenizer, instruction, completion_start=marker)
+        _renderers[kind, template, marker] = renderer, Encoder(tokenizer, renderer.bos)
+    return _renderers[kind, template, marker]
+
+
+def render(template, renderer, query, output):
+    """Render and check the text against the template's own way of speaking."""
+    row = renderer.render(query, output)
+    expected = COMPLETIONS[template](output)
+    assert row.text.startswith(row.prompt) == row.matches
+    assert row.text[: row.end_char].endswith(expected)
+    assert row.end_char - len(expected) <= row.output[0] <= row.output[1] < row.end_char
+    if not renderer.marker:
+        assert row.text[row.completion_char : row.end_char] == expected
+    else:
+        assert row.text[: row.completion_char].endswith(renderer.marker)
+        rest = row.text[row.completion_char : row.end_char]
+        # A marker may end before the generation prompt does ("<|assistant|>" before a line break).
+        assert rest.endswith(expected) and not rest.removesuffix(expected).strip()
+    return row
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("chatml", ["P", "ar", "is", "<|im_end|>"]),
+        ("llama-3", ["P", "ar", "is", "<|eot_id|>"]),
+        ("llama-2", ["ĠPar", "is", "Ġ", "</s>"]),
+        ("phi-3", ["P", "ar", "is", "<|end|>"]),
+        ("zephyr", ["P", "ar", "is", "</s>"]),
+        ("mistral", ["P", "ar", "is", "</s>"]),
+        ("qwen3", ["<think>", "Ċ", "Ċ", "</think>", "ĊĊ", "P", "ar", "is", "<|im_end|>"]),
+        # "ASSISTANT: " ends with a space, and " Paris" is one token, which starts in the prompt.
+        ("no end", ["Ċ", "</s>"]),
+    ],
+)
+def test_the_labelled_tokens_are_the_completion_and_its_end(template, expected):
+    renderer, encoder = tools("trimming", template)
+    masked = encoder.encode([renderer.render("Capital of France?", "Paris")])[0]
+    tokens = renderer.tokenizer.convert_ids_to_tokens(masked.input_ids[masked.start : masked.end])
+    assert "".join(tokens) == "".join(expected)
+    assert tokens[-1] == expected[-1]
+
+
+@pytest.mark.parametrize(
+    ("masked", "labels"),
+    [
+        (Masked([5, 6, 7, 2], 2, 4), [-100, -100, 7, 2]),
+        (Masked([5, 6, 7, 2], 0, 4), [5, 6, 7, 2]),
+        (Masked([5, 6, 7, 2, 8], 2, 4), [-100, -100, 7, 2, -100]),
+        (Masked([5, 6], 2, 2), [-100, -100]),
+        (Masked([5, 6], 2, 1), [-100, -100]),
+        (Masked([], 0, 0), []),
+    ],
+)
+def test_labels(masked, labels):
+    assert masked.labels() == labels
+    assert masked.labels(ignore_index=-9) == [-9 if label == IGNORE_INDEX else label for label in labels]
+
+
+def test_a_token_over_the_boundary_belongs_to_the_prompt_and_is_reported():
+    # Two line breaks are one token, so the answer's own first line break melts into the template's.
+    renderer, encoder = tools("trimming", "chatml")
+    row = renderer.render("Q", "\n\nParis")
+    masked = encoder.encode([row])[0]
+    assert renderer.tokenizer.convert_ids_to_tokens(masked.input_ids[masked.start - 1]) == "ĊĊ"
+    assert row.text[slice(*masked.boundary)] == "\n\n"
+    assert renderer.tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "\nParis<|im_end|>"
+
+
+def test_a_space_that_ends_the_prompt_is_not_given_to_the_answer():
+    # " Paris" is one token of a tokenizer whose offsets leave out the space: the token starts in the prompt.
+    tokenizer = make_tokenizer("trimming", None)
+    renderer = Renderer(tokenizer, template="Q: {query} A: {output}")
+    row = renderer.render("x", "capital of France")
+    masked = Encoder(tokenizer).encode([row])[0]
+    assert tokenizer.convert_ids_to_tokens(masked.input_ids[masked.start - 1]).startswith("Ġ")
+    assert row.text[slice(*masked.boundary)].startswith(" ")
+    check(tokenizer, row, masked)
+
+
+def test_a_greedy_token_swallows_the_white_space_behind_it():
+    renderer, encoder = tools("greedy", "phi-3")
+    row = renderer.render("Q", "\n\n Paris")
+    masked = encoder.encode([row])[0]
+    assert row.text[slice(*masked.boundary)] == "<|assistant|>\n\n\n "
+    assert renderer.tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "Paris<|end|>"
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TOKENIZER)
+def test_ids_are_the_tokenizers_own_without_special_tokens_added(kind):
+    renderer, encoder = tools(kind, "llama-3")
+    rows = [renderer.render("Where?", output) for output in ("Paris", " 東京 é\n", "x" * 300)]
+    for row, masked in zip(rows, encoder.encode(rows), strict=True):
+        assert masked.input_ids == renderer.tokenizer(row.text, add_special_tokens=False)["input_ids"]
+        assert masked.input_ids.count(renderer.tokenizer.bos_token_id) == 1
+        assert encoder.encode([row])[0] == masked  # no padding to the batch, no truncation
+        assert encoder.spans(row.text)[0] == masked.input_ids
+
+
+def test_split_special_tokens_is_kept():
+    tokenizer = make_tokenizer("trimming", "chatml", split_special_tokens=True)
+    row = Renderer(tokenizer).render("Q", "Paris")
+    assert Encoder(tokenizer).encode([row])[0].input_ids == tokenizer(row.text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TOKENIZER)
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+def test_every_tricky_output(kind, template):
+    for marker in ("", MARKERS[template]):
+        renderer, encoder = tools(kind, template, marker)
+        rows = [render(template, renderer, "Where? 12", output) for output in TRICKY]
+        for row, masked in zip(rows, encoder.encode(rows), strict=True):
+            verify(kind, renderer.tokenizer, row, masked)
+
+
+def verify(kind, tokenizer, row, masked):
+    if kind == "nfc":
+        import unicodedata
+
+        if unicodedata.normalize("NFC", row.text) != row.text:
+            # The normalizer joins characters, so bytes cannot be counted; whole characters still decide.
+            tail = tokenizer.decode(masked.input_ids[masked.start : masked.end])
+            assert unicodedata.normalize("NFC", row.text[row.completion_char : row.end_char]).endswith(tail)
+            return
+    if kind in ("unigram", "wordpiece"):
+        # These do not keep every character; the offsets are all there is.
+        offsets = Encoder(tokenizer).backend.encode(row.text, add_special_tokens=False).offsets
+        labelled = [masked.start <= i < masked.end for i in range(len(offsets))]
+        assert labelled == [row.completion_char <= start < row.end_char for start, _ in offsets]
+    else:
+        check(tokenizer, row, masked)
+
+
+# --- Properties -------------------------------------------------------------------------------------------------------
+
+pieces = st.one_of(
+    st.sampled_from(TRICKY),
+    st.text(max_size=8),
+    st.text(alphabet=" \n\t\r", max_size=4),
+    st.text(alphabet=string.ascii_letters + " .,0123456789", max_size=20),
+    st.text(alphabet=st.characters(categories=("Lo", "Mn", "Mc", "So", "Sk", "Cf", "Zs")), max_size=4),
+)
+texts = st.lists(pieces, max_size=4).map("".join).filter(lambda text: not any(0xD800 <= ord(c) < 0xE000 for c in text))
+SETTINGS = settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@SETTINGS
+@given(st.sampled_from(KINDS_OF_TOKENIZER), st.sampled_from(sorted(CHAT_TEMPLATES)), st.booleans(), texts, texts)
+def test_rules_hold_for_every_tokenizer_template_and_text(kind, template, with_marker, query, output):
+    renderer, encoder = tools(kind, template, MARKERS[template] if with_marker else "")
+    row = render(template, renderer, query, output)
+    verify(kind, renderer.tokenizer, row, encoder.encode([row])[0])
+
+
+@SETTINGS
+@given(st.sampled_from(KINDS_OF_TOKENIZER), st.sampled_from(sorted(CHAT_TEMPLATES)), texts, texts, st.integers(0, 3))
+def test_a_quoted_marker_changes_nothing(kind, template, query, output, place):
+    marker = MARKERS[template]
+    renderer, encoder = tools(kind, template, marker)
+    quoted = {0: (marker + query, output), 1: (query + marker, output), 2: (query, marker + output), 3: (query, f"{output} {marker}")}[place]
+    row = render(template, renderer, *quoted)
+    plain, _ = tools(kind, template)
+    unmarked = plain.render(*quoted)
+    assert row.text == unmarked.text
+    if row.matches:
+        # The marker may end before the generation prompt ends, never behind it, whatever the texts say.
+        assert unmarked.completion_char - 2 <= row.completion_char <= unmarked.completion_char
+    verify(kind, renderer.tokenizer, row, encoder.encode([row])[0])
+
+
+@SETTINGS
+@given(
+    st.sampled_from([kind for kind in BYTE_LEVEL if kind not in ("nfc", "greedy")]),
+    st.sampled_from(sorted(CHAT_TEMPLATES)),
+    st.text(alphabet=string.ascii_letters + " \n", max_size=30),
+)
+def test_the_labelled_tokens_decode_to_the_completion(kind, template, output):
+    renderer, encoder = tools(kind, template)
+    row = render(template, renderer, "Q", output)
+    masked = encoder.encode([row])[0]
+    shared = row.text[row.completion_char : masked.boundary[1]] if masked.boundary else ""
+    decoded = renderer.tokenizer.decode(masked.input_ids[masked.start : masked.end], clean_up_tokenization_spaces=False)
+    assert shared + decoded == COMPLETIONS[template](output)
+
+
+# --- Length -----------------------------------------------------------------------------------------------------------
+
+
+def test_twenty_thousand_characters():
+    output = "The capital of France is Paris. 東京 👩‍👩‍👧\n" * 500
+    began = time.perf_counter()
+    for kind in KINDS_OF_TOKENIZER:
+        if kind == "whole":
+            continue  # one word of 20,000 characters is slow in any BPE
+        renderer, encoder = tools(kind, "chatml")
+        row = render("chatml", renderer, "Q" * 500, output)
+        masked = encoder.encode([row])[0]
+        assert masked.end > masked.start + 1000
+        assert masked.input_ids[masked.end - 1] == renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert time.perf_counter() - began < 5
+
+
+# --- Tokenizers unlike others -----------------------------------------------------------------------------------------
+
+
+def test_truncation_and_padding_stored_in_the_tokenizer_do_nothing():
+    tokenizer = make_tokenizer("baked", "chatml")
+    assert tokenizer.backend_tokenizer.truncation and tokenizer.backend_tokenizer.padding
+    renderer = Renderer(tokenizer)
+    rows = [renderer.render("Q " * 30, "Paris"), renderer.render("Q", "P")]
+    encoder = Encoder(tokenizer)
+    for row, masked in zip(rows, encoder.encode(rows), strict=True):
+        assert tokenizer.decode(masked.input_ids) == row.text
+        check(tokenizer, row, masked)
+
+
+def test_no_eos_and_no_end_of_turn_leaves_the_answer_alone():
+    tokenizer = make_tokenizer("digits", "no end", eos_token=None)
+    row = Renderer(tokenizer).render("Q", "753 BC")
+    masked = Encoder(tokenizer).encode([row])[0]
+    assert tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "753 BC\n"
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["Paris", " é東京", "\u0301x", "👩‍👩‍👧", "", " \n", "x </s> y", "<pad>", "<extra_id_0>", "<extra_id_0> x", "{{ 7*7 }}"],
+)
+def test_byt5_has_no_offsets_and_is_right_all_the_same(output):
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    renderer = Renderer(tokenizer, template="Question: {query}\nAnswer: {output}")
+    row = renderer.render("Where?", output)
+    masked = Encoder(tokenizer, renderer.bos).encode([row])[0]
+    assert masked.input_ids == tokenizer.encode(row.text, add_special_tokens=False)
+    assert masked.boundary is None
+    labelled = tokenizer.decode(masked.input_ids[masked.start : masked.end], clean_up_tokenization_spaces=False)
+    # Its special tokens drop the white space around them.
+    assert labelled.replace(" ", "") == (output + EOS).replace(" ", "").replace("\n</s>", "</s>")
+
+
+class Letters:
+    """Enough of a tokenizer without offsets: a token for each pair in `pairs`, else for each character."""
+
+    bos_token = bos_token_id = chat_template = None
+    eos_token, eos_token_id, all_special_tokens, added_tokens_decoder = "$", 0, ["$"], {}
+
+    def __init__(self, pairs=(), lossy=False):
+        self.pairs, self.lossy, self.vocabulary = pairs, lossy, ["$"]
+
+    def encode(self, text, add_special_tokens):
+        text, ids = text.lower() if self.lossy else text, []
+        while text:
+            piece = text[: 2 if text[:2] in self.pairs else 1]
+            if piece not in self.vocabulary:
+                self.vocabulary.append(piece)
+            ids.append(self.vocabulary.index(piece))
+            text = text[len(piece) :]
+        return ids
+
+    def decode(self, ids, **_):
+        return "".join(self.vocabulary[i] for i in ids)
+
+
+def test_without_offsets_a_token_over_the_boundary_belongs_to_the_prompt():
+    tokenizer = Letters(pairs=(" P",))
+    renderer = Renderer(tokenizer, template="{query}? {output}")
+    row = renderer.render("q", "Paris")
+    masked = Encoder(tokenizer).encode([row])[0]
+    assert tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "aris$"
+    assert row.text[slice(*masked.boundary)] == " P"
+
+
+def test_without_offsets_and_without_exact_decoding_the_place_is_refused():
+    tokenizer = Letters(pairs=(" p",), lossy=True)
+    row = Renderer(tokenizer, template="{query}? {output}").render("Q", "Paris")
+    with pytest.raises(PromptError, match="Letters gives no offsets.*Use a model with a fast tokenizer"):
+        Encoder(tokenizer).encode([row])
+
+
+# --- Real tokenizers --------------------------------------------------------------------------------------------------
+
+REAL_ENDS = dict(
+    zip(REAL_TOKENIZERS, ("</s>", "<|eot_id|>", "</s>", "<|end|>", "<|end|>", "<|im_end|>", "<|im_end|>", "</s>"), strict=True)
+)
+REAL_MARKERS = dict(
+    zip(
+        REAL_TOKENIZERS,
+        (
+            "[/INST]", "<|start_header_id|>assistant<|end_header_id|>\n\n", "[/INST]", "<|assistant|>\n", "<|assistant|>\n",
+            "<|im_start|>assistant\n", "<|im_start|>assistant\n", "<|assistant|>\n",
+        ),
+        strict=True,
+    )
+)  # fmt: skip
+
+
+def first_text(value):
+    while isinstance(value, list):
+        value = value[0]
+    return value
+
+
+def test_real_tokenizers_on_real_rows(real_tokenizers):
+    tokenizer, name = real_tokenizers, real_tokenizers.kit_name
+    rows = [(row["prompt"], first_text(row["answers"])) for row in real_rows("asqa-prefix-train.jsonl", 8)]
+    rows += [(row["prompt"], first_text(row["answers"])) for row in real_rows("pubmed-rag-train.jsonl", 15)]
+    rows += [(row["prompt"], row["generated_answer"]) for row in real_rows("asqa-raft-cot-train.jsonl", 2)]
+    marker = REAL_MARKERS[name]
+    for given_marker in ("", marker):
+        renderer = Renderer(tokenizer, "Use the documents.", None, "mistral" in name, given_marker)
+        encoder = Encoder(tokenizer, renderer.bos)
+        quoted = [(f"{marker} {query}", f"{output}{marker}{output}") for query, output in rows]
+        rendered = [renderer.render(*row) for row in rows + quoted]
+        for (query, output), row, masked in zip(rows + quoted, rendered, encoder.encode(rendered), strict=True):
+            assert masked.input_ids == tokenizer(row.text, add_special_tokens=False)["input_ids"]
+            check(tokenizer, row, masked)
+            completion = row.text[row.completion_char : row.end_char]
+            if name == "qwen3":
+                assert completion.startswith("<think>\n\n</think>\n\n")
+                completion = completion.removeprefix("<think>\n\n</think>\n\n")
+            assert completion.removesuffix(REAL_ENDS[name]).strip() == output.strip()
+            assert tokenizer.convert_ids_to_tokens(masked.input_ids[masked.end - 1]) == REAL_ENDS[name]
+
+
+def test_real_tokenizers_on_tricky_outputs(real_tokenizers):
+    tokenizer, name = real_tokenizers, real_tokenizers.kit_name
+    for marker in ("", REAL_MARKERS[name]):
+        renderer = Renderer(tokenizer, completion_start=marker)
+        rows = [renderer.render("Where? 12", output) for output in TRICKY]
+        for output, row, masked in zip(TRICKY, rows, Encoder(tokenizer).encode(rows), strict=True):
+            if "qwen" not in name or "</think>" not in output:
+                completion = row.text[row.completion_char : row.end_char].removeprefix("<think>\n\n</think>\n\n")
+                assert completion.removesuffix(REAL_ENDS[name]).strip() == output.strip()
+            verify("nfc" if "qwen" in name else name, tokenizer, row, masked)

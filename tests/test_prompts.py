@@ -1,0 +1,440 @@
+"""What is said: prompts, training texts and the places in them."""
+
+import pytest
+from conftest import BOS, CHAT_TEMPLATES, EOS, MARKERS, NO_SYSTEM, make_tokenizer
+
+from ragfit.errors import PromptError
+from ragfit.prompts import PlaceUnknown, Renderer
+
+
+def renderer(template="chatml", instruction="", custom=None, kind="trimming", tokenizer=None, **kwargs):
+    return Renderer(tokenizer or make_tokenizer(kind, template), instruction, custom, **kwargs)
+
+
+def parts(row):
+    """(before the loss, with loss, behind it)."""
+    return row.text[: row.completion_char], row.text[row.completion_char : row.end_char], row.text[row.end_char :]
+
+
+# --- Chat templates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "loss", "after"),
+    [
+        (
+            "chatml",
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
+            " Rome\n<|im_end|>",
+            "\n",
+        ),
+        (
+            "llama-3",
+            "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+            "Where?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            "Rome<|eot_id|>",
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        ("llama-2", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhere? [/INST]", " Rome </s>", ""),
+        ("phi-3", "<s><|user|>\nWhere?<|end|>\n<|assistant|>\n", " Rome\n<|end|>", "\n"),
+        ("zephyr", "<|system|>\nBe brief.</s>\n<|user|>\nWhere?</s>\n<|assistant|>\n", " Rome\n</s>", "\n"),
+        ("mistral", "<s>[INST] Where? [/INST]", " Rome\n</s>", ""),
+        (
+            "qwen3",
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
+            "<think>\n\n</think>\n\n Rome\n<|im_end|>",
+            "\n",
+        ),
+        ("deepseek-r1", "<s>Be brief.<|user|>Where?<|assistant|>", " Rome\n</s>", ""),
+        ("no end", "SYSTEM: Be brief.\nUSER: Where?\nASSISTANT: ", " Rome\n\n</s>", ""),
+    ],
+)
+def test_a_row_in_each_template(template, before, loss, after):
+    row = renderer(template, "" if template in NO_SYSTEM else "Be brief.").render("Where?", " Rome\n")
+    assert parts(row) == (before, loss, after)
+    assert row.matches == (template != "deepseek-r1")
+    assert row.text[slice(*row.user)] == "Where?"
+    assert row.text[slice(*row.output)].strip() == "Rome"
+
+
+@pytest.mark.parametrize(
+    ("template", "system"),
+    [
+        ("chatml", "kept"), ("default system", "kept"), ("llama-3", "kept"), ("llama-2", "kept"), ("phi-3", "dropped"),
+        ("zephyr", "kept"), ("qwen3", "kept"), ("dated", "kept"), ("deepseek-r1", "kept"), ("no end", "kept"), ("trims", "kept"),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_the_instruction(template, system):
+    assert renderer(template).system == "none"
+    assert renderer(template, "Be brief.").system == system
+    given = renderer(template, "Be brief.", instruction_in_prompt=True)
+    assert given.system == "prompt"
+    row = given.render("Where?", "Rome")
+    assert row.prompt.count("Be brief.\nWhere?") == 1 and row.prompt.count("Be brief.") == 1
+
+
+def test_a_template_that_refuses_the_system_message_names_the_key():
+    with pytest.raises(PromptError, match="refuses a system message.*Set model.instruction_in_prompt=true"):
+        renderer("mistral", "Be brief.")
+    row = renderer("mistral", "Be brief.", instruction_in_prompt=True).render("Where?", "Rome")
+    assert row.text == "<s>[INST] Be brief.\nWhere? [/INST]Rome</s>"
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+def test_which_templates_change_with_the_date(template):
+    assert renderer(template).dated == (template == "dated")
+
+
+@pytest.mark.parametrize(
+    ("template", "suggestion"),
+    [
+        ("chatml", "<|im_start|>assistant\n"), ("llama-2", "[/INST]"), ("phi-3", "<|assistant|>"), ("zephyr", "<|assistant|>\n"),
+        ("mistral", "[/INST]"), ("dated", "<|start_header_id|>assistant<|end_header_id|>\n\n"), ("no end", "ASSISTANT: "),
+    ],
+)  # fmt: skip
+def test_the_template_suggests_a_marker_and_takes_it(template, suggestion):
+    assert renderer(template).suggestion == suggestion
+    assert renderer(template, completion_start=suggestion).render("Where?", "Rome").marker
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+def test_a_wrong_marker_is_an_error_before_any_row_and_shows_the_place(template):
+    right = renderer(template).suggestion
+    with pytest.raises(PromptError) as error:
+        renderer(template, completion_start="### Response:")
+    message = str(error.value)
+    assert "completion_start '### Response:' does not occur" in message
+    assert f"Set model.completion_start to {right!r}" in message
+    assert repr(renderer(template).middle[-10:])[1:-1] in message
+
+
+def test_a_marker_in_the_data_alone_does_not_occur():
+    with pytest.raises(PromptError, match="does not occur"):
+        renderer("chatml", "Write Answer: first.", completion_start="Answer:").render("Answer:", "Answer: Rome")
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+@pytest.mark.parametrize(
+    ("query", "output"),
+    [
+        ("{m}", "Rome"), ("Where? {m}", "Rome"), ("Where?", "{m}"), ("Where?", "Rome {m} Rome"), ("{m}{m}", "{m}{m}"), ("", "{m}"), ("", ""),
+    ],
+)  # fmt: skip
+def test_quoting_the_marker_moves_nothing(template, query, output):
+    marker = MARKERS[template]
+    given = renderer(template, completion_start=marker)
+    query, output = query.format(m=marker), output.format(m=marker)
+    row = given.render(query, output)
+    assert row.text[: row.completion_char].endswith(marker)
+    gap = row.text[row.completion_char : row.output[0]]
+    assert gap.strip() in ("", "<think>\n\n</think>")
+    assert row.text[slice(*row.output)] in (output, output.strip(), output.lstrip("\n"))
+
+
+def test_the_last_occurrence_of_the_marker_in_the_templates_text_counts():
+    row = renderer("chatml", completion_start="\n").render("Where?", "Rome\n")
+    assert parts(row)[1] == "Rome\n<|im_end|>"
+    row = renderer("chatml", completion_start="<|im_start|>").render("Where?", "Rome")
+    assert parts(row)[1] == "assistant\nRome<|im_end|>" and row.extra == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("output", "loss"),
+    [
+        ("yes", "<think>\n\n</think>\n\nyes<|im_end|>"),
+        ("\n\n yes", "<think>\n\n</think>\n\n yes<|im_end|>"),
+        ("<think>\nhm\n</think>\n\nyes", "<think>\nhm\n</think>\n\nyes<|im_end|>"),
+        ("hm</think>yes", "<think>\nhm\n</think>\n\nyes<|im_end|>"),
+        ("</think>", "<think>\n\n</think>\n\n<|im_end|>"),
+        ("</think></think>x", "<think>\n\n</think>\n\nx<|im_end|>"),
+        ("a</think>b</think>c", "<think>\na\n</think>\n\nc<|im_end|>"),
+    ],
+)
+def test_a_template_that_takes_the_answer_apart(output, loss):
+    for marker in ("", "<|im_start|>assistant\n"):
+        assert parts(renderer("qwen3", completion_start=marker).render("Where?", output))[1] == loss
+
+
+def test_the_generation_prompt_may_open_what_the_output_begins_with():
+    template = CHAT_TEMPLATES["chatml"].replace("'<|im_start|>assistant\\n' }}{% endif %}", "'<|im_start|>assistant\\n<think>\\n' }}{% endif %}")
+    given = renderer(template)
+    row = given.render("Where?", "<think>\nhm\n</think>\nRome")
+    assert row.matches
+    assert parts(row)[:2] == ("<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n<think>\n", "hm\n</think>\nRome<|im_end|>")
+    assert not given.render("Where?", "Rome").matches
+
+
+def test_a_row_whose_place_is_unknown_says_so():
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + (m.content | replace('Rome', 'Paris') if m.role == 'assistant' else m.content) }}"
+        "{% if 'Rome' in m.content %}!{% else %}?{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    given = renderer(template)
+    assert parts(given.render("Where?", "Oslo"))[1] == " Oslo?</s>"
+    with pytest.raises(PlaceUnknown, match="rewrites this answer.*it begins 'Rome'"):
+        given.render("Where?", "Rome")
+
+
+@pytest.mark.parametrize(
+    ("change", "query", "output"),
+    [
+        # A template may write the answer in its own way, as long as what stands around it is the same.
+        ("| tojson", 'a "b"', 'say "hi"\n'),
+        ("| upper", "where", "rome"),
+        ("| replace('\\n', ' ')", "a\nb", "c\nd"),
+    ],
+)
+def test_rewritten_answers_are_found_by_what_stands_around_them(change, query, output):
+    given = renderer(CHAT_TEMPLATES["chatml"].replace("message['content']", f"(message['content'] {change})"))
+    if change == "| upper":
+        given = None
+    if given is not None:
+        row = given.render(query, output)
+        assert row.text[row.output[1] :].strip('"') == "<|im_end|>\n"
+        assert row.text[: row.output[0]].strip('"').endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("text", ["{{ 7*7 }}", "{% raw %}", "{% endfor %}", "{# x #}", "{query}", "{output}", "{", "}", "{0}", "%s", "\\1", "$&"])
+def test_data_is_never_executed_or_formatted(text):
+    for template in CHAT_TEMPLATES:
+        row = renderer(template).render(f"a {text} b", f"c {text} d")
+        assert row.text.count(text) == 2
+    row = renderer(custom="{instruction}|{query}|{output}", instruction=f"i {text}").render(f"q {text}", f"o {text}")
+    assert row.text == f"i {text}|q {text}|o {text}</s>"
+
+
+def test_texts_that_contain_the_stand_ins():
+    for template in CHAT_TEMPLATES:
+        row = renderer(template).render("qRAGFITqueryq oRAGFIToutputo", "oRAGFIToutputo</think> oRAGFIToutputo x")
+        assert row.text[slice(*row.output)].endswith("oRAGFIToutputo x")
+
+
+# --- The end of the turn ----------------------------------------------------------------------------------------------
+
+TURN = "{% for m in messages %}{{ m.role + ':' + m.content + TAIL }}{% endfor %}{% if add_generation_prompt %}{{ HEADER }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("tail", "header", "loss", "after"),
+    [
+        ("''", "'assistant:'", "Rome</s>", ""),
+        ("'\\n'", "'assistant:'", "Rome\n</s>", ""),
+        ("eos_token", "'assistant:'", "Rome</s>", ""),
+        ("' ' + eos_token + '\\n'", "'assistant:'", "Rome </s>", "\n"),
+        ("'<|end|>\\n' + eos_token", "'assistant:'", "Rome<|end|>", "\n</s>"),
+        # Text that looks like an end of turn but is no token: EOS follows it.
+        ("'<end_of_turn>'", "'assistant:'", "Rome<end_of_turn></s>", ""),
+    ],
+)
+def test_the_end_of_turn(tail, header, loss, after):
+    template = TURN.replace("TAIL", tail).replace("HEADER", header)
+    assert parts(renderer(template).render("Where?", "Rome"))[1:] == (loss, after)
+
+
+def test_a_new_header_with_no_end_before_it_is_not_the_end():
+    # The next turn's header is always there, the generation prompt asks for it a second time.
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '\\n' }}{% endfor %}"
+        "{% if messages[-1].role == 'assistant' %}{{ '<|assistant|>\\n' }}{% endif %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    )
+    assert parts(renderer(template).render("Where?", "Rome"))[1:] == ("Rome\n</s>", "")
+
+
+def test_no_eos_token():
+    row = renderer(tokenizer=make_tokenizer(template="no end", eos_token=None)).render("Where?", "Rome")
+    assert parts(row)[1:] == ("Rome\n", "")
+    given = renderer(tokenizer=make_tokenizer(template="chatml", eos_token=None))
+    assert parts(given.render("Where?", "Rome"))[1] == "Rome<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "ends"),
+    [("chatml", EOS, True), ("no end", EOS, True), ("chatml", None, True), ("no end", None, False), ("llama-3", None, True)],
+)
+def test_whether_a_token_ends_the_turn(template, eos, ends):
+    given = renderer(tokenizer=make_tokenizer(template=template, eos_token=eos))
+    assert given.ends_turn(given.render("Where?", "Rome <|im_end|> x")) is ends
+
+
+# --- Tokenizers and templates unlike others ---------------------------------------------------------------------------
+
+
+def test_named_templates():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = {"default": CHAT_TEMPLATES["chatml"], "tool_use": CHAT_TEMPLATES["llama-2"]}
+    assert parts(renderer(tokenizer=tokenizer).render("Where?", "Rome"))[1] == "Rome<|im_end|>"
+    tokenizer.chat_template = {"rag": CHAT_TEMPLATES["chatml"], "tool_use": CHAT_TEMPLATES["llama-2"]}
+    with pytest.raises(PromptError, match="multiple chat templates with no default"):
+        renderer(tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (None, "has no chat template. Set template to a file"),
+        ("", "has no chat template. Set template to a file"),
+        ("{{ nope(", "cannot render these messages"),
+        ("{{ bos_token }}", "does not render the user's and the assistant's message one after the other"),
+        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "does not render the user's and the assistant's"),
+        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does not render the user's and the assistant's"),
+        # For images: content is a list of parts.
+        ("{% for m in messages %}{% for part in m.content %}{{ part['text'] }}{% endfor %}{% endfor %}", "does not render the user's"),
+        ("{% for m in messages %}{{ m.content[0]['text'] }}{% endfor %}", "does not render the user's"),
+        ("{{ raise_exception('tools only') }}", "cannot render these messages: tools only"),
+        ("{{ documents[0].text }}", "cannot render these messages"),
+    ],
+)
+def test_templates_that_cannot_be_used(template, problem):
+    with pytest.raises(PromptError, match=problem.replace("(", r"\(")):
+        renderer(template)
+
+
+def test_a_template_that_needs_a_bos_token_the_tokenizer_lacks():
+    tokenizer = make_tokenizer(template="mistral", bos_token=None)
+    try:
+        row = renderer(tokenizer=tokenizer).render("Where?", "Rome")
+    except PromptError as error:
+        assert "cannot render" in str(error)
+    else:
+        assert row.text == "[INST] Where? [/INST]Rome</s>"
+
+
+def test_a_template_may_take_strings_or_parts():
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    assert parts(renderer(template).render("Where?", "Rome"))[1] == "Rome<|im_end|>"
+
+
+# --- Templates of one's own -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("custom", "text", "completion"),
+    [
+        ("{query}{output}", "Q{x} A{y}</s>", " A{y}</s>"),
+        ("{query}\n{output}\n", "Q{x}\n A{y}\n</s>", " A{y}\n</s>"),
+        ("{{{query}}} -> {{{output}}}", "{Q{x}} -> { A{y}}</s>", " A{y}}</s>"),
+        ("{{query}} {query} {{output}}: {output}", "{query} Q{x} {output}:  A{y}</s>", " A{y}</s>"),
+        ("{instruction}\n{query}:{output}", "I{i}\nQ{x}: A{y}</s>", " A{y}</s>"),
+        ("Q: {query}\nA:{output}</s>\n", "Q: Q{x}\nA: A{y}</s>\n", " A{y}</s>"),
+        ("Q: {query}<|im_end|>A:{output}<|im_end|>\n<|im_start|>user", "Q: Q{x}<|im_end|>A: A{y}<|im_end|>\n<|im_start|>user", " A{y}<|im_end|>"),
+    ],
+)
+def test_a_template_of_ones_own(custom, text, completion):
+    row = renderer(custom=custom, instruction="I{i}").render("Q{x}", " A{y}")
+    assert row.text == text
+    assert parts(row)[1] == completion
+    assert row.matches and row.text.startswith(row.prompt)
+    assert row.text[slice(*row.user)] == "Q{x}" and row.text[slice(*row.output)] == " A{y}"
+
+
+@pytest.mark.parametrize(
+    ("custom", "problem"),
+    [
+        ("{query}", "needs {query} once and, after it, {output} once"),
+        ("{output}", "needs {query} once"),
+        ("plain", "needs {query} once"),
+        ("{query}{query}{output}", "needs {query} once"),
+        ("{query}{output}{output}", "needs {query} once"),
+        ("{output}{query}", "needs {query} once"),
+        ("{query}{output}{question}", "unknown placeholder {question}"),
+        ("{query}{output}{}", "unknown placeholder {}"),
+        ("{query}{output}{0}", "unknown placeholder {0}"),
+        ("{query!r}{output}", "unknown placeholder {query}"),
+        ("{query:>10}{output}", "unknown placeholder {query}"),
+        ("{query.x}{output}", "unknown placeholder {query.x}"),
+        ("{query}{output", "Double the braces"),
+        ("{query}{output}}", "Double the braces"),
+        ('{"q": "{query}"}{output}', "Double the braces"),
+        ("{query}{instruction}{output}", "{instruction} must stand before {query}"),
+        ("{query}{output}{instruction}", "{instruction} must stand before {query}"),
+    ],
+)
+def test_templates_of_ones_own_that_are_wrong(custom, problem):
+    import re
+
+    with pytest.raises(PromptError, match=re.escape(problem)):
+        renderer(custom=custom)
+
+
+@pytest.mark.parametrize(
+    ("custom", "in_prompt", "system", "text"),
+    [
+        ("{instruction}|{query}|{output}", False, "prompt", "I|Q|A</s>"),
+        ("{query}|{output}", False, "dropped", "Q|A</s>"),
+        ("{query}|{output}", True, "prompt", "I\nQ|A</s>"),
+        # Once is enough.
+        ("{instruction}|{query}|{output}", True, "prompt", "I|Q|A</s>"),
+    ],
+)
+def test_the_instruction_in_a_template_of_ones_own(custom, in_prompt, system, text):
+    given = renderer(custom=custom, instruction="I", instruction_in_prompt=in_prompt)
+    assert given.system == system
+    assert given.render("Q", "A").text == text
+
+
+@pytest.mark.parametrize(
+    ("custom", "marker", "query", "completion"),
+    [
+        ("{query}\nAnswer:{output}", "Answer:", "Where? Answer:", " Rome</s>"),
+        ("{query}\nAnswer: {output}", "Answer:", "Where?", "  Rome</s>"),
+        # Nothing stands between them: the row's own prompt carries the marker.
+        ("{query}{output}", "Answer:", "Where?\nAnswer:", " Rome</s>"),
+        ("{query}{output}", "Answer:", "Answer: Where?\nAnswer:\n", "\n Rome</s>"),
+        ("{query}\n{output}", "Answer:", "Where?\nAnswer:", "\n Rome</s>"),
+        ("{query}{output}", "Answer: ", "Where?\nAnswer: ", " Rome</s>"),
+    ],
+)
+def test_markers_in_a_template_of_ones_own(custom, marker, query, completion):
+    row = renderer(custom=custom, completion_start=marker).render(query, " Rome")
+    assert parts(row)[1] == completion
+
+
+def test_a_row_without_the_marker_in_a_template_of_ones_own():
+    given = renderer(custom="{query}{output}", completion_start="Answer:")
+    with pytest.raises(PromptError, match=r"'Answer:' does not occur.*Leave model\.completion_start empty"):
+        given.render("Answer: where?", "Rome")
+
+
+@pytest.mark.parametrize(
+    ("kind", "custom", "count"),
+    [
+        ("digits", "{query}{output}", 1),  # the tokenizer adds BOS by itself
+        ("digits", f"{BOS}{{query}}{{output}}", 0),  # the template has it
+        ("trimming", "{query}{output}", 0),  # the tokenizer does not add it
+        ("trimming", f"{BOS}{{query}}{{output}}", 0),
+        ("metaspace", "{query}{output}", 1),
+    ],
+)
+def test_bos_is_put_before_a_template_of_ones_own_once(kind, custom, count):
+    from ragfit.masking import Encoder
+
+    given = renderer(kind=kind, custom=custom)
+    tokenizer = given.tokenizer
+    assert given.bos == (tokenizer.bos_token_id,) * count
+    row = given.render("Where?", "753")
+    masked = Encoder(tokenizer, given.bos).encode([row])[0]
+    assert masked.input_ids == tokenizer(row.text, add_special_tokens=bool(count))["input_ids"]
+    assert masked.input_ids.count(tokenizer.bos_token_id) == (count or custom.count(BOS))
+    assert tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "753</s>"
+
+
+# --- Real tokenizers --------------------------------------------------------------------------------------------------
+
+
+def test_real_prompts_are_the_tokenizers_own(real_tokenizers):
+    tokenizer = real_tokenizers
+    refuses = "mistral" in tokenizer.kit_name
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Where? "}][refuses:]
+    given = Renderer(tokenizer, "" if refuses else "Be brief.")
+    assert given.system == ("none" if refuses else "dropped" if "apr2024" in tokenizer.kit_name else "kept")
+    assert not given.dated
+    row = given.render(" Where? ", "Rome")
+    assert row.matches
+    assert row.prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert Renderer(tokenizer, completion_start=given.suggestion).render("Where?", "Rome").marker
+    with pytest.raises(PromptError, match="completion_start '### Response:' does not occur"):
+        Renderer(tokenizer, completion_start="### Response:")

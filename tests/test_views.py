@@ -1,0 +1,424 @@
+"""Views: the same ids and labels as the trainer's, hostile text harmless, small, and readable as text."""
+
+import ast
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ragfit.config import differences, load_config
+from ragfit.overrides import override
+from ragfit.preparation import prepare
+from ragfit.views import (
+    AnswersView, DifferencesView, LengthsView, LossCurve, PreflightView, PromptView, ReportView, SavedView, TokenView,
+    report_html, style,
+)  # fmt: skip
+
+HOSTILE = [
+    "<script>alert(1)</script> <img src=x onerror=\"alert('1')\">",
+    "\" onmouseover=\"alert(1)\" x='",
+    "</bdi></mark></details><details open><style>*{display:none}</style>",
+    "שלום \u202eevil\u202c \u2066tail\u2069 end",
+    "a\x00b\x07c\x1b[31mred\ttab\u00a0nbsp  two   spaces ",
+    "👩‍👩‍👧 日本語 &amp; &#x41; \u2028 \ufeff",
+    "carriage\r\nreturn\n\n  indented",
+]
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+NAMES = sorted(p.name for p in Path(os.environ.get("RAGFIT_TOKENIZERS") or "/nowhere").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A byte-level BPE trained here, so that any text has tokens, and some characters have several."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    specials = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator(["Who wrote it? The document says that Ada wrote it in 1843.\n\nDocuments:"] * 20, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+@pytest.fixture
+def make(tmp_path, tokenizer):
+    def make(rows, tokenizer=tokenizer, **keys):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (tmp_path / "views.yaml").write_text("model:\n  model_name_or_path: none\n", encoding="utf-8")
+        values = {"data_file": str(tmp_path / "rows.jsonl"), "input_key": "prompt", "output_key": "answer", **keys}
+        cfg = load_config(tmp_path / "views.yaml", overrides=[override(key, value) for key, value in values.items()])
+        return prepare(cfg, tokenizer)
+
+    return make
+
+
+def rows(*texts):
+    return [{"prompt": f"Question: {text}\n" + f"{text} " * 6, "answer": text} for text in texts]
+
+
+class Reader(HTMLParser):
+    """What a browser would make of a fragment: its tags, and each token with what it stands in."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.tokens, self.stack, self.folds = [], [], [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.stack, f"not closed: {self.stack}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("br", "img"):
+            self.stack.append(tag)
+        title = dict(attrs).get("title") or ""
+        if tag == "bdi" and re.match(r"\d+: id", title):
+            place, label, text = re.match(r"(\d+: id \d+), (no loss|label -?\d+), (.*)", title, re.DOTALL).groups()
+            position, number = map(int, place.split(": id "))
+            label = -100 if label == "no loss" else int(label.split()[1])
+            self.tokens.append(
+                SimpleNamespace(position=position, id=number, label=label, text=text, shown="", inside=list(self.stack))
+            )
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack[-1] == "summary":
+            self.folds.append(data)
+        elif self.tokens and "bdi" in self.stack:
+            self.tokens[-1].shown += data
+
+    def decoded(self):
+        return "".join(ast.literal_eval(token.text) for token in self.tokens if not token.text.startswith("part "))
+
+
+def assert_harmless(html):
+    page = Reader(html)
+    assert not {"script", "style", "svg", "iframe", "link", "input"} & set(page.tags)
+    names = {name for name, _ in page.attributes}
+    assert names <= {"style", "title", "open", "alt", "src"}, names
+    looks = [value for name, value in page.attributes if name == "style"]
+    for look in looks:
+        assert not re.search(r"var\(|hsl\(|rgb\(|url\(|expression|isolate", look), look
+        if "background:" in look or re.search(r"(?:^|;)color:", look):
+            assert "background:#" in look and re.search(r"(?:^|;)color:#", look), look
+    assert all(value.startswith("data:image/png;base64,") for name, value in page.attributes if name == "src")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\u200e\u200f]", html)
+    return page
+
+
+def check(view, prepared, index):
+    """The view shows the trainer's row: every token once, its label, its text."""
+    page = assert_harmless(view._repr_html_())
+    row = prepared.train[index]
+    assert [token.position for token in page.tokens] == list(range(len(row["input_ids"])))
+    assert [token.id for token in page.tokens] == row["input_ids"]
+    assert [token.label for token in page.tokens] == row["labels"]
+    # The mark stands for loss without colour.
+    assert ["mark" in token.inside for token in page.tokens] == [label != -100 for label in row["labels"]]
+    bos = prepared.tokenizer.decode(prepared.encoder.bos) if prepared.encoder.bos else ""
+    assert page.decoded() == bos + prepared.rendered(index).text
+    return page
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_tokens_of_hostile_text(make, text):
+    prepared = make(rows(text, f"all {text} {text}"))
+    for index in range(2):
+        view = TokenView(prepared, index)
+        check(view, prepared, index)
+        assert "with loss" in repr(view)
+        assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", repr(view).replace("\t", ""))
+
+
+@pytest.mark.parametrize("name", NAMES or [pytest.param("", marks=pytest.mark.skip("RAGFIT_TOKENIZERS is not set"))])
+def test_tokens_of_real_tokenizers(make, name):
+    from transformers import AutoTokenizer
+
+    real = AutoTokenizer.from_pretrained(Path(os.environ["RAGFIT_TOKENIZERS"]) / name)
+    prepared = make(rows("Who wrote it?", *HOSTILE), real)
+    for index in range(len(prepared.train)):
+        check(TokenView(prepared, index), prepared, index)
+    assert_harmless(PromptView(prepared, 1)._repr_html_())
+
+
+@pytest.mark.skipif("phi-3-mini-128k-instruct-apr2024" not in NAMES, reason="RAGFIT_TOKENIZERS is not set")
+def test_a_space_that_sentencepiece_adds_takes_no_text():
+    from transformers import PreTrainedTokenizerFast
+
+    # As a bare PreTrainedTokenizerFast it puts a space of its own behind a special token.
+    real = PreTrainedTokenizerFast.from_pretrained(
+        Path(os.environ["RAGFIT_TOKENIZERS"]) / "phi-3-mini-128k-instruct-apr2024"
+    )
+    ids = real("<|end|>\nOK", add_special_tokens=False)["input_ids"]
+    page = Reader(TokenView.from_ids(real, ids, ids, text="<|end|>\nOK").html())
+    assert real.convert_ids_to_tokens(ids) == ["<|end|>", "▁", "<0x0A>", "OK"]
+    assert [token.text for token in page.tokens] == ["'<|end|>'", "part '▁'", "'\\n'", "'OK'"]
+
+
+def test_every_character_is_shown():
+    assert style.visible("a\nb") == "a⏎\nb"
+    assert style.visible("\x00\x1b\x7f") == "␀␛␡"
+    assert style.visible("\u202ex\u2066\u200b\ufeff") == "⟨RLO⟩x⟨LRI⟩⟨ZWSP⟩⟨BOM⟩"
+    assert style.visible("a b  c   d\u00a0e") == "a b··c···d⍽e"
+    assert style.visible("\ud800\U000e0041") == "⟨U+D800⟩⟨U+E0041⟩"
+
+
+def test_parts_of_a_character_are_marked(make):
+    prepared = make(rows("say 👧 now"))
+    tokens = check(TokenView(prepared), prepared, 0).tokens
+    first = next(i for i, token in enumerate(tokens) if "👧" in token.text)
+    rest = [token for token in tokens[first + 1 :][:5] if token.text.startswith("part ")]
+    assert "👧" in tokens[first].shown and len(rest) >= 2
+    assert {token.shown for token in rest} == {"⋯"}
+
+
+def test_long_prompts_fold(make):
+    prepared = make([{"prompt": "Documents: " + "The document says it. " * 200, "answer": "Ada"}, *rows("short")])
+    page = check(TokenView(prepared, 0), prepared, 0)
+    assert any(re.search(r"tokens without loss: ", fold) for fold in page.folds)
+    outside = [token.position for token in page.tokens if "details" not in token.inside]
+    start = next(token.position for token in page.tokens if token.label != -100)
+    assert outside[:30] == list(range(30))
+    assert set(range(start - 30, len(page.tokens))) <= set(outside)
+    assert "…" in repr(TokenView(prepared, 0))
+
+
+def test_size_and_time(make):
+    prepared = make([{"prompt": "The document says that Ada wrote it in 1843. " * 400, "answer": "Ada wrote it."}])
+    ids = prepared.train[0]["input_ids"]
+    assert 3_500 < len(ids) < 5_000
+    TokenView(prepared)  # imports
+    began = time.perf_counter()
+    html = TokenView(prepared)._repr_html_()
+    took = time.perf_counter() - began
+    assert len(html.encode()) < 75 * len(ids)  # 300 kB for 4,000
+    assert took < 0.5, "0.05 s on an idle machine"
+
+
+def test_a_row_of_a_batch(make, tokenizer):
+    pytest.importorskip("torch")
+    from ragfit.collator import DataCollatorForCompletionOnlyLM
+
+    prepared = make(rows("short", "The document says that Ada wrote it. " * 5))
+    collator = DataCollatorForCompletionOnlyLM(tokenizer=tokenizer, padding_side="left", ignore_index=-9)
+    batch = collator([prepared.train[i] for i in range(2)])
+    parts = {key: batch[key][0] for key in ("input_ids", "labels", "attention_mask")}
+    page = Reader(TokenView.from_ids(tokenizer, **parts, ignore_index=-9).html())
+    assert [token.id for token in page.tokens] == batch["input_ids"][0].tolist()
+    assert [token.label != -100 for token in page.tokens] == (batch["labels"][0] != -9).tolist()
+    padding = int((batch["attention_mask"][0] == 0).sum())
+    assert ["small" in token.inside or token.shown == "<|pad|>" for token in page.tokens][:padding] == [True] * padding
+    assert any("padding" in fold for fold in page.folds)
+    batch = DataCollatorForCompletionOnlyLM(tokenizer=tokenizer)([prepared.train[i] for i in range(2)])
+    view = TokenView(prepared, 0, batch=batch)
+    assert f"+ <b>{padding}</b> padding" in view.html()
+    assert f"{padding} padding" in repr(view)
+    with pytest.raises(ValueError, match="does not hold this row"):
+        TokenView(prepared, 0, batch={key: value[1:] for key, value in batch.items()})
+
+
+def test_ids_that_no_text_gives_again(tokenizer):
+    ids = [tokenizer.convert_tokens_to_ids(piece) for piece in "hi"] + tokenizer("👧")["input_ids"] + [tokenizer.eos_token_id]
+    page = Reader(TokenView.from_ids(tokenizer, ids, [-100] * (len(ids) - 1) + ids[-1:]).html())
+    assert [token.id for token in page.tokens] == ids
+    assert page.decoded() == "hi👧<|end|>"
+    with pytest.raises(ValueError, match="one label"):
+        TokenView.from_ids(tokenizer, ids, [1])
+
+
+def test_losses_stand_below_their_tokens(make):
+    prepared = make(rows("Ada"))
+    labels = prepared.train[0]["labels"]
+    base = [None if label == -100 else 2.5 for label in labels]
+    tuned = [None if label == -100 else 0.25 for label in labels]
+    html = TokenView(prepared, losses={"base": base, "tuned": tuned}).html()
+    count = sum(label != -100 for label in labels)
+    assert html.count("2.50<br>0.25</small>") == count
+    assert html.count("loss 2.50 → 0.25") == count
+    with pytest.raises(ValueError, match="losses"):
+        TokenView(prepared, losses=[1.0])
+
+
+def test_prompt_view_covers_the_text(make):
+    prepared = make(rows(HOSTILE[0]), **{"model.completion_start": "<|assistant|>\n"})
+    view = PromptView(prepared)
+    assert "".join(text for _, text, _, _ in view.parts) == prepared.rendered(0).text
+    assert sum(tokens for _, _, tokens, _ in view.parts) == len(prepared.train[0]["input_ids"])
+    assert sum(loss for *_, loss in view.parts) == sum(label != -100 for label in prepared.train[0]["labels"])
+    assert [name for name, *_ in view.parts] == ["template", "prompt", "template", "marker", "output", "end of turn", "template"]
+    assert_harmless(view._repr_html_())
+    assert "identical up to the completion" in view.html()
+    assert "--- output (" in repr(view)
+
+
+def test_prompt_view_shows_what_differs_at_inference(make, tokenizer):
+    import copy
+
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = TEMPLATE.replace("<|{{ m['role'] }}|>", "{% if not add_generation_prompt %}Hello {% endif %}<|{{ m['role'] }}|>")
+    prepared = make(rows("<b>it</b>"), odd)
+    view = PromptView(prepared)
+    assert ">Hello" in view.html() and "<ins" in view.html()
+    assert "{+Hello " in repr(view)
+    assert_harmless(view._repr_html_())
+    assert "prompt mismatch" in repr(ReportView(prepared))
+
+
+def test_report_counts_and_finds(make):
+    prepared = make([*rows("<script>x</script><|end|>", "Ada", "Ada"), *rows("it " * 200)], **{"model.max_sequence_len": 400})
+    html = ReportView(prepared)._repr_html_()
+    page = assert_harmless(html)
+    assert html == report_html(prepared.report) == prepared.report._repr_html_()
+    for text in ("dropped: too long", "special tokens in data", "duplicate rows", "&lt;|end|&gt;", "(rows 3)"):
+        assert text in html
+    assert html.index(">warning<") < html.index(">note<")
+    assert "table" in page.tags
+    assert "last token with loss: '<|end|>' × 3" in repr(ReportView(prepared))
+    calm = ReportView(make(rows("Ada")))
+    assert "No findings." in calm.html() and "no findings" in repr(calm)
+
+
+def test_lengths(make):
+    prepared = make(rows("Ada", "wrote it " * 9, "x " * 300), **{"model.max_sequence_len": 400, "dev_split": 0.3, "shuffle": False})
+    view = LengthsView(prepared)
+    html = view._repr_html_()
+    assert_harmless(html)
+    assert len(html) < 120_000
+    assert "max_sequence_len is 400" in repr(view)
+
+
+def test_differences(make):
+    prepared = make(rows("Ada"), **{"train.hub_token": "hf_secret", "train.output_dir": "<b>out</b>"})
+    folder = Path(prepared.cfg.data_file).parent
+    found = differences(prepared.cfg, folder / "views.yaml")
+    view = DifferencesView(prepared.cfg, found, "views")
+    html = view._repr_html_()
+    assert_harmless(html)
+    assert "hf_secret" not in html and "hf_secret" not in repr(view)
+    assert "&lt;b&gt;out&lt;/b&gt;" in html
+    assert "train.output_dir" in repr(view)
+    assert "Nothing" in DifferencesView(prepared.cfg, [], "views").html()
+    noted = DifferencesView({"translated": {"train.a": "became train.b"}}, [("train.b", None, 1), ("x", 1, 2, "because")], "views")
+    assert "because" in repr(noted) and "became train.b" in repr(noted)
+
+
+def test_preflight_answers_and_saved(tmp_path):
+    view = PreflightView([("device", HOSTILE[0], HOSTILE[1])], [HOSTILE[2]])
+    assert_harmless(view._repr_html_())
+    assert "device" in repr(view) and "! " in repr(view)
+    table = [{"question": text, "expected": text, "base": None, "tuned": text + "!"} for text in HOSTILE]
+    table.append({"question": "long " * 100, "expected": "Ada", "base": "x " * 400, "tuned": " Ada"})
+    view = AnswersView(table, "train")
+    page = assert_harmless(view._repr_html_())
+    assert "✓ same" in view.html() and "✗ differs" in view.html() and "details" in page.tags
+    assert "tuned: 1 of 8 exactly" in repr(view) and "trained on" in repr(view)
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1500))
+    view = SavedView(tmp_path)
+    assert "1.5 kB" in view.html() and "the trained adapter" in repr(view)
+    assert_harmless(SavedView([tmp_path / "<b>", (tmp_path, "all")])._repr_html_())
+
+
+def test_save_html_is_a_whole_page(make, tmp_path):
+    path = TokenView(make(rows(*HOSTILE))).save_html(tmp_path / "new" / "page.html")
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and text.rstrip().endswith("</html>")
+    assert "http" not in text and "<script" not in text
+
+
+def run(curve, steps, total, **more):
+    args = SimpleNamespace(num_train_epochs=2, max_steps=-1)
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=total, global_step=0, epoch=0.0)
+    curve.on_train_begin(args, state, None)
+    for step in range(1, steps + 1):
+        state.global_step, state.epoch = step, 2 * step / total
+        curve.on_step_end(args, state, None)
+        curve.on_log(args, state, None, logs={"loss": 1 / step, "learning_rate": 1e-4, "num_tokens": 100.0 * step} | more)
+        if step % 50 == 0:
+            curve.on_log(args, state, None, logs={"eval_loss": 2 / step})
+    curve.on_log(args, state, None, logs={"train_loss": 0.5, "train_runtime": 1.0})
+    curve.on_train_end(args, state, None)
+
+
+def test_curve_prints_few_lines_and_ends_with_all():
+    lines = []
+    curve = LossCurve(show=False, write=lines.append)
+    run(curve, 1000, 1000)
+    assert 10 < len(lines) <= 26
+    assert re.match(r"step 1/1000  loss 1\.000  lr 1\.0e-04  \d+:\d\d elapsed, \d+:\d\d left", lines[1])
+    assert lines[-1].startswith("done: step 1000/1000") and "dev loss 0.002" in lines[-1]
+    html = curve._repr_html_()
+    assert_harmless(html)
+    assert "data:image/png" in html and len(html) < 150_000
+    assert "1000/1000" in html and "▁" in repr(curve)
+
+
+def test_curve_calls_out_what_is_not_finite():
+    lines = []
+    curve = LossCurve(show=False, write=lines.append)
+    run(curve, 60, 60, loss=math.nan)
+    assert sum("loss is nan" in line for line in lines) == 3
+    assert "59 more steps" in repr(curve) and "learning_rate" in curve._repr_html_()
+
+
+def test_curve_updates_one_display(monkeypatch):
+    import IPython.display
+
+    shown = []
+    handle = SimpleNamespace(update=lambda view: shown.append(view._repr_html_()))
+    monkeypatch.setattr(IPython.display, "display", lambda view, display_id: shown.append(view._repr_html_()) or handle)
+    run(LossCurve(show=True, write=lambda line: None), 200, 200)
+    assert 2 <= len(shown) <= 4  # the first, the last, and one for each two seconds
+    assert "running" in shown[0] and "done" in shown[-1] and "data:image/png" in shown[-1]
+
+
+def test_curve_is_a_callback():
+    pytest.importorskip("torch")
+    from transformers import TrainerCallback
+
+    from ragfit.views.curve import loss_curve
+
+    curve = loss_curve(show=False)
+    assert isinstance(curve, TrainerCallback) and isinstance(curve, LossCurve)
+    assert callable(curve.on_save)
+
+
+def test_palette_has_contrast():
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    pairs = {name: value for name, value in vars(style).items() if isinstance(value, tuple) and len(value) == 2}
+    pairs |= {f"HEAT {limit}": pair for limit, pair in style.HEAT}
+    for name, pair in [*pairs.items(), ("quiet on paper", (style.PAPER[0], style.QUIET[1]))]:
+        low, high = sorted(map(luminance, pair))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, name
+
+
+def test_views_import_no_torch():
+    code = (
+        "import sys, ragfit.views as v; [getattr(v, name) for name in v.__all__]; "
+        "sys.exit([m for m in ('torch', 'matplotlib', 'IPython', 'transformers') if m in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -203,7 +203,7 @@ def text_of(row, key, where, config_key):
         return ""
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: {key!r} holds a {_kind(value)}, not text. "
+            f"{where}: {key!r} holds {'an' if isinstance(value, dict) else 'a'} {_kind(value)}, not text. "
             f"Set {config_key} to a key with text, or a list whose first element is text."
         )
     try:

@@ -61,6 +61,7 @@ class Renderer:
             prompt ends.
 
     Attributes:
+        marker: `completion_start` as it stands in the text (`\\n` and `\\t` of a shell are a newline and a tab).
         system: what became of the instruction: "kept", "dropped" (not in the rendered text), "prompt"
             (it stands in the prompt), "none" (there is none).
         middle: the template's text between the row's prompt and its output.
@@ -86,6 +87,9 @@ class Renderer:
             self._probe_template(template)
         else:
             self._probe_chat_template()
+        spelt_out = self.marker.replace("\\n", "\n").replace("\\t", "\t")
+        if self.marker not in self.middle and spelt_out in self.middle:
+            self.marker = spelt_out  # a shell passes `assistant\n` on as a backslash and an n
         self.suggestion = self._suggest()
         if self.middle.strip() or template is None:
             # The template's own text is the same in every row, so a wrong marker shows before any row is read.

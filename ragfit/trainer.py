@@ -61,6 +61,7 @@ def training_arguments(cfg, prepared):
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
     given.setdefault("output_dir", "./trained_models")
+    given.setdefault("logging_nan_inf_filter", False)  # else a loss that is no number is logged as an average
     cuda = torch.cuda.is_available() and not given.get("use_cpu")
     if not torch.accelerator.is_available():
         given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do

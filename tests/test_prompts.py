@@ -180,18 +180,14 @@ def test_a_row_whose_place_is_unknown_says_so():
     [
         # A template may write the answer in its own way, as long as what stands around it is the same.
         ("| tojson", 'a "b"', 'say "hi"\n'),
-        ("| upper", "where", "rome"),
         ("| replace('\\n', ' ')", "a\nb", "c\nd"),
     ],
 )
 def test_rewritten_answers_are_found_by_what_stands_around_them(change, query, output):
     given = renderer(CHAT_TEMPLATES["chatml"].replace("message['content']", f"(message['content'] {change})"))
-    if change == "| upper":
-        given = None
-    if given is not None:
-        row = given.render(query, output)
-        assert row.text[row.output[1] :].strip('"') == "<|im_end|>\n"
-        assert row.text[: row.output[0]].strip('"').endswith("<|im_start|>assistant\n")
+    row = given.render(query, output)
+    assert row.text[row.output[1] :].strip('"') == "<|im_end|>\n"
+    assert row.text[: row.output[0]].strip('"').endswith("<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("text", ["{{ 7*7 }}", "{% raw %}", "{% endfor %}", "{# x #}", "{query}", "{output}", "{", "}", "{0}", "%s", "\\1", "$&"])
@@ -276,6 +272,7 @@ def test_named_templates():
         ("{{ nope(", "cannot render these messages"),
         ("{{ bos_token }}", "does not render the user's and the assistant's message one after the other"),
         ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "does not render the user's and the assistant's"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "does not render the user's and the assistant's"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does not render the user's and the assistant's"),
         # For images: content is a list of parts.
         ("{% for m in messages %}{% for part in m.content %}{{ part['text'] }}{% endfor %}{% endfor %}", "does not render the user's"),
@@ -348,7 +345,7 @@ def test_a_template_of_ones_own(custom, text, completion):
         ("{query.x}{output}", "unknown placeholder {query.x}"),
         ("{query}{output", "Double the braces"),
         ("{query}{output}}", "Double the braces"),
-        ('{"q": "{query}"}{output}', "Double the braces"),
+        ('{"q": "{query}"}{output}', "double the braces"),
         ("{query}{instruction}{output}", "{instruction} must stand before {query}"),
         ("{query}{output}{instruction}", "{instruction} must stand before {query}"),
     ],

@@ -1,0 +1,286 @@
+"""Rows: read, chosen, shuffled, limited, split."""
+
+import gzip
+import json
+import os
+import re
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ragfit.data import choose, open_rows, read_text, split, text_of
+from ragfit.errors import DataError
+
+ROWS = [{"prompt": "a", "answers": ["x"]}, {"prompt": "b é 東 👩‍👩‍👧\u2028\x85", "answers": []}]
+LINES = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
+BOM = b"\xef\xbb\xbf"
+
+
+def write(tmp_path, data, name="rows.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"\n".join(LINES) + b"\n", [1, 2]),
+        (b"\n".join(LINES), [1, 2]),
+        (b"\r\n".join(LINES) + b"\r\n", [1, 2]),
+        (BOM + b"\n".join(LINES), [1, 2]),
+        (BOM + b"\r\n" + b"\r\n".join(LINES), [2, 3]),
+        (BOM + b"\n" + b"\n".join(LINES), [2, 3]),
+        (b"\n\n" + b"\n \t\n\n".join(LINES) + b"\n\n\n", [3, 6]),
+        (LINES[0] + b"\n\x0b\x0c\n" + LINES[1] + b"\n\x0c", [1, 3]),
+        (b"  " + LINES[0] + b"  \n\t" + LINES[1] + b"\t", [1, 2]),
+        (LINES[0] + b"\n" + BOM + LINES[1], [1, 2]),  # two files put together
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.ndjson", "rows.jsonl.gz", "rows.json.gz"])
+def test_rows_and_their_lines(tmp_path, data, lines, name):
+    path = write(tmp_path, gzip.compress(data) if name.endswith("gz") else data, name)
+    rows = open_rows(path)
+    assert list(rows) == ROWS
+    assert [rows.where(i) for i in range(2)] == [f"{path}, line {line}" for line in lines]
+    assert rows[1] == ROWS[1] and rows[0] == ROWS[0]  # in any order
+    for i in (2, -1):
+        with pytest.raises(IndexError):
+            rows[i]
+
+
+
+
+@pytest.mark.parametrize(("pack", "name"), [(False, "rows.jsonl.gz"), (True, "rows.jsonl")])
+def test_gzip_is_known_by_its_content(tmp_path, pack, name):
+    data = b"\n".join(LINES)
+    assert list(open_rows(write(tmp_path, gzip.compress(data) if pack else data, name))) == ROWS
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b" \r\n\n", BOM, BOM + b"\n", BOM + b"\r\n"])
+def test_a_file_without_rows(tmp_path, data):
+    assert len(open_rows(write(tmp_path, data))) == 0
+    assert len(open_rows(write(tmp_path, gzip.compress(data), "x.jsonl.gz"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"{", "not JSON (Expecting property name"),
+        (b"{'prompt': 1}", "not JSON (Expecting property name enclosed in double quotes, column 2)"),
+        (b'{"a": 1} {"b": 2}', "not JSON (Extra data, column 10)"),
+        (b'{"a": "x\ty"}', "not JSON (Invalid control character"),
+        (b"\x00", "not JSON"),
+        (b"text", "not JSON (Expecting value, column 1)"),
+        (b"[", "This looks like one JSON array; write one object a line instead."),
+        (b'[{"prompt": "a"},', "This looks like one JSON array"),
+        (b'[{"prompt": "a"}]', "a JSON list, not an object. Each line must be an object such as"),
+        (b'[{"prompt": "a"}]', "This looks like one JSON array"),
+        (b'"text"', "a JSON string, not an object"),
+        (b"7", "a JSON number, not an object"),
+        (b"true", "a JSON boolean, not an object"),
+        (b"null", "a JSON null, not an object"),
+        (b'{"a": "\xff"}', "byte 8 of the line is not UTF-8. Save the file as UTF-8."),
+        ('{"a": "é"}'.encode("latin-1"), "byte 8 of the line is not UTF-8"),
+        ('{"a": "é"}'.encode("utf-16"), "not UTF-8"),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "Write such a number as text."),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, problem):
+    path = write(tmp_path, LINES[0] + b"\n\n" + line + b"\n")
+    rows = open_rows(path)
+    assert rows[0] == ROWS[0]
+    with pytest.raises(DataError, match=re.escape(problem)) as error:
+        rows[1]
+    assert str(error.value).startswith(f"{path}, line 3: ")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    packed = gzip.compress(b"\n".join(LINES * 100))
+    for name, data in (("cut", packed[:-20]), ("bad", packed[:12] + b"\xff\xff\xff" + packed[15:]), ("head", b"\x1f\x8bnothing")):
+        with pytest.raises(DataError, match=f"{name}.jsonl.gz is a damaged gzip file: .*Write it again"):
+            open_rows(write(tmp_path, data, f"{name}.jsonl.gz"))
+    with pytest.raises(DataError, match="is a folder. Name the file in it."):
+        open_rows(tmp_path)
+    for name in ("rows.csv", "rows.txt", "rows", "rows.jsonl.bz2", "rows.JSONL"):
+        with pytest.raises(DataError, match="has no known format. Use one of .jsonl, .json"):
+            open_rows(write(tmp_path, b"", name))
+    with pytest.raises(DataError, match="is not a readable Parquet file: .*Write it again"):
+        open_rows(write(tmp_path, b"PAR1 nothing", "rows.parquet"))
+    with pytest.raises(DataError, match="No such file or directory. Check the file"):
+        open_rows(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read(tmp_path):
+    path = write(tmp_path, LINES[0])
+    path.chmod(0)
+    with pytest.raises(DataError, match="Permission denied. Check the file and its permissions"):
+        open_rows(path)
+
+
+def test_parquet(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    table = {"prompt": ["a", "b"], "answers": [["x", "y"], []], "nested": [[["z"]], None], "labels": [[1], [2]], "input_ids": ["i", "j"]}
+    pq.write_table(pa.table(table), path)
+    rows = open_rows(path)
+    assert len(rows) == 2 and rows.where(1) == f"{path}, row 1"
+    found = {key: [text_of(row, key, "here", "output_key") for row in rows] for key in ("prompt", "answers", "nested", "input_ids")}
+    assert found == {"prompt": ["a", "b"], "answers": ["x", ""], "nested": ["z", ""], "input_ids": ["i", "j"]}
+
+
+def test_parquet_that_was_written_anew_is_read_anew(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    for texts in (["a", "b"], ["c", "d"]):
+        pq.write_table(pa.table({"prompt": texts}), path)
+        assert [row["prompt"] for row in open_rows(path)] == texts
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with open(path, "wb") as file:
+        for i in range(4000):
+            file.write(b'{"prompt": "%d %s"}\n' % (i, b"x" * 10_000))
+    tracemalloc.start()
+    rows = open_rows(path)
+    assert rows[3999]["prompt"].startswith("3999 ")
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000  # the file has 40 MB
+    tracemalloc.stop()
+
+
+def test_an_unknown_name_is_neither_file_nor_data_set():
+    with pytest.raises(DataError, match="There is no file nobody/nothing, and no data set of that name could be loaded"):
+        open_rows(None, "nobody/nothing")
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("x", "x"), ("", ""), (" \n", " \n"), (None, ""), ([], ""), ([None], ""), (["x", "y"], "x"), ([["x", "y"], ["z"]], "x"),
+        ([[], ["z"]], ""), ([[[]]], ""), (("x",), "x"), ([""], ""), ("{{ 7*7 }}", "{{ 7*7 }}"), ("\U0010ffff\x00", "\U0010ffff\x00"),
+    ],
+)  # fmt: skip
+def test_text_of(value, text):
+    assert text_of({"k": value}, "k", "f, line 1", "output_key") == text
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"a": "", "b": ""}, "f, line 1: there is no key 'k'; the row has 'a', 'b'. Set output_key to one of them."),
+        ({}, "f, line 1: there is no key 'k'; the row has no keys. Set output_key to one of them."),
+        ({"k": 7}, "f, line 1: 'k' holds a number, not text. Set output_key to a key with text"),
+        ({"k": 0.5}, "holds a number"),
+        ({"k": True}, "holds a boolean"),
+        ({"k": {"text": "x"}}, "holds an object, not text"),
+        ({"k": [7]}, "holds a number"),
+        ({"k": [{"text": "x"}]}, "not text"),
+        ({"k": "ab\ud83d"}, "f, line 1: 'k' holds half a character (a lone surrogate) at 2. Mend or remove the row."),
+        ({"k": ["\udc00"]}, "half a character"),
+    ],
+)
+def test_what_is_no_text(row, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        text_of(row, "k", "f, line 1", "output_key")
+
+
+def test_a_lone_surrogate_in_the_file_is_read_and_refused_by_the_text(tmp_path):
+    rows = open_rows(write(tmp_path, rb'{"k": "ok \ud83d\ude00", "bad": "\ud83d"}'))
+    assert text_of(rows[0], "k", rows.where(0), "input_key") == "ok 😀"
+    with pytest.raises(DataError, match="line 1: 'bad' holds half a character"):
+        text_of(rows[0], "bad", rows.where(0), "input_key")
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [(b"Be brief.\n", "Be brief.\n"), (BOM + "é".encode(), "é"), (b"a\r\nb", "a\nb"), (b"{x} {{ 7*7 }}", "{x} {{ 7*7 }}")],
+)
+def test_read_text(tmp_path, data, text):
+    assert read_text(write(tmp_path, data, "i.txt"), "instruction") == text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", r"i.txt (instruction) is empty"), (BOM + b" \n", "is empty"), (b"a\xff", "is not UTF-8 at byte 1")],
+)
+def test_texts_that_cannot_be_used(tmp_path, data, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_text(write(tmp_path, data, "i.txt"), "instruction")
+    with pytest.raises(DataError, match="Is a directory"):
+        read_text(tmp_path, "template")
+
+
+# --- Chosen, shuffled, split ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "shuffle", "limit", "rows"),
+    [
+        (5, None, None, [0, 1, 2, 3, 4]),
+        (5, None, 2, [0, 1]),
+        (5, None, 9, [0, 1, 2, 3, 4]),
+        (5, 42, None, [4, 2, 3, 1, 0]),
+        (5, 42, 2, [4, 2]),
+        (5, 0, None, [2, 4, 3, 0, 1]),
+        (1, 7, None, [0]),
+        (0, 42, None, []),
+    ],
+)
+def test_choose(count, shuffle, limit, rows):
+    assert choose(count, shuffle, limit) == rows
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 2**31])
+def test_the_order_is_that_of_datasets(seed):
+    from datasets import Dataset
+
+    shuffled = Dataset.from_dict({"i": list(range(300))}).shuffle(seed=seed)
+    assert choose(300, seed) == shuffled["i"][:]
+    assert choose(300, seed, 7) == shuffled.select(range(7))["i"][:]
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "counts"),
+    [(10, 0.2, (8, 2)), (10, 0.01, (9, 1)), (10, 3, (7, 3)), (10, 9, (1, 9)), (2, 0.5, (1, 1)), (100, 0.255, (74, 26)), (10, 0.9, (1, 9))],
+)
+def test_split_counts(rows, share, counts):
+    train, dev = split(list(range(100, 100 + rows)), share, 42)
+    assert (len(train), len(dev)) == counts
+    assert sorted(train + dev) == list(range(100, 100 + rows))
+
+
+@pytest.mark.parametrize(("rows", "share"), [(10, 10), (10, 11), (1, 0.5), (1, 1), (10, 0.99), (2, 0.9)])
+def test_a_split_that_leaves_nothing_to_train_on(rows, share):
+    with pytest.raises(DataError, match=f"dev_split={share} takes .* of {rows} rows and leaves none to train on"):
+        split(list(range(rows)), share)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.integers(2, 60), st.floats(0.01, 0.9), st.one_of(st.none(), st.integers(0, 2**32)))
+def test_a_split_keeps_order_and_depends_on_the_seed_alone(count, share, seed):
+    positions = choose(count, seed)
+    try:
+        train, dev = split(positions, share, seed)
+    except DataError:
+        assert round(share * count) >= count
+        return
+    assert not set(train) & set(dev) and set(train) | set(dev) == set(positions)
+    assert train == [p for p in positions if p in set(train)] and dev == [p for p in positions if p in set(dev)]
+    assert split(positions, share, seed) == (train, dev)
+
+
+def test_a_split_is_drawn_not_cut_off():
+    train, dev = split(list(range(100)), 10)
+    assert dev == sorted(dev) and dev not in (list(range(10)), list(range(90, 100)))
+    assert split(list(range(100)), 10, 42) == (train, dev)  # the seed where there is none

@@ -344,3 +344,14 @@ def real_rows(name, count):
         pytest.skip(f"there is no {path}")
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for _, line in zip(range(count), file)]
+
+
+def make_config(data_file, **settings):
+    """What `prepare` reads of a configuration; the keys of `model` need no prefix: `over_length="cut_end"`."""
+    from omegaconf import OmegaConf
+
+    model = {"model_name_or_path": None, "completion_start": "", "instruction_in_prompt": False, "max_sequence_len": None, "over_length": None}
+    data = {"instruction": None, "template": None, "input_key": "prompt", "output_key": "answers", "limit": None, "shuffle": None, "dev_split": None}
+    for name, value in settings.items():
+        (model if name in model else data)[name] = str(value) if isinstance(value, Path) else value
+    return OmegaConf.create({"model": model, "train": {}, "data_file": str(data_file), **data})

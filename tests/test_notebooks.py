@@ -1,0 +1,155 @@
+"""The notebooks, run as users run them: by papermill, in a kernel, and twice in the same kernel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(autouse=True)
+def this_kernel(monkeypatch):
+    """`python3` is the kernel of the environment that runs the tests, whatever else is installed."""
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix, "share", "jupyter")))
+
+
+@pytest.fixture
+def tiny_run(tiny_llama, write_rows, tmp_path):
+    """Papermill parameters that train a tiny model on a few rows."""
+    rows = [
+        {"prompt": f"Question: what is {n}?\n\nDocuments:\n[1] Number {n}: {n} is a number.", "answers": [f"number {n} [1]"]}
+        for n in range(12)
+    ]
+    return {
+        "config": str(ROOT / "configs" / "training.yaml"),
+        "data_file": str(write_rows(rows)),
+        "output_key": "answers",
+        "dev_split": "0.25",
+        "model.model_name_or_path": str(tiny_llama),
+        "model.load_in_8bit": False,
+        "model.completion_start": "<|im_start|>assistant\n",
+        "model.lora.target_modules": ["q_proj"],
+        "train.optim": "adamw_torch",
+        "train.output_dir": str(tmp_path / "trained"),
+        "train.logging_steps": 1,
+    }
+
+
+def execute(name, tmp_path, parameters):
+    out = tmp_path / "out.ipynb"
+    # Papermill takes dotted names on its command line; from Python they are the same injected text.
+    papermill.execute_notebook(str(ROOT / "notebooks" / name), str(out), parameters, cwd=str(tmp_path), progress_bar=False)
+    return nbformat.read(out, as_version=4)
+
+
+def outputs(notebook):
+    """All text that the cells put out."""
+    texts = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            texts.append(output.get("text") or output.get("data", {}).get("text/plain") or "\n".join(output.get("traceback", ())))
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_committed_without_outputs_and_with_parameters(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert sum("parameters" in cell.metadata.get("tags", ()) for cell in code) == 1
+    for cell in code:
+        if "parameters" not in cell.metadata.get("tags", ()):
+            assert len(cell.source.splitlines()) <= 5, cell.source
+            assert "def " not in cell.source and "class " not in cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_help_notebook_lists_the_parameters(path):
+    result = subprocess.run(
+        [sys.executable, "-m", "papermill", "--help-notebook", str(path)], capture_output=True, text=True, check=True
+    )
+    for name in ("config: str", "data_file: str", "output_key: str", "limit: int", "overrides: str"):
+        assert name in result.stdout
+    assert "processed rows" in result.stdout
+
+
+def test_training_notebook_trains_and_saves(tiny_run, tmp_path):
+    notebook = execute("train.ipynb", tmp_path, tiny_run)
+    text = outputs(notebook)
+    for expected in (
+        "model.load_in_8bit",  # what differs from the YAML
+        "train.warmup_ratio",  # what was translated
+        "9 of 9 rows kept",
+        "Before the run:",
+        "dev loss before training",
+        "done: step 5/5",
+        "after training",
+        "Answers on 3 dev rows",
+        "adapter_model.safetensors",
+    ):
+        assert expected in text, text
+    assert "Traceback" not in text
+    checkpoint = tmp_path / "trained" / "checkpoint"
+    assert {"adapter_config.json", "ragfit.yaml", "instruction.txt", "tokenizer.json"} <= {p.name for p in checkpoint.iterdir()}
+    # One live display, updated in place: a curve and few lines, not an output for each step.
+    pictures = [o for c in notebook.cells for o in c.get("outputs", ()) if "data:image/png" in str(o.get("data", {}).get("text/html"))]
+    assert len(pictures) == 1
+
+
+def test_training_notebook_runs_again_without_a_restart(tiny_run, tmp_path):
+    from nbclient import NotebookClient
+
+    notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / "train.ipynb"))
+    notebook = papermill.parameterize.parameterize_notebook(notebook, tiny_run)
+    again = [cell.copy() for cell in notebook.cells]
+    notebook.cells += again
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert outputs(notebook).count("done: step 5/5") >= 2
+    assert (tmp_path / "trained" / "checkpoint.1" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"data_file": "nowhere.jsonl"}, "data_file: there is no 'nowhere.jsonl'"),
+        ({"output_key": "answer"}, "there is no key 'answer'; the row has 'prompt', 'answers'"),
+        ({"train.learning_rat": 1e-4}, "train.learning_rate"),
+        ({"data_fle": "x.jsonl"}, "data_file"),
+        ({"model.completion_start": "<|nope|>"}, "Set model.completion_start to"),
+    ],
+)
+def test_a_failing_run_says_why(change, message, tiny_run, tmp_path):
+    with pytest.raises(PapermillExecutionError) as caught:
+        execute("train.ipynb", tmp_path, {**tiny_run, **change})
+    assert message in str(caught.value)
+    assert message in json.dumps(nbformat.read(tmp_path / "out.ipynb", as_version=4), ensure_ascii=False)
+    assert not (tmp_path / "trained").exists()
+
+
+def test_the_command_exits_non_zero(tmp_path):
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), "out.ipynb", "-p", "config", "nowhere"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr
+
+
+def test_the_demo_trains_the_real_model(tmp_path):
+    """The README's first command on fewer rows: a real 135M chat model, whose dev loss falls."""
+    parameters = {"config": "demo", "limit": 24, "answers": 2, "train.logging_steps": 2, "train.output_dir": str(tmp_path / "t")}
+    text = outputs(execute("train.ipynb", tmp_path, parameters))
+    line = next(line for line in text.splitlines() if "after training" in line)
+    before, after = float(line.split()[2]), float(line.split()[4])
+    assert after < before - 0.5, line
+    assert "30 of 30 rows kept" in text

@@ -1,19 +1,14 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
-import logging
 import os
-import warnings
 
 from omegaconf import OmegaConf
-from trl import SFTConfig, SFTTrainer
 
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.errors import ConfigError
-from ragfit.models.hf import bf16_is_fast
+from ragfit.models.hf import bf16_is_fast  # before TRL: it quiets what TRL's imports would say
 
-# Two libraries' notes to each other; a user of this kit can do nothing about them.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.getMessage())
+from trl import SFTConfig, SFTTrainer  # isort: skip
 
 
 class RagfitTrainer(SFTTrainer):

@@ -333,7 +333,7 @@ def test_preflight_answers_and_saved(tmp_path):
     assert "tuned: 1 of 8 exactly" in repr(view) and "trained on" in repr(view)
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1500))
     view = SavedView(tmp_path)
-    assert "1.5 kB" in view.html() and "the trained adapter" in repr(view)
+    assert "1.5\u00a0kB" in view.html() and "the trained adapter" in repr(view)
     assert_harmless(SavedView([tmp_path / "<b>", (tmp_path, "all")])._repr_html_())
 
 

@@ -1,6 +1,7 @@
 """Load a causal language model for training, quantized where asked, with a PEFT adapter."""
 
 import logging
+import warnings
 
 from ragfit.config import find_existing
 from ragfit.demo import is_demo, model_folder
@@ -8,6 +9,11 @@ from ragfit.errors import ConfigError
 from ragfit.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+# Notes of the libraries to each other, which a user of this kit can do nothing about.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU.*")
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.getMessage())
 
 
 class HFTrain:

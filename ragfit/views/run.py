@@ -18,6 +18,8 @@ _HOLDS = {
     "instruction.txt": "the instruction, which inference needs again",
     "config.json": "the model's shape",
     "README.md": "the model card",
+    "ragfit.yaml": "the resolved configuration; ragfit.load_config reads it",
+    "template.txt": "the custom template, which inference needs again",
     "training_args.bin": "the arguments of the trainer",
 }
 
@@ -150,17 +152,17 @@ class SavedView(View):
         paths: files and folders, or pairs of one and what it holds; a folder's files are listed.
     """
 
-    title = "Saved"
-
     def __init__(self, paths):
         self.rows = []
+        alone = Path(paths) if isinstance(paths, str | Path) else None
+        self.title = f"Saved in {alone}" if alone and alone.is_dir() else "Saved"
         for entry in [paths] if isinstance(paths, str | Path) else paths:
             path, note = entry if isinstance(entry, tuple) else (entry, None)
             path = Path(path)
             files = [path]
             if path.is_dir() and note is None:
                 files = sorted(child for child in path.iterdir() if child.is_file())
-            self.rows += [(str(file), _size(file), note or _HOLDS.get(file.name, "")) for file in files]
+            self.rows += [(file.name if alone == path else str(file), _size(file), note or _HOLDS.get(file.name, "")) for file in files]
 
     def html(self):
         rows = [[_mono(path), size, note] for path, size, note in self.rows]
@@ -178,7 +180,7 @@ def _size(path):
     size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
     for unit in ("B", "kB", "MB"):
         if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+            return f"{size:.0f}\u00a0{unit}" if unit == "B" else f"{size:.1f}\u00a0{unit}"
         size /= 1000
     return f"{size:.1f} GB"
 

@@ -119,8 +119,10 @@ def table(head, rows, right=(), widths=()):
         head: column titles; None for none.
         rows: lists of cells.
         right: columns set to the right, for numbers.
-        widths: of the first columns, such as "25%" or "190px".
+        widths: of the first columns, such as "25%" or "190px"; given for all, long words break to keep them.
     """
+    count = len(head or (rows[0] if rows else ()))
+    layout = "fixed" if widths and len(widths) >= count else "auto"
 
     def cell(tag, value, column):
         look = f"{colours(QUIET)};font-weight:600" if tag == "th" else colours(PAPER)
@@ -136,8 +138,8 @@ def table(head, rows, right=(), widths=()):
 
     top = f"<thead>{line('th', head)}</thead>" if head else ""
     return Html(
-        '<table style="width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px;table-layout:auto;'
-        f'{colours(PAPER)}">{top}<tbody>{"".join(line("td", cells) for cells in rows)}</tbody></table>'
+        '<table style="width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px;'
+        f'table-layout:{layout};{colours(PAPER)}">{top}<tbody>{"".join(line("td", cells) for cells in rows)}</tbody></table>'
     )
 
 

@@ -18,7 +18,7 @@ _HOME = {
     "build_trainer": "training",
     "train": "training",
     "run": "training",
-    "preflight": "preflight",
+    "preflight": "resources",
     "compare_answers": "answers",
     "dev_loss": "answers",
     "differences": "config",
@@ -26,7 +26,7 @@ _HOME = {
 }
 _MODULES = {
     "answers", "collator", "config", "data", "demo", "errors", "findings", "hub", "keys", "masking", "models", "overrides", "parameters",
-    "preflight", "preparation", "prompts", "tokenizers", "tracking", "trainer", "training", "views",
+    "preparation", "prompts", "resources", "tokenizers", "tracking", "trainer", "training", "views",
 }
 
 __all__ = sorted(_HOME)

@@ -78,9 +78,7 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None):
             output = model.generate(
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=sorted(ends) or None,
-                **settings,
+                **{"pad_token_id": tokenizer.pad_token_id, "eos_token_id": sorted(ends) or None, **settings},
             )
             answers.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip())
     return answers

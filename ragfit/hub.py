@@ -22,12 +22,13 @@ def check_tag(tag):
         raise ConfigError(f"hfhub_tag: {tag!r} is no repository name ({error}). Set hfhub_tag to name or org/name.") from error
 
 
-def push(folder, tag):
+def push(folder, tag, token=None):
     """Upload a checkpoint folder.
 
     Args:
         folder: `output_dir/checkpoint` of a run.
         tag: `name` or `org/name`; made, private, where it does not exist.
+        token: a token of the hub; the one of `hf auth login` or of the environment where None.
 
     Returns:
         The address of the repository, or None where the push failed: the folder is untouched, and the log says
@@ -36,7 +37,7 @@ def push(folder, tag):
     from huggingface_hub import HfApi
 
     try:
-        api = HfApi()
+        api = HfApi(token=token)
         repo = api.create_repo(str(tag), private=True, exist_ok=True)
         api.upload_folder(repo_id=repo.repo_id, folder_path=str(folder), commit_message="Upload adapter trained with ragfit")
     except Exception as error:  # network, login and server errors have no common class; none may lose the run

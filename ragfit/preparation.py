@@ -48,7 +48,7 @@ class Part:
         return sum(completion for _, completion in self.lengths)
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What `prepare` did, counted.
 
@@ -86,6 +86,8 @@ class Report:
             )
         lines += [f"  {finding}" for finding in self.findings]
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     def _repr_html_(self):
         from ragfit.views import report_html

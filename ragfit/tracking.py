@@ -30,13 +30,13 @@ def _wandb_run(cfg, trainer):
         yield wandb.run
         return
     mode = os.environ.get("WANDB_MODE")
-    if mode is None and not wandb.api.api_key:
+    if mode is None and not wandb.login(prompt=False, verify=False):
         # A headless run must not wait for a login that nobody types.
         logger.warning("use_wandb: not logged in to wandb, so the run is kept offline. Send it later with `wandb sync`.")
         mode = "offline"
     config = OmegaConf.to_container(cfg)
     config["train"].pop("hub_token", None)
-    project = cfg.train.get("project")
+    project = cfg.train.get("project") or os.environ.get("WANDB_PROJECT")
     run = wandb.init(
         project=project if project and project != "huggingface" else PROJECT,
         entity=cfg.get("wandb_entity"),

@@ -3,12 +3,14 @@
 import os
 
 from omegaconf import OmegaConf
+from trl import SFTConfig, SFTTrainer
 
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.errors import ConfigError
-from ragfit.models.hf import bf16_is_fast  # before TRL: it quiets what TRL's imports would say
+from ragfit.models.hf import bf16_is_fast
 
-from trl import SFTConfig, SFTTrainer  # isort: skip
+
+OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 
 
 class RagfitTrainer(SFTTrainer):
@@ -25,7 +27,9 @@ class RagfitTrainer(SFTTrainer):
             model=loaded.model,
             args=args,
             processing_class=prepared.tokenizer,
-            data_collator=DataCollatorForCompletionOnlyLM(tokenizer=prepared.tokenizer),
+            data_collator=DataCollatorForCompletionOnlyLM(
+                tokenizer=prepared.tokenizer, pad_to_multiple_of=args.pad_to_multiple_of
+            ),
             train_dataset=prepared.train,
             eval_dataset=prepared.dev,
             **kwargs,
@@ -50,12 +54,18 @@ def training_arguments(cfg, prepared):
     for key in ("packing", "padding_free", "assistant_only_loss"):
         if given.get(key):
             raise ConfigError(f"train.{key} is set, but rows are labelled and padded by this kit. Remove train.{key}.")
+    for key in ("chat_template_path", "eos_token"):
+        if given.get(key):
+            raise ConfigError(
+                f"train.{key} is set, but the rows are written with the tokenizer of model.model_name_or_path. "
+                f"Remove train.{key}; set template for a prompt of your own."
+            )
     given |= {
         "max_length": None,
         "packing": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    given.setdefault("output_dir", "./trained_models")
+    given["output_dir"] = given.get("output_dir") or OUTPUT_DIR
     given.setdefault("logging_nan_inf_filter", False)  # else a loss that is no number is logged as an average
     cuda = torch.cuda.is_available() and not given.get("use_cpu")
     if not torch.accelerator.is_available():

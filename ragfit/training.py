@@ -5,14 +5,14 @@
 The command line takes every Hydra override, `--multirun` and `--help`; the notebook calls the same functions.
 """
 
-import functools
+import copy
 import logging
-import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.preparation import prepare
@@ -34,17 +34,24 @@ def build_trainer(cfg, prepared, callbacks=()):
     Raises:
         ConfigError: before the weights are read, where that can be known.
     """
-    from transformers import PrinterCallback, ProgressCallback
+    from transformers import PrinterCallback, ProgressCallback, set_seed
 
+    from ragfit.hub import check_tag
     from ragfit.trainer import RagfitTrainer, training_arguments
     from ragfit.views.curve import loss_curve
 
     resume_path(cfg)
+    if cfg.get("hfhub_tag"):
+        check_tag(cfg.hfhub_tag)
     args = training_arguments(cfg, prepared)
     check_writable(args.output_dir)
+    set_seed(args.seed)  # the adapter's weights are drawn while the model loads
     loaded = load_model(cfg)
     check_vocabulary(loaded.model, prepared)
-    trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
+    try:
+        trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"train: TRL refuses this run: {error}. Change the key it names.") from error
     # One live display instead of transformers' bar and its printed dictionaries.
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -92,7 +99,8 @@ def check_vocabulary(model, prepared):
     """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
     size = model.get_input_embeddings().num_embeddings
     if len(prepared.tokenizer) > size:
-        highest = max(max(ids) for ids in prepared.train["input_ids"])
+        parts = [part for part in (prepared.train, prepared.dev) if part is not None]
+        highest = max(max(ids) for part in parts for ids in part["input_ids"])
         if highest >= size:
             raise ConfigError(
                 f"The rows hold the token id {highest}, but the model's embedding has {size} rows. "
@@ -122,16 +130,18 @@ def resume_path(cfg):
     if wanted in (None, False, ""):
         return None
     if wanted is True or str(wanted).lower() == "true":
-        from transformers.trainer_utils import get_last_checkpoint
+        from ragfit.trainer import OUTPUT_DIR
 
-        folder = cfg.train.get("output_dir")
-        last = get_last_checkpoint(folder) if folder and os.path.isdir(folder) else None
-        if last is None:
+        folder = cfg.train.get("output_dir") or OUTPUT_DIR
+        # The state is written last: without it, the run was killed while it saved that checkpoint.
+        states = Path(folder).glob("checkpoint-*/trainer_state.json")
+        whole = {int(number): state.parent for state in states if (number := state.parent.name.partition("-")[2]).isdigit()}
+        if not whole:
             raise ConfigError(
                 f"resume_checkpoint is true, but {folder} holds no checkpoint. "
                 "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
             )
-        return last
+        return str(whole[max(whole)])
     folder = find_path(wanted, "resume_checkpoint")
     if not (folder / "trainer_state.json").is_file():
         raise ConfigError(
@@ -162,7 +172,7 @@ def train(trainer):
         if cfg.get("hfhub_tag") and folder:
             from ragfit.hub import push
 
-            push(folder, cfg.hfhub_tag)
+            push(folder, cfg.hfhub_tag, cfg.train.get("hub_token"))
     return folder
 
 
@@ -176,7 +186,7 @@ def save_checkpoint(trainer):
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(part)
         prepared.tokenizer.save_pretrained(part)
-        save_config(cfg, part / "ragfit.yaml")
+        save_config(_without_secrets(cfg), part / "ragfit.yaml")
         (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
         if prepared.renderer.template is not None:
             (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
@@ -194,9 +204,17 @@ def save_checkpoint(trainer):
     return target
 
 
+def _without_secrets(cfg):
+    """The configuration as it may be pushed to a hub."""
+    shown = copy.deepcopy(cfg)
+    shown.train.pop("hub_token", None)
+    return shown
+
+
 def run(cfg):
     """The whole run of the command line: prepare, look, train, save. Returns the checkpoint's folder."""
-    from ragfit.preflight import preflight
+    from ragfit.answers import dev_loss
+    from ragfit.resources import preflight
 
     prepared = prepare(cfg)
     print(prepared.report, flush=True)
@@ -205,7 +223,7 @@ def run(cfg):
         print(preflight(trainer), flush=True)
     folder = train(trainer)
     if prepared.dev is not None and str(trainer.args.eval_strategy) == "no":
-        loss = trainer.evaluate()["eval_loss"]
+        loss = dev_loss(trainer)
         if trainer.is_world_process_zero():
             print(f"dev loss {loss:.4f}", flush=True)
     if folder:
@@ -231,12 +249,14 @@ def main(argv=None):
     except RagfitError as error:
         sys.exit(f"error: {error}")
     sys.argv = [sys.argv[0], *rest, *overrides]
-    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(
-        functools.partial(_task, source=source)
-    )()
+
+    def task(cfg):
+        _task(cfg, source)
+
+    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(task)()
 
 
-def _task(cfg, source=None):
+def _task(cfg, source):
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -244,7 +264,9 @@ def _task(cfg, source=None):
         cfg = finish(cfg, source)
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN:
-            cfg.train.output_dir = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
+            from ragfit.trainer import OUTPUT_DIR
+
+            cfg.train.output_dir = str(Path(cfg.train.get("output_dir") or OUTPUT_DIR, str(hydra_cfg.job.num)))
         run(cfg)
     except RagfitError as error:
         sys.exit(f"error: {error}")

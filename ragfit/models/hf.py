@@ -1,19 +1,16 @@
 """Load a causal language model for training, quantized where asked, with a PEFT adapter."""
 
 import logging
+import re
 import warnings
 
+import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import find_existing
 from ragfit.demo import is_demo, model_folder
 from ragfit.errors import ConfigError
 from ragfit.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
-
-# Notes of the libraries to each other, which a user of this kit can do nothing about.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU.*")
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.getMessage())
 
 
 class HFTrain:
@@ -71,6 +68,11 @@ class HFTrain:
         self.instruction_in_prompt = instruction_in_prompt
         self.max_sequence_len = max_sequence_len
         self.over_length = over_length
+        if lora is None and (quantization_config or load_in_4bit or load_in_8bit):
+            raise ConfigError(
+                "model.lora is empty, but quantized weights cannot be trained. "
+                "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
+            )
         source = resolve(model_name_or_path)
         remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
         check_targets(skeleton(source, **remote), lora)
@@ -86,6 +88,7 @@ class HFTrain:
 
             quantization_config = BitsAndBytesConfig(**quantization_config)
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         logger.info("Loading %s", model_name_or_path)
@@ -98,7 +101,7 @@ class HFTrain:
                 attn_implementation=attn_implementation,
                 **remote,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise ConfigError(_not_loaded(model_name_or_path, error)) from error
         self.model.config.use_cache = False
         if device_map is None and quantization_config is None and torch.cuda.is_available():
@@ -109,11 +112,6 @@ class HFTrain:
             from peft import LoraConfig, get_peft_model
 
             self.model = get_peft_model(self.model, LoraConfig(**lora))
-        elif quantization_config is not None:
-            raise ConfigError(
-                "model.lora is empty, but quantized weights cannot be trained. "
-                "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
-            )
 
 
 def resolve(name):
@@ -196,10 +194,13 @@ def linear_layers(model):
 def check_targets(model, lora):
     """Raise a ConfigError where a LoRA target module matches no layer of the model."""
     targets = (lora or {}).get("target_modules")
-    if not isinstance(targets, (list, tuple)):
-        return  # a pattern or "all-linear": PEFT's own check names it
+    if not targets or targets == "all-linear":
+        return  # PEFT chooses
     names = [name for name, _ in model.named_modules()]
-    missing = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
+    if isinstance(targets, str):  # a pattern
+        missing = [targets] if not any(re.fullmatch(targets, name) for name in names) else []
+    else:
+        missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
     if missing:
         raise ConfigError(
             f"model.lora.target_modules: {', '.join(map(repr, missing))} matches no layer of this model. "

@@ -165,7 +165,7 @@ class SavedView(View):
             self.rows += [(file.name if alone == path else str(file), _size(file), note or _HOLDS.get(file.name, "")) for file in files]
 
     def html(self):
-        rows = [[_mono(path), size, note] for path, size, note in self.rows]
+        rows = [[_mono(path), size.replace(" ", "\u00a0"), note] for path, size, note in self.rows]
         return style.card(self.title, style.table(["file", "size", "what it holds"], rows, right=(1,)))
 
     def text(self):
@@ -180,7 +180,7 @@ def _size(path):
     size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
     for unit in ("B", "kB", "MB"):
         if size < 1000:
-            return f"{size:.0f}\u00a0{unit}" if unit == "B" else f"{size:.1f}\u00a0{unit}"
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
 

@@ -65,8 +65,8 @@ def total_steps(trainer):
     args = trainer.args
     if args.max_steps > 0:
         return args.max_steps
-    batches = math.ceil(len(trainer.prepared.train) / (args.per_device_train_batch_size * max(args.world_size, 1)))
-    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    batches = len(trainer.get_train_dataloader())
+    return math.ceil(max(math.ceil(batches / args.gradient_accumulation_steps), 1) * args.num_train_epochs)
 
 
 def memory_estimate(trainer):

@@ -1,0 +1,56 @@
+"""Configurations for runs of the tiny models, and rows whose answers they can learn."""
+
+from ragfit.config import load_config
+from ragfit.overrides import override
+
+MARKER = "<|im_start|>assistant\n"
+
+
+def question_rows(count, words=3):
+    """Rows with prompts of different lengths, and answers of a few tokens."""
+    return [
+        {"prompt": f"What is {n} times two? " + "no idea. " * (n % 5 * words), "answers": [f"The answer is {2 * n}."]}
+        for n in range(count)
+    ]
+
+
+def tiny_config(model, data_file, output_dir, *overrides, config="training"):
+    """`configs/training.yaml` with a tiny model put in, unquantized, two LoRA targets, nothing else changed.
+
+    Args:
+        model: folder of a tiny model, of the fixtures `tiny_llama` and `tiny_phi3`.
+        overrides: Hydra overrides, which win.
+    """
+    targets = ["qkv_proj", "o_proj"] if "phi3" in str(model) else ["q_proj", "v_proj"]
+    return load_config(
+        config,
+        [
+            override("model.model_name_or_path", str(model)),
+            override("model.completion_start", MARKER),
+            override("model.lora.target_modules", targets),
+            override("data_file", str(data_file)),
+            override("train.output_dir", str(output_dir)),
+            "output_key=answers",
+            "model.load_in_8bit=false",
+            "train.optim=adamw_torch",
+            "train.logging_steps=1",
+            *overrides,
+        ],
+    )
+
+
+def tiny_trainer(cfg, callbacks=()):
+    """`prepare` and `build_trainer` in one."""
+    import ragfit
+
+    return ragfit.build_trainer(cfg, ragfit.prepare(cfg), callbacks)
+
+
+def losses(trainer):
+    """The training losses a run logged, in order."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def adapter_weights(model):
+    """Trainable tensors by name, copied."""
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}

@@ -107,8 +107,8 @@ class DataCollatorForCompletionOnlyLM:
         start = self._labeller.start(ids)
         if start >= len(ids):
             raise PromptError(
-                f"Nothing follows completion_start {self.completion_start!r} in a row, so none of its tokens would have loss. "
-                "Leave such rows out."
+                f"Nothing follows completion_start {self.completion_start!r} in a row, so none of its tokens would have "
+                "loss. Leave such rows out."
             )
         return [self.ignore_index] * start + list(ids[start:])
 

@@ -114,7 +114,7 @@ KINDS = {
     ),
     "boundary token": (
         "note",
-        "One token holds the end of the prompt and white space that begins the output. It counts as prompt and has no loss.",
+        "One token holds the prompt's end and white space that begins the output. It counts as prompt and has no loss.",
         "Nothing to do, unless that white space matters.",
     ),
 }

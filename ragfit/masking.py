@@ -98,7 +98,8 @@ class Encoder:
 
     def _slow_place(self, ids, text, char):
         head = list(self.tokenizer.encode(text[:char], add_special_tokens=False))
-        shared = next((i for i, pair in enumerate(zip(head, ids, strict=False)) if pair[0] != pair[1]), min(len(head), len(ids)))
+        differ = (i for i, (own, other) in enumerate(zip(head, ids, strict=False)) if own != other)
+        shared = next(differ, min(len(head), len(ids)))
         if shared == len(head):
             return shared, None
         # The token that spans the place is the next one, or one of a few where a character takes several.

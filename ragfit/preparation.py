@@ -271,6 +271,8 @@ class _Work:
         self.first, self.last, self.boundary = Counter(), Counter(), Counter()
         self.seen, self.queries = {}, {}
         self.specials = renderer.special_tokens()
+        # A turn ends with a token of its own, not with text that looks like one.
+        self.ends = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         self._template_findings()
 
     def _template_findings(self):
@@ -364,14 +366,15 @@ class _Work:
             # A marker token that swallows the template's own white space takes nothing from the output.
             if right > row.output[0]:
                 taken = row.text[row.output[0] : right].strip()
-                found.add("first word without loss" if taken else "boundary token", part, number, f"{row.text[left:right]!r}")
+                kind = "first word without loss" if taken else "boundary token"
+                found.add(kind, part, number, f"{row.text[left:right]!r}")
         if not row.matches:
             found.add("prompt mismatch", part, number)
         if row.extra:
             found.add("other text has loss", part, number, f"{row.extra[:40]!r}")
         if not output.strip():
             found.add("empty output", part, number)
-        if not self.renderer.ends_turn(row):
+        if ids[masked.end - 1] not in self.ends:
             found.add("no end of turn", part, number)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:

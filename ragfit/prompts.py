@@ -170,10 +170,6 @@ class Renderer:
             text = text[starts[-1] :]
         return text if self._header else text.strip()
 
-    def ends_turn(self, row):
-        """Whether a token of its own ends the assistant's turn, rather than text or nothing."""
-        return bool(self._specials and self._specials.search(row.text, row.output[1], row.end_char))
-
     def special_tokens(self):
         """A pattern that finds the tokenizer's special tokens in a text, or None where it has none."""
         return _pattern(self.tokenizer, special_only=True)
@@ -275,7 +271,9 @@ class Renderer:
             end = len(full[:start].rstrip()) if not self.marker[-1].isspace() else start
             at = end - len(self.marker) if full[:end].endswith(self.marker) else -1
         if at < 0:
-            advice = f"Set model.completion_start to {self.suggestion!r}, or leave it" if self.suggestion else "Leave model.completion_start"
+            advice = "Leave model.completion_start"
+            if self.suggestion:
+                advice = f"Set model.completion_start to {self.suggestion!r}, or leave it"
             around = full[max(0, start - 60) : start + 20]
             raise PromptError(
                 f"completion_start {self.marker!r} does not occur in the template's text before the output. "

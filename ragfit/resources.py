@@ -79,7 +79,7 @@ def memory_estimate(trainer):
     model, args, report = trainer.model, trainer.args, trainer.prepared.report
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    state = 2 if "8bit" in str(args.optim) else 8
+    state = 2 if "8bit" in args.optim.value else 8
     update = sum(parameter.numel() * (parameter.element_size() + state) for parameter in trained)
     config = model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers

@@ -142,7 +142,17 @@ NO_SYSTEM = ("mistral",)
 
 def _backend(kind, plain_markers=False):
     """A `tokenizers.Tokenizer` trained on `CORPUS`."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     specials = [PAD, BOS, EOS, "<unk>"]
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -173,7 +183,9 @@ def _backend(kind, plain_markers=False):
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
         tokenizer.decoder = decoders.Metaspace("▁", prepend_scheme="always")
-        trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=specials, unk_token="<unk>", show_progress=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=specials, unk_token="<unk>", show_progress=False
+        )
         tokenizer.train_from_iterator(CORPUS, trainer)
     elif kind == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
@@ -188,13 +200,17 @@ def _backend(kind, plain_markers=False):
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=True)
         tokenizer.pre_tokenizer = byte_level
         if kind == "digits":
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True), byte_level]
+            )
         if kind == "nfc":
             tokenizer.normalizer = normalizers.NFC()
         if kind == "whole":  # no words: a token may join anything to anything
             tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=560, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=560, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
         tokenizer.train_from_iterator(CORPUS, trainer)
         if kind in ("trimming", "nfc"):
             tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
@@ -209,7 +225,9 @@ def _backend(kind, plain_markers=False):
     if not plain_markers:
         # Phi-3's <|assistant|> takes the white space behind it; some tokenizers' tokens take that before them.
         greedy = {"<|assistant|>": {"rstrip": True}, "<|im_end|>": {"lstrip": True}} if kind == "greedy" else {}
-        tokenizer.add_special_tokens([AddedToken(text, normalized=False, **greedy.get(text, {})) for text in TURN_TOKENS])
+        tokenizer.add_special_tokens(
+            [AddedToken(text, normalized=False, **greedy.get(text, {})) for text in TURN_TOKENS]
+        )
     return tokenizer
 
 
@@ -260,7 +278,9 @@ def tiny_model(tmp_path_factory):
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
-        config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "phi3": (Phi3Config, Phi3ForCausalLM)}[arch]
+        config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "phi3": (Phi3Config, Phi3ForCausalLM)}[
+            arch
+        ]
         tokenizer = make_tokenizer("digits", "chatml")
         torch.manual_seed(0)
         config = config_class(
@@ -343,15 +363,29 @@ def real_rows(name, count):
     if not path.is_file():
         pytest.skip(f"there is no {path}")
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for _, line in zip(range(count), file)]
+        return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
 
 
 def make_config(data_file, **settings):
     """What `prepare` reads of a configuration; the keys of `model` need no prefix: `over_length="cut_end"`."""
     from omegaconf import OmegaConf
 
-    model = {"model_name_or_path": None, "completion_start": "", "instruction_in_prompt": False, "max_sequence_len": None, "over_length": None}
-    data = {"instruction": None, "template": None, "input_key": "prompt", "output_key": "answers", "limit": None, "shuffle": None, "dev_split": None}
+    model = {
+        "model_name_or_path": None,
+        "completion_start": "",
+        "instruction_in_prompt": False,
+        "max_sequence_len": None,
+        "over_length": None,
+    }
+    data = {
+        "instruction": None,
+        "template": None,
+        "input_key": "prompt",
+        "output_key": "answers",
+        "limit": None,
+        "shuffle": None,
+        "dev_split": None,
+    }
     for name, value in settings.items():
         (model if name in model else data)[name] = str(value) if isinstance(value, Path) else value
     return OmegaConf.create({"model": model, "train": {}, "data_file": str(data_file), **data})

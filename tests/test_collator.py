@@ -27,7 +27,12 @@ ROWS = [{"input_ids": [5, 6, 2], "labels": [-100, 6, 2]}, {"input_ids": [7, 2], 
         # Pad is EOS, or an id that occurs in the text: neither loses its loss or its attention.
         ({"pad_token_id": 2}, [[5, 6, 2], [7, 2, 2]], [[1, 1, 1], [1, 1, 0]], [[-100, 6, 2], [-100, 2, -100]]),
         ({"pad_token_id": 6}, [[5, 6, 2], [7, 2, 6]], [[1, 1, 1], [1, 1, 0]], [[-100, 6, 2], [-100, 2, -100]]),
-        ({"pad_token_id": 7, "ignore_index": -9}, [[5, 6, 2], [7, 2, 7]], [[1, 1, 1], [1, 1, 0]], [[-9, 6, 2], [-9, 2, -9]]),
+        (
+            {"pad_token_id": 7, "ignore_index": -9},
+            [[5, 6, 2], [7, 2, 7]],
+            [[1, 1, 1], [1, 1, 0]],
+            [[-9, 6, 2], [-9, 2, -9]],
+        ),
         (
             {"pad_token_id": 0, "padding_side": "left"},
             [[5, 6, 2], [0, 7, 2]],
@@ -40,7 +45,12 @@ ROWS = [{"input_ids": [5, 6, 2], "labels": [-100, 6, 2]}, {"input_ids": [7, 2], 
             [[1, 1, 1, 0], [1, 1, 0, 0]],
             [[-100, 6, 2, -100], [-100, 2, -100, -100]],
         ),
-        ({"pad_token_id": 0, "pad_to_multiple_of": 3}, [[5, 6, 2], [7, 2, 0]], [[1, 1, 1], [1, 1, 0]], [[-100, 6, 2], [-100, 2, -100]]),
+        (
+            {"pad_token_id": 0, "pad_to_multiple_of": 3},
+            [[5, 6, 2], [7, 2, 0]],
+            [[1, 1, 1], [1, 1, 0]],
+            [[-100, 6, 2], [-100, 2, -100]],
+        ),
         ({}, [[5, 6, 2], [7, 2, 0]], [[1, 1, 1], [1, 1, 0]], [[-100, 6, 2], [-100, 2, -100]]),
     ],
 )
@@ -57,7 +67,9 @@ def test_the_types_and_keys_are_the_models():
 ids = st.integers(0, 9)
 rows = st.lists(
     st.lists(ids, min_size=1, max_size=7).flatmap(
-        lambda row: st.integers(0, len(row) - 1).map(lambda start: {"input_ids": row, "labels": [-100] * start + row[start:]})
+        lambda row: st.integers(0, len(row) - 1).map(
+            lambda start: {"input_ids": row, "labels": [-100] * start + row[start:]}
+        )
     ),
     min_size=1,
     max_size=4,
@@ -92,7 +104,10 @@ def test_the_tokenizers_pad_token_fills_or_else_eos(kwargs, pad):
 
 
 def test_a_tokenizer_without_pad_and_eos_still_pads():
-    assert batch(ROWS, tokenizer=make_tokenizer(pad_token=None, eos_token=None))["labels"] == [[-100, 6, 2], [-100, 2, -100]]
+    assert batch(ROWS, tokenizer=make_tokenizer(pad_token=None, eos_token=None))["labels"] == [
+        [-100, 6, 2],
+        [-100, 2, -100],
+    ]
 
 
 def test_wrong_arguments():

@@ -54,8 +54,6 @@ def test_rows_and_their_lines(tmp_path, data, lines, name):
             rows[i]
 
 
-
-
 @pytest.mark.parametrize(("pack", "name"), [(False, "rows.jsonl.gz"), (True, "rows.jsonl")])
 def test_gzip_is_known_by_its_content(tmp_path, pack, name):
     data = b"\n".join(LINES)
@@ -103,7 +101,11 @@ def test_a_bad_line_is_named(tmp_path, line, problem):
 
 def test_files_that_cannot_be_read(tmp_path):
     packed = gzip.compress(b"\n".join(LINES * 100))
-    for name, data in (("cut", packed[:-20]), ("bad", packed[:12] + b"\xff\xff\xff" + packed[15:]), ("head", b"\x1f\x8bnothing")):
+    for name, data in (
+        ("cut", packed[:-20]),
+        ("bad", packed[:12] + b"\xff\xff\xff" + packed[15:]),
+        ("head", b"\x1f\x8bnothing"),
+    ):
         with pytest.raises(DataError, match=f"{name}.jsonl.gz is a damaged gzip file: .*Write it again"):
             open_rows(write(tmp_path, data, f"{name}.jsonl.gz"))
     with pytest.raises(DataError, match="is a folder. Name the file in it."):
@@ -128,11 +130,20 @@ def test_a_file_that_may_not_be_read(tmp_path):
 def test_parquet(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
-    table = {"prompt": ["a", "b"], "answers": [["x", "y"], []], "nested": [[["z"]], None], "labels": [[1], [2]], "input_ids": ["i", "j"]}
+    table = {
+        "prompt": ["a", "b"],
+        "answers": [["x", "y"], []],
+        "nested": [[["z"]], None],
+        "labels": [[1], [2]],
+        "input_ids": ["i", "j"],
+    }
     pq.write_table(pa.table(table), path)
     rows = open_rows(path)
     assert len(rows) == 2 and rows.where(1) == f"{path}, row 1"
-    found = {key: [text_of(row, key, "here", "output_key") for row in rows] for key in ("prompt", "answers", "nested", "input_ids")}
+    found = {
+        key: [text_of(row, key, "here", "output_key") for row in rows]
+        for key in ("prompt", "answers", "nested", "input_ids")
+    }
     assert found == {"prompt": ["a", "b"], "answers": ["x", ""], "nested": ["z", ""], "input_ids": ["i", "j"]}
 
 
@@ -157,7 +168,9 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
 
 
 def test_an_unknown_name_is_neither_file_nor_data_set():
-    with pytest.raises(DataError, match="There is no file nobody/nothing, and no data set of that name could be loaded"):
+    with pytest.raises(
+        DataError, match="There is no file nobody/nothing, and no data set of that name could be loaded"
+    ):
         open_rows(None, "nobody/nothing")
 
 
@@ -204,7 +217,12 @@ def test_a_lone_surrogate_in_the_file_is_read_and_refused_by_the_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "text"),
-    [(b"Be brief.\n", "Be brief.\n"), (BOM + "é".encode(), "é"), (b"a\r\nb", "a\nb"), (b"{x} {{ 7*7 }}", "{x} {{ 7*7 }}")],
+    [
+        (b"Be brief.\n", "Be brief.\n"),
+        (BOM + "é".encode(), "é"),
+        (b"a\r\nb", "a\nb"),
+        (b"{x} {{ 7*7 }}", "{x} {{ 7*7 }}"),
+    ],
 )
 def test_read_text(tmp_path, data, text):
     assert read_text(write(tmp_path, data, "i.txt"), "instruction") == text
@@ -252,7 +270,15 @@ def test_the_order_is_that_of_datasets(seed):
 
 @pytest.mark.parametrize(
     ("rows", "share", "counts"),
-    [(10, 0.2, (8, 2)), (10, 0.01, (9, 1)), (10, 3, (7, 3)), (10, 9, (1, 9)), (2, 0.5, (1, 1)), (100, 0.255, (74, 26)), (10, 0.9, (1, 9))],
+    [
+        (10, 0.2, (8, 2)),
+        (10, 0.01, (9, 1)),
+        (10, 3, (7, 3)),
+        (10, 9, (1, 9)),
+        (2, 0.5, (1, 1)),
+        (100, 0.255, (74, 26)),
+        (10, 0.9, (1, 9)),
+    ],
 )
 def test_split_counts(rows, share, counts):
     train, dev = split(list(range(100, 100 + rows)), share, 42)
@@ -284,3 +310,4 @@ def test_a_split_is_drawn_not_cut_off():
     train, dev = split(list(range(100)), 10)
     assert dev == sorted(dev) and dev not in (list(range(10)), list(range(90, 100)))
     assert split(list(range(100)), 10, 42) == (train, dev)  # the seed where there is none
+    assert split(list(range(100)), 10, 7)[1] != dev

@@ -30,14 +30,32 @@ def kinds(result):
 CASES = [
     ("instruction not in prompt", {"template": "phi-3", "instruction": "Be brief."}, []),
     ("instruction not in prompt", {"custom": "{query}:{output}", "instruction": "Be brief."}, []),
-    ("prompt mismatch", {"template": "deepseek-r1"}, [("train", 0), ("train", 1), ("train", 2), ("train", 3), ("dev", 0), ("dev", 1)]),
+    (
+        "prompt mismatch",
+        {"template": "deepseek-r1"},
+        [("train", 0), ("train", 1), ("train", 2), ("train", 3), ("dev", 0), ("dev", 1)],
+    ),
     ("other text has loss", {"template": "qwen3", "dev": []}, [("train", 0), ("train", 1), ("train", 2), ("train", 3)]),
     ("other text has loss", {"completion_start": "<|im_start|>", "limit": 1, "dev": []}, [("train", 0)]),
-    ("no end of turn", {"kind": "digits", "template": "no end", "eos_token": None, "dev": []}, [("train", 0), ("train", 1), ("train", 2), ("train", 3)]),
+    (
+        "no end of turn",
+        {"kind": "digits", "template": "no end", "eos_token": None, "dev": []},
+        [("train", 0), ("train", 1), ("train", 2), ("train", 3)],
+    ),
+    # What looks like an end is text to this tokenizer, and it has no EOS to add.
+    (
+        "no end of turn",
+        {"template": CHAT_TEMPLATES["chatml"].replace("im_end", "fin"), "eos_token": None, "limit": 1, "dev": []},
+        [("train", 0)],
+    ),
     ("double BOS", {"kind": "digits", "custom": "{query}:{output}", "row": {"prompt": "<s>Where?"}}, [("train", 4)]),
     ("double BOS", {"template": "{{ bos_token }}" + CHAT_TEMPLATES["llama-3"], "dev": [], "limit": 1}, [("train", 0)]),
     ("dropped: too long", {"max_sequence_len": 200, "row": {"prompt": "x" * 300}}, [("train", 4)]),
-    ("dropped: too long", {"max_sequence_len": 200, "over_length": "cut_end", "row": {"answers": ["9" * 300]}}, [("train", 4)]),
+    (
+        "dropped: too long",
+        {"max_sequence_len": 200, "over_length": "cut_end", "row": {"answers": ["9" * 300]}},
+        [("train", 4)],
+    ),
     ("cut", {"max_sequence_len": 200, "over_length": "cut_end", "row": {"prompt": "9" * 300}}, [("train", 4)]),
     ("cut", {"max_sequence_len": 200, "over_length": "cut_start", "row": {"prompt": "9" * 300}}, [("train", 4)]),
     ("dropped: no loss", {"custom": "{query}:{output}", "eos_token": None, "row": {"answers": []}}, [("train", 4)]),
@@ -45,7 +63,8 @@ CASES = [
         "dropped: place of output unknown",
         {
             "template": CHAT_TEMPLATES["chatml"].replace(
-                "message['content'] + '<|im_end|>'", "message['content'] | replace('Rome!', 'Oslo') + ('<|im_end|>' if 'Rome!' in message['content'] else '<|im_end|>\\n')"
+                "message['content'] + '<|im_end|>'",
+                "message['content'] | replace('Rome!', 'Oslo') + ('<|im_end|>' if 'Rome!' in message['content'] else '<|im_end|>\\n')",
             ),
             "row": {"answers": ["Rome!"]},
         },
@@ -60,10 +79,19 @@ CASES = [
     ("duplicate rows", {"row": CLEAN[1]}, [("train", 4)]),
     ("row in train and dev", {"dev": [CLEAN_DEV[0], {**CLEAN[2], "answers": ["another"]}]}, [("dev", 1)]),
     ("boundary token", {"row": {"answers": ["\n\n7"]}}, [("train", 4)]),
-    ("first word without loss", {"kind": "digits", "custom": "{query}: {output}", "row": {"answers": ["capital"]}}, [("train", 4)]),
+    (
+        "first word without loss",
+        {"kind": "digits", "custom": "{query}: {output}", "row": {"answers": ["capital"]}},
+        [("train", 4)],
+    ),
 ]
 # What else is true of a case.
-TOO = {"double BOS": {"special tokens in data", "other text has loss"}, "no end of turn": set(), "dropped: no loss": {"no end of turn"}, "empty output": {"boundary token"}}
+TOO = {
+    "double BOS": {"special tokens in data", "other text has loss"},
+    "no end of turn": set(),
+    "dropped: no loss": {"no end of turn"},
+    "empty output": {"boundary token"},
+}
 
 
 @pytest.mark.parametrize(("kind", "case", "rows"), CASES, ids=[f"{kind} {i}" for i, (kind, _, _) in enumerate(CASES)])
@@ -99,9 +127,16 @@ def test_every_kind_has_a_case():
 @pytest.mark.parametrize("kind", KINDS_OF_TOKENIZER)
 def test_clean_rows_raise_nothing(write_rows, kind, template):
     result = prepared(
-        write_rows, CLEAN, make_tokenizer(kind, template), CLEAN_DEV, "Be brief.", instruction_in_prompt=template in (*NO_SYSTEM, "phi-3")
+        write_rows,
+        CLEAN,
+        make_tokenizer(kind, template),
+        CLEAN_DEV,
+        "Be brief.",
+        instruction_in_prompt=template in (*NO_SYSTEM, "phi-3"),
     )
-    expected = {"qwen3": {"other text has loss"}, "deepseek-r1": {"prompt mismatch"}, "dated": {"dated template"}}.get(template, set())
+    expected = {"qwen3": {"other text has loss"}, "deepseek-r1": {"prompt mismatch"}, "dated": {"dated template"}}.get(
+        template, set()
+    )
     if template == "no end" and kind != "digits":
         # "ASSISTANT: " ends with a space, which these tokenizers join with the answer's first word.
         assert kinds(result) in ({"first word without loss"}, set())
@@ -109,10 +144,27 @@ def test_clean_rows_raise_nothing(write_rows, kind, template):
         assert kinds(result) == expected
 
 
+def test_an_end_that_the_tokenizer_does_not_read_as_one(write_rows):
+    # An added token that must stand alone is not found behind a letter, whatever the text says.
+    from tokenizers import AddedToken
+
+    tokenizer = make_tokenizer(template="{% for m in messages %}{{ m.role + ': ' + m.content + '<fin>' }}{% endfor %}")
+    tokenizer.add_tokens([AddedToken("<fin>", single_word=True, special=True)])
+    rows = [{"prompt": "Where?", "answers": "Rome"}, {"prompt": "Where?", "answers": "7!"}]
+    found = {finding.kind: finding for finding in prepared(write_rows, rows, tokenizer).report.findings}
+    assert found["no end of turn"].rows == (("train", 0),)
+
+
 def test_a_clean_template_of_ones_own(write_rows):
     for kind in ("digits", "trimming", "metaspace", "legacy"):
-        custom = "<s>{instruction}\n\n{query}\nAnswer:{output}" if kind == "trimming" else "{instruction}\n\n{query}\nAnswer:{output}"
-        result = prepared(write_rows, CLEAN, make_tokenizer(kind), CLEAN_DEV, "Be brief.", custom, completion_start="Answer:")
+        custom = (
+            "<s>{instruction}\n\n{query}\nAnswer:{output}"
+            if kind == "trimming"
+            else "{instruction}\n\n{query}\nAnswer:{output}"
+        )
+        result = prepared(
+            write_rows, CLEAN, make_tokenizer(kind), CLEAN_DEV, "Be brief.", custom, completion_start="Answer:"
+        )
         assert kinds(result) == set()
 
 
@@ -120,13 +172,25 @@ def test_a_clean_template_of_ones_own(write_rows):
 def test_real_rows_are_clean(write_rows, real_tokenizers, name):
     rows = [{"prompt": row["prompt"], "answers": row["answers"]} for row in real_rows(name, 20)]
     marker = "</think>\n\n" if "qwen" in real_tokenizers.kit_name else ""
-    result = prepared(write_rows, rows[:15], real_tokenizers, rows[15:], "Be brief.", instruction_in_prompt=True, completion_start=marker)
+    result = prepared(
+        write_rows,
+        rows[:15],
+        real_tokenizers,
+        rows[15:],
+        "Be brief.",
+        instruction_in_prompt=True,
+        completion_start=marker,
+    )
     assert kinds(result) == set()
 
 
 def test_real_tokenizers_and_what_they_are_known_for(write_rows, real_tokenizers):
     name = real_tokenizers.kit_name
-    rows = [*CLEAN, {"prompt": "Where?", "answers": ["\n\nRome"]}, {"prompt": "Who?", "answers": [f"a {real_tokenizers.eos_token} b"]}]
+    rows = [
+        *CLEAN,
+        {"prompt": "Where?", "answers": ["\n\nRome"]},
+        {"prompt": "Who?", "answers": [f"a {real_tokenizers.eos_token} b"]},
+    ]
     settings = {"instruction_in_prompt": "mistral" in name}
     result = prepared(write_rows, rows, real_tokenizers, instruction="Be brief.", **settings)
     found = {finding.kind: list(finding.rows) for finding in result.report.findings}

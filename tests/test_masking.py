@@ -84,7 +84,9 @@ def token_starts(tokenizer, text, ids):
             else:
                 piece = token.replace("▁", " ").encode()
             if new_segment and (
-                inserts == "always" or not data[at:].startswith(b" ") and (inserts == "unless space" or inserts == "first" and at == 0)
+                inserts == "always"
+                or not data[at:].startswith(b" ")
+                and (inserts == "unless space" or inserts == "first" and at == 0)
             ):
                 assert piece.startswith(b" "), (token, data[at : at + 20])
                 piece = piece[1:]
@@ -108,7 +110,9 @@ def check(tokenizer, row, masked, shift=0):
     spanning = start > 0 and spans[start - 1][0] < row.completion_char < spans[start - 1][1]
     assert (masked.boundary is not None) == spanning
     labels = masked.labels(-9)
-    assert labels == [-9] * masked.start + masked.input_ids[masked.start : masked.end] + [-9] * (len(labels) - max(masked.start, masked.end))
+    assert labels == [-9] * masked.start + masked.input_ids[masked.start : masked.end] + [-9] * (
+        len(labels) - max(masked.start, masked.end)
+    )
 
 
 # --- What each template's completion is -------------------------------------------------------------------------------
@@ -301,7 +305,9 @@ pieces = st.one_of(
     st.text(alphabet=st.characters(categories=("Lo", "Mn", "Mc", "So", "Sk", "Cf", "Zs")), max_size=4),
 )
 texts = st.lists(pieces, max_size=4).map("".join).filter(lambda text: not any(0xD800 <= ord(c) < 0xE000 for c in text))
-SETTINGS = settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @SETTINGS
@@ -317,7 +323,12 @@ def test_rules_hold_for_every_tokenizer_template_and_text(kind, template, with_m
 def test_a_quoted_marker_changes_nothing(kind, template, query, output, place):
     marker = MARKERS[template]
     renderer, encoder = tools(kind, template, marker)
-    quoted = {0: (marker + query, output), 1: (query + marker, output), 2: (query, marker + output), 3: (query, f"{output} {marker}")}[place]
+    quoted = {
+        0: (marker + query, output),
+        1: (query + marker, output),
+        2: (query, marker + output),
+        3: (query, f"{output} {marker}"),
+    }[place]
     row = render(template, renderer, *quoted)
     plain, _ = tools(kind, template)
     unmarked = plain.render(*quoted)
@@ -374,6 +385,32 @@ def test_truncation_and_padding_stored_in_the_tokenizer_do_nothing():
         check(tokenizer, row, masked)
 
 
+@pytest.mark.parametrize(
+    "processor",
+    [
+        '{"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1], "trim_offsets": true, "add_prefix_space": false}',
+        '{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}',
+        '{"type": "Sequence", "processors": [{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]}',
+        "null",
+    ],
+)
+def test_trimmed_offsets_never_show(processor):
+    import json
+
+    from tokenizers import Tokenizer
+
+    tokenizer = make_tokenizer("trimming", "chatml")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["post_processor"] = json.loads(processor)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    before = tokenizer.backend_tokenizer.to_str()
+    renderer = Renderer(tokenizer, template="{query} {output}")
+    for output in ("capital", " capital", "\n\n capital"):
+        row = renderer.render("the", output)
+        check(tokenizer, row, Encoder(tokenizer).encode([row])[0])
+    assert tokenizer.backend_tokenizer.to_str() == before  # the tokenizer that is saved with the model stays as it was
+
+
 def test_no_eos_and_no_end_of_turn_leaves_the_answer_alone():
     tokenizer = make_tokenizer("digits", "no end", eos_token=None)
     row = Renderer(tokenizer).render("Q", "753 BC")
@@ -383,7 +420,19 @@ def test_no_eos_and_no_end_of_turn_leaves_the_answer_alone():
 
 @pytest.mark.parametrize(
     "output",
-    ["Paris", " é東京", "\u0301x", "👩‍👩‍👧", "", " \n", "x </s> y", "<pad>", "<extra_id_0>", "<extra_id_0> x", "{{ 7*7 }}"],
+    [
+        "Paris",
+        " é東京",
+        "\u0301x",
+        "👩‍👩‍👧",
+        "",
+        " \n",
+        "x </s> y",
+        "<pad>",
+        "<extra_id_0>",
+        "<extra_id_0> x",
+        "{{ 7*7 }}",
+    ],
 )
 def test_byt5_has_no_offsets_and_is_right_all_the_same(output):
     from transformers import ByT5Tokenizer
@@ -441,7 +490,11 @@ def test_without_offsets_and_without_exact_decoding_the_place_is_refused():
 # --- Real tokenizers --------------------------------------------------------------------------------------------------
 
 REAL_ENDS = dict(
-    zip(REAL_TOKENIZERS, ("</s>", "<|eot_id|>", "</s>", "<|end|>", "<|end|>", "<|im_end|>", "<|im_end|>", "</s>"), strict=True)
+    zip(
+        REAL_TOKENIZERS,
+        ("</s>", "<|eot_id|>", "</s>", "<|end|>", "<|end|>", "<|im_end|>", "<|im_end|>", "</s>"),
+        strict=True,
+    )
 )
 REAL_MARKERS = dict(
     zip(
@@ -472,7 +525,7 @@ def test_real_tokenizers_on_real_rows(real_tokenizers):
         encoder = Encoder(tokenizer, renderer.bos)
         quoted = [(f"{marker} {query}", f"{output}{marker}{output}") for query, output in rows]
         rendered = [renderer.render(*row) for row in rows + quoted]
-        for (query, output), row, masked in zip(rows + quoted, rendered, encoder.encode(rendered), strict=True):
+        for (_, output), row, masked in zip(rows + quoted, rendered, encoder.encode(rendered), strict=True):
             assert masked.input_ids == tokenizer(row.text, add_special_tokens=False)["input_ids"]
             check(tokenizer, row, masked)
             completion = row.text[row.completion_char : row.end_char]

@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHAT_TEMPLATES, KINDS_OF_TOKENIZER, MARKERS, NO_SYSTEM, make_config, make_tokenizer, real_folder, real_rows
+from conftest import (
+    CHAT_TEMPLATES,
+    KINDS_OF_TOKENIZER,
+    MARKERS,
+    NO_SYSTEM,
+    make_config,
+    make_tokenizer,
+    real_folder,
+    real_rows,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +87,9 @@ def test_the_dataset_is_what_the_renderer_and_the_encoder_make(prepare, kind, te
 def test_more_rows_than_a_batch_keep_their_order(prepare):
     rows = [{"prompt": f"q{i}", "answers": f"{i}"} for i in range(600)]
     prepared = prepare(rows)
-    assert [text.split("<|im_start|>assistant\n")[1] for text in texts(prepared)] == [f"{i}<|im_end|>\n" for i in range(600)]
+    assert [text.split("<|im_start|>assistant\n")[1] for text in texts(prepared)] == [
+        f"{i}<|im_end|>\n" for i in range(600)
+    ]
     assert prepared.report.train.kept == list(range(600))
 
 
@@ -101,13 +112,24 @@ def test_which_rows(prepare, settings, train, dev):
         report = prepared.report
         assert (report.train.kept, report.dev.kept) == (train, dev)
         assert [prepared.row(number)[0] for number in train] == [ROWS[number]["prompt"] for number in train]
-        assert [ROWS[number]["prompt"] in text for number, text in zip(train, texts(prepared), strict=True)] == [True] * len(train)
+        assert [ROWS[number]["prompt"] in text for number, text in zip(train, texts(prepared), strict=True)] == [
+            True
+        ] * len(train)
         assert (len(prepared.dev) if prepared.dev else 0) == len(dev)
         assert report.in_file == 10
 
 
 def test_columns_named_like_the_trainers_are_only_data(prepare):
-    rows = [{"prompt": "Where?", "answers": "7", "labels": [1, 2, 3], "input_ids": "no", "attention_mask": None, "length": 3}]
+    rows = [
+        {
+            "prompt": "Where?",
+            "answers": "7",
+            "labels": [1, 2, 3],
+            "input_ids": "no",
+            "attention_mask": None,
+            "length": 3,
+        }
+    ]
     prepared = prepare(rows)
     assert prepared.train.column_names == ["input_ids", "labels"]
     assert prepared.train[0]["labels"].count(-100) == len(prepared.train[0]["input_ids"]) - 2  # "7" and its end
@@ -135,8 +157,8 @@ def test_bos_of_a_template_of_ones_own_is_in_the_rows(prepare):
 
 def test_data_is_never_executed(prepare):
     rows = [{"prompt": "{{ 7*7 }} {query}", "answers": "{% raw %} {output} {{ cycler }}"}]
-    for tokenizer, settings in ((make_tokenizer("digits"), {}), (None, {"template": "{{}}{query}|{output}"})):
-        (text,) = texts(prepare(rows, tokenizer, **settings))
+    for custom in ({}, {"template": "{{}}{query}|{output}"}):
+        (text,) = texts(prepare(rows, **custom))
         assert "{{ 7*7 }} {query}" in text and "{% raw %} {output} {{ cycler }}" in text and "49" not in text
 
 
@@ -152,7 +174,8 @@ def test_the_report_counts(prepare):
     assert train.dropped == ({"too long": gone} if gone else {}) and len(train.kept) == 10 - len(gone)
     assert len(train.rejected_lengths) == len(gone) and all(length > 200 for length in train.rejected_lengths)
     assert train.lengths == [
-        (sum(label == -100 for label in row["labels"]), sum(label != -100 for label in row["labels"])) for row in prepared.train
+        (sum(label == -100 for label in row["labels"]), sum(label != -100 for label in row["labels"]))
+        for row in prepared.train
     ]
     assert train.tokens == sum(len(row["input_ids"]) for row in prepared.train)
     assert report.last_labels == {"<|im_end|>": len(train.kept) + len(report.dev.kept)}
@@ -161,7 +184,10 @@ def test_the_report_counts(prepare):
     assert report.boundary == {"\n\n": 1}
     text = str(report)
     assert text.splitlines()[0].endswith("rows.jsonl: 12 rows")
-    assert f"train: {len(train.kept)} of 10 rows kept" in text and f"{train.tokens:,} tokens, {train.loss_tokens:,} with loss" in text
+    assert (
+        f"train: {len(train.kept)} of 10 rows kept" in text
+        and f"{train.tokens:,} tokens, {train.loss_tokens:,} with loss" in text
+    )
 
 
 def test_tokens_that_are_parts_of_a_character_are_counted_together(prepare):
@@ -180,7 +206,9 @@ def test_an_empty_output_learns_to_end(prepare):
 def test_a_dev_set_of_which_nothing_is_left(prepare):
     prepared = prepare(dev_split=[{"prompt": "x" * 500, "answers": "7"}], max_sequence_len=100)
     assert prepared.dev is None
-    assert prepared.report.dev.dropped == {"too long": [0]} and "dev: 0 of 1 rows kept, 1 too long" in str(prepared.report)
+    assert prepared.report.dev.dropped == {"too long": [0]} and "dev: 0 of 1 rows kept, 1 too long" in str(
+        prepared.report
+    )
 
 
 def test_the_rows_outlive_their_file(prepare):
@@ -203,15 +231,35 @@ def test_the_rows_outlive_their_file(prepare):
         (ROWS, {"dev_split": []}, DataError, "dev.jsonl has no rows. Check dev_split."),
         (ROWS, {"dev_split": "absent.jsonl"}, ConfigError, "dev_split: there is no 'absent.jsonl'"),
         (ROWS, {"dev_split": 10}, DataError, "dev_split=10 takes 10 of 10 rows"),
-        (ROWS, {"input_key": "query"}, DataError, "line 1: there is no key 'query'; the row has 'prompt', 'answers'. Set input_key"),
-        ([*ROWS[:3], {"prompt": "x"}], {}, DataError, "line 4: there is no key 'answers'; the row has 'prompt'. Set output_key"),
+        (
+            ROWS,
+            {"input_key": "query"},
+            DataError,
+            "line 1: there is no key 'query'; the row has 'prompt', 'answers'. Set input_key",
+        ),
+        (
+            [*ROWS[:3], {"prompt": "x"}],
+            {},
+            DataError,
+            "line 4: there is no key 'answers'; the row has 'prompt'. Set output_key",
+        ),
         ([*ROWS[:3], {"prompt": "x", "answers": 7}], {}, DataError, "line 4: 'answers' holds a number, not text"),
-        ([*ROWS[:3], {"prompt": "x", "answers": {"a": 1}}], {}, DataError, "line 4: 'answers' holds an object, not text"),
+        (
+            [*ROWS[:3], {"prompt": "x", "answers": {"a": 1}}],
+            {},
+            DataError,
+            "line 4: 'answers' holds an object, not text",
+        ),
         (ROWS, {"max_sequence_len": 5}, DataError, "None of the 10 rows of"),
         (ROWS, {"max_sequence_len": 5, "over_length": "cut_end"}, DataError, "(10 too long)"),
         (ROWS, {"completion_start": "### Answer"}, PromptError, "completion_start '### Answer' does not occur"),
         (ROWS, {"template": "{query}"}, PromptError, "it needs {query} once and, after it, {output} once"),
-        (ROWS, {"template": "{query}{output}", "completion_start": "Answer:"}, PromptError, "rows.jsonl, line 1: completion_start 'Answer:' does not"),
+        (
+            ROWS,
+            {"template": "{query}{output}", "completion_start": "Answer:"},
+            PromptError,
+            "rows.jsonl, line 1: completion_start 'Answer:' does not",
+        ),
     ],
 )
 def test_errors_name_the_line_or_the_key(prepare, rows, settings, error, message):
@@ -220,7 +268,9 @@ def test_errors_name_the_line_or_the_key(prepare, rows, settings, error, message
 
 
 def test_a_missing_file_names_the_places():
-    with pytest.raises(ConfigError, match="data_file: there is no 'absent.jsonl' at /.*Set data_file to a path that exists"):
+    with pytest.raises(
+        ConfigError, match="data_file: there is no 'absent.jsonl' at /.*Set data_file to a path that exists"
+    ):
         ragfit.prepare(make_config("absent.jsonl"), make_tokenizer())
     with pytest.raises(ConfigError, match="data_file is not set"):
         ragfit.prepare(make_config(""), make_tokenizer())
@@ -234,7 +284,11 @@ def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
 def test_a_row_that_speaks_of_its_place_in_the_text_is_not_dropped_for_it(prepare):
     template = "{query}{output}"
     with pytest.raises(PromptError, match="line 2: completion_start"):
-        prepare([{"prompt": "q A:", "answers": "7"}, {"prompt": "its place in the text", "answers": "7"}], template=template, completion_start="A:")
+        prepare(
+            [{"prompt": "q A:", "answers": "7"}, {"prompt": "its place in the text", "answers": "7"}],
+            template=template,
+            completion_start="A:",
+        )
 
 
 # --- Rows that are too long -------------------------------------------------------------------------------------------
@@ -246,7 +300,9 @@ _fitters = {}
 def fitter(kind, template, marker):
     if (kind, template, marker) not in _fitters:
         renderer = Renderer(
-            make_tokenizer(kind, template), "" if template in NO_SYSTEM else "Be brief.", completion_start=MARKERS[template] if marker else ""
+            make_tokenizer(kind, template),
+            "" if template in NO_SYSTEM else "Be brief.",
+            completion_start=MARKERS[template] if marker else "",
         )
         _fitters[kind, template, marker] = renderer, Encoder(renderer.tokenizer, renderer.bos)
     return _fitters[kind, template, marker]
@@ -314,10 +370,20 @@ def test_a_row_just_as_long_as_the_limit_stays(prepare):
     assert list(prepare(ROWS[:1], max_sequence_len=length - 1, over_length="cut_end").report.train.cut) == [0]
 
 
+@pytest.mark.parametrize("policy", ["cut_end", "cut_start"])
+@pytest.mark.parametrize("limit", [40, 61, 100])
+def test_no_token_more_than_needed_is_cut(prepare, policy, limit):
+    # Each digit is a token of its own, so the limit can be met exactly.
+    prepared = prepare([{"prompt": "0123456789" * 20, "answers": "7"}], max_sequence_len=limit, over_length=policy)
+    assert len(prepared.train[0]["input_ids"]) == limit
+
+
 @pytest.mark.parametrize(("policy", "kept"), [("cut_end", [0]), ("cut_start", [0, 1]), ("drop", [0])])
 def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
     rows = [{"prompt": "Where?\nAnswer:", "answers": " 7"}, {"prompt": "word " * 60 + "\nAnswer:", "answers": " 7"}]
-    prepared = prepare(rows, template="{query}{output}", completion_start="Answer:", max_sequence_len=60, over_length=policy)
+    prepared = prepare(
+        rows, template="{query}{output}", completion_start="Answer:", max_sequence_len=60, over_length=policy
+    )
     assert prepared.report.train.kept == kept
     for row in prepared.train:
         assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == " 7</s>"
@@ -335,9 +401,13 @@ def test_without_offsets_rows_are_cut_too(prepare):
 
     rows = [{"prompt": "word é " * 60, "answers": "Rome"}]
     for policy in ("cut_end", "cut_start"):
-        prepared = prepare(rows, ByT5Tokenizer(), template="Q: {query}\nA: {output}", max_sequence_len=80, over_length=policy)
+        prepared = prepare(
+            rows, ByT5Tokenizer(), template="Q: {query}\nA: {output}", max_sequence_len=80, over_length=policy
+        )
         assert 70 <= len(prepared.train[0]["input_ids"]) <= 80
-        assert prepared.tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == "Rome</s>"
+        assert (
+            prepared.tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == "Rome</s>"
+        )
 
 
 # --- Tokenizers -------------------------------------------------------------------------------------------------------
@@ -345,13 +415,20 @@ def test_without_offsets_rows_are_cut_too(prepare):
 
 def test_real_rows_under_real_tokenizers(prepare, real_tokenizers):
     rows = [{"prompt": row["prompt"], "answers": row["answers"]} for row in real_rows("asqa-prefix-train.jsonl", 12)]
-    plain = prepare(rows, real_tokenizers, instruction="Use the documents.", instruction_in_prompt="mistral" in real_tokenizers.kit_name)
+    plain = prepare(
+        rows,
+        real_tokenizers,
+        instruction="Use the documents.",
+        instruction_in_prompt="mistral" in real_tokenizers.kit_name,
+    )
     ends = {tokenizer_end for tokenizer_end in plain.report.last_labels}
     assert len(ends) == 1 and len(plain.train) == 12
     longest = max(sum(pair) for pair in plain.report.train.lengths)
     for policy in ("cut_end", "cut_start"):
         limit = longest // 2
-        prepared = prepare(rows, real_tokenizers, over_length=policy, max_sequence_len=limit, instruction_in_prompt=False)
+        prepared = prepare(
+            rows, real_tokenizers, over_length=policy, max_sequence_len=limit, instruction_in_prompt=False
+        )
         assert len(prepared.train) == 12
         for i, row in enumerate(prepared.train):
             assert len(row["input_ids"]) <= limit
@@ -389,7 +466,9 @@ def test_a_folder_without_a_tokenizer(tmp_path, write_rows):
         ragfit.prepare(make_config(write_rows(ROWS), model_name_or_path=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", sorted(os.listdir(os.environ["RAGFIT_TOKENIZERS"])) if os.environ.get("RAGFIT_TOKENIZERS") else [])
+@pytest.mark.parametrize(
+    "name", sorted(os.listdir(os.environ["RAGFIT_TOKENIZERS"])) if os.environ.get("RAGFIT_TOKENIZERS") else []
+)
 def test_a_real_tokenizer_is_loaded_as_auto_tokenizer_would(name):
     from transformers import AutoTokenizer
 

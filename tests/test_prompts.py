@@ -1,7 +1,7 @@
 """What is said: prompts, training texts and the places in them."""
 
 import pytest
-from conftest import BOS, CHAT_TEMPLATES, EOS, MARKERS, NO_SYSTEM, make_tokenizer
+from conftest import BOS, CHAT_TEMPLATES, MARKERS, NO_SYSTEM, make_tokenizer
 
 from ragfit.errors import PromptError
 from ragfit.prompts import PlaceUnknown, Renderer
@@ -156,11 +156,16 @@ def test_a_template_that_takes_the_answer_apart(output, loss):
 
 
 def test_the_generation_prompt_may_open_what_the_output_begins_with():
-    template = CHAT_TEMPLATES["chatml"].replace("'<|im_start|>assistant\\n' }}{% endif %}", "'<|im_start|>assistant\\n<think>\\n' }}{% endif %}")
+    template = CHAT_TEMPLATES["chatml"].replace(
+        "'<|im_start|>assistant\\n' }}{% endif %}", "'<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+    )
     given = renderer(template)
     row = given.render("Where?", "<think>\nhm\n</think>\nRome")
     assert row.matches
-    assert parts(row)[:2] == ("<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n<think>\n", "hm\n</think>\nRome<|im_end|>")
+    assert parts(row)[:2] == (
+        "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "hm\n</think>\nRome<|im_end|>",
+    )
     assert not given.render("Where?", "Rome").matches
 
 
@@ -190,7 +195,10 @@ def test_rewritten_answers_are_found_by_what_stands_around_them(change, query, o
     assert row.text[: row.output[0]].strip('"').endswith("<|im_start|>assistant\n")
 
 
-@pytest.mark.parametrize("text", ["{{ 7*7 }}", "{% raw %}", "{% endfor %}", "{# x #}", "{query}", "{output}", "{", "}", "{0}", "%s", "\\1", "$&"])
+@pytest.mark.parametrize(
+    "text",
+    ["{{ 7*7 }}", "{% raw %}", "{% endfor %}", "{# x #}", "{query}", "{output}", "{", "}", "{0}", "%s", "\\1", "$&"],
+)
 def test_data_is_never_executed_or_formatted(text):
     for template in CHAT_TEMPLATES:
         row = renderer(template).render(f"a {text} b", f"c {text} d")
@@ -243,15 +251,6 @@ def test_no_eos_token():
     assert parts(given.render("Where?", "Rome"))[1] == "Rome<|im_end|>"
 
 
-@pytest.mark.parametrize(
-    ("template", "eos", "ends"),
-    [("chatml", EOS, True), ("no end", EOS, True), ("chatml", None, True), ("no end", None, False), ("llama-3", None, True)],
-)
-def test_whether_a_token_ends_the_turn(template, eos, ends):
-    given = renderer(tokenizer=make_tokenizer(template=template, eos_token=eos))
-    assert given.ends_turn(given.render("Where?", "Rome <|im_end|> x")) is ends
-
-
 # --- Tokenizers and templates unlike others ---------------------------------------------------------------------------
 
 
@@ -271,11 +270,23 @@ def test_named_templates():
         ("", "has no chat template. Set template to a file"),
         ("{{ nope(", "cannot render these messages"),
         ("{{ bos_token }}", "does not render the user's and the assistant's message one after the other"),
-        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "does not render the user's and the assistant's"),
-        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "does not render the user's and the assistant's"),
-        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does not render the user's and the assistant's"),
+        (
+            "{% for m in messages %}{{ m.content + m.content }}{% endfor %}",
+            "does not render the user's and the assistant's",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+            "does not render the user's and the assistant's",
+        ),
+        (
+            "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+            "does not render the user's and the assistant's",
+        ),
         # For images: content is a list of parts.
-        ("{% for m in messages %}{% for part in m.content %}{{ part['text'] }}{% endfor %}{% endfor %}", "does not render the user's"),
+        (
+            "{% for m in messages %}{% for part in m.content %}{{ part['text'] }}{% endfor %}{% endfor %}",
+            "does not render the user's",
+        ),
         ("{% for m in messages %}{{ m.content[0]['text'] }}{% endfor %}", "does not render the user's"),
         ("{{ raise_exception('tools only') }}", "cannot render these messages: tools only"),
         ("{{ documents[0].text }}", "cannot render these messages"),
@@ -317,7 +328,11 @@ def test_a_template_may_take_strings_or_parts():
         ("{{query}} {query} {{output}}: {output}", "{query} Q{x} {output}:  A{y}</s>", " A{y}</s>"),
         ("{instruction}\n{query}:{output}", "I{i}\nQ{x}: A{y}</s>", " A{y}</s>"),
         ("Q: {query}\nA:{output}</s>\n", "Q: Q{x}\nA: A{y}</s>\n", " A{y}</s>"),
-        ("Q: {query}<|im_end|>A:{output}<|im_end|>\n<|im_start|>user", "Q: Q{x}<|im_end|>A: A{y}<|im_end|>\n<|im_start|>user", " A{y}<|im_end|>"),
+        (
+            "Q: {query}<|im_end|>A:{output}<|im_end|>\n<|im_start|>user",
+            "Q: Q{x}<|im_end|>A: A{y}<|im_end|>\n<|im_start|>user",
+            " A{y}<|im_end|>",
+        ),
     ],
 )
 def test_a_template_of_ones_own(custom, text, completion):

@@ -1,0 +1,630 @@
+"""The run: what the trainer is told, what it feeds the model, what it leaves behind. Real TRL over tiny real models."""
+
+import json
+import math
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CHAT_TEMPLATES
+from omegaconf import OmegaConf
+from tiny_runs import MARKER, adapter_weights, losses, question_rows, tiny_config, tiny_trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+import ragfit
+import ragfit.trainer
+from ragfit.config import load_config, save_config
+from ragfit.errors import ConfigError
+from ragfit.models.hf import bf16_is_fast
+from ragfit.overrides import override
+from ragfit.resources import memory_estimate, parameters, total_steps
+from ragfit.trainer import RagfitTrainer, training_arguments
+from ragfit.training import check_writable, load_model, resume_path, save_checkpoint
+
+# The random LM head of a tiny model says next to nothing whatever comes before it, so it is trained too.
+HEAD = ["model.lora.modules_to_save=[lm_head]"]
+FAST = ["train.learning_rate=0.02", "train.warmup_ratio=0", "train.lr_scheduler_type=constant"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost these models more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def rows(write_rows):
+    return write_rows(question_rows(12))
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def config(tiny_phi3, rows, out):
+    """`config(*overrides)`: the tiny Phi-3 over twelve rows."""
+    return lambda *overrides: tiny_config(tiny_phi3, rows, out, *overrides)
+
+
+def arguments(cfg):
+    return training_arguments(cfg, ragfit.prepare(cfg))
+
+
+# --- train: the keys -----------------------------------------------------------------------------------------------
+
+# Overrides, and attributes that the arguments of the trainer then have.
+TRAIN_KEYS = [
+    ([], {"learning_rate": 1e-4, "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}),
+    ([], {"save_steps": 20000, "save_total_limit": 1, "weight_decay": 0.001, "per_device_train_batch_size": 1, "max_steps": -1}),
+    ([], {"num_train_epochs": 1, "remove_unused_columns": True, "bf16": False, "fp16": False, "report_to": []}),
+    (["train.optim=paged_adamw_8bit"], {"optim": "paged_adamw_8bit"}),
+    (["train.lr_scheduler_type=constant_with_warmup"], {"lr_scheduler_type": "constant_with_warmup"}),
+    (["train.warmup_ratio=0.5"], {"warmup_steps": 0.5}),
+    (["train.warmup_ratio=null", "+train.warmup_steps=7"], {"warmup_steps": 7}),
+    (["train.group_by_length=true"], {"train_sampling_strategy": "group_by_length"}),
+    (["train.group_by_length=false"], {"train_sampling_strategy": "random"}),
+    (["train.report_to=tensorboard"], {"report_to": ["tensorboard"]}),
+    (["train.report_to=null", "use_wandb=true"], {"report_to": ["wandb"]}),
+    (["train.report_to=tensorboard", "use_wandb=true"], {"report_to": ["tensorboard", "wandb"]}),
+    (["train.weight_decay=0.5", "train.max_grad_norm=0.1", "train.seed=7"], {"weight_decay": 0.5, "max_grad_norm": 0.1, "seed": 7}),
+    (["train.logging_steps=3", "train.max_steps=9"], {"logging_steps": 3, "max_steps": 9}),
+    (["train.num_train_epochs=0.5"], {"num_train_epochs": 0.5}),
+    (["train.save_strategy=epoch", "train.save_total_limit=4"], {"save_strategy": "epoch", "save_total_limit": 4}),
+    (["train.save_strategy=no"], {"save_strategy": "no"}),
+    (["train.adam_beta2=0.9", "train.adam_epsilon=1e-6"], {"adam_beta2": 0.9, "adam_epsilon": 1e-6}),
+    (["train.bf16=true"], {"bf16": True}),
+    (["train.bf16=null"], {"bf16": bf16_is_fast(), "fp16": False}),
+    (["train.gradient_checkpointing=true"], {"activation_checkpointing": True, "gradient_checkpointing": True}),
+    (["train.gradient_checkpointing=false"], {"activation_checkpointing": False, "gradient_checkpointing": False}),
+    (["train.activation_checkpointing=true"], {"activation_checkpointing": True, "gradient_checkpointing": True}),
+    ([], {"activation_checkpointing": torch.cuda.is_available(), "gradient_checkpointing": torch.cuda.is_available()}),
+    (["dev_split=2", "train.evaluation_strategy=steps", "train.eval_steps=2"], {"eval_strategy": "steps", "eval_steps": 2}),
+    (["train.output_dir=null"], {"output_dir": "./trained_models"}),
+    # What the rows need, whatever is asked for.
+    ([], {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}),
+    (["train.dataset_kwargs={skip_prepare_dataset: false}"], {"dataset_kwargs": {"skip_prepare_dataset": True}}),
+    (["model.max_sequence_len=null", "train.max_length=512"], {"max_length": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "expected"), TRAIN_KEYS, ids=[" ".join(o) or "as shipped" for o, _ in TRAIN_KEYS])
+def test_train_keys_reach_the_arguments(config, overrides, expected):
+    args = arguments(config(*overrides))
+    found = {name: getattr(args, name) for name in expected}
+    assert found == expected
+
+
+def test_every_key_of_train_in_the_shipped_files_is_in_the_arguments(config):
+    for name in ("training", "paper/training-asqa", "paper/training-pubmed", "demo"):
+        cfg = load_config(name)
+        args = training_arguments(cfg, ragfit.prepare(config()))
+        for key, value in cfg.train.items():
+            assert getattr(args, key) == ([] if (key, value) == ("report_to", "none") else value), key
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.packing=true"], "train.packing is set, but rows are labelled and padded by this kit"),
+        (["train.padding_free=true"], "train.padding_free is set"),
+        (["train.assistant_only_loss=true"], "train.assistant_only_loss is set"),
+        (["train.eos_token='<|im_end|>'"], "train.eos_token is set, but the rows are written with the tokenizer of"),
+        (["train.chat_template_path=other.jinja"], "train.chat_template_path is set"),
+        (["train.eval_strategy=steps"], "train.eval_strategy=steps needs a dev set. Set dev_split"),
+        (["train.evaluation_strategy=epoch"], "train.eval_strategy=epoch needs a dev set"),
+        (["train.fp16=true"], "train.fp16 is set, but there is no GPU"),
+        (["train.optim=adamm"], "transformers refuses these arguments: .*adamm"),
+        (["train.lr_scheduler_type=cosinus"], "transformers refuses these arguments: .*cosinus"),
+        (["train.load_best_model_at_end=true", "dev_split=2"], "transformers refuses these arguments"),
+    ],
+)
+def test_arguments_that_are_refused(config, overrides, message):
+    if "fp16" in message and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=message):
+        arguments(config(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.lora.target_modules=[lm_head]"], "TRL refuses this run: .*lm_head"),
+        (["train.loss_type=made_up"], "TRL refuses this run: .*made_up"),
+        (["train.report_to=made_up"], "TRL refuses this run: .*made_up"),
+        (["hfhub_tag='no such name'"], "hfhub_tag: 'no such name' is no repository name"),
+    ],
+)
+def test_runs_that_are_refused(config, overrides, message):
+    cfg = config(*overrides)
+    with pytest.raises(ConfigError, match=message):
+        ragfit.build_trainer(cfg, ragfit.prepare(cfg))
+
+
+def test_several_gpus_and_no_launcher(config, monkeypatch):
+    """Two GPUs seen by one process, which no machine here has: the arguments say so, as transformers would set them."""
+
+    class TwoGpus(ragfit.trainer.SFTConfig):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 2
+
+    monkeypatch.setattr(ragfit.trainer, "SFTConfig", TwoGpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    cfg = config("train.max_steps=1", "train.save_strategy=no")
+    trainer = tiny_trainer(cfg)
+    assert type(trainer.args) is TwoGpus and trainer.args.n_gpu == 1
+    trainer.train()
+    trainer.args._n_gpu = 2  # what TRL would have said
+    with pytest.raises(ValueError, match="DataParallel"):
+        RagfitTrainer(cfg, trainer.prepared, load_model(cfg), trainer.args)
+
+
+# --- train: the effects ---------------------------------------------------------------------------------------------
+
+
+def test_optimizer_scheduler_and_steps(config):
+    keys = ["train.weight_decay=0.25", "train.learning_rate=0.004", "train.warmup_ratio=0.5", "train.lr_scheduler_type=linear"]
+    trainer = tiny_trainer(config(*keys, "train.gradient_accumulation_steps=3", "train.per_device_train_batch_size=2"))
+    trainer.train()
+    assert trainer.state.max_steps == trainer.state.global_step == 2  # twelve rows, six a step
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.25, 0.0}
+    # Half of the two steps is warm-up: from nothing to the whole rate, then down.
+    assert [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e] == [0.0, 0.004]
+
+
+def test_group_by_length(config):
+    grouped = tiny_trainer(config("train.group_by_length=true", "train.per_device_train_batch_size=4"))
+    sampler = grouped._get_train_sampler()
+    assert type(sampler).__name__ == "LengthGroupedSampler"
+    lengths = [len(ids) for ids in grouped.train_dataset["input_ids"]]
+    order = [lengths[i] for i in sampler]
+    batches = [order[i : i + 4] for i in range(0, 12, 4)]
+    assert sorted(order) == sorted(lengths) and order[0] == max(lengths)
+    assert batches == [sorted(batch, reverse=True) for batch in batches]
+    assert type(tiny_trainer(config())._get_train_sampler()).__name__ == "RandomSampler"
+
+
+def test_saved_checkpoints_and_their_limit(config, out):
+    def saved(*keys):
+        trainer = tiny_trainer(config("train.max_steps=6", *keys))
+        trainer.train()
+        return sorted(path.name for path in out.glob("checkpoint-*"))
+
+    assert saved("train.save_strategy=no") == []
+    assert saved("train.save_steps=2", "train.save_total_limit=2") == ["checkpoint-4", "checkpoint-6"]
+    assert not list(out.rglob("README.md"))[1:] or "TRL" not in (out / "checkpoint-6" / "README.md").read_text()
+
+
+def test_padding_to_a_multiple(config):
+    trainer = tiny_trainer(config("train.pad_to_multiple_of=64", "train.per_device_train_batch_size=3"))
+    assert {batch["input_ids"].shape[1] % 64 for batch in trainer.get_train_dataloader()} == {0}
+
+
+def test_report_to_nothing_has_no_reporters(config):
+    names = {type(callback).__name__ for callback in tiny_trainer(config("train.report_to=null")).callback_handler.callbacks}
+    assert names == {"DefaultFlowCallback", "LossCurveCallback"}
+
+
+def test_the_seed_makes_a_run_repeatable(config):
+    def run(seed, stray):
+        torch.manual_seed(stray)  # whatever was drawn before in this process
+        trainer = tiny_trainer(config("train.max_steps=3", f"train.seed={seed}", *FAST))
+        start = adapter_weights(trainer.model)
+        trainer.train()
+        return start, losses(trainer)
+
+    (start, first), (again, second), (other, third) = run(3, 0), run(3, 1), run(4, 0)
+    assert all(torch.equal(start[name], again[name]) for name in start) and first == second
+    assert any(not torch.equal(start[name], other[name]) for name in start) and first != third
+
+
+@pytest.mark.parametrize("keys", [["train.bf16=true"], ["train.gradient_checkpointing=true"]])
+def test_bf16_and_checkpointing_train(config, keys):
+    trainer = tiny_trainer(config("train.max_steps=2", *FAST, *keys))
+    before = adapter_weights(trainer.model)
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in losses(trainer))
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in adapter_weights(trainer.model).items())
+
+
+# --- What the model is fed ------------------------------------------------------------------------------------------
+
+
+def batch_rows(batch):
+    """The rows of a batch without their padding, and the padding's ids, masks and labels."""
+    rows, padding = [], set()
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        length = int(mask.sum())
+        assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
+        rows.append((tuple(ids[:length].tolist()), tuple(labels[:length].tolist())))
+        padding |= set(labels[length:].tolist())
+    return rows, padding
+
+
+def test_the_model_is_fed_what_prepare_made(tiny_phi3, write_rows, out):
+    """One row is longer than 1024 tokens, where TRL's default would cut it."""
+    rows = [*question_rows(10), {"prompt": "no idea. " * 700, "answers": ["A long way."]}]
+    cfg = tiny_config(tiny_phi3, write_rows(rows), out, "train.per_device_train_batch_size=4", "dev_split=3", "shuffle=1")
+    prepared = ragfit.prepare(cfg)
+    trainer = ragfit.build_trainer(cfg, prepared)
+    for part, loader in ((prepared.train, trainer.get_train_dataloader()), (prepared.dev, trainer.get_eval_dataloader())):
+        expected = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in part]
+        fed, padding = [], set()
+        for batch in loader:
+            assert set(batch) == {"input_ids", "attention_mask", "labels"}
+            found, fill = batch_rows(batch)
+            fed += found
+            padding |= fill
+        assert sorted(fed) == sorted(expected) and padding <= {-100}
+    longest = max(len(ids) for p in (prepared.train, prepared.dev) for ids in p["input_ids"])
+    assert longest > 1400
+    assert trainer.train_dataset is prepared.train and trainer.eval_dataset is prepared.dev
+    labels = [label for row in prepared.train for label in row["labels"] if label != -100]
+    assert len(labels) == prepared.report.train.loss_tokens < prepared.report.train.tokens / 5
+
+
+def cross_entropy(model, batch):
+    """The mean loss over labelled positions, written out."""
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    total = count = 0
+    for row in range(len(logits)):
+        for position in range(1, logits.shape[1]):
+            label = int(batch["labels"][row, position])
+            if label != -100:
+                total -= torch.log_softmax(logits[row, position - 1], -1)[label].item()
+                count += 1
+    return total / count
+
+
+def test_the_loss_is_the_cross_entropy_of_the_labelled_tokens(config):
+    trainer = tiny_trainer(config("train.per_device_train_batch_size=4"))
+    trainer.model.eval()
+    for batch in trainer.get_train_dataloader():
+        with torch.no_grad():
+            loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+        assert loss == pytest.approx(cross_entropy(trainer.model, batch), abs=1e-5)
+
+
+def test_only_positions_before_labelled_tokens_get_a_gradient(config):
+    trainer = tiny_trainer(config("model.lora=null", "train.per_device_train_batch_size=4"))
+    seen = []
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        seen.append(output)
+
+    trainer.model.model.norm.register_forward_hook(keep)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    touched = seen[0].grad.abs().sum(-1) > 0
+    predicts = torch.zeros_like(touched)
+    predicts[:, :-1] = batch["labels"][:, 1:] != -100
+    assert torch.equal(touched, predicts) and predicts.sum() > 20
+
+    trainer.model.zero_grad()
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_training_lowers_the_loss(tiny_model, rows, out, arch):
+    trainer = tiny_trainer(tiny_config(tiny_model(arch), rows, out, "train.max_steps=30", *HEAD, *FAST))
+    trainer.train()
+    assert losses(trainer)[0] > 6 and losses(trainer)[-1] < 2
+
+
+def test_the_logged_loss_is_the_mean_over_the_step_s_tokens(config):
+    """Two rows accumulated: each token counts the same, not each row."""
+    trainer = tiny_trainer(config("train.max_steps=1", "model.lora.lora_dropout=0"))
+    batches = list(trainer.get_train_dataloader())[:2]
+    counts = [int((batch["labels"] != -100).sum()) for batch in batches]
+    expected = sum(n * cross_entropy(trainer.model, batch) for n, batch in zip(counts, batches, strict=True)) / sum(counts)
+    trainer.train()
+    assert losses(trainer) == [pytest.approx(expected, abs=1e-4)]
+
+
+# --- Data keys ------------------------------------------------------------------------------------------------------
+
+
+def test_limit_shuffle_and_dev_split(config):
+    def kept(*keys):
+        report = ragfit.prepare(config(*keys)).report
+        return report.train.kept, report.dev.kept
+
+    assert kept() == ([*range(12)], [])
+    assert kept("limit=5") == ([0, 1, 2, 3, 4], [])
+    shuffled, _ = kept("shuffle=3")
+    assert shuffled != [*range(12)] and sorted(shuffled) == [*range(12)] and kept("shuffle=3")[0] == shuffled
+    assert kept("shuffle=3", "limit=5")[0] == shuffled[:5]
+    train, dev = kept("shuffle=3", "limit=8", "dev_split=0.25")
+    assert len(dev) == 2 and sorted(train + dev) == sorted(shuffled[:8])
+
+
+def test_evaluation_on_a_dev_set(config):
+    trainer = tiny_trainer(config("dev_split=4", "train.eval_strategy=steps", "train.eval_steps=2", "train.max_steps=4", *FAST))
+    trainer.train()
+    logged = [(e["step"], e["eval_loss"]) for e in trainer.state.log_history if "eval_loss" in e]
+    assert [step for step, _ in logged] == [2, 4]
+    assert logged[-1][1] == pytest.approx(ragfit.dev_loss(trainer))
+
+
+class StopAt(TrainerCallback):
+    """What an operator's Ctrl-C does, at a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("wanted", [True, "folder"])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(tiny_phi3, rows, tmp_path, wanted):
+    def cfg(name, *keys):
+        run = ["train.num_train_epochs=2", "train.save_steps=3", "train.save_total_limit=null", "limit=10", "shuffle=5"]
+        return tiny_config(tiny_phi3, rows, tmp_path / name, *run, "train.learning_rate=0.01", *keys)
+
+    whole = tiny_trainer(cfg("whole"))
+    whole.train()
+    broken = tiny_trainer(cfg("broken"), [StopAt(5)])
+    with pytest.raises(KeyboardInterrupt):
+        ragfit.train(broken)
+    assert not (tmp_path / "broken" / "checkpoint").exists()
+    (tmp_path / "broken" / "checkpoint-9").mkdir()  # killed while it saved
+    value = True if wanted is True else str(tmp_path / "broken" / "checkpoint-3")
+    resumed = tiny_trainer(cfg("broken", override("resume_checkpoint", value)))
+    ragfit.train(resumed)
+    assert whole.state.max_steps == 10 and losses(resumed) == losses(whole)
+    expected = adapter_weights(whole.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter_weights(resumed.model).items())
+
+
+def test_resume_checkpoint_that_is_none(config, out, tmp_path, monkeypatch):
+    for value in ("null", "false", "''"):
+        assert resume_path(config(f"resume_checkpoint={value}")) is None
+    cfg = config("resume_checkpoint=true")
+    with pytest.raises(ConfigError, match=f"resume_checkpoint is true, but {out} holds no checkpoint"):
+        resume_path(cfg)
+    (out / "checkpoint-7").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds no checkpoint"):  # an empty one is none
+        resume_path(cfg)
+    (out / "checkpoint-7" / "trainer_state.json").touch()
+    (out / "checkpoint-30").mkdir()
+    assert resume_path(cfg) == str(out / "checkpoint-7")
+    (out / "checkpoint-30" / "trainer_state.json").touch()
+    assert resume_path(cfg) == str(out / "checkpoint-30")  # by number: 30 comes after 7
+    with pytest.raises(ConfigError, match="resume_checkpoint: there is no 'nowhere'"):
+        resume_path(config("resume_checkpoint=nowhere"))
+    with pytest.raises(ConfigError, match="has no trainer_state.json"):
+        resume_path(config(override("resume_checkpoint", str(tmp_path))))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="./trained_models holds no checkpoint"):
+        resume_path(config("resume_checkpoint=true", "train.output_dir=null"))
+
+
+# --- What is left behind --------------------------------------------------------------------------------------------
+
+
+def plain_files(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_checkpoint_loads_with_peft_and_transformers_alone(config, tiny_phi3, out, tmp_path):
+    from peft import PeftModel
+
+    instruction = tmp_path / "instruction.txt"
+    instruction.write_text("Be brief: 東京.", encoding="utf-8")
+    cfg = config(override("instruction", str(instruction)), "train.max_steps=3", "train.warmup_ratio=0.1", *FAST[:1])
+    trainer = tiny_trainer(cfg)
+    folder = ragfit.train(trainer)
+    assert folder == out / "checkpoint"
+    assert plain_files(folder) == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "ragfit.yaml", "instruction.txt",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    }  # fmt: skip
+    assert (folder / "instruction.txt").read_text(encoding="utf-8") == "Be brief: 東京."
+    assert load_config(folder / "ragfit.yaml") == cfg
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = trainer.prepared.rendered(1).text
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    assert ids[0].tolist() == trainer.prepared.train[1]["input_ids"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_phi3), folder).eval()
+    trainer.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, trainer.model(ids).logits)
+        with model.disable_adapter():
+            assert (model(ids).logits - trainer.model(ids).logits).abs().max() > 1e-3
+
+
+def test_a_second_run_keeps_the_earlier_checkpoint(config, out):
+    trainer = tiny_trainer(config())
+    for expected in (["checkpoint"], ["checkpoint", "checkpoint.1"], ["checkpoint", "checkpoint.1", "checkpoint.2"]):
+        (save_checkpoint(trainer) / "run").write_text(f"{len(expected)}")
+        assert sorted(path.name for path in out.iterdir()) == expected
+    assert [(out / name / "run").read_text() for name in ("checkpoint.1", "checkpoint.2", "checkpoint")] == ["1", "2", "3"]
+
+
+def test_a_template_is_saved_too(config, tmp_path):
+    template = tmp_path / "template.txt"
+    template.write_text("Q: {query}\nA: {output}", encoding="utf-8")
+    folder = save_checkpoint(tiny_trainer(config(override("template", str(template)), "model.completion_start='A:'")))
+    assert (folder / "template.txt").read_text(encoding="utf-8") == "Q: {query}\nA: {output}"
+
+
+def test_a_token_of_the_hub_is_not_saved(config):
+    cfg = config("train.hub_token=hf_secret123")
+    folder = save_checkpoint(tiny_trainer(cfg))
+    assert not [path for path in folder.rglob("*") if b"hf_secret123" in path.read_bytes()]
+    again = load_config(folder / "ragfit.yaml")
+    assert cfg.train.hub_token == "hf_secret123" and "hub_token" not in again.train
+    again.train.hub_token = "hf_secret123"
+    assert again == cfg
+
+
+def test_nothing_is_left_half_written_on_a_full_disk(config, out):
+    """No file may grow over 22,000 bytes: the adapter goes through, tokenizer.json does not."""
+    trainer = tiny_trainer(config())
+    keep = save_checkpoint(trainer)
+    (keep / "mark").touch()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (22_000, hard))
+    try:
+        with pytest.raises(Exception, match="(?i)file too large"):
+            save_checkpoint(trainer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in out.iterdir()] == ["checkpoint"] and (keep / "mark").exists()
+
+
+def test_a_place_that_cannot_be_written_is_found_before_training(config, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=f"train.output_dir: {folder} cannot be written"):
+            check_writable(folder)
+    cfg = config(override("train.output_dir", str(tmp_path / "file")), "model.model_name_or_path=no/such-model")
+    with pytest.raises(ConfigError, match="train.output_dir"):  # and before the model is looked for
+        ragfit.build_trainer(cfg, ragfit.prepare(cfg, AutoTokenizer.from_pretrained(config().model.model_name_or_path)))
+
+
+# --- Before the run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [[], ["model.load_in_8bit=true"], ["model.load_in_4bit=true"]], ids=["whole", "8bit", "4bit"])
+def test_parameters_are_counted(config, tiny_phi3, keys):
+    trainer = tiny_trainer(config(*keys, "model.lora.target_modules=[qkv_proj]", "model.lora.r=4"))
+    base = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_phi3).parameters())
+    adapter = 2 * (4 * 16 + 48 * 4)  # layers × (A: r × 16, B: 48 × r)
+    assert parameters(trainer.model) == (base + adapter, adapter)
+    facts = {label: (value, note) for label, value, note in ragfit.preflight(trainer).items}
+    assert facts["parameters"] == (f"{adapter:,} of {base + adapter:,} are trained", f"{adapter / (base + adapter):.2%}")
+    loaded = {"": "float32", "8": "8-bit", "4": "4-bit"}[keys[0].removeprefix("model.load_in_")[0] if keys else ""]
+    assert facts["device"][1].startswith(f"{loaded} weights, no autocast")
+
+
+STEPS = [
+    ([], 6),
+    (["train.max_steps=3"], 3),
+    (["train.num_train_epochs=1.5"], 9),
+    (["train.gradient_accumulation_steps=5"], 3),
+    (["train.per_device_train_batch_size=5", "train.gradient_accumulation_steps=1"], 3),
+    (["train.per_device_train_batch_size=5", "train.gradient_accumulation_steps=1", "train.dataloader_drop_last=true"], 2),
+    (["train.per_device_train_batch_size=64", "train.gradient_accumulation_steps=64"], 1),
+    (["train.num_train_epochs=0.1"], 1),
+    (["limit=7", "train.num_train_epochs=3"], 12),
+]
+
+
+@pytest.mark.parametrize(("keys", "steps"), STEPS, ids=[" ".join(keys) or "as shipped" for keys, _ in STEPS])
+def test_steps_are_those_that_the_trainer_takes(config, keys, steps):
+    trainer = tiny_trainer(config(*keys, "train.save_strategy=no"))
+    assert total_steps(trainer) == steps
+    assert f"\n  steps       {steps}  (" in str(ragfit.preflight(trainer))
+    trainer.train()
+    assert trainer.state.max_steps == trainer.state.global_step == steps
+
+
+def test_the_last_look(tiny_phi3, write_rows, out, tmp_path):
+    from shutil import copytree
+
+    # Phi-3's own template, which drops the instruction without a word.
+    folder = copytree(tiny_phi3, tmp_path / "phi3-own")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES["phi-3"], encoding="utf-8")
+    rows = write_rows([*question_rows(5), {"prompt": "Empty?", "answers": [""]}])
+    marker = override("model.completion_start", "<|assistant|>")
+    trainer = tiny_trainer(tiny_config(folder, rows, out, marker, "dev_split=2"))
+    view = ragfit.preflight(trainer)
+    report = trainer.prepared.report
+    assert [w for w in view.warnings if "instruction_in_prompt" in w]
+    assert view.warnings == [str(f) for f in report.findings if f.severity == "warning"]
+    facts = {label: value for label, value, _ in view.items}
+    assert facts["rows"] == f"{len(trainer.train_dataset)} train, {len(trainer.eval_dataset)} dev"
+    read = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+    loss = sum(label != -100 for labels in trainer.train_dataset["labels"] for label in labels)
+    assert facts["tokens"] == f"{read:,} read, {loss:,} with loss" and facts["output"] == str(out)
+
+
+def test_memory_is_estimated(config):
+    def need(*keys):
+        trainer = tiny_trainer(config(*keys))
+        return memory_estimate(trainer)[0], ragfit.preflight(trainer).warnings
+
+    (small, nothing), (eight, _), (checkpointed, _) = need(), need("train.optim=paged_adamw_8bit"), need("train.gradient_checkpointing=true")
+    assert 0 < checkpointed < small and 0 < eight < small and nothing == []
+    large, warnings = need("train.per_device_train_batch_size=10000000")
+    assert large > 2**40 and "The memory estimate exceeds what is free" in warnings[-1]
+
+
+# --- Base and tuned -------------------------------------------------------------------------------------------------
+
+
+def greedy(model, tokenizer, prompt, tokens):
+    """Greedy decoding written out, without a cache."""
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+    length = ids.shape[1]
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1)[:, None]], 1)
+        if int(ids[0, -1]) in ends:
+            break
+    return tokenizer.decode(ids[0, length:], skip_special_tokens=True).strip()
+
+
+def test_answers_of_the_base_and_of_the_tuned_model(tiny_llama, rows, out):
+    keys = ["dev_split=3", "train.max_steps=40", "train.gradient_checkpointing=true"]
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, *keys, *HEAD, *FAST))
+    before = ragfit.dev_loss(trainer)
+    trainer.train()
+    history, state = list(trainer.state.log_history), trainer.state.global_step
+    for training in (True, False):
+        trainer.model.train(training)
+        view = ragfit.compare_answers(trainer, rows=2, max_new_tokens=9)
+        after = ragfit.dev_loss(trainer)
+        trainer.model.train(training)
+        assert trainer.model.training is training and trainer.model.config.use_cache is False
+        assert trainer.model.is_gradient_checkpointing
+    assert trainer.state.log_history == history and trainer.state.global_step == state  # nothing is logged
+    assert after < before - 1 and after == pytest.approx(trainer.evaluate()["eval_loss"])
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    trainer.model.eval()
+    prompts = [trainer.prepared.rendered(i, "dev").prompt for i in range(2)]
+    assert [row["base"] for row in view.rows] == [greedy(plain, tokenizer, prompt, 9) for prompt in prompts]
+    assert [row["tuned"] for row in view.rows] == [greedy(trainer.model, tokenizer, prompt, 9) for prompt in prompts]
+    assert all(row["base"] != row["tuned"] and row["tuned"].startswith("The answer is") for row in view.rows)
+    assert [row["expected"] for row in view.rows] == [f"The answer is {2 * n}." for n in trainer.prepared.report.dev.kept[:2]]
+    assert view.title == "Answers on 2 dev rows"
+
+
+def test_answers_without_a_dev_set_or_an_adapter(tiny_llama, rows, out):
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, "model.lora=null", "limit=2"))
+    assert ragfit.dev_loss(trainer) is None
+    view = ragfit.compare_answers(trainer, rows=5, max_new_tokens=3)
+    assert view.title == "Answers on 2 train rows" and "flatter" in view.note
+    assert all(row["base"] is None and row["tuned"] is not None for row in view.rows)
+
+
+def test_generation_settings_reach_generate(tiny_llama, rows, out):
+    stop = AutoTokenizer.from_pretrained(tiny_llama).convert_tokens_to_ids("?")
+
+    def answers(settings):
+        cfg = tiny_config(tiny_llama, rows, out, override("model.generation", settings))
+        return [row["tuned"] for row in ragfit.compare_answers(tiny_trainer(cfg), rows=1, max_new_tokens=12).rows][0]
+
+    greedy_answer = answers({"do_sample": False})
+    assert answers({"max_new_tokens": 2}) == answers({"max_new_tokens": 2, "eos_token_id": stop})
+    assert len(answers({"max_new_tokens": 2})) < len(greedy_answer)
+    assert answers({"do_sample": True, "temperature": 50.0}) != greedy_answer

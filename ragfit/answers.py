@@ -11,7 +11,9 @@ def dev_loss(trainer):
     """
     if trainer.prepared.dev is None:
         return None
+    training = trainer.model.training
     loop = trainer.evaluation_loop(trainer.get_eval_dataloader(), "dev loss", prediction_loss_only=True)
+    trainer.model.train(training)
     return loop.metrics["eval_loss"]
 
 

@@ -4,6 +4,7 @@
 """
 
 import logging
+import shlex
 import sys
 
 from ragfit.errors import ConfigError
@@ -43,8 +44,8 @@ def push(folder, tag, token=None):
     except Exception as error:  # network, login and server errors have no common class; none may lose the run
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.error(
-            "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: python -m ragfit.hub %s %s",
-            tag, reason, folder, folder, tag,
+            "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: python -m ragfit.hub %s",
+            tag, reason, folder, shlex.join([str(folder), str(tag)]),
         )
         return None
     logger.info("Pushed %s to %s", folder, repo)

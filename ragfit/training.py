@@ -168,7 +168,6 @@ def train(trainer):
         folder = None
         if trainer.is_world_process_zero():
             folder = save_checkpoint(trainer)
-            logger.info("Saved %s", folder)
         if cfg.get("hfhub_tag") and folder:
             from ragfit.hub import push
 
@@ -222,7 +221,7 @@ def run(cfg):
     if trainer.is_world_process_zero():
         print(preflight(trainer), flush=True)
     folder = train(trainer)
-    if prepared.dev is not None and str(trainer.args.eval_strategy) == "no":
+    if prepared.dev is not None and trainer.args.eval_strategy == "no":
         loss = dev_loss(trainer)
         if trainer.is_world_process_zero():
             print(f"dev loss {loss:.4f}", flush=True)
@@ -241,19 +240,18 @@ def main(argv=None):
 
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = get_args_parser().parse_args(argv)
-        folder, name = _config_place(args)
+        args = get_args_parser().parse_intermixed_args(argv)  # overrides may stand on both sides of an option
+        source = _config_file(args)
         rest = _without_overrides(argv, args.overrides)
-        source = folder / f"{name.removesuffix('.yaml')}.yaml"
         overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, read_config(source))
     except RagfitError as error:
         sys.exit(f"error: {error}")
-    sys.argv = [sys.argv[0], *rest, *overrides]
+    sys.argv = [sys.argv[0], *overrides, *rest]
 
     def task(cfg):
         _task(cfg, source)
 
-    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(task)()
+    hydra.main(version_base="1.3", config_path=str(source.parent), config_name=source.stem)(task)()
 
 
 def _task(cfg, source):
@@ -272,17 +270,18 @@ def _task(cfg, source):
         sys.exit(f"error: {error}")
 
 
-def _config_place(args):
-    """(folder, name): Hydra takes -cp as relative to this file; a user means the working directory or the project."""
-    name = args.config_name or "training"
+def _config_file(args):
+    """Hydra takes -cp as relative to this file; a user means the working directory or the project.
+
+    A name such as paper/training-asqa is a file there, not a config group's option, whose keys would go under `paper`.
+    """
+    name = f"{(args.config_name or 'training').removesuffix('.yaml')}.yaml"
     if args.config_path:
-        return find_path(args.config_path, "--config-path").resolve(), name
+        return find_path(args.config_path, "--config-path").resolve() / name
     if args.config_dir:
-        return find_path(args.config_dir, "--config-dir").resolve(), name
-    for folder in (Path("configs"), PROJECT_ROOT / "configs"):
-        if (folder / f"{name.removesuffix('.yaml')}.yaml").is_file():
-            return folder.resolve(), name
-    return PROJECT_ROOT / "configs", name
+        return find_path(args.config_dir, "--config-dir").resolve() / name
+    folders = (Path("configs").resolve(), PROJECT_ROOT / "configs")
+    return next((folder / name for folder in folders if (folder / name).is_file()), folders[1] / name)
 
 
 def _without_overrides(argv, overrides):
@@ -307,7 +306,8 @@ def _hydra_defaults(overrides):
     """Keep Hydra from filling the working directory, unless the user set its folders."""
     if any(word.lstrip("+~").startswith("hydra.") for word in overrides):
         return []
-    return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    sweep = "hydra.sweep.dir='${oc.select:train.output_dir,./trained_models}'"  # multirun.yaml beside the runs
+    return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout", sweep]
 
 
 if __name__ == "__main__":

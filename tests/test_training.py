@@ -1,21 +1,17 @@
 """The run: what the trainer is told, what it feeds the model, what it leaves behind. Real TRL over tiny real models."""
 
-import json
 import math
-import os
 import resource
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import CHAT_TEMPLATES
-from omegaconf import OmegaConf
-from tiny_runs import MARKER, adapter_weights, losses, question_rows, tiny_config, tiny_trainer
+from tiny_runs import adapter_weights, losses, question_rows, tiny_config, tiny_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import ragfit
 import ragfit.trainer
-from ragfit.config import load_config, save_config
+from ragfit.config import load_config
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
 from ragfit.overrides import override
@@ -185,9 +181,9 @@ def test_group_by_length(config):
     assert type(sampler).__name__ == "LengthGroupedSampler"
     lengths = [len(ids) for ids in grouped.train_dataset["input_ids"]]
     order = [lengths[i] for i in sampler]
-    batches = [order[i : i + 4] for i in range(0, 12, 4)]
-    assert sorted(order) == sorted(lengths) and order[0] == max(lengths)
-    assert batches == [sorted(batch, reverse=True) for batch in batches]
+    assert sorted(order) == sorted(lengths) and order[0] == max(lengths)  # the longest first: memory runs out at once
+    for i in (1, 5, 9):  # the rest of each batch goes from long to short
+        assert order[i : i + 3] == sorted(order[i : i + 3], reverse=True)
     assert type(tiny_trainer(config())._get_train_sampler()).__name__ == "RandomSampler"
 
 
@@ -199,7 +195,7 @@ def test_saved_checkpoints_and_their_limit(config, out):
 
     assert saved("train.save_strategy=no") == []
     assert saved("train.save_steps=2", "train.save_total_limit=2") == ["checkpoint-4", "checkpoint-6"]
-    assert not list(out.rglob("README.md"))[1:] or "TRL" not in (out / "checkpoint-6" / "README.md").read_text()
+    assert "trained using [TRL]" not in (out / "checkpoint-6" / "README.md").read_text()
 
 
 def test_padding_to_a_multiple(config):
@@ -560,7 +556,8 @@ def test_memory_is_estimated(config):
         trainer = tiny_trainer(config(*keys))
         return memory_estimate(trainer)[0], ragfit.preflight(trainer).warnings
 
-    (small, nothing), (eight, _), (checkpointed, _) = need(), need("train.optim=paged_adamw_8bit"), need("train.gradient_checkpointing=true")
+    small, nothing = need()
+    eight, checkpointed = need("train.optim=paged_adamw_8bit")[0], need("train.gradient_checkpointing=true")[0]
     assert 0 < checkpointed < small and 0 < eight < small and nothing == []
     large, warnings = need("train.per_device_train_batch_size=10000000")
     assert large > 2**40 and "The memory estimate exceeds what is free" in warnings[-1]
@@ -591,8 +588,8 @@ def test_answers_of_the_base_and_of_the_tuned_model(tiny_llama, rows, out):
     for training in (True, False):
         trainer.model.train(training)
         view = ragfit.compare_answers(trainer, rows=2, max_new_tokens=9)
+        assert trainer.model.training is training
         after = ragfit.dev_loss(trainer)
-        trainer.model.train(training)
         assert trainer.model.training is training and trainer.model.config.use_cache is False
         assert trainer.model.is_gradient_checkpointing
     assert trainer.state.log_history == history and trainer.state.global_step == state  # nothing is logged

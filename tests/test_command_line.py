@@ -1,0 +1,153 @@
+"""`python -m ragfit.training`: the documented command line, in processes of its own where it trains."""
+
+import json
+import os
+import subprocess
+import sys
+from shutil import copytree
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from tiny_runs import question_rows
+
+from ragfit.config import PROJECT_ROOT, load_config
+from ragfit.training import main
+
+# A template whose marker can be typed in a shell, with a system role.
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def place(tmp_path, tiny_phi3, write_rows):
+    """A working directory that is not the project: a model `phi3` and the rows `asqa.jsonl`."""
+    copytree(tiny_phi3, tmp_path / "phi3")
+    (tmp_path / "phi3" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    write_rows(question_rows(12), "asqa.jsonl")
+    return tmp_path
+
+
+def command(*words, cwd):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
+    arguments = [sys.executable, "-m", "ragfit.training", *words]
+    return subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_documented_command(place):
+    before = names(place)
+    result = command(
+        *"-cp configs/paper -cn training-asqa data_file=asqa.jsonl output_key=answers".split(),
+        "train.output_dir=./trained_models_context/",
+        # The tiny model put in, in each form that Hydra has; a path with a space and an equals sign, and a marker, as they are.
+        *"model.model_name_or_path=phi3 +limit=8 ~hfhub_tag shuffle=3 dev_split=0.25".split(),
+        *("model.lora.target_modules=[qkv_proj,o_proj]", "model.completion_start=<|assistant|>"),
+        *("++train.logging_steps=1", "+train.run_name='a run, with = and spaces'"),
+        cwd=place,
+    )
+    assert result.returncode == 0, result.stderr
+    assert names(place) == sorted([*before, "trained_models_context"])  # and no folder of Hydra's
+    folder = place / "trained_models_context" / "checkpoint"
+    saved = load_config(folder / "ragfit.yaml")
+    assert (saved.limit, saved.shuffle, saved.dev_split, saved.hfhub_tag) == (8, 3, 0.25, None)
+    assert (saved.model.load_in_8bit, saved.train.optim, saved.train.run_name) == (True, "paged_adamw_8bit", "a run, with = and spaces")
+    lora = json.loads((folder / "adapter_config.json").read_text())
+    assert (set(lora["target_modules"]), lora["r"], lora["use_rslora"]) == ({"qkv_proj", "o_proj"}, 16, True)
+    assert lora["base_model_name_or_path"] == "phi3"
+    assert any(tensor.any() for name, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "asqa.jsonl: 12 rows" and lines[1].startswith("  train: 6 of 6 rows kept; ")
+    assert [line for line in lines if line.startswith("  device") and "8-bit weights" in line]
+    assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert lines[-2].startswith("dev loss ") and lines[-1] == "saved trained_models_context/checkpoint"
+    # The libraries' chatter, one line a layer and step, stays out.
+    assert "MatMul8bitLt" not in result.stderr and "Traceback" not in result.stderr
+
+
+def test_several_runs(place):
+    """Overrides on both sides of --multirun; each run has a folder of its own."""
+    words = "-cn paper/training-asqa data_file=asqa.jsonl output_key=answers train.output_dir=out model.model_name_or_path=phi3"
+    more = "train.max_steps=1 limit=4 model.load_in_8bit=false train.optim=adamw_torch train.save_strategy=no"
+    before = names(place)
+    result = command(*words.split(), "--multirun", *more.split(), "model.lora.r=2,3", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
+    ranks = [json.loads((place / "out" / n / "checkpoint" / "adapter_config.json").read_text())["r"] for n in "01"]
+    assert ranks == [2, 3]
+    assert load_config(place / "out" / "1" / "checkpoint" / "ragfit.yaml").train.output_dir == "out/1"
+
+
+def test_an_error_of_the_run_is_one_line(place):
+    words = "data_file=asqa.jsonl output_key=answer model.model_name_or_path=phi3"
+    result = command(*words.split(), "model.completion_start=<|assistant|>", cwd=place)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: asqa.jsonl, line 1: ") and "answer" in result.stderr
+    assert result.stderr.count("\n") == 1 and names(place) == ["asqa.jsonl", "phi3"]
+
+
+def test_help_and_the_configuration_are_shown_at_once(tmp_path):
+    result = command("--help", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "max_sequence_len: 4000" in result.stdout and "functools" not in result.stdout
+    result = command(*"--cfg job -cn paper/training-pubmed model.lora.r=4 limit=3 -p model".split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    shown = yaml.safe_load(result.stdout.partition("\n")[2])  # its first line says which package it shows
+    assert (shown["lora"]["r"], shown["max_sequence_len"]) == (4, 2000)
+    assert names(tmp_path) == []
+
+
+ERRORS = [
+    ("data_file=x.jsonl trane.output_dir=x", "error: The override 'trane.output_dir=x' names an unknown key, trane.output_dir. Did you mean train.output_dir?"),
+    ("model.lora.rank=4", "error: The override 'model.lora.rank=4' names an unknown key, model.lora.rank. Did you mean model.lora."),
+    ("+epochs=3", "error: The override '+epochs=3' names an unknown key, epochs. Did you mean train.num_train_epochs?"),
+    ("~train.optimm", "error: The override '~train.optimm' names an unknown key, train.optimm. Did you mean train.optim?"),
+    ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=[qkv_proj' cannot be read: "),
+    ("-cn paper/training-aqsa", "error: config: there is no configuration "),
+    ("-cp no/such/folder", "error: --config-path: there is no 'no/such/folder' at "),
+    ("--config-dir no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), ERRORS, ids=[words for words, _ in ERRORS])
+def test_errors_end_with_a_sentence(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    # Python prints the text of a SystemExit to stderr and exits with 1.
+    assert isinstance(caught.value.code, str) and caught.value.code.startswith(message)
+
+
+FOLDERS = [
+    ("", "project/configs/training.yaml"),
+    ("-cn demo", "project/configs/demo.yaml"),
+    ("-cn demo.yaml", "project/configs/demo.yaml"),
+    ("-cp configs/paper -cn training-asqa", "project/configs/paper/training-asqa.yaml"),
+    ("--config-path=configs/paper --config-name=training-asqa", "project/configs/paper/training-asqa.yaml"),
+    ("-cn paper/training-asqa", "project/configs/paper/training-asqa.yaml"),
+    ("-cp mine -cn own", "here/mine/own.yaml"),
+    ("-cd mine -cn own", "here/mine/own.yaml"),
+    ("-cp ./mine -cn own.yaml", "here/mine/own.yaml"),
+    ("-cn local", "here/configs/local.yaml"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), FOLDERS, ids=[words or "nothing" for words, _ in FOLDERS])
+def test_where_a_configuration_is_looked_for(words, expected, tmp_path, monkeypatch, capsys):
+    """Hydra itself would look beside training.py. Seen in what `--cfg job` shows: each own file has its own limit."""
+    for limit, name in enumerate(("mine/own.yaml", "configs/local.yaml"), 70):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"model: {{model_name_or_path: x}}\ntrain: {{}}\nlimit: {limit}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["training.py"])
+    main([*words.split(), "--cfg", "job"])
+    where, _, rest = expected.partition("/")
+    source = (PROJECT_ROOT if where == "project" else tmp_path) / rest
+    assert OmegaConf.create(capsys.readouterr().out) == OmegaConf.load(source)

@@ -1,0 +1,107 @@
+"""Pushing an adapter: the real client of the Hugging Face hub against a stand-in on loopback."""
+
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+from hub_standin import Hub, hub
+from tiny_runs import question_rows, tiny_config, tiny_trainer
+
+import ragfit
+from ragfit.config import PROJECT_ROOT, save_config
+from ragfit.errors import ConfigError
+from ragfit.hub import check_tag, push
+
+CONTENT = {"adapter_model.safetensors": b"\x00weights" * 100, "ragfit.yaml": b"model: {}\n", "instruction.txt": "東京".encode()}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the files of a checkpoint; the client does not care what they hold."""
+    checkpoint = tmp_path / "a run" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    for name, content in CONTENT.items():
+        (checkpoint / name).write_bytes(content)
+    return checkpoint
+
+
+def python(env, *arguments):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=env, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_pushing_a_folder_later(folder):
+    with hub() as there:
+        result = python(there.environment(), "-m", "ragfit.hub", folder, "org/my-adapter")
+        again = python(there.environment(), "-m", "ragfit.hub", folder, "org/my-adapter")
+    assert result.returncode == again.returncode == 0, result.stderr
+    assert f"Pushed {folder} to {there.url}/org/my-adapter" in result.stderr
+    assert there.files == {"org/my-adapter": CONTENT}
+    assert [(body["organization"], body["name"], body["visibility"]) for body in there.created] == [("org", "my-adapter", "private")] * 2
+    assert there.tokens == {"hf_dummy"} and there.unknown == []
+
+
+def test_a_run_pushes_what_it_saved(tiny_phi3, write_rows, tmp_path):
+    keys = ["hfhub_tag=my-adapter", "train.max_steps=1", "train.hub_token=hf_own", "train.save_strategy=no"]
+    cfg = tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", *keys)
+    save_config(cfg, tmp_path / "run.yaml")
+    code = "import sys, ragfit; ragfit.run(ragfit.load_config(sys.argv[1]))"
+    with hub() as there:
+        result = python(there.environment(), "-c", code, tmp_path / "run.yaml")
+    assert result.returncode == 0, result.stderr
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "out" / "checkpoint").iterdir()}
+    assert there.files == {"somebody/my-adapter": saved}
+    assert {"adapter_model.safetensors", "adapter_config.json", "ragfit.yaml", "instruction.txt", "tokenizer.json"} <= set(saved)
+    assert there.created[0]["visibility"] == "private" and there.unknown == []
+    assert there.tokens == {"hf_own"}  # train.hub_token goes before the environment's
+    assert not [name for name, content in saved.items() if b"hf_own" in content]
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "401"), (403, "403"), (500, "500"), (None, "(?i)connect")])
+def test_a_refused_push_says_how_to_push_later(folder, status, reason):
+    if status:
+        with hub(status) as there:
+            result = python(there.environment(), "-m", "ragfit.hub", folder, "org/my-adapter")
+    else:
+        nobody = Hub()
+        nobody.url = "http://127.0.0.1:9"  # the discard port: nobody listens
+        result = python(nobody.environment(), "-m", "ragfit.hub", folder, "org/my-adapter")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    message = next(line for line in result.stderr.splitlines() if line.startswith("hfhub_tag: "))
+    later = f"The adapter is safe in {folder}; push it later with: python -m ragfit.hub '{folder}' org/my-adapter"
+    assert message.startswith("hfhub_tag: pushing to org/my-adapter failed (") and message.endswith(later)
+    assert re.search(reason, message)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
+
+
+def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, caplog):
+    """The tests run with HF_HUB_OFFLINE=1, so the client itself refuses."""
+    keys = ["hfhub_tag=org/my-adapter", "train.max_steps=1", "train.save_strategy=no"]
+    trainer = tiny_trainer(tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", *keys))
+    with caplog.at_level(logging.ERROR, "ragfit.hub"):
+        folder = ragfit.train(trainer)
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert "pushing to org/my-adapter failed" in caplog.text and f"python -m ragfit.hub {folder} org/my-adapter" in caplog.text
+
+
+def test_a_folder_that_is_none(tmp_path, caplog):
+    assert push(tmp_path / "nothing", "org/name") is None
+    assert "pushing to org/name failed" in caplog.text
+
+
+def test_usage():
+    result = python(None, "-m", "ragfit.hub", "folder")
+    assert (result.returncode, result.stderr) == (1, "usage: python -m ragfit.hub CHECKPOINT_FOLDER ORG/NAME\n")
+
+
+@pytest.mark.parametrize("tag", ["name", "org/name", "my.org/name-1_b"])
+def test_names_that_a_repository_can_have(tag):
+    check_tag(tag)
+
+
+@pytest.mark.parametrize("tag", ["a/b/c", "no name", "org/", "-name", "name.git", "x" * 97])
+def test_names_that_no_repository_has(tag):
+    with pytest.raises(ConfigError, match="hfhub_tag: .* is no repository name"):
+        check_tag(tag)

@@ -128,3 +128,117 @@ def test_train_notebook(lab, browser, tiny_parameters):
     # The rows hold a script: it is text on the page, and nothing ran.
     assert "<script>document.title='x'" in text.replace("·", " ") and page.title() != "x" and not errors
     page.close()
+
+
+# --- The notebooks that only look: their widgets, moved as a reader moves them -------------------------------------------
+
+
+@pytest.fixture
+def looking_parameters(tiny_llama, write_rows):
+    rows = [
+        {
+            "prompt": f"Question: what is {n}?\n\nDocuments:\n[1] {'The middle is folded. ' * 9}deep inside {n}. {'And so on. ' * 12}",
+            "answers": [f"number {n} <img src=x onerror=alert(1)>"],
+        }
+        for n in range(9)
+    ]
+    return {
+        "data_file": str(write_rows(rows)),
+        "output_key": "answers",
+        "model.model_name_or_path": str(tiny_llama),
+        "model.completion_start": "<|im_start|>assistant\n",
+        "rows": 1,
+    }
+
+
+def open_looking(page, address, name):
+    """Run all cells once the kernel is there, and wait for the widgets."""
+    page.goto(f"{address}lab/tree/{name}?token=here&reset")
+    # Before its session has started JupyterLab asks which kernel to take.
+    page.get_by_text(re.compile(r"Python 3 \(ipykernel\) \| Idle")).wait_for(timeout=60_000)
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    explorer = page.locator(".ragfit-explorer")
+    explorer.locator(".noUi-handle").wait_for(timeout=120_000)
+    explorer.get_by_text("row 0 of its file").wait_for(timeout=30_000)
+    return explorer
+
+
+def field(explorer, label):
+    """The input below a label."""
+    return explorer.locator(".widget-vbox", has=explorer.page.get_by_text(label)).last.locator("input, textarea, select").first
+
+
+@pytest.mark.parametrize("name, view", [("inspect_prompts.ipynb", "Prompt"), ("loss_mask.ipynb", "Tokens")])
+def test_looking_notebook(lab, browser, looking_parameters, name, view):
+    address, folder = lab
+    place(folder, name, looking_parameters)
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    errors = []
+    page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.accept()))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    explorer = open_looking(page, address, name)
+    assert f"{view} of train row 0" in page.locator(".jp-Notebook").inner_text()  # static, above the widgets
+
+    # The slider, by keyboard and by mouse.
+    explorer.locator(".noUi-handle").press("ArrowRight")
+    explorer.get_by_text(f"{view} of train, row 1 of its file").wait_for()
+    assert field(explorer, "row").input_value() == "1"
+    box = explorer.locator(".noUi-target").bounding_box()
+    page.mouse.click(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2)
+    explorer.get_by_text(f"{view} of train, row 8 of its file").wait_for()
+    explorer.get_by_text("9 of 9 rows").wait_for()
+
+    # A fold.
+    if name.startswith("loss"):
+        fold = explorer.locator("details").first
+        assert "tokens without loss" in fold.locator("summary").inner_text()
+        assert fold.get_attribute("open") is None
+        shown = fold.inner_text()
+        fold.locator("summary").click()
+        assert "deep inside 8" in fold.inner_text().replace("·", " ") and "deep inside 8" not in shown.replace("·", " ")
+        assert "<|im_end|>" in explorer.locator("mark").last.inner_text()
+    else:
+        explorer.get_by_text("deep inside 8").first.wait_for()
+
+    # Another marker: the mask begins elsewhere, and the overrides say so.
+    marker = field(explorer, "model.completion_start")
+    assert marker.input_value() == "<|im_start|>assistant\\n"
+    marker.fill("<|im_start|>")
+    explorer.get_by_text("Changed: model.completion_start.").wait_for()
+    if name.startswith("loss"):
+        assert explorer.locator("mark").last.inner_text().replace("⏎", "").startswith("assistant")
+    else:
+        explorer.get_by_text("with loss").first.wait_for()
+    assert "model.completion_start='<|im_start|>'" in field(explorer, "for the parameters cell").input_value()
+    assert "papermill notebooks/train.ipynb" in field(explorer, "for the shell").input_value()
+
+    # One that is wrong: a message, no traceback, and back again.
+    marker.fill("")
+    marker.press_sequentially("<|im_nope|>")
+    explorer.get_by_text("These settings cannot be used:").wait_for()
+    explorer.get_by_text("'<|im_nope|>' does not occur").wait_for()
+    assert field(explorer, "for the parameters cell").input_value() == ""
+    assert marker.input_value() == "<|im_nope|>"
+    explorer.get_by_role("button", name="Reset settings").click()
+    explorer.get_by_text("Nothing is changed.").wait_for()
+    assert marker.input_value() == "<|im_start|>assistant\\n"
+
+    # A search, and an instruction of the reader's own.
+    search = field(explorer, "search")
+    search.fill("deep inside 4")
+    search.press("Enter")
+    explorer.get_by_text(f"{view} of train, row 4 of its file").wait_for()
+    explorer.get_by_text("1 of 1 hit").wait_for()
+    field(explorer, "instruction").fill("Answer in rhymes.")
+    explorer.get_by_text("must be in a file first").wait_for()
+    if name.startswith("inspect"):
+        explorer.locator("td", has_text="Answer in rhymes.").wait_for()
+    explorer.get_by_role("button", name="Write edited texts").click()
+    explorer.get_by_text("Changed: instruction.").wait_for()
+    assert (folder / "edited-instruction.txt").read_text() == "Answer in rhymes."
+    (folder / "edited-instruction.txt").unlink()
+    text = page.locator(".jp-Notebook").inner_text()
+    assert "Traceback" not in text and "Error displaying" not in text and not errors
+    save_shots(page, name.removesuffix(".ipynb"))
+    page.close()

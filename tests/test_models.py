@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file
-from tiny_runs import MARKER, adapter_weights, question_rows, tiny_config, tiny_trainer
+from tiny_runs import MARKER, adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
 from ragfit.config import load_config
@@ -18,15 +18,6 @@ from ragfit.overrides import override
 from ragfit.training import load_model
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj"], "task_type": "CAUSAL_LM"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost these models more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -153,3 +153,99 @@ def test_the_demo_trains_the_real_model(tmp_path):
     before, after = float(line.split()[2]), float(line.split()[4])
     assert after < before - 0.5, line
     assert "30 of 30 rows kept" in text
+
+
+# --- The notebooks that only look --------------------------------------------------------------------------------------
+
+LOOKING = ("inspect_prompts.ipynb", "loss_mask.ipynb")
+
+
+def run_and_ask(name, tmp_path, parameters, question):
+    """Run a notebook by papermill with one more cell at its end, which prints the answer to `question`."""
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(f"import sys\nprint('answer:', {question})"))
+    nbformat.write(notebook, tmp_path / name)
+    out = tmp_path / f"out-{name}"
+    papermill.execute_notebook(str(tmp_path / name), str(out), parameters, cwd=str(tmp_path), progress_bar=False)
+    return nbformat.read(out, as_version=4)
+
+
+@pytest.fixture
+def odd_rows(tiny_run, write_rows):
+    """`tiny_run` on rows of which some have findings, and one is dropped."""
+    rows = [{"prompt": f"Question: what is {n}?\n\nDocuments:\n[1] Number {n}.\n[2] None.", "answers": [f"number {n}"]} for n in range(8)]
+    rows[5]["answers"] = [""]
+    rows[6]["prompt"] += " and <|im_end|>"
+    rows[7]["prompt"] += " and so on" * 400
+    keys = {"data_file": str(write_rows(rows, "odd.jsonl")), "model.max_sequence_len": 600}
+    return {**tiny_run, **keys}
+
+
+def parameter_names(name):
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    return {line.split(":")[0].split(" =")[0] for line in cell.source.splitlines()}
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_looking_takes_the_parameters_of_training(name):
+    of_training = parameter_names("train.ipynb") - {"examples", "answers"}
+    assert of_training <= parameter_names(name)
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_looking_shows_rows_and_findings_without_torch(name, odd_rows, tmp_path):
+    parameters = {**odd_rows, "dev_split": None, "rows": 2, "hfhub_tag": None, "use_wandb": False}
+    notebook = run_and_ask(name, tmp_path, parameters, "'torch' in sys.modules")
+    text = outputs(notebook)
+    view = "Prompt" if name.startswith("inspect") else "Tokens"
+    for expected in (
+        "model.max_sequence_len",  # what differs from the YAML
+        f"{view} of train row 0",
+        f"{view} of train row 1",
+        "7 of 8 rows kept, 1 too long",
+        f"{view} of train, row 7 of its file",  # dropped, and shown
+        f"{view} of train, row 5 of its file",
+        f"{view} of train, row 6 of its file",
+        "empty output",
+        "special tokens in data",
+        "This part is interactive",
+        "answer: False",
+    ):
+        assert expected in text, text
+    assert f"{view} of train row 2" not in text
+    if name.startswith("inspect"):
+        assert "rows with an answer in their documents  6 of 6" in text and "Lengths, in tokens" in text
+        assert "inference prompt and training text: identical" in text
+    # The pictures are in the file as HTML; no widget is, whose state would need a live kernel.
+    saved = json.dumps(notebook)
+    assert "widget-view" not in saved and "widgets" not in notebook.metadata and len(saved) < 1_000_000
+    assert saved.count("border-radius:8px") >= 7
+
+
+def test_loss_mask_with_the_model(tiny_run, tmp_path):
+    text = outputs(execute("loss_mask.ipynb", tmp_path, {**tiny_run, "with_model": True, "rows": 2}))
+    assert "There is no trained adapter yet" in text and "Traceback" not in text
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    html = "".join(o["data"].get("text/html", "") for c in notebook.cells for o in c.get("outputs", ()) if "data" in o)
+    assert "loss in nats (base)" in html
+
+
+def test_loss_mask_says_what_is_wrong(tiny_run, tmp_path):
+    with pytest.raises(PapermillExecutionError) as caught:
+        execute("loss_mask.ipynb", tmp_path, {**tiny_run, "row": 3})
+    assert "There is no parameter row" in str(caught.value) and "rows" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("tokenizer", ["phi-3-mini-4k-instruct", "qwen3"])
+def test_looking_at_real_rows(name, tokenizer, tmp_path):
+    folder = os.environ.get("RAGFIT_TOKENIZERS")
+    data = Path(folder or "/nowhere").parent / "data" / "asqa-prefix-train.jsonl"
+    if not data.is_file():
+        pytest.skip("RAGFIT_TOKENIZERS names no folder with data beside it")
+    parameters = {"data_file": str(data), "output_key": "answers", "limit": 30, "model.model_name_or_path": str(Path(folder, tokenizer))}
+    parameters["model.completion_start"] = {"qwen3": "<|im_start|>assistant\n"}.get(tokenizer, "<|assistant|>")
+    text = outputs(execute(name, tmp_path, parameters))
+    assert "30 of 30 rows kept" in text and "Traceback" not in text
+    assert ("other text has loss" in text) == (tokenizer == "qwen3")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tiny_runs import losses, question_rows, tiny_config, tiny_trainer
+from tiny_runs import losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
 from ragfit.config import PROJECT_ROOT, save_config
@@ -17,15 +17,6 @@ wandb = pytest.importorskip("wandb")
 
 SECRETS = {"MY_API_KEY": "sk-secret123", "HF_TOKEN": "hf_secret456", "DATABASE_URL": "postgres://me:pass789@db/x"}
 SIMPLE = {"train.save_strategy": "no", "train.max_steps": "3", "limit": "6"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost these models more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

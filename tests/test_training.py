@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 from conftest import CHAT_TEMPLATES
-from tiny_runs import adapter_weights, losses, question_rows, tiny_config, tiny_trainer
+from tiny_runs import adapter_weights, losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import ragfit
@@ -22,15 +22,6 @@ from ragfit.training import check_writable, load_model, resume_path, save_checkp
 # The random LM head of a tiny model says next to nothing whatever comes before it, so it is trained too.
 HEAD = ["model.lora.modules_to_save=[lm_head]"]
 FAST = ["train.learning_rate=0.02", "train.warmup_ratio=0", "train.lr_scheduler_type=constant"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost these models more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,7 +1,20 @@
 """Configurations for runs of the tiny models, and rows whose answers they can learn."""
 
+import pytest
+import torch
+
 from ragfit.config import load_config
 from ragfit.overrides import override
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost these models more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 MARKER = "<|im_start|>assistant\n"
 

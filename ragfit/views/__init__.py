@@ -18,6 +18,12 @@ _HOME = {
     "SavedView": "run",
     "LossCurve": "curve",
     "loss_curve": "curve",
+    "RowView": "rows",
+    "rows_with_findings": "rows",
+    "explore": "interactive",
+    "RagView": "rag",
+    "token_losses": "losses",
+    "load_tuned": "losses",
 }
 
 __all__ = sorted(_HOME)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from tiny_runs import notebook_parameters
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -68,13 +69,18 @@ def place(folder, name, parameters):
     nbformat.write(notebook, folder / name)
 
 
-def run_all(page, address, name, until, timeout=240):
-    """Open a notebook, choose Run All Cells, wait until a cell says `until`, and save it."""
+def start_all(page, address, name):
+    """Open a notebook and choose Run All Cells."""
     page.goto(f"{address}lab/tree/{name}?token=here&reset")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_selector(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+    # Before its session has started JupyterLab asks which kernel to take.
+    page.get_by_text(re.compile(r"Python 3 \(ipykernel\) \| Idle")).wait_for(timeout=60_000)
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     page.get_by_text("Run All Cells", exact=True).click()
+
+
+def run_all(page, address, name, until, timeout=240):
+    """Open a notebook, choose Run All Cells, and wait until a cell says `until`."""
+    start_all(page, address, name)
     page.get_by_text(until).first.wait_for(timeout=timeout * 1000)
 
 
@@ -95,24 +101,12 @@ def tiny_parameters(tiny_llama, write_rows, tmp_path):
         {"prompt": f"Question: <script>document.title='x'</script> {n}?\n\nDocuments:\n[1] {n}.", "answers": [f"number {n} [1]"]}
         for n in range(12)
     ]
-    return {
-        "data_file": str(write_rows(rows)),
-        "output_key": "answers",
-        "dev_split": 0.25,
-        "model.model_name_or_path": str(tiny_llama),
-        "model.load_in_8bit": False,
-        "model.completion_start": "<|im_start|>assistant\n",
-        "model.lora.target_modules": ["q_proj"],
-        "train.optim": "adamw_torch",
-        "train.output_dir": str(tmp_path / "trained"),
-        "train.logging_steps": 1,
-    }
+    return notebook_parameters(tiny_llama, write_rows(rows), tmp_path / "trained")
 
 
 def test_train_notebook(lab, browser, tiny_parameters):
     address, folder = lab
-    plain = {key: value for key, value in tiny_parameters.items()}
-    place(folder, "train.ipynb", plain)
+    place(folder, "train.ipynb", tiny_parameters)
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     errors = []
     page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.accept()))
@@ -153,11 +147,7 @@ def looking_parameters(tiny_llama, write_rows):
 
 def open_looking(page, address, name):
     """Run all cells once the kernel is there, and wait for the widgets."""
-    page.goto(f"{address}lab/tree/{name}?token=here&reset")
-    # Before its session has started JupyterLab asks which kernel to take.
-    page.get_by_text(re.compile(r"Python 3 \(ipykernel\) \| Idle")).wait_for(timeout=60_000)
-    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    start_all(page, address, name)
     explorer = page.locator(".ragfit-explorer")
     explorer.locator(".noUi-handle").wait_for(timeout=120_000)
     explorer.get_by_text("row 0 of its file").wait_for(timeout=30_000)

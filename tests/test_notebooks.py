@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
+from tiny_runs import notebook_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -29,19 +30,8 @@ def tiny_run(tiny_llama, write_rows, tmp_path):
         {"prompt": f"Question: what is {n}?\n\nDocuments:\n[1] Number {n}: {n} is a number.", "answers": [f"number {n} [1]"]}
         for n in range(12)
     ]
-    return {
-        "config": str(ROOT / "configs" / "training.yaml"),
-        "data_file": str(write_rows(rows)),
-        "output_key": "answers",
-        "dev_split": "0.25",
-        "model.model_name_or_path": str(tiny_llama),
-        "model.load_in_8bit": False,
-        "model.completion_start": "<|im_start|>assistant\n",
-        "model.lora.target_modules": ["q_proj"],
-        "train.optim": "adamw_torch",
-        "train.output_dir": str(tmp_path / "trained"),
-        "train.logging_steps": 1,
-    }
+    parameters = notebook_parameters(tiny_llama, write_rows(rows), tmp_path / "trained")
+    return parameters | {"config": str(ROOT / "configs" / "training.yaml"), "dev_split": "0.25"}  # text, as -p may give it
 
 
 def execute(name, tmp_path, parameters):

@@ -67,3 +67,19 @@ def losses(trainer):
 def adapter_weights(model):
     """Trainable tensors by name, copied."""
     return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+
+def notebook_parameters(model, data_file, output_dir):
+    """Parameters of `train.ipynb` that train a tiny model with the default configuration; dotted names as papermill's."""
+    return {
+        "data_file": str(data_file),
+        "output_key": "answers",
+        "dev_split": 0.25,
+        "model.model_name_or_path": str(model),
+        "model.load_in_8bit": False,
+        "model.completion_start": MARKER,
+        "model.lora.target_modules": ["q_proj"],
+        "train.optim": "adamw_torch",
+        "train.output_dir": str(output_dir),
+        "train.logging_steps": 1,
+    }

@@ -254,6 +254,7 @@ def test_losses_stand_below_their_tokens(make):
     count = sum(label != -100 for label in labels)
     assert html.count("2.50<br>0.25</small>") == count
     assert html.count("loss 2.50 → 0.25") == count
+    assert f"loss, base: {' '.join(['2.50'] * count)}\n" in repr(TokenView(prepared, losses={"base": base, "tuned": tuned}))
     with pytest.raises(ValueError, match="losses"):
         TokenView(prepared, losses=[1.0])
 

@@ -25,7 +25,7 @@ class ReportView(View):
         found = style.callout(Html("<b>No findings.</b> Every check on every row passed."), style.GOOD)
         if report.findings:
             lines = [[_badge(f), Html(f"<b>{escape(f.kind)}</b>"), _rows(f), _meaning(f), f.fix] for f in report.findings]
-            found = style.table(["", "finding", "rows", "what it means", "what to do"], lines, widths=("84px", "17%", "15%", "32%", ""))
+            found = style.table(["", "finding", "rows", "what it means", "what to do"], lines, widths=("66px", "15%", "12%", "29%", ""))
         reasons = dict.fromkeys(reason for part in parts for reason in part.dropped)
         rows = [
             ["rows", *(f"{part.rows:,}" for part in parts)],

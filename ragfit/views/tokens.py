@@ -239,6 +239,9 @@ class TokenView(View):
                 texts = [*texts[:CONTEXT], f" [… {stop - start - 2 * CONTEXT:,} tokens …] ", *texts[-CONTEXT:]]
             lines.append(f"--- {name}, tokens {start} to {stop - 1}")
             lines.append("".join(style.visible(text) for text in texts))
+            for name, values in self.losses.items() if kind == "loss" else ():
+                costs = ["–" if cost is None else f"{cost:.2f}" for cost in values[start:stop]]
+                lines.append(f"  loss, {name}: {' '.join(costs[:CONTEXT])}{' …' if len(costs) > CONTEXT else ''}")
         return "\n".join(lines)
 
 

@@ -468,3 +468,29 @@ def test_a_saved_full_model_loads_as_a_model(tiny_llama, rows, tmp_path):
     assert found.keys() and torch.equal(
         again.model.get_base_model().lm_head.weight, trainer.model.lm_head.weight
     )
+
+
+def test_a_look_at_the_dev_loss_leaves_4bit_gradients_alone(tmp_path):
+    """bitsandbytes packs 4-bit weights at the first evaluation on a CPU, and its backward pass cannot read them then."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    make_tokenizer("digits").save_pretrained(tmp_path)
+    targets = ["q_proj", "up_proj"]
+    model = HFTrain(str(tmp_path), load_in_4bit=True, lora=LORA | {"target_modules": targets, "init_lora_weights": False}).model
+    ids = torch.arange(40).reshape(1, -1)
+
+    def gradient():
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    before = gradient()
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=ids)
+    torch.testing.assert_close(gradient(), before)

@@ -103,6 +103,7 @@ class HFTrain:
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise ConfigError(_not_loaded(model_name_or_path, error)) from error
+        keep_4bit_layout(self.model)
         self.model.config.use_cache = False
         if device_map is None and quantization_config is None and torch.cuda.is_available():
             self.model.to(torch.cuda.current_device())
@@ -138,6 +139,17 @@ def quantization(load_in_4bit=False, load_in_8bit=False):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if bf16_is_fast() else torch.float32,
     )
+
+
+def keep_4bit_layout(model):
+    """Keep bitsandbytes from packing 4-bit weights for a CPU's inference.
+
+    It packs them for good at the first forward pass in evaluation mode, and the backward pass of a later training
+    step reads the packed bytes as if they were not: a dev loss before training would spoil the training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def bf16_is_fast():

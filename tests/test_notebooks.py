@@ -135,14 +135,15 @@ def test_the_command_exits_non_zero(tmp_path):
     assert "nowhere" in result.stderr
 
 
-def test_the_demo_trains_the_real_model(tmp_path):
+def test_the_demo_trains_the_real_model(tmp_path, monkeypatch):
     """The README's first command on fewer rows: a real 135M chat model, whose dev loss falls."""
-    parameters = {"config": "demo", "limit": 24, "answers": 2, "train.logging_steps": 2, "train.output_dir": str(tmp_path / "t")}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # threads that spin for each other take minutes on a busy machine
+    parameters = {"config": "demo", "limit": 32, "dev_split": 8, "answers": 2, "train.logging_steps": 2, "train.output_dir": str(tmp_path / "t")}
     text = outputs(execute("train.ipynb", tmp_path, parameters))
     line = next(line for line in text.splitlines() if "after training" in line)
     before, after = float(line.split()[2]), float(line.split()[4])
     assert after < before - 0.5, line
-    assert "30 of 30 rows kept" in text
+    assert "24 of 24 rows kept" in text
 
 
 # --- The notebooks that only look --------------------------------------------------------------------------------------

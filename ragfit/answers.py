@@ -73,7 +73,7 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None):
     # The model was trained to end with these, whatever its generation configuration says.
     ends |= set(prepared.report.last_ids) & {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     answers = []
-    with _inference(model):
+    with inference(model):
         for prompt in prompts:
             ids = encoder.bos + list(encoder.spans(prompt)[0])
             inputs = torch.tensor([ids], device=model.device)
@@ -87,7 +87,7 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None):
 
 
 @contextlib.contextmanager
-def _inference(model):
+def inference(model):
     """Evaluation mode with the cache on, and back."""
     import torch
 

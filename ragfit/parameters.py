@@ -96,7 +96,7 @@ def from_parameters(namespace, extra=()) -> Chosen:
     for name in _injected(namespace.get("In") or ()):
         if name not in (*known, "translated"):
             raise ConfigError(f"There is no parameter {name}. {unknown_key(name, known)}")
-    last = _split(namespace.get("overrides"))
+    last = split_overrides(namespace.get("overrides"))
     first = [override(key, namespace[key]) for key in DATA_KEYS if namespace.get(key) not in (None, "")]
     for part in ("model", "train"):
         value = namespace.get(part)
@@ -126,7 +126,7 @@ def _numbers(value):
     return value
 
 
-def _split(text) -> list[str]:
+def split_overrides(text) -> list[str]:
     """Overrides given as a list, a list's text, or text with one or several of them."""
     if isinstance(text, str) and text.lstrip().startswith("["):
         try:

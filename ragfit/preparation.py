@@ -183,7 +183,7 @@ def prepare(cfg, tokenizer=None):
         cfg.model.get("instruction_in_prompt"),
         cfg.model.get("completion_start"),
     )
-    work = _Work(cfg, renderer)
+    work = Preparer(cfg, renderer)
     folder = tempfile.mkdtemp(prefix="ragfit-")
     try:
         train_set, train_part = work.run("train", rows, train, Path(folder, "train.arrow"))
@@ -258,7 +258,7 @@ def _looks_like_a_file(name):
     return str(name).endswith(SUFFIXES) or str(name).startswith((".", "/", "~")) or "/" not in str(name)
 
 
-class _Work:
+class Preparer:
     """Prepares parts and gathers what is found on the way."""
 
     def __init__(self, cfg, renderer):

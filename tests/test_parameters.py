@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ragfit.config import PROJECT_ROOT
 from ragfit.errors import ConfigError
-from ragfit.parameters import _split, from_parameters, overrides_for
+from ragfit.parameters import from_parameters, overrides_for, split_overrides
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_order_of_assignments_and_overrides():
     ],
 )
 def test_overrides_in_one_text(text, parts):
-    assert _split(text) == parts
+    assert split_overrides(text) == parts
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ragfit.config import PROJECT_ROOT
 from ragfit.overrides import override
-from ragfit.parameters import _split
+from ragfit.parameters import split_overrides
 from ragfit.views import style
 from ragfit.views.rows import MODEL_KEYS, TEXT_KEYS, NoteView, RowView, Settings
 
@@ -125,14 +125,14 @@ class Explorer:
         joined = " ".join(overrides)
         lines = [f"config = {self.chosen.config!r}"] if self.chosen else []
         if overrides:
-            lines.append(f"overrides = {(joined if _split(joined) == overrides else overrides)!r}")
+            lines.append(f"overrides = {(joined if split_overrides(joined) == overrides else overrides)!r}")
         return "\n".join(lines)
 
     def command(self):
         """The same as a papermill command, for the notebook's working directory."""
         overrides = self.overrides(shell=True)
         joined = " ".join(overrides)
-        joined = joined if _split(joined) == overrides else repr(overrides)
+        joined = joined if split_overrides(joined) == overrides else repr(overrides)
         config = f" -p config {_shell(self.chosen.config)}" if self.chosen else ""
         given = f" -p overrides {_shell(joined)}" if overrides else ""
         # The overrides may name files relative to this folder, so the command is one for this folder.

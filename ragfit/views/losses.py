@@ -25,12 +25,12 @@ def token_losses(trainer, index=0, part="train"):
         A dict of lists with one entry per token, in nats, None where the token has no loss: "base" (the adapter
         disabled) and "tuned", "base" alone where both are the same, or "model" where there is no adapter.
     """
-    from ragfit.answers import _inference
+    from ragfit.answers import inference
 
     row = getattr(trainer.prepared, part)[index]
     batch = trainer.data_collator([row])
     model = trainer.model
-    with _inference(model):
+    with inference(model):
         tuned = _losses(trainer, model, batch)
         if not hasattr(model, "disable_adapter"):
             return {"model": tuned}

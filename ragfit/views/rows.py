@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from omegaconf import OmegaConf
 
 from ragfit.errors import RagfitError
-from ragfit.preparation import Part, _Work
+from ragfit.preparation import Part, Preparer
 from ragfit.prompts import Renderer
 from ragfit.views import style
 from ragfit.views.prompt import PromptView
@@ -85,7 +85,7 @@ def prepare_row(prepared, number, part="train", settings=None):
 
 
 def _run(cfg, renderer, prepared, number, part):
-    work, result = _Work(cfg, renderer), Part(rows=1)
+    work, result = Preparer(cfg, renderer), Part(rows=1)
     return work, result, work._batch(part, prepared.sources[part], [number], result)
 
 

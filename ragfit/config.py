@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, first_line
 from ragfit.keys import (
     DATA_KEYS,
     HF_TRAIN,
@@ -194,7 +194,7 @@ def finish(cfg, source=None):
                 _coerce_key(tree, key)
         _check_values(tree, hf_train)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         where = source or "The configuration"
         raise ConfigError(f"{where} cannot be resolved: {reason}. Correct the ${{…}}.") from error
     except Wrong as wrong:

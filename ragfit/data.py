@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ragfit.errors import DataError
+from ragfit.errors import DataError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
 
@@ -127,7 +127,7 @@ def open_rows(path, name=None):
         try:
             return TableRows(Dataset.from_parquet(str(path)), path)
         except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
-            raise DataError(f"{path} is not a readable Parquet file: {_first_line(error)}. Write it again.") from error
+            raise DataError(f"{path} is not a readable Parquet file: {first_line(error)}. Write it again.") from error
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path} has no known format. Use one of {', '.join(SUFFIXES)}.")
     return JsonlRows(path)
@@ -141,7 +141,7 @@ def _open_named(name):
         return TableRows(load_dataset(folder, split=split or "train"), name)
     except Exception as error:  # the hub's, the network's and the builder's errors have no common class
         raise DataError(
-            f"There is no file {name}, and no data set of that name could be loaded: {_first_line(error)}. "
+            f"There is no file {name}, and no data set of that name could be loaded: {first_line(error)}. "
             "Check data_file, or the network if it names a data set."
         ) from error
 
@@ -235,7 +235,3 @@ def read_text(path, config_key):
 def _kind(value):
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     return names.get(type(value), "null" if value is None else type(value).__name__)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -15,3 +15,8 @@ class DataError(RagfitError):
 
 class PromptError(RagfitError):
     """A prompt that cannot be rendered, or whose loss cannot be placed."""
+
+
+def first_line(error):
+    """Another library's error in one line, for a message of ours: its first line, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,9 @@ def push(folder, tag, token=None):
         repo = api.create_repo(str(tag), private=True, exist_ok=True)
         api.upload_folder(repo_id=repo.repo_id, folder_path=str(folder), commit_message="Upload adapter trained with ragfit")
     except Exception as error:  # network, login and server errors have no common class; none may lose the run
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.error(
             "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: python -m ragfit.hub %s",
-            tag, reason, folder, shlex.join([str(folder), str(tag)]),
+            tag, first_line(error), folder, shlex.join([str(folder), str(tag)]),
         )
         return None
     logger.info("Pushed %s to %s", folder, repo)

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Quote, Quot
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, first_line
 from ragfit.keys import RENAMED, annotation_of, at, get, is_hf_train, kinds, unknown_key
 
 
@@ -77,7 +77,7 @@ def _quoted(text, error):
     pure_text = match and kinds(annotation_of(match[1].lstrip("+")) or "Any") <= {"str", "null"}
     if match and (pure_text or match[2][:1] not in "'\"[{"):
         return override(match[1], match[2])
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     raise ConfigError(f"The override {text!r} cannot be read: {reason}. Write key=value, and quote text: key='a, b'.")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ragfit.config import find_existing, find_path
-from ragfit.data import choose, open_rows, read_text, split, text_of
+from ragfit.data import SUFFIXES, choose, open_rows, read_text, split, text_of
 from ragfit.errors import ConfigError, DataError, PromptError
 from ragfit.findings import Collected
 from ragfit.masking import Encoder
@@ -253,8 +253,6 @@ def _choose_rows(cfg):
 
 
 def _looks_like_a_file(name):
-    from ragfit.data import SUFFIXES
-
     return str(name).endswith(SUFFIXES) or str(name).startswith((".", "/", "~")) or "/" not in str(name)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ragfit.config import find_existing
 from ragfit.demo import is_demo, tokenizer_folder
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, first_line
 
 # transformers' names for "take tokenizer.json as it stands".
 _GENERIC = {"PreTrainedTokenizerFast", "TokenizersBackend"}
@@ -39,9 +39,8 @@ def load_tokenizer(name, revision=None, trust_remote_code=False):
     except ConfigError:
         raise
     except Exception as error:  # transformers, the hub and the network raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ConfigError(
-            f"model.model_name_or_path: no tokenizer could be loaded from {name!r}: {reason}. "
+            f"model.model_name_or_path: no tokenizer could be loaded from {name!r}: {first_line(error)}. "
             "Give a folder with a tokenizer, or a model's name on the hub and a network (or HF_HUB_OFFLINE=1 and a filled cache)."
         ) from error
 

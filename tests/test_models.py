@@ -158,13 +158,13 @@ def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
     ],
 )
 def test_dtype(dtype, expected):
-    assert choose_dtype(dtype, None) == expected
+    assert choose_dtype(dtype) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float31", "nn", "half precision"])
 def test_no_dtype(dtype):
     with pytest.raises(ConfigError, match="model.dtype"):
-        choose_dtype(dtype, None)
+        choose_dtype(dtype)
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

@@ -7,7 +7,7 @@ import warnings
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import find_existing
 from ragfit.demo import is_demo, model_folder
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, first_line
 from ragfit.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class HFTrain:
         try:
             self.model = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=choose_dtype(dtype or torch_dtype, quantization_config),
+                dtype=choose_dtype(dtype or torch_dtype),
                 device_map=device_map,
                 quantization_config=quantization_config,
                 attn_implementation=attn_implementation,
@@ -162,7 +162,7 @@ def bf16_is_fast():
     return bool(torch.cpu._is_avx512_bf16_supported()) if capability.startswith("AVX512") else False
 
 
-def choose_dtype(dtype, quantized):
+def choose_dtype(dtype):
     """The type to load weights in: what was asked for, else the checkpoint's own where this machine is quick with it."""
     import torch
 
@@ -229,7 +229,7 @@ def merge_adapter(model, adapter):
         merged = PeftModel.from_pretrained(model, str(folder or adapter)).merge_and_unload(safe_merge=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model.trained_adapter: no adapter could be loaded from {adapter!r}: {_first_line(error)}. "
+            f"model.trained_adapter: no adapter could be loaded from {adapter!r}: {first_line(error)}. "
             "Give the folder that holds adapter_config.json."
         ) from error
     if hasattr(merged, "peft_config"):
@@ -239,10 +239,6 @@ def merge_adapter(model, adapter):
 
 def _not_loaded(name, error):
     return (
-        f"model.model_name_or_path: no model could be loaded from {name!r}: {_first_line(error)}. "
+        f"model.model_name_or_path: no model could be loaded from {name!r}: {first_line(error)}. "
         "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
     )
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

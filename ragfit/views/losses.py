@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 from ragfit.config import find_existing, find_path
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, first_line
 from ragfit.masking import IGNORE_INDEX
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
@@ -89,7 +89,7 @@ def load_tuned(trainer, checkpoint=None):
     try:
         model.load_adapter(str(folder), TUNED)
     except (RuntimeError, ValueError, OSError) as error:  # another model's adapter, a damaged file
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)
         raise ConfigError(f"checkpoint: the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}. "
                           "Name an adapter of this model.") from error  # fmt: skip
     model.set_adapter(TUNED)

@@ -17,6 +17,18 @@ class PromptError(RagfitError):
     """A prompt that cannot be rendered, or whose loss cannot be placed."""
 
 
+class Interrupted(RagfitError):
+    """A run that was asked to stop, and did so with everything saved.
+
+    Attributes:
+        signal: the signal's number; a shell's exit code is 128 + that.
+    """
+
+    def __init__(self, message, signal):
+        super().__init__(message)
+        self.signal = signal
+
+
 def first_line(error):
     """Another library's error in one line, for a message of ours: its first line, or its class where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -5,6 +5,7 @@ is none of these is an error, names of earlier library versions are translated, 
 declares. Importing this module imports no torch: the libraries' fields are read off their sources.
 """
 
+import copy
 import difflib
 import json
 import os
@@ -321,6 +322,13 @@ def to_yaml(cfg) -> str:
     """The configuration as YAML, with what was translated as comments at the top; `load_config` reads it back."""
     notes = [f"# {key}: {' '.join(str(note).split())}\n" for key, note in (cfg.get("translated") or {}).items()]
     return "".join(notes) + OmegaConf.to_yaml(cfg, resolve=False)
+
+
+def without_secrets(cfg):
+    """A copy of the configuration that may leave the machine: no token of the hub."""
+    shown = copy.deepcopy(cfg)
+    shown.train.pop("hub_token", None)
+    return shown
 
 
 def save_config(cfg, path):

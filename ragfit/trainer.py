@@ -8,12 +8,12 @@ from trl import SFTConfig, SFTTrainer
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
-
+from ragfit.resumable import Resumable
 
 OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 
 
-class RagfitTrainer(SFTTrainer):
+class RagfitTrainer(Resumable, SFTTrainer):
     """`trl.SFTTrainer` over rows of `ragfit.prepare`.
 
     Attributes:
@@ -37,6 +37,13 @@ class RagfitTrainer(SFTTrainer):
 
     def create_model_card(self, *args, **kwargs):
         """TRL writes its own card into each checkpoint; a run's card is written from the run at its end."""
+
+
+class Arguments(SFTConfig):
+    """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints and on the hub) without its token of the hub."""
+
+    def __getstate__(self):
+        return self.__dict__ | {"hub_token": None}
 
 
 def training_arguments(cfg, prepared):
@@ -95,7 +102,7 @@ def training_arguments(cfg, prepared):
         others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
     try:
-        args = SFTConfig(**given)
+        args = Arguments(**given)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"train: transformers refuses these arguments: {error}. Change the key it names.") from error
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:

@@ -5,17 +5,19 @@
 The command line takes every Hydra override, `--multirun` and `--help`; the notebook calls the same functions.
 """
 
-import copy
+import filecmp
 import logging
+import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
-from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config
-from ragfit.errors import ConfigError, RagfitError
+from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, without_secrets
+from ragfit.errors import ConfigError, Interrupted, RagfitError
 from ragfit.preparation import prepare
+from ragfit.status import SAVING, RunStatus, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -34,24 +36,35 @@ def build_trainer(cfg, prepared, callbacks=()):
     Raises:
         ConfigError: before the weights are read, where that can be known.
     """
+    from omegaconf import OmegaConf
     from transformers import PrinterCallback, ProgressCallback, set_seed
 
+    from ragfit.checkpoints import check_same_run, rows_digest
     from ragfit.hub import check_tag
+    from ragfit.resumable import rows_per_step
     from ragfit.trainer import RagfitTrainer, training_arguments
     from ragfit.views.curve import loss_curve
 
-    resume_path(cfg)
+    resume_from = resume_path(cfg)
     if cfg.get("hfhub_tag"):
         check_tag(cfg.hfhub_tag)
     args = training_arguments(cfg, prepared)
     check_writable(args.output_dir)
-    set_seed(args.seed)  # the adapter's weights are drawn while the model loads
-    loaded = load_model(cfg)
-    check_vocabulary(loaded.model, prepared)
-    try:
-        trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"train: TRL refuses this run: {error}. Change the key it names.") from error
+    if resume_from:
+        config = OmegaConf.to_container(without_secrets(cfg), resolve=True)
+        check_same_run(resume_from, config, rows_digest(prepared.train), rows_per_step(args))
+    secrets = [cfg.train.get("hub_token"), *(os.environ.get(name) for name in ("HF_TOKEN", "WANDB_API_KEY"))]
+    status = RunStatus(args.output_dir, secrets, write=args.process_index == 0)
+    status.refuse_if_taken()
+    with status.loading():
+        set_seed(args.seed)  # the adapter's weights are drawn while the model loads
+        loaded = load_model(cfg)
+        check_vocabulary(loaded.model, prepared)
+        try:
+            trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"train: TRL refuses this run: {error}. Change the key it names.") from error
+    trainer.status, trainer.resume_from = status, resume_from
     # One live display instead of transformers' bar and its printed dictionaries.
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -123,9 +136,15 @@ def check_writable(output_dir):
 def resume_path(cfg):
     """The checkpoint to go on from: a folder, or None to start anew.
 
+    With `resume_checkpoint=true` it is the newest whole one, and those that were skipped are named. Where a run has
+    begun but was ended before its first checkpoint, nothing is lost, and it starts anew.
+
     Raises:
-        ConfigError: `resume_checkpoint` names no checkpoint, or is true and there is none yet.
+        ConfigError: `resume_checkpoint` names no whole checkpoint, or is true and there is none.
     """
+    from ragfit.checkpoints import newest, problem
+    from ragfit.status import read
+
     wanted = cfg.get("resume_checkpoint")
     if wanted in (None, False, ""):
         return None
@@ -133,41 +152,75 @@ def resume_path(cfg):
         from ragfit.trainer import OUTPUT_DIR
 
         folder = cfg.train.get("output_dir") or OUTPUT_DIR
-        # The state is written last: without it, the run was killed while it saved that checkpoint.
-        states = Path(folder).glob("checkpoint-*/trainer_state.json")
-        whole = {int(number): state.parent for state in states if (number := state.parent.name.partition("-")[2]).isdigit()}
-        if not whole:
-            raise ConfigError(
-                f"resume_checkpoint is true, but {folder} holds no checkpoint. "
-                "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
-            )
-        return str(whole[max(whole)])
-    folder = find_path(wanted, "resume_checkpoint")
-    if not (folder / "trainer_state.json").is_file():
+        found, skipped = newest(folder)
+        for sentence in skipped:
+            logger.warning("resume_checkpoint: %s", sentence)
+        if found:
+            return str(found)
+        facts = read(folder) or {}
+        if not skipped and facts.get("state") in ("running", "interrupted", "failed") and not facts.get("last_checkpoint"):
+            logger.warning("resume_checkpoint: the run in %s ended before its first checkpoint, so it starts anew.", folder)
+            return None
+        whole = f"no checkpoint that is whole ({'; '.join(skipped)})" if skipped else "no checkpoint"
         raise ConfigError(
-            f"resume_checkpoint: {folder} is no checkpoint of a run (it has no trainer_state.json). "
-            "Name a folder such as trained_models/checkpoint-100, or true for the newest."
+            f"resume_checkpoint is true, but {folder} holds {whole}. "
+            "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
+        )
+    folder = find_path(wanted, "resume_checkpoint")
+    reason = problem(folder)
+    if reason:
+        raise ConfigError(
+            f"resume_checkpoint: a run cannot go on from {folder}: {reason}. "
+            "Name another folder, such as trained_models/checkpoint-100, or true for the newest that is whole."
         )
     return str(folder)
 
 
 def train(trainer):
-    """Train, save and, where `hfhub_tag` is set, push.
+    """Train, save and, where `hfhub_tag` is set, push. `output_dir/status.json` says how it goes.
+
+    Ctrl-C, a kernel's interrupt and SIGTERM end the run with a checkpoint that `resume_checkpoint=true` goes on from.
 
     Args:
         trainer: of `build_trainer`.
 
     Returns:
         Path of the folder `checkpoint` with adapter, tokenizer, resolved configuration and instruction.
+
+    Raises:
+        Interrupted: the run was asked to stop, and has.
+        RagfitError: the trainer has trained already, or a checkpoint could not be saved.
     """
+    from ragfit.stopping import StopSignals
     from ragfit.tracking import tracked
 
-    cfg = trainer.cfg
-    with tracked(cfg, trainer):
-        trainer.train(resume_from_checkpoint=resume_path(cfg))
-        folder = None
-        if trainer.is_world_process_zero():
-            folder = save_checkpoint(trainer)
+    cfg, status = trainer.cfg, trainer.status
+    if trainer.state.global_step:
+        raise RagfitError(
+            f"This trainer has trained already, to step {trainer.state.global_step}. Make a new one with ragfit.build_trainer "
+            "(in the notebook: run from the cell with `trainer = None`); resume_checkpoint=true goes on from the newest checkpoint."
+        )
+    status.refuse_if_taken()
+    before = status.begin(trainer.resume_from)
+    if trainer.resume_from and trainer.is_world_process_zero():
+        told = f" The run before was {verdict(before)[1]}." if before else ""
+        print(f"going on from {trainer.resume_from}.{told}", flush=True)
+    with status.outcome(), tracked(cfg, trainer):
+        with StopSignals() as stop:
+            trainer.stop = stop
+            trainer.train(resume_from_checkpoint=trainer.resume_from)
+            if trainer.stopped:
+                _stopped(trainer)
+            folder = None
+            if trainer.is_world_process_zero():
+                status.set(doing=SAVING)
+                trained = trainer.state.global_step - trainer._initial_global_step
+                folder = save_checkpoint(trainer, keep_same=not trained)
+                status.set(state="finished", doing=None, saved=str(folder))
+            if stop.asked():
+                message = f"Stopped by {stop.why} after the last step. The run is finished, the adapter is in {folder}."
+                raise Interrupted(message, stop.asked())
+        trainer.stop = None
         if cfg.get("hfhub_tag") and folder:
             from ragfit.hub import push
 
@@ -175,8 +228,22 @@ def train(trainer):
     return folder
 
 
-def save_checkpoint(trainer):
-    """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …"""
+def _stopped(trainer):
+    """Say where a stopped run can go on, and end it."""
+    stop, state, newest = trainer.stop, trainer.state, trainer.newest_checkpoint
+    on = f"{newest} holds all of it; go on with resume_checkpoint=true" if newest else "Nothing was learned yet; start it again"
+    trainer.status.set(state="interrupted", reason=f"stopped by {stop.why}. {on}", step=state.global_step, last_checkpoint=newest)
+    raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
+
+
+def save_checkpoint(trainer, keep_same=False):
+    """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …
+
+    Args:
+        keep_same: leave an earlier one as it is where its weights are the same.
+    """
+    from ragfit.checkpoints import sync
+
     cfg, prepared = trainer.cfg, trainer.prepared
     output = Path(trainer.args.output_dir)
     target = output / "checkpoint"
@@ -185,10 +252,14 @@ def save_checkpoint(trainer):
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(part)
         prepared.tokenizer.save_pretrained(part)
-        save_config(_without_secrets(cfg), part / "ragfit.yaml")
+        save_config(without_secrets(cfg), part / "ragfit.yaml")
         (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
         if prepared.renderer.template is not None:
             (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
+        sync(part)
+        if keep_same and _same_weights(part, target):
+            shutil.rmtree(part)
+            return target
         if target.exists():
             number = 1
             while (output / f"checkpoint.{number}").exists():
@@ -203,11 +274,9 @@ def save_checkpoint(trainer):
     return target
 
 
-def _without_secrets(cfg):
-    """The configuration as it may be pushed to a hub."""
-    shown = copy.deepcopy(cfg)
-    shown.train.pop("hub_token", None)
-    return shown
+def _same_weights(folder, other):
+    names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
+    return all((other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False) for n in names)
 
 
 def run(cfg):
@@ -266,6 +335,9 @@ def _task(cfg, source):
 
             cfg.train.output_dir = str(Path(cfg.train.get("output_dir") or OUTPUT_DIR, str(hydra_cfg.job.num)))
         run(cfg)
+    except Interrupted as error:
+        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        sys.exit(128 + error.signal)
     except RagfitError as error:
         sys.exit(f"error: {error}")
 

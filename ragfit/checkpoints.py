@@ -1,0 +1,246 @@
+"""Checkpoints on disk: which are whole, which is the newest, and whether a run may go on from one.
+
+A checkpoint is written under another name, recorded, and renamed: `checkpoint-N` is whole or not there. The record
+holds what transformers' own files do not: the sizes of the files, the losses since the last log, the configuration
+and a digest of the rows. Checkpoints that plain transformers wrote have none; they are read from end to end instead.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from ragfit.errors import ConfigError, first_line
+
+logger = logging.getLogger(__name__)
+
+RECORD = "ragfit_checkpoint.json"
+STAGING = ".saving"  # a folder of checkpoints that are being written
+STATE = "trainer_state.json"
+# Keys that say where a run goes and what is seen of it, not what is learned. What chooses and renders the rows is
+# compared by the rows themselves.
+_NO_MATTER = (
+    "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated", "data_file", "input_key",
+    "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation", "model.completion_start",
+    "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length", "train.output_dir", "train.report_to",
+    "train.run_name", "train.project", "train.logging_", "train.save_", "train.hub_", "train.push_to_hub", "train.disable_tqdm",
+)  # fmt: skip
+
+
+def step_of(folder):
+    """The N of a folder named `checkpoint-N`, or None."""
+    prefix, _, number = Path(folder).name.partition("-")
+    return int(number) if prefix == "checkpoint" and number.isdecimal() else None
+
+
+def checkpoints(output_dir):
+    """The folders `checkpoint-N` of a run, the newest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def newest(output_dir):
+    """The newest checkpoint that a run can go on from.
+
+    Returns:
+        `(folder or None, sentences)`: a sentence for each newer one that was skipped, and why.
+    """
+    skipped = []
+    for folder in checkpoints(output_dir):
+        reason = problem(folder)
+        if reason is None:
+            return folder, skipped
+        skipped.append(f"{folder} is skipped: {reason}")
+    return None, skipped
+
+
+def problem(folder):
+    """Why a run cannot go on from a checkpoint, in half a sentence, or None where it can.
+
+    Files with tensors are read the way Trainer reads them: safely, so that a pickle that runs code is an error here.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers.trainer_pt_utils import safe_globals
+
+    folder = Path(folder)
+    try:
+        if not isinstance(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"], int):
+            return f"{STATE} holds no step"
+        recorded = record(folder).get("files", {})
+    except FileNotFoundError:
+        return f"it has no {STATE}"
+    except (ValueError, KeyError, TypeError):
+        return f"{STATE} or {RECORD} is cut short"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    for name, size in recorded.items():
+        has = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if has != size:
+            return f"{name} is missing" if has is None else f"{name} has {has:,} of {size:,} bytes"
+    names = {path.name for path in folder.iterdir()}
+    shards = any(path.is_dir() for path in folder.iterdir())  # what DeepSpeed and FSDP write, in folders of their own
+    weights = [name for name in names if name.endswith(".safetensors") or name in ("adapter_model.bin", "pytorch_model.bin")]
+    if not weights and not shards:
+        return "it has no weights"
+    if not {"optimizer.pt", "scheduler.pt"} <= names and not shards:
+        return "it has no optimizer.pt and scheduler.pt (train.save_only_model leaves them out), and training cannot go on without"
+    for name in sorted(names - {"training_args.bin"}):  # that one is a pickle, and nobody reads it
+        path = folder / name
+        try:
+            if name.endswith(".safetensors"):
+                with safe_open(path, "pt"):
+                    pass
+            elif name.endswith((".pt", ".pth", ".bin")):
+                with safe_globals():
+                    torch.load(path, map_location="meta", weights_only=True, mmap=_is_zip(path))
+        except SafetensorError as error:
+            return f"{name} is cut short ({first_line(error)})"
+        except Exception as error:  # pickle, zip, runtime and end-of-file errors
+            unsafe = "Weights only" in str(error) and "Unsupported" in str(error) or "was not an allowed global" in str(error)
+            return f"{name} holds a pickle that may run code; it was not loaded" if unsafe else f"{name} cannot be read ({first_line(error)})"
+    return None
+
+
+def _is_zip(path):
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"  # torch maps only the format it writes today
+
+
+# The record.
+
+
+def record(folder):
+    """What this kit wrote beside transformers' files, as a dict; empty where it did not write the checkpoint."""
+    path = Path(folder) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def rows_digest(dataset):
+    """A digest of the token ids and labels of a `datasets.Dataset`, in order."""
+    digest = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        for name in ("input_ids", "labels"):
+            column = table[name].combine_chunks()
+            for part in (column.value_lengths(), column.flatten()):
+                digest.update(part.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def publish(staged, target, facts):
+    """Record a staged checkpoint and give it its name: whole, and on the disk, or not at all.
+
+    Args:
+        staged: the folder with transformers' files.
+        target: `output_dir/checkpoint-N`; one that is there already is set aside.
+        facts: what the record holds besides the files' sizes.
+    """
+    files = {str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()}
+    (staged / RECORD).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")
+    sync(staged)
+    if target.exists():
+        _move_aside([target], target.parent)
+    staged.rename(target)
+    sync(target.parent, deep=False)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+def sync(folder, deep=True):
+    """Have the system write a folder to the disk: a rename must not outlive the files it names."""
+    for path in [*(p for p in Path(folder).rglob("*") if deep), Path(folder)]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:  # some network file systems sync no folders
+            if path.is_file():
+                raise
+        finally:
+            os.close(descriptor)
+
+
+# Going on, and starting anew.
+
+
+def check_same_run(folder, cfg, rows, rows_per_step):
+    """Compare a run with the one that wrote a checkpoint.
+
+    Args:
+        cfg: the configuration as plain values, without secrets.
+        rows: `rows_digest` of the training rows.
+        rows_per_step: rows of one optimizer step, over all processes.
+
+    Raises:
+        ConfigError: the rows differ (the place in them is a number of batches), or the adapter's shape and scale do.
+            Other differences are warned of.
+    """
+    facts = record(folder)
+    if not facts:
+        logger.warning("resume_checkpoint: %s was not written by this kit, so whether rows and settings are the same is not known.", folder)
+        return
+    begin_anew = f"To train this adapter further on something else, start a new run with model.trained_adapter={folder}"
+    if facts["rows"] != rows:
+        raise ConfigError(
+            f"resume_checkpoint: {folder} was made from other rows (their order, text, template or tokenizer differs), so the place "
+            f"to go on from is not known. Set the data keys as they were (see {Path(folder, RECORD)}). {begin_anew}."
+        )
+    changed = [key for key in _differences(facts["config"], cfg) if not key.startswith(_NO_MATTER)]
+    lora = [key for key in changed if key.startswith("model.lora") and key != "model.lora.lora_dropout"]
+    if lora:
+        raise ConfigError(
+            f"resume_checkpoint: {', '.join(lora)} differs from the run that wrote {folder}, whose adapter has another shape or scale. "
+            f"Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
+        )
+    if changed:
+        logger.warning(
+            "resume_checkpoint: %s differs from the run that wrote %s; the run goes on with the new value, and is not what an "
+            "uninterrupted run would have been.", ", ".join(changed), folder,
+        )  # fmt: skip
+    if facts["rows_per_step"] != rows_per_step:
+        logger.warning(
+            "resume_checkpoint: a step takes %s rows, in the run that wrote %s it took %s, so some rows are seen twice or not at all. "
+            "Set train.per_device_train_batch_size, train.gradient_accumulation_steps and the number of processes as they were.",
+            rows_per_step, folder, facts["rows_per_step"],
+        )  # fmt: skip
+
+
+def _differences(before, after, prefix=""):
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}"
+
+
+def set_aside(output_dir, resumed=None):
+    """Move what an earlier run left into `output_dir/earlier.N`, so that neither rotation nor a later resume takes it.
+
+    What the run goes on from stays: the resumed checkpoint and older ones beside it. Half-written checkpoints of a
+    killed run are removed.
+
+    Returns:
+        The new folder, or None where there was nothing to move.
+    """
+    output = Path(output_dir)
+    for path in (output / STAGING).glob("*"):
+        logger.warning("%s was half-written when an earlier run ended; it is removed.", path.name)
+    shutil.rmtree(output / STAGING, ignore_errors=True)
+    resumed = Path(resumed).resolve() if resumed else None
+    stays = step_of(resumed) if resumed is not None and resumed.parent == output.resolve() else None
+    old = [path for path in checkpoints(output) if stays is None or step_of(path) > stays]
+    old += output.glob("checkpoint.part-*")  # an adapter that a kill kept from its name
+    return _move_aside(old, output) if old else None
+
+
+def _move_aside(folders, output):
+    number = 1
+    while (output / f"earlier.{number}").exists():
+        number += 1
+    aside = output / f"earlier.{number}"
+    aside.mkdir()
+    for path in folders:
+        path.rename(aside / path.name)
+    logger.warning("Kept %s of an earlier run in %s.", ", ".join(sorted(path.name for path in folders)), aside)
+    return aside

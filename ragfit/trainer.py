@@ -2,11 +2,13 @@
 
 import os
 
+from ragfit import allocator  # isort: skip  (before torch)
 from omegaconf import OmegaConf
 from trl import SFTConfig, SFTTrainer
 
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.errors import ConfigError
+from ragfit.labelled import check_head, project_labelled_only
 from ragfit.models.hf import bf16_is_fast
 from ragfit.resumable import Resumable
 
@@ -19,6 +21,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
     Attributes:
         prepared: the `Prepared` that the rows come from.
         cfg: the resolved configuration.
+        labelled_head: whether the LM head is applied only where there are labels.
     """
 
     def __init__(self, cfg, prepared, loaded, args, **kwargs):
@@ -34,6 +37,19 @@ class RagfitTrainer(Resumable, SFTTrainer):
             eval_dataset=prepared.dev,
             **kwargs,
         )
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.labelled_head = args.device.type in ("cpu", "cuda")  # on CUDA it is TRL's own doing
+        if args.device.type == "cpu":
+            project_labelled_only(base)
+            allocator.keep_freed_memory()
+        check_head(base)
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.args.device.type == "cpu":
+                allocator.give_back_memory()
 
     def create_model_card(self, *args, **kwargs):
         """TRL writes its own card into each checkpoint; a run's card is written from the run at its end."""

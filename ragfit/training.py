@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, without_secrets
 from ragfit.errors import ConfigError, Interrupted, RagfitError

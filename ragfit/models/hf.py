@@ -4,6 +4,7 @@ import logging
 import re
 import warnings
 
+import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import find_existing
 from ragfit.demo import is_demo, model_folder

@@ -1,0 +1,91 @@
+"""The training step on a CPU: the LM head and the loss only where there are labels.
+
+On CUDA, TRL's fused LM head projects only positions with a label; on a CPU it projects all of them, most of which are
+prompt. Here the backbone's output is cut to the labelled positions before it reaches that same head, so the
+arithmetic (scaling, softcap, chunks of the vocabulary) stays TRL's.
+"""
+
+import functools
+import types
+
+import torch
+
+from ragfit.errors import ConfigError
+
+IGNORE_INDEX = -100  # what TRL's loss leaves out
+
+
+def project_labelled_only(model):
+    """Make a model's fused LM head work on labelled positions alone, on a CPU.
+
+    Args:
+        model: the base model (without PEFT's wrapper) after `trl.trainer.utils.add_fused_lm_head`.
+
+    A forward pass with `fused_lm_head=True` then returns per-token fields of shape (1, labels) instead of
+    (rows, positions - 1): the same values, in the same order, without the zeros of positions that have no label.
+    Sums over them, which is all that TRL's loss and metrics take, are unchanged.
+    """
+    fused_forward = model.forward
+    text_config = model.config.get_text_config()
+    chosen = []  # the labelled positions of the pass under way
+
+    def cut(backbone, args, output):
+        if chosen:
+            output.last_hidden_state = output.last_hidden_state[:, :-1][chosen.pop()][None]
+        return output
+
+    @functools.wraps(fused_forward.__func__)  # the signature that `generate` and PEFT read
+    def forward(self, *args, fused_lm_head=False, labels=None, shift_labels=None, **kwargs):
+        if not fused_lm_head or labels is None or shift_labels is not None or labels.device.type != "cpu":
+            return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs)
+        mask = kwargs.get("attention_mask")
+        # A router's balance loss counts tokens by the mask.
+        balanced = kwargs.get("output_router_logits") or getattr(text_config, "output_router_logits", False)
+        if mask is not None and not balanced and right_padded(mask):
+            # A causal model never looks at what comes later, so padding on the right needs no mask; without one,
+            # attention takes its causal kernel.
+            kwargs["attention_mask"] = None
+        labelled = labels[:, 1:] != IGNORE_INDEX
+        chosen.append(labelled)
+        try:
+            return fused_forward(*args, fused_lm_head=True, shift_labels=labels[:, 1:][labelled][None], **kwargs)
+        finally:
+            chosen.clear()
+
+    model.base_model.register_forward_hook(cut)
+    model.forward = types.MethodType(forward, model)
+
+
+def right_padded(mask):
+    """Whether an attention mask of shape (rows, positions) has its zeros only at the ends of rows."""
+    return mask.dim() == 2 and bool((mask[:, 1:] <= mask[:, :-1]).all()) and bool(mask[:, 0].all())
+
+
+def check_head(model):
+    """Compare TRL's loss with the model's own, on a few tokens.
+
+    TRL multiplies by the LM head's weight itself and knows the scales and softcaps of the architectures it was written
+    for. With a head that does something else, it would train on other logits than those the model answers with.
+
+    Args:
+        model: the base model after `add_fused_lm_head`.
+
+    Raises:
+        ConfigError: the losses differ by more than rounding.
+    """
+    embedding = model.get_input_embeddings()
+    if embedding is None or embedding.weight.is_meta or embedding.weight.numel() == 0:
+        return  # sharded: there is nothing to compute with yet
+    ids = (torch.arange(1, 9) * 7919 % embedding.weight.shape[0])[None].to(embedding.weight.device)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        own = model(input_ids=ids, labels=ids, use_cache=False).loss
+        fused = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
+    model.train(training)
+    if not torch.allclose(own.float().cpu(), fused.float().cpu(), rtol=0.02, atol=0.02, equal_nan=True):
+        raise ConfigError(
+            f"model.model_name_or_path: {type(model).__name__} does not compute its logits as TRL's loss does "
+            f"(a loss of {own:.4f} against {fused:.4f} for the same tokens), so training would go astray. "
+            "Choose another model, or another release of trl."
+        )

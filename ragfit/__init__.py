@@ -18,6 +18,7 @@ _HOME = {
     "build_trainer": "training",
     "train": "training",
     "run": "training",
+    "run_status": "status",
     "preflight": "resources",
     "compare_answers": "answers",
     "dev_loss": "answers",
@@ -25,8 +26,8 @@ _HOME = {
     "RagfitError": "errors",
 }
 _MODULES = {
-    "answers", "collator", "config", "data", "demo", "errors", "findings", "hub", "keys", "masking", "models", "overrides", "parameters",
-    "preparation", "prompts", "resources", "tokenizers", "tracking", "trainer", "training", "views",
+    "answers", "checkpoints", "collator", "config", "data", "demo", "errors", "findings", "hub", "keys", "masking", "models", "overrides", "parameters",
+    "preparation", "prompts", "resources", "status", "tokenizers", "tracking", "trainer", "training", "views",
 }
 
 __all__ = sorted(_HOME)

@@ -16,6 +16,7 @@ _HOME = {
     "PreflightView": "run",
     "AnswersView": "run",
     "SavedView": "run",
+    "StatusView": "run",
     "LossCurve": "curve",
     "loss_curve": "curve",
     "RowView": "rows",

@@ -33,7 +33,7 @@ class LossCurve(View):
         self.train, self.dev, self.bad, self.last = [], [], {}, {}
         self.step = self.first_step = 0
         self.epoch = self.epochs = None
-        self.done = False
+        self.how = "running"
         self._tokens = []
         self._handle, self._image, self._next, self._drawn = None, None, 0.0, 0
         self._next_line = self._next_dev_line = 0
@@ -64,7 +64,8 @@ class LossCurve(View):
         self.log(logs or {})
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.step, self.epoch, self.done = state.global_step, state.epoch, True
+        self.step, self.epoch = state.global_step, state.epoch
+        self.how = "done" if self.step >= (self.total or 0) else "stopped"  # by a signal, or by early stopping
         self._update(force=True)
         self.write(self._sentence())
 
@@ -123,7 +124,7 @@ class LossCurve(View):
         return "  ".join([*parts, f"{clock(self.elapsed)} elapsed{left}"])
 
     def _sentence(self):
-        parts = [f"{'done' if self.done else 'running'}: step {self._of()} in {clock(self.elapsed)}"]
+        parts = [f"{self.how}: step {self._of()} in {clock(self.elapsed)}"]
         if self.train:
             parts.append(f"last training loss {self.train[-1][1]:.3f}")
         if "train_loss" in self.last:
@@ -158,7 +159,7 @@ class LossCurve(View):
             ("dev loss", f"{self.dev[-1][1]:.4f}" if self.dev else None),
             ("learning rate", f"{self.last['learning_rate']:.2e}" if "learning_rate" in self.last else None),
             ("elapsed", clock(self.elapsed)),
-            ("left", clock(self.left) if self.left is not None and not self.done else None),
+            ("left", clock(self.left) if self.left is not None and self.how == "running" else None),
             ("tokens/s", f"{self.speed:,.0f}" if self.speed else None),
         ]
         grey = style.colours((style.PAPER[0], style.QUIET[1]))
@@ -178,8 +179,7 @@ class LossCurve(View):
         bad = style.callout(self._bad(), style.BAD) if self.bad else ""
         if self._image is None and (self.train or self.dev):
             self._image = style.picture(self._figure(), f"Loss by step. {self._sentence()}")
-        aside = "done" if self.done else "running"
-        return style.card(self.title, Html(progress), Html(tiles), Html(bad), Html(self._image or ""), aside=aside)
+        return style.card(self.title, Html(progress), Html(tiles), Html(bad), Html(self._image or ""), aside=self.how)
 
     def _bad(self):
         step, what = next(iter(self.bad.items()))

@@ -97,6 +97,46 @@ class PreflightView(View):
         return "\n".join([f"{self.title}:", *(f"  ! {plain(warning)}" for warning in self.warnings), *lines])
 
 
+class StatusView(View):
+    """What became of a run.
+
+    Args:
+        folder: its `train.output_dir`.
+        facts: of its `status.json`.
+        state: running, finished, failed, interrupted, killed or silent (`ragfit.status.verdict`).
+        sentence: the state with what is known of it.
+    """
+
+    def __init__(self, folder, facts, state, sentence):
+        self.title, self.facts, self.state, self.sentence = f"The run in {folder}", dict(facts), state, str(sentence)
+
+    def _items(self):
+        facts = self.facts
+        earlier = facts.get("earlier") or {}
+        items = [
+            ("started", f"{facts.get('started')} on {facts.get('host')}, process {facts.get('pid')}"),
+            ("last sign of life", facts.get("updated")),
+            ("last loss", None if facts.get("loss") is None else f"{facts['loss']:.4f}"),
+            ("last checkpoint", facts.get("last_checkpoint")),
+            ("went on from", facts.get("resumed_from")),
+            ("adapter", facts.get("saved")),
+            ("an earlier run", f"finished {earlier['updated']}; its adapter was saved in {earlier['saved']}" if earlier else None),
+        ]
+        if self.state in ("failed", "interrupted", "killed"):
+            on = "resume_checkpoint=true, with all else as it was"
+            items.append(("to go on", on if facts.get("last_checkpoint") else "start it again: there is no checkpoint yet"))
+        return [(label, str(value)) for label, value in items if value is not None]
+
+    def html(self):
+        good = {"running": style.NOTE, "finished": style.GOOD}
+        rows = [[label, Html(f"<b>{flow(value)}</b>")] for label, value in self._items()]
+        top = style.callout(flow(self.sentence), good.get(self.state, style.BAD))
+        return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
+
+    def text(self):
+        return "\n".join([f"{self.title}: {plain(self.sentence)}", *(f"  {label:<17}  {plain(value)}" for label, value in self._items())])
+
+
 class AnswersView(View):
     """Answers side by side.
 

@@ -286,7 +286,8 @@ def run(cfg):
     from ragfit.resources import preflight
 
     prepared = prepare(cfg)
-    print(prepared.report, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        print(prepared.report, flush=True)
     trainer = build_trainer(cfg, prepared)
     if trainer.is_world_process_zero():
         print(preflight(trainer), flush=True)

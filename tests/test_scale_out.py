@@ -1,0 +1,77 @@
+"""Several processes: two over gloo train as one does, and prepare their rows once."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny_runs import MARKER, question_rows
+
+LAUNCHERS = {
+    "one": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": [
+        # With --cpu, accelerate asks for MPI; as for GPUs, it starts torchrun's processes, which find none.
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
+    ],
+}  # fmt: skip
+
+
+def launch(launcher, model, data, output, *overrides, check=True):
+    """The documented command line, under a launcher."""
+    command = [
+        *LAUNCHERS[launcher], "-m", "ragfit.training", f"data_file={data}", "output_key=answers",
+        f"model.model_name_or_path={model}", "model.load_in_8bit=false", "model.lora.lora_dropout=0", "model.lora.target_modules=[q_proj,v_proj]",
+        f"model.completion_start='{MARKER}'", "train.optim=adamw_torch", "train.logging_steps=1",
+        f"train.output_dir={output}", "shuffle=7", "dev_split=0.2", "+train.seed=3", *overrides,
+    ]  # fmt: skip
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def logged(output):
+    state = json.loads((output / "checkpoint-8" / "trainer_state.json").read_text())
+    return {
+        key: [entry[key] for entry in state["log_history"] if key in entry] for key in ("loss", "grad_norm", "eval_loss")
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory):
+    """The same global batch of four rows: one process with four, two processes with two each."""
+    folder = tmp_path_factory.mktemp("scale")
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in question_rows(40)))
+    keys = ["train.per_device_train_batch_size=1", "++train.eval_strategy=steps", "++train.eval_steps=4", "train.save_steps=8"]
+    found = {}
+    for launcher in LAUNCHERS:
+        accumulated = 4 if launcher == "one" else 2
+        done = launch(launcher, tiny_model("llama"), data, folder / launcher, *keys, f"train.gradient_accumulation_steps={accumulated}")
+        found[launcher] = (folder / launcher, done)
+    return found
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_train_as_one(runs, launcher):
+    from safetensors.torch import load_file
+
+    one, two = logged(runs["one"][0]), logged(runs[launcher][0])
+    assert len(one["loss"]) == 8 and len(one["eval_loss"]) == 2
+    for key, values in one.items():
+        assert two[key] == pytest.approx(values, rel=2e-4), key
+    weights = [load_file(runs[name][0] / "checkpoint" / "adapter_model.safetensors") for name in ("one", launcher)]
+    for name, weight in weights[0].items():
+        assert abs(weights[1][name] - weight).max() < 1e-4, name
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_what_is_said_is_said_once(runs, launcher):
+    output = runs[launcher][1].stdout
+    assert len(re.findall(r"rows\.jsonl: 40 rows", output)) == 1
+    assert output.count("saved ") == 1

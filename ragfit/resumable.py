@@ -40,10 +40,11 @@ class Resumable:
     # What is drawn at random.
 
     def _get_train_sampler(self, train_dataset=None):
-        sampler = super()._get_train_sampler(train_dataset)
-        if type(sampler) is LengthGroupedSampler:
-            return SeededLengthGroupedSampler(sampler.batch_size, sampler.lengths, self.data_seed)
-        return sampler
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        # transformers would read every row for its length.
+        lengths = [prompt + completion for prompt, completion in self.prepared.report.train.lengths]
+        return SeededLengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths, self.data_seed)
 
     @property
     def data_seed(self):

@@ -443,7 +443,7 @@ def test_parameters_are_counted(config, tiny_phi3, keys):
     facts = {label: (value, note) for label, value, note in ragfit.preflight(trainer).items}
     assert facts["parameters"] == (f"{adapter:,} of {base + adapter:,} are trained", f"{adapter / (base + adapter):.2%}")
     loaded = {"": "float32", "8": "8-bit", "4": "4-bit"}[keys[0].removeprefix("model.load_in_")[0] if keys else ""]
-    assert facts["device"][1].startswith(f"{loaded} weights, no autocast")
+    assert facts["precision"][0] == "no autocast" and f"; {loaded} weights, " in facts["precision"][1]
 
 
 STEPS = [

@@ -20,14 +20,15 @@ _HOME = {
     "run": "training",
     "run_status": "status",
     "preflight": "resources",
-    "compare_answers": "answers",
+    "evaluate": "evaluation",
+    "load_checkpoint": "evaluation",
     "dev_loss": "answers",
     "differences": "config",
     "RagfitError": "errors",
 }
 _MODULES = {
-    "answers", "checkpoints", "collator", "config", "data", "demo", "errors", "findings", "hub", "keys", "masking", "models", "overrides", "parameters",
-    "preparation", "prompts", "resources", "status", "tokenizers", "tracking", "trainer", "training", "views",
+    "answers", "cache", "checkpoints", "collator", "config", "data", "demo", "errors", "evaluation", "findings", "hub", "keys", "masking", "metrics", "models", "overrides", "parameters",
+    "preparation", "prepared", "prompts", "resources", "status", "tokenizers", "tracking", "trainer", "training", "views",
 }
 
 __all__ = sorted(_HOME)

@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import xxhash
+
 from ragfit.errors import DataError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
@@ -34,8 +36,10 @@ class JsonlRows(Sequence):
             self._file.seek(0)
             # Offsets and line numbers of the lines that are not blank; 16 bytes a row.
             self._offsets, self._lines = array.array("Q"), array.array("Q")
+            self._state, self._hash = self._stat(), xxhash.xxh3_128()
             offset = 0
             for number, line in enumerate(self._file, 1):
+                self._hash.update(line)
                 if line.removeprefix(b"\xef\xbb\xbf").strip():
                     self._offsets.append(offset)
                     self._lines.append(number)
@@ -57,6 +61,19 @@ class JsonlRows(Sequence):
 
     def where(self, i):
         return f"{self.path}, line {self._lines[i]}"
+
+    def digest(self, keys):
+        """A hash of the whole content, as it was when the file was opened."""
+        return self._hash.hexdigest()
+
+    def unchanged(self):
+        """Whether nothing was written to the file since it was opened."""
+        return self._stat() == self._state
+
+    def _stat(self):
+        # The time of the last change of any kind, which nobody sets back as they can the time of the last write.
+        stat = os.fstat(self._file.fileno())
+        return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
     def __getitem__(self, i):
         if not 0 <= i < len(self):
@@ -102,8 +119,47 @@ class TableRows(Sequence):
     def where(self, i):
         return f"{self._name}, row {i}"
 
+    def digest(self, keys):
+        """A hash of the columns that are used, whatever file or hub they came from."""
+        import pyarrow as pa
+
+        hasher = xxhash.xxh3_128()
+        sink = pa.PythonFile(_Writer(hasher), "w")
+        dataset = self._dataset.select_columns([key for key in keys if key in self._dataset.column_names])
+        for begin in range(0, len(dataset), 1000):
+            table = dataset.with_format("arrow")[begin : begin + 1000]
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table.combine_chunks())
+        return hasher.hexdigest()
+
+    def unchanged(self):
+        return True  # a copy in the cache of `datasets`, which is never written again
+
     def __getitem__(self, i):
         return self._dataset[int(i)]
+
+
+class _Writer:
+    """A file that hashes what is written to it."""
+
+    closed = False
+
+    def __init__(self, hasher):
+        self._hasher, self._written = hasher, 0
+
+    def write(self, data):
+        self._hasher.update(data)
+        self._written += len(data)
+        return len(data)
+
+    def tell(self):
+        return self._written
+
+    def flush(self):
+        pass
+
+    def close(self):
+        pass
 
 
 def open_rows(path, name=None):

@@ -23,6 +23,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ragfit.cache import cache_folder
 from ragfit.errors import RagfitError
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,7 @@ def _made(name: str, part: str) -> Path:
     """Returns the cache's folder `part` ("tokenizer" or "model"), after making it where it is missing."""
     if name != DEMO_MODEL:
         raise RagfitError(f"There is no demo model named {name!r}. Use {DEMO_MODEL!r}, the only one.")
-    import platformdirs
-
-    cache = os.environ.get("RAGFIT_CACHE") or platformdirs.user_cache_path("ragfit")
-    root = Path(cache).expanduser().absolute() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX)
+    root = cache_folder() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX)
     # Folders appear whole, by a rename, so one that is there is ready: no lock, and no right to
     # write, is needed to use it.
     if (root / part).is_dir():

@@ -4,6 +4,9 @@ The only place where labels are made. Each text is tokenized once, as a whole, a
 if it starts at or after the completion's first character and before the end of the assistant's turn.
 """
 
+import array
+import hashlib
+import weakref
 from dataclasses import dataclass
 
 from ragfit.errors import PromptError
@@ -35,6 +38,30 @@ class Masked:
         return [ignore_index] * start + ids[start:end] + [ignore_index] * (len(ids) - end)
 
 
+def to_arrow(rows):
+    """Ids and labels of many rows as two Arrow arrays, without a Python list of labels for each.
+
+    Args:
+        rows: a list of `Masked`.
+
+    Returns:
+        (input_ids, labels): two `pyarrow.ListArray` of int32, one list for each row; labels as `Masked.labels` gives them.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    ids, offsets = array.array("i"), np.zeros(len(rows) + 1, np.int32)
+    for row, masked in enumerate(rows, 1):
+        ids.fromlist(masked.input_ids)
+        offsets[row] = len(ids)
+    ids = np.frombuffer(ids, np.int32) if len(ids) else np.empty(0, np.int32)
+    labels = np.full(len(ids), IGNORE_INDEX, np.int32)
+    for begin, masked in zip(offsets[:-1], rows, strict=True):
+        learned = slice(begin + masked.start, begin + max(masked.start, masked.end))
+        labels[learned] = ids[learned]
+    return pa.ListArray.from_arrays(offsets, ids), pa.ListArray.from_arrays(offsets, labels)
+
+
 class Encoder:
     """Tokenizes rendered rows and finds the run of tokens with loss.
 
@@ -59,9 +86,7 @@ class Encoder:
         """
         if self.backend is None:
             return [self._encode_slow(row) for row in rows]
-        # Truncation or padding stored in tokenizer.json would cut or fill the texts without a word.
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        self._encode_whole()
         encodings = self.backend.encode_batch([row.text for row in rows], add_special_tokens=False)
         return [self._mask(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
 
@@ -69,10 +94,17 @@ class Encoder:
         """Ids and the (start, end) characters of each token of a text; `(ids, None)` for a slow tokenizer."""
         if self.backend is None:
             return self.tokenizer.encode(text, add_special_tokens=False), None
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        self._encode_whole()
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def _encode_whole(self):
+        """Truncation or padding stored in tokenizer.json would cut or fill the texts without a word."""
+        # Asked first, because nothing may be set while another thread encodes.
+        if self.backend.truncation is not None:
+            self.backend.no_truncation()
+        if self.backend.padding is not None:
+            self.backend.no_padding()
 
     def _mask(self, row, encoding):
         start = first_token_from(encoding, row.completion_char, len(row.text))
@@ -139,6 +171,9 @@ def first_token_from(encoding, char, length):
     return len(encoding)
 
 
+_exact = weakref.WeakKeyDictionary()  # tokenizer -> (what it was copied from, the copy)
+
+
 def exact_backend(tokenizer):
     """The Rust tokenizer with offsets that cover each token's whole text, or None for a slow tokenizer.
 
@@ -153,8 +188,13 @@ def exact_backend(tokenizer):
         return backend
     from tokenizers import Tokenizer, processors
 
-    exact = Tokenizer.from_str(backend.to_str())
+    state = backend.to_str()
+    made_from = hashlib.blake2b(state.encode()).digest(), backend.encode_special_tokens
+    if tokenizer in _exact and _exact[tokenizer][0] == made_from:
+        return _exact[tokenizer][1]
+    exact = Tokenizer.from_str(state)
     exact.encode_special_tokens = backend.encode_special_tokens  # not part of the serialized form
     # Only special tokens and offsets are a post-processor's work, and no special tokens are asked for here.
     exact.post_processor = processors.ByteLevel(trim_offsets=False)
+    _exact[tokenizer] = made_from, exact
     return exact

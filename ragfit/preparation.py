@@ -3,158 +3,32 @@
 The notebooks, the command line and the trainer all take its result, so what a notebook shows is what is trained on.
 """
 
-import shutil
-import tempfile
-import weakref
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
+from ragfit.cache import fetch, key_of
 from ragfit.config import find_existing, find_path
 from ragfit.data import SUFFIXES, choose, open_rows, read_text, split, text_of
 from ragfit.errors import ConfigError, DataError, PromptError
 from ragfit.findings import Collected
-from ragfit.masking import Encoder
+from ragfit.masking import Encoder, to_arrow
+from ragfit.prepared import Cut, Part, Prepared, Report
 from ragfit.prompts import PlaceUnknown, Renderer
 
-_BATCH = 256
+# Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
+_BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**21
 
 
-@dataclass
-class Part:
-    """What became of the rows of one part (train or dev).
-
-    Attributes:
-        kept: for each prepared row, its number in the data file (from 0).
-        dropped: numbers of the rows not trained on, by reason.
-        cut: numbers of the rows whose prompt was cut, with how many characters it lost.
-        lengths: (prompt tokens, completion tokens) of each prepared row.
-        rejected_lengths: tokens of each row that was dropped as too long.
-    """
-
-    rows: int = 0
-    kept: list = field(default_factory=list)
-    dropped: dict = field(default_factory=dict)
-    cut: dict = field(default_factory=dict)
-    lengths: list = field(default_factory=list)
-    rejected_lengths: list = field(default_factory=list)
-
-    @property
-    def tokens(self):
-        return sum(prompt + completion for prompt, completion in self.lengths)
-
-    @property
-    def loss_tokens(self):
-        return sum(completion for _, completion in self.lengths)
-
-
-@dataclass(repr=False)
-class Report:
-    """What `prepare` did, counted.
-
-    Attributes:
-        data_file: where the rows came from.
-        in_file: the number of rows in the data file.
-        train, dev: a `Part` each (dev has no rows where there is no dev set).
-        first_labels, last_labels: how often each token is the first or last with loss, as text.
-        last_ids: the ids of the latter, the tokens that end a turn.
-        boundary: how often each text stands in a token that spans the boundary.
-        findings: a list of `ragfit.findings.Finding`.
-    """
-
-    data_file: str
-    in_file: int
-    train: Part
-    dev: Part
-    first_labels: Counter
-    last_labels: Counter
-    last_ids: list
-    boundary: Counter
-    findings: list
-
-    def __str__(self):
-        lines = [f"{self.data_file}: {self.in_file} rows"]
-        for name, part in (("train", self.train), ("dev", self.dev)):
-            if not part.rows:
-                continue
-            dropped = "".join(f", {len(rows)} {reason}" for reason, rows in part.dropped.items())
-            cut = f", {len(part.cut)} cut" if part.cut else ""
-            share = part.loss_tokens / max(part.tokens, 1)
-            lines.append(
-                f"  {name}: {len(part.kept)} of {part.rows} rows kept{dropped}{cut}; "
-                f"{part.tokens:,} tokens, {part.loss_tokens:,} with loss ({share:.1%})"
-            )
-        lines += [f"  {finding}" for finding in self.findings]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self):
-        from ragfit.views import report_html
-
-        return report_html(self)
-
-
-@dataclass
-class Prepared:
-    """Rows ready to train on, and all that the views need to explain them.
-
-    Attributes:
-        train, dev: `datasets.Dataset` with the columns `input_ids` and `labels` (dev may be None).
-        report: a `Report`.
-        tokenizer, renderer, encoder: what the rows were made with.
-        instruction: the instruction's text, which inference needs again.
-    """
-
-    train: object
-    dev: object
-    report: Report
-    tokenizer: object
-    renderer: Renderer
-    encoder: Encoder
-    instruction: str
-    cfg: object
-    sources: dict
-
-    def row(self, number, part="train"):
-        """(query, output, source row) of a row by its number in its file, the query as it was cut."""
-        rows = self.sources[part]
-        row = rows[number]
-        where = rows.where(number)
-        query = text_of(row, self.cfg.input_key, where, "input_key")
-        output = text_of(row, self.cfg.output_key, where, "output_key")
-        cut = getattr(self.report, part).cut.get(number)
-        if cut:
-            query = cut.apply(query)
-        return query, output, row
-
-    def rendered(self, index, part="train"):
-        """The prepared row `index` of a part as text, cut as it was for training."""
-        number = getattr(self.report, part).kept[index]
-        query, output, _ = self.row(number, part)
-        return self.renderer.render(query, output)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a prompt was cut: `start:stop` of its characters are left of `length`."""
-
-    start: int
-    stop: int
-    length: int
-
-    def apply(self, query):
-        return query[self.start : self.stop]
-
-
-def prepare(cfg, tokenizer=None):
+def prepare(cfg, tokenizer=None, cache=True):
     """Read, render, tokenize and label the rows that a configuration names.
 
-    Needs no torch where the tokenizer can be loaded without it.
+    Needs no torch where the tokenizer can be loaded without it. The same rows under the same settings are prepared
+    once, and come from the cache then (see `ragfit.cache`).
 
     Args:
         cfg: a configuration of `ragfit.load_config`.
         tokenizer: a `transformers` tokenizer; loaded from `cfg.model` where None.
+        cache: false to prepare anew and keep nothing.
 
     Returns:
         Prepared
@@ -183,47 +57,49 @@ def prepare(cfg, tokenizer=None):
         cfg.model.get("instruction_in_prompt"),
         cfg.model.get("completion_start"),
     )
-    work = Preparer(cfg, renderer)
-    folder = tempfile.mkdtemp(prefix="ragfit-")
-    try:
-        train_set, train_part = work.run("train", rows, train, Path(folder, "train.arrow"))
-        if not train_part.kept:
-            reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in train_part.dropped.items())
+    sources = {"train": (rows, train)} | ({} if dev is None else {"dev": (dev_rows, dev)})
+
+    train_set, dev_set, report = fetch(
+        lambda: key_of(cfg, renderer, list(sources.values())),
+        lambda folder: _prepare(cfg, renderer, sources, folder),
+        [source for source, _ in sources.values()],
+        cache,
+    )
+    report.data_file = str(cfg.data_file)
+    return Prepared(
+        train=train_set,
+        dev=dev_set,
+        report=report,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        encoder=Encoder(tokenizer, renderer.bos),
+        instruction=instruction,
+        cfg=cfg,
+        sources={"train": rows, "dev": dev_rows},
+    )
+
+
+def _prepare(cfg, renderer, sources, folder):
+    """Write the Arrow files of the parts and report on them."""
+    work, parts = Preparer(cfg, renderer), {"dev": Part()}
+    for name, (rows, positions) in sources.items():
+        parts[name] = part = work.run(name, rows, positions, folder / f"{name}.arrow")
+        if name == "train" and not part.kept:
+            reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in part.dropped.items())
             raise DataError(
-                f"None of the {train_part.rows} rows of {cfg.data_file} can be trained on ({reasons}). "
+                f"None of the {part.rows} rows of {cfg.data_file} can be trained on ({reasons}). "
                 "Raise model.max_sequence_len, or check output_key."
             )
-        dev_set, dev_part = None, Part()
-        if dev is not None:
-            dev_set, dev_part = work.run("dev", dev_rows, dev, Path(folder, "dev.arrow"))
-            dev_set = dev_set if dev_part.kept else None
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    report = Report(
+    return Report(
         data_file=str(cfg.data_file),
-        in_file=len(rows),
-        train=train_part,
-        dev=dev_part,
+        in_file=len(sources["train"][0]),
+        **parts,
         first_labels=work.named(work.first),
         last_labels=work.named(work.last),
         last_ids=sorted(work.last),
         boundary=work.boundary,
         findings=work.findings(),
     )
-    prepared = Prepared(
-        train=train_set,
-        dev=dev_set,
-        report=report,
-        tokenizer=tokenizer,
-        renderer=renderer,
-        encoder=work.encoder,
-        instruction=instruction,
-        cfg=cfg,
-        sources={"train": rows, "dev": dev_rows},
-    )
-    weakref.finalize(train_set, shutil.rmtree, folder, ignore_errors=True)
-    return prepared
 
 
 def _require(cfg):
@@ -287,10 +163,9 @@ class Preparer:
         """Prepare one part into an Arrow file.
 
         Returns:
-            (datasets.Dataset, Part)
+            Part
         """
         import pyarrow as pa
-        from datasets import Dataset
         from tqdm.auto import tqdm
 
         result = Part(rows=len(positions))
@@ -298,18 +173,38 @@ class Preparer:
         schema = pa.schema([("input_ids", ids_type), ("labels", ids_type)])
         # A bar for a second of work would only be noise in a notebook.
         progress = tqdm(total=len(positions), desc=f"preparing {part}", unit="row", disable=len(positions) < 2000)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for begin in range(0, len(positions), _BATCH):
-                numbers = positions[begin : begin + _BATCH]
-                kept = self._batch(part, rows, numbers, result)
-                columns = [pa.array([m.input_ids for m in kept], ids_type), pa.array([m.labels() for m in kept], ids_type)]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-                progress.update(len(numbers))
-        progress.close()
-        return Dataset.from_file(str(path)), result
+        with (
+            progress,
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+            ThreadPoolExecutor(1) as ahead,
+        ):
 
-    def _batch(self, part, rows, numbers, result):
-        texts, rendered = [], []
+            def finish(texts, rendered, encoded):
+                kept = self._label(part, texts, rendered, encoded.result(), result)
+                if kept:
+                    writer.write_batch(pa.record_batch(list(to_arrow(kept)), schema=schema))
+                progress.update(len(result.kept) + sum(map(len, result.dropped.values())) - progress.n)
+
+            # While a batch is tokenized, which needs no Python, the next one is read and rendered.
+            numbers, waiting = iter(positions), None
+            while True:
+                texts, rendered = self._render(part, rows, numbers, result)
+                if waiting:
+                    finish(*waiting)
+                if not texts:
+                    break
+                waiting = texts, rendered, ahead.submit(self.encoder.encode, rendered)
+        return result
+
+    def prepare_row(self, part, rows, number, result):
+        """Prepare one row; a list with its `Masked`, or an empty one where it is dropped."""
+        texts, rendered = self._render(part, rows, iter([number]), result)
+        return self._label(part, texts, rendered, self.encoder.encode(rendered), result)
+
+    def _render(self, part, rows, numbers, result):
+        """Read and render rows, from an iterator of their numbers, until they fill a batch or there is none left."""
+        texts, rendered, size = [], [], 0
         for number in numbers:
             row, where = rows[number], rows.where(number)
             query = text_of(row, self.cfg.input_key, where, "input_key")
@@ -322,8 +217,15 @@ class Preparer:
             except PromptError as error:
                 raise PromptError(f"{where}: {error}") from error
             texts.append((number, query, output))
+            size += len(rendered[-1].text)
+            if len(texts) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
+                break
+        return texts, rendered
+
+    def _label(self, part, texts, rendered, encoded, result):
+        """What is kept of a batch of tokenized rows."""
         kept = []
-        for (number, query, output), row, masked in zip(texts, rendered, self.encoder.encode(rendered), strict=True):
+        for (number, query, output), row, masked in zip(texts, rendered, encoded, strict=True):
             if self.limit and len(masked.input_ids) > self.limit:
                 row, masked = self._fit(part, number, query, output, row, masked, result)
             if masked is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["RAGFIT_CACHE_GB"] = "0"  # prepared rows of a test are not kept in the user's cache
 
 import pytest
 

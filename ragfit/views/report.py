@@ -50,7 +50,7 @@ class ReportView(View):
             style.table(["", *names], rows, right=range(1, len(names) + 1), widths=("220px",)),
             Html(_head("Where loss begins and ends, over all rows")),
             style.table(None, labels, widths=("220px",)),
-            aside=f"{report.data_file}, {report.in_file:,} rows in the file",
+            aside=f"{report.data_file}, {report.in_file:,} rows in the file" + (", prepared before" if report.cached else ""),
         )
 
     def text(self):

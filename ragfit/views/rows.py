@@ -86,7 +86,7 @@ def prepare_row(prepared, number, part="train", settings=None):
 
 def _run(cfg, renderer, prepared, number, part):
     work, result = Preparer(cfg, renderer), Part(rows=1)
-    return work, result, work._batch(part, prepared.sources[part], [number], result)
+    return work, result, work.prepare_row(part, prepared.sources[part], number, result)
 
 
 class RowView(View):

@@ -1,14 +1,16 @@
 """A trainer whose runs survive: whole checkpoints, a resumed run that equals an uninterrupted one, and a way to stop.
 
 What transformers leaves out, as of 5.23: it writes checkpoints in place; it forgets the losses since the last log, so
-that the first loss logged after resuming is too low; it reads a bfloat16 adapter back as float32; it draws `group_by_length`'s order from whatever state the random
-numbers have; it trains a step more than `max_steps` when resumed from the last one; and it skips an evaluation or a
-log that was due at the end of an epoch when the run was killed there.
+that the first loss logged after resuming is too low; it reads a bfloat16 adapter back as float32; it draws
+`group_by_length`'s order from whatever state the random numbers have; it trains a step more than `max_steps` when
+resumed from the last one; and it skips an evaluation or a log that was due at the end of an epoch when the run was
+killed there.
 """
 
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +228,7 @@ class RunCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.monotonic(), state.global_step
         self._tell(step=state.global_step, total_steps=state.max_steps, last_checkpoint=self.trainer.newest_checkpoint)
         self.trainer.begin_training()
         return self.trainer.control
@@ -238,7 +241,8 @@ class RunCallback(TrainerCallback):
         if self._asked():
             self.trainer.stopped = control.should_training_stop = True
             control.should_evaluate = False  # that may take longer than a scheduler waits; it is done on resuming
-        self._tell(step=state.global_step)
+        began, first = self.began
+        self._tell(step=state.global_step, seconds_per_step=round((time.monotonic() - began) / (state.global_step - first), 2))
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.trainer.stopped:

@@ -91,8 +91,8 @@ class RunStatus:
             self.set(state="interrupted", reason="stopped at once, without a checkpoint of its own")
             raise
         except BaseException as error:
-            name = "" if isinstance(error, RagfitError) else f"{type(error).__name__}: "
-            self.set(state="failed", reason=f"{name}{first_line(error)}")
+            ours = isinstance(error, RagfitError)
+            self.set(state="failed", reason=" ".join(str(error).split())[:1000] if ours else f"{type(error).__name__}: {first_line(error)}")
             raise
 
     def beat(self, **facts):

@@ -48,6 +48,9 @@ class LossCurve(View):
         self.total = state.max_steps or self.total
         self.step = self.first_step = state.global_step
         self.epochs = args.num_train_epochs if args.max_steps <= 0 else None
+        for entry in state.log_history:  # of the run that this one goes on from
+            self.train += [(entry["step"], entry["loss"])] if "loss" in entry else []
+            self.dev += [(entry["step"], entry["eval_loss"])] if "eval_loss" in entry else []
         resumed = f", going on from step {self.step:,}" if self.step else ""
         self.write(f"training: {self.total or 0:,} steps{resumed}")
         self._update()
@@ -213,7 +216,8 @@ class LossCurve(View):
         for step in self.bad:
             axis.axvline(step, color=style.BAD[1], linestyle=":", linewidth=1)
         if self.total:
-            axis.set_xlim(self.first_step, max(self.total, self.first_step + 1))
+            first = 0 if self.train or self.dev else self.first_step
+            axis.set_xlim(first, max(self.total, first + 1))
         axis.set_xlabel("step", fontsize=8, color=style.QUIET[1])
         axis.set_title("loss per token with loss, nats", fontsize=9, loc="left", color=style.PAPER[1])
         style.calm(axis)

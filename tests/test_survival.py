@@ -1,0 +1,552 @@
+"""Runs that are killed, interrupted or run out of disk, in processes of their own, and what comes of resuming them."""
+
+import atexit
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from killed_runs import SETTINGS, adapter, logged, process, run
+from tiny_runs import MARKER, notebook_parameters, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+
+import ragfit
+from ragfit.checkpoints import RECORD, newest, problem
+from ragfit.errors import ConfigError, Interrupted, RagfitError
+from ragfit.overrides import override
+from ragfit.status import read, verdict
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in question_rows(14)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def overrides(tiny_llama, rows):
+    """`overrides(output_dir, *more)`: twelve of fourteen shuffled rows, twelve steps, a checkpoint every three, a log every two."""
+
+    def make(output_dir, *more):
+        return [
+            override("model.model_name_or_path", str(tiny_llama)),
+            override("model.completion_start", MARKER),
+            override("data_file", str(rows)),
+            override("train.output_dir", str(output_dir)),
+            "model.lora.target_modules=[q_proj, v_proj]", "output_key=answers", "model.load_in_8bit=false", "train.optim=adamw_torch",
+            *SETTINGS, *more,
+        ]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def through(overrides, tmp_path_factory):
+    """`through(*more)`: the output folder of a run with these settings that nobody stopped."""
+    made = {}
+
+    def make(*more):
+        if more not in made:
+            made[more] = tmp_path_factory.mktemp("through") / "out"
+            assert ended(run, overrides(made[more], *more)) == 0
+        return made[more]
+
+    return make
+
+
+def ended(target, *args):
+    """The exit code of `target(*args)` in a process; less than 0 for the signal that killed it."""
+    started = process(target, *args)
+    started.join(60)
+    return started.exitcode
+
+
+def assert_same(out, whole):
+    assert logged(out) == logged(whole)
+    expected = adapter(whole)
+    assert expected and all(torch.equal(tensor, expected[name]) for name, tensor in adapter(out).items())
+    assert any(tensor.abs().max() > 1e-3 for name, tensor in expected.items() if "lora_B" in name)  # it has learned
+
+
+# --- Killed --------------------------------------------------------------------------------------------------------------
+
+# When a run is killed: an audit event of Python, the end of the path it is about, and how many more such events to
+# let pass. The step of the checkpoint that is left to go on from.
+MOMENTS = [
+    ("before the first checkpoint", ("open", ".saving/checkpoint-3/adapter_config.json"), None),
+    ("while weights are written", ("open", ".saving/checkpoint-6/adapter_config.json"), 3),
+    ("before the state is written", ("open", ".saving/checkpoint-6/trainer_state.json"), 3),
+    ("before the record is written", ("open", f".saving/checkpoint-6/{RECORD}"), 3),
+    ("before it has its name", ("os.rename", "out/checkpoint-6"), 3),
+    ("before the older one is deleted", ("shutil.rmtree", "out/checkpoint-3"), 6),
+    ("while the older one is deleted", ("os.remove", "trainer_state.json", 0), 6),
+    ("between checkpoints", ("open", ".saving/checkpoint-9/adapter_config.json"), 6),
+    ("while the adapter is saved", ("open", "checkpoint.part-*", 3), 12),
+    ("before the adapter has its name", ("os.rename", "out/checkpoint"), 12),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("moment", "left"), [m[1:] for m in MOMENTS], ids=[m[0] for m in MOMENTS])
+def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out, through, moment, left):
+    log = out.parent / "log"
+    assert ended(run, overrides(out), (), moment, log) == -signal.SIGKILL
+    state, sentence = verdict(read(out))
+    assert state == "killed" and f"process {read(out)['pid']} is gone" in sentence
+    found, skipped = newest(out)
+    assert (found and found.name) == (left and f"checkpoint-{left}") and skipped == []
+    assert ended(run, overrides(out, "resume_checkpoint=true"), (), None, log) == 0
+    assert_same(out, through())
+    assert verdict(read(out)) == ("finished", f"finished: step 12 of 12, the adapter is in {out}/checkpoint")
+    said = log.read_text()
+    if ".saving" in moment[1] or "out/checkpoint-6" in moment[1]:
+        assert "was half-written when an earlier run ended; it is removed" in said
+    if left:
+        assert f"going on from {found}. The run before was killed" in said
+    assert not (out / ".saving").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("train.group_by_length=true", "train.per_device_train_batch_size=2"),
+        ("dev_split=3", "train.eval_strategy=epoch", "train.logging_strategy=epoch", "train.save_steps=5"),
+        ("train.max_steps=7",),
+        ("train.optim=paged_adamw_8bit", "model.load_in_4bit=true", "train.bf16=true"),
+    ],
+    ids=lambda more: more[0],
+)
+def test_settings_that_resuming_could_change(overrides, out, through, more):
+    last = max(int(path.name[11:]) for path in through(*more).glob("checkpoint-*"))
+    for step in (3, 5, 6, last):  # killed right after the checkpoint of that step
+        shutil.rmtree(out, ignore_errors=True)
+        if ended(run, overrides(out, *more), [("on_save", step, signal.SIGKILL)]) == -signal.SIGKILL:
+            assert ended(run, overrides(out, *more, "resume_checkpoint=true")) == 0
+            assert_same(out, through(*more))
+            assert verdict(read(out))[0] == "finished"
+
+
+# --- Asked to stop -------------------------------------------------------------------------------------------------------
+
+EVALUATING = ("dev_split=2", "train.eval_strategy=steps", "train.eval_steps=2")
+STOPS = [
+    ("SIGTERM in the middle of a step", [("on_substep_end", 4, signal.SIGTERM)], (), 4),
+    ("SIGINT at the end of a step", [("on_step_end", 5, signal.SIGINT)], (), 5),
+    ("SIGTERM at the end of an epoch", [("on_step_end", 6, signal.SIGTERM)], (), 6),
+    ("SIGHUP where an evaluation is due", [("on_step_end", 4, signal.SIGHUP)], EVALUATING, 4),
+    ("SIGTERM in the first step", [("on_substep_end", 0, signal.SIGTERM)], (), None),
+    ("SIGTERM at the last step", [("on_step_end", 12, signal.SIGTERM)], (), 12),
+    ("SIGTERM twice", [("on_step_begin", 4, signal.SIGTERM)] * 2, ("train.save_strategy=no",), 4),
+]
+
+
+@pytest.mark.parametrize(("signals", "more", "step"), [s[1:] for s in STOPS], ids=[s[0] for s in STOPS])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(overrides, out, through, signals, more, step):
+    log = out.parent / "log"
+    number = signals[0][2]
+    assert ended(run, overrides(out, *more), signals, None, log) == 128 + number
+    state, sentence = verdict(read(out))
+    assert state == "interrupted" and f"stopped by {number.name}" in sentence
+    found, _ = newest(out)
+    assert (found and found.name) == (step and f"checkpoint-{step}") and not (out / "checkpoint").exists()
+    assert (f"{found} holds all of it; go on with resume_checkpoint=true" if step else "Nothing was learned yet") in log.read_text()
+    assert ended(run, overrides(out, *more, "resume_checkpoint=true"), (), None, log) == 0
+    assert_same(out, through(*more))
+
+
+def test_a_ctrl_c_that_arrives_twice_at_once_is_one(overrides, out):
+    started = process(run, overrides(out, "train.max_steps=100000", "train.save_steps=100000", "train.per_device_train_batch_size=12"))
+    wait_for(lambda: (read(out) or {}).get("doing") == "training", started.is_alive)
+    os.kill(started.pid, signal.SIGINT)
+    time.sleep(0.01)
+    os.kill(started.pid, signal.SIGINT)
+    started.join(30)
+    assert started.exitcode == 130 and newest(out)[0]
+
+
+def test_the_handlers_are_put_back(overrides, out):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    cfg = ragfit.load_config("training", overrides(out, "train.max_steps=1"))
+    trainer = tiny_trainer(cfg)
+    ragfit.train(trainer)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    with pytest.raises(RagfitError, match="This trainer has trained already, to step 1. Make a new one"):
+        ragfit.train(trainer)
+
+
+def test_handlers_of_stop_signals():
+    from ragfit.stopping import StopSignals
+
+    with StopSignals() as stop:
+        assert stop.asked() is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked() == signal.SIGINT and stop.why == "SIGINT"
+        os.kill(os.getpid(), signal.SIGTERM)  # a scheduler's, after a person's: already stopping
+        time.sleep(0.6)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_exit_codes_of_the_command_line(overrides, out):
+    words = overrides(out, "train.max_steps=100000", "train.save_strategy=no", "train.logging_steps=1000")
+    command = subprocess.Popen([sys.executable, "-m", "ragfit.training", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (read(out) or {}).get("doing") == "training", lambda: command.poll() is None)
+    time.sleep(0.3)
+    command.send_signal(signal.SIGTERM)
+    _, errors = command.communicate(timeout=60)
+    assert command.returncode == 143 and "stopped: Stopped by SIGTERM at step" in errors and "Traceback" not in errors
+    status = subprocess.run([sys.executable, "-m", "ragfit.status", str(out)], capture_output=True, text=True)
+    assert status.returncode == 1 and "interrupted, step" in status.stdout and "resume_checkpoint=true" in status.stdout
+
+
+def wait_for(condition, alive, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert alive() and time.monotonic() < end
+        time.sleep(0.02)
+
+
+# --- Under papermill -----------------------------------------------------------------------------------------------------
+
+
+def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_terminated(tiny_llama, rows, tmp_path):
+    """The notebook of the first reads as completed, the status does not. The kernels of the others save before they go."""
+    environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}
+    runs = {}
+    for name in ("killed", "interrupted", "terminated"):
+        parameters = notebook_parameters(tiny_llama, rows, tmp_path / name)
+        del parameters["dev_split"]
+        parameters |= {"model.lora.target_modules": "[q_proj]", "model.completion_start": MARKER, "train.save_steps": 20}
+        parameters |= {"train.max_steps": 100000, "train.logging_steps": 1000, "config": str(ROOT / "configs" / "training.yaml")}
+        words = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
+        command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), str(tmp_path / f"{name}.ipynb"), *words]
+        runs[name] = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def trains(name):
+        return (read(tmp_path / name) or {}).get("last_checkpoint")
+
+    for name, command in runs.items():
+        wait_for(lambda: trains(name), lambda: command.poll() is None)  # noqa: B023
+    kernel = {name: read(tmp_path / name)["pid"] for name in runs}
+    os.kill(kernel["killed"], signal.SIGKILL)
+    os.kill(kernel["interrupted"], signal.SIGINT)
+    runs["terminated"].terminate()
+    codes = {name: command.wait(60) for name, command in runs.items()}
+    wait_for(lambda: not psutil.pid_exists(kernel["terminated"]), lambda: True)
+    assert codes["killed"] != 0 and codes["terminated"] == -signal.SIGTERM
+    state, sentence = verdict(read(tmp_path / "killed"))
+    assert state == "killed" and "is gone and said nothing" in sentence
+    assert "Stopped by SIGINT at step" in (tmp_path / "interrupted.ipynb").read_text() and codes["interrupted"] == 1
+    for name, reason in (("interrupted", "SIGINT"), ("terminated", "the end of the process that started this kernel")):
+        facts = read(tmp_path / name)
+        assert facts["state"] == "interrupted" and f"stopped by {reason}" in facts["reason"]
+        assert newest(tmp_path / name)[0] == Path(facts["last_checkpoint"]) == tmp_path / name / f"checkpoint-{facts['step']}"
+    for command in runs.values():
+        command.stdout.close()
+
+
+# --- Checkpoints that are not whole, or not to be trusted ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(overrides, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two") / "out"
+    cfg = ragfit.load_config("training", overrides(out, "train.max_steps=6", "train.save_total_limit=2", "train.hub_token=hf_secret12345678"))
+    tiny_trainer(cfg).train()
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+    return out
+
+
+class Evil:
+    """What it does when it is unpickled shows in a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def cut(name, share=0.5):
+    def spoil(folder, evil):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * share)])
+
+    return spoil
+
+
+def without(*names):
+    return lambda folder, evil: [(folder / name).unlink() for name in names]
+
+
+def poison(name, how):
+    def spoil(folder, evil):
+        if how == "pickle":
+            (folder / name).write_bytes(pickle.dumps(Evil(evil)))
+        else:
+            torch.save({"state": Evil(evil)}, folder / name)
+
+    return spoil
+
+
+SPOILT = [
+    (cut("trainer_state.json"), "trainer_state.json or ragfit_checkpoint.json is cut short", "trainer_state.json"),
+    (without("trainer_state.json"), "it has no trainer_state.json", "no trainer_state.json"),
+    (cut("adapter_model.safetensors"), "adapter_model.safetensors has [0-9,]+ of [0-9,]+ bytes", "adapter_model.safetensors is cut short"),
+    (cut("optimizer.pt"), "optimizer.pt has", "optimizer.pt cannot be read"),
+    (cut("scheduler.pt", 0), "scheduler.pt has 0 of", "scheduler.pt cannot be read"),
+    (cut("rng_state.pth", 0.9), "rng_state.pth has", "rng_state.pth cannot be read"),
+    (without("adapter_model.safetensors"), "adapter_model.safetensors is missing", "it has no weights"),
+    (without("optimizer.pt"), "optimizer.pt is missing", "it has no optimizer.pt and scheduler.pt"),
+    (poison("optimizer.pt", "torch"), "optimizer.pt has", "optimizer.pt holds a pickle that may run code; it was not loaded"),
+    (poison("rng_state.pth", "torch"), "rng_state.pth has", "rng_state.pth holds a pickle that may run code"),
+    (poison("scheduler.pt", "pickle"), "scheduler.pt has", "scheduler.pt holds a pickle that may run code"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "recorded", "plain"), SPOILT, ids=[s[2] for s in SPOILT])
+def test_a_checkpoint_that_is_not_whole_is_skipped_and_refused(overrides, two_checkpoints, tmp_path, spoil, recorded, plain, caplog):
+    out, evil = shutil.copytree(two_checkpoints, tmp_path / "out"), tmp_path / "evil"
+    spoil(out / "checkpoint-6", evil)
+    for record, reason in ((True, recorded), (False, plain)):
+        if not record:  # as plain transformers writes them
+            (out / "checkpoint-6" / RECORD).unlink()
+        cfg = ragfit.load_config("training", overrides(out, "resume_checkpoint=true"))
+        caplog.clear()
+        assert ragfit.training.resume_path(cfg) == str(out / "checkpoint-3")
+        with pytest.raises(ConfigError, match=f"a run cannot go on from {out}/checkpoint-6: .*{reason}"):
+            ragfit.training.resume_path(ragfit.load_config("training", overrides(out, override("resume_checkpoint", str(out / "checkpoint-6")))))
+        assert re.search(f"{out}/checkpoint-6 is skipped: .*{reason}", caplog.text)
+    shutil.rmtree(out / "checkpoint-3")
+    with pytest.raises(ConfigError, match="holds no checkpoint that is whole .*checkpoint-6 is skipped"):
+        ragfit.training.resume_path(cfg)
+    assert not evil.exists()
+
+
+def test_a_poisoned_file_of_the_right_size_is_refused_too(two_checkpoints, tmp_path):
+    folder, evil = shutil.copytree(two_checkpoints / "checkpoint-6", tmp_path / "checkpoint-6"), tmp_path / "evil"
+    poison("optimizer.pt", "torch")(folder, evil)
+    facts = json.loads((folder / RECORD).read_text())
+    facts["files"]["optimizer.pt"] = (folder / "optimizer.pt").stat().st_size
+    (folder / RECORD).write_text(json.dumps(facts))
+    assert problem(folder) == "optimizer.pt holds a pickle that may run code; it was not loaded" and not evil.exists()
+
+
+def test_training_args_bin_holds_no_token_and_is_never_read(overrides, two_checkpoints, tmp_path):
+    everything = [path for path in two_checkpoints.rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in everything)
+    assert not [path for path in everything if b"hf_secret" in path.read_bytes()]
+    out, evil = shutil.copytree(two_checkpoints, tmp_path / "out"), tmp_path / "evil"
+    poison("training_args.bin", "pickle")(out / "checkpoint-6", evil)
+    (out / "checkpoint-6" / RECORD).unlink()
+    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=7")))
+    ragfit.train(trainer)
+    assert trainer.state.global_step == 7 and not evil.exists()
+
+
+def test_a_checkpoint_of_plain_transformers_is_taken(overrides, two_checkpoints, tmp_path):
+    out = shutil.copytree(two_checkpoints, tmp_path / "out")
+    for folder in out.glob("checkpoint-*"):
+        (folder / RECORD).unlink()
+    assert problem(out / "checkpoint-6") is None
+    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=8")))
+    ragfit.train(trainer)
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4, 6, 8]
+
+
+# --- Another run than the one that wrote the checkpoint ------------------------------------------------------------------
+
+
+def resumed(overrides, out, *more):
+    cfg = ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=6", *more))
+    return tiny_trainer(cfg)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["shuffle=6"], "made from other rows"),
+        (["limit=11"], "made from other rows"),
+        (["model.max_sequence_len=200"], "made from other rows"),
+        (["model.lora.r=8"], "model.lora.r differs .* another shape or scale"),
+        (["model.lora.lora_alpha=64"], "model.lora.lora_alpha differs"),
+        (["model.lora.target_modules=[q_proj]"], "model.lora.target_modules differs"),
+        (["model.lora=null"], "model.lora differs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_gone_on_with_is_refused_before_the_model_is_loaded(overrides, two_checkpoints, more, message):
+    """There is no such model, and the run does not get as far as to find out."""
+    cfg = ragfit.load_config("training", overrides(two_checkpoints, "resume_checkpoint=true", *more))
+    prepared = ragfit.prepare(cfg)
+    cfg.model.model_name_or_path = "no/such-model"
+    with pytest.raises(ConfigError, match=message):
+        ragfit.build_trainer(cfg, prepared)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], None),
+        (["train.save_steps=2", "train.logging_steps=1", "experiment=other", "train.hub_token=hf_other12345678"], None),
+        (["train.learning_rate=0.02", "train.lr_scheduler_type=linear"], "train.learning_rate, train.lr_scheduler_type differs"),
+        (["train.gradient_accumulation_steps=4"], "a step takes 4 rows, in the run that wrote .* it took 2"),
+    ],
+)
+def test_what_changes_the_run_is_warned_of(overrides, two_checkpoints, more, message, caplog):
+    cfg = ragfit.load_config("training", overrides(two_checkpoints, "resume_checkpoint=true", "train.max_steps=6", *more))
+    tiny_trainer(cfg)
+    said = [record.getMessage() for record in caplog.records if "resume_checkpoint" in record.getMessage()]
+    assert any(re.search(message, text) for text in said) if message else said == []
+
+
+# --- Nothing is lost -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_run_sets_an_earlier_one_s_checkpoints_aside(overrides, two_checkpoints, tmp_path):
+    """Else rotation would delete the new run's, and resuming would take the old run's."""
+    out = shutil.copytree(two_checkpoints, tmp_path / "out")
+    (out / "checkpoint.part-left").mkdir()  # a kill kept it from its name
+    new = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=2", "train.save_steps=1")))
+    ragfit.train(new)
+    assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint", "checkpoint-2"]
+    assert sorted(path.name for path in (out / "earlier.1").iterdir()) == ["checkpoint-3", "checkpoint-6", "checkpoint.part-left"]
+    assert problem(out / "earlier.1" / "checkpoint-6") is None
+    older = str(out / "earlier.1" / "checkpoint-3")  # and it can still be gone on from
+    again = tiny_trainer(ragfit.load_config("training", overrides(out, override("resume_checkpoint", older), "train.max_steps=4")))
+    ragfit.train(again)
+    assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint", "checkpoint-4", "checkpoint.1"]
+    assert [path.name for path in (out / "earlier.2").iterdir()] == ["checkpoint-2"]
+
+
+def test_resuming_a_finished_run_changes_nothing(overrides, tmp_path, through):
+    out = shutil.copytree(through(), tmp_path / "out")
+    before = {path: path.read_bytes() for path in (out / "checkpoint").iterdir()}
+    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true")))
+    assert ragfit.train(trainer) == out / "checkpoint"
+    assert {path: path.read_bytes() for path in (out / "checkpoint").iterdir()} == before and not (out / "checkpoint.1").exists()
+
+
+def test_a_full_disk(overrides, out, through):
+    """No file may grow over 6,000 bytes once the second checkpoint's adapter is written: the optimizer's state does not go through."""
+    log = out.parent / "log"
+    more = ("model.lora.r=64",)
+    assert ended(run_on_a_small_disk, overrides(out, *more), log) == 1
+    state, sentence = verdict(read(out))
+    assert state == "failed" and f"checkpoint-6 could not be saved in {out}" in sentence and "older checkpoints are whole" in sentence
+    assert "Make room there" in log.read_text()
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["checkpoint-3"]
+    assert ended(run, overrides(out, *more, "resume_checkpoint=true")) == 0
+    assert_same(out, through(*more))
+
+
+def run_on_a_small_disk(overrides, log):
+    import resource
+
+    from transformers import Trainer
+
+    save, limit = Trainer._save_optimizer_and_scheduler, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def small(self, folder):
+        if self.state.global_step > 3:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limit))
+        save(self, folder)
+
+    Trainer._save_optimizer_and_scheduler = small
+    run(overrides, (), None, log)
+
+
+# --- The status ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_another_process_trains_into_is_refused(overrides, out):
+    other = process(run, overrides(out, "train.max_steps=100000", "train.save_strategy=no", "train.logging_steps=1000"))
+    wait_for(lambda: (read(out) or {}).get("doing") == "training", other.is_alive)
+    cfg = ragfit.load_config("training", overrides(out, "train.max_steps=1"))
+    with pytest.raises(ConfigError, match=f"train.output_dir: process {other.pid} is training into {out} since"):
+        tiny_trainer(cfg)
+    assert verdict(read(out))[0] == "running"
+    other.kill()
+    other.join()
+    ragfit.train(tiny_trainer(cfg))
+    assert verdict(read(out))[0] == "finished"
+
+
+def test_a_status_through_a_failure(overrides, out):
+    cfg = ragfit.load_config("training", overrides(out, "train.max_steps=2", "train.hub_token=hf_secret12345678"))
+    assert read(out) is None
+    with pytest.raises(ConfigError, match="has no status.json"):
+        ragfit.run_status(out)
+    ragfit.train(tiny_trainer(cfg))
+    finished = read(out)
+    assert finished["state"] == "finished" and finished["step"] == finished["total_steps"] == 2
+
+    with pytest.raises(ConfigError):  # known before the model is loaded: the finished run's status stays
+        tiny_trainer(ragfit.load_config("training", overrides(out, "train.eval_strategy=steps")))
+    assert read(out) == finished
+
+    trainer = tiny_trainer(cfg)
+    trainer.compute_loss = lambda *args, **kwargs: 1 / 0 if trainer.state.global_step else cause("hf_secret12345678 and hf_other87654321")
+    with pytest.raises(ValueError, match="hf_secret"):
+        ragfit.train(trainer)
+    view = ragfit.run_status(out)
+    assert view.state == "failed" and "ValueError: ••• and •••" in str(view) and "hf_" not in (out / "status.json").read_text()
+    assert f"its adapter was saved in {out}/checkpoint" in str(view) and "start it again" in str(view)
+    assert "failed" in view._repr_html_()
+
+
+def cause(text):
+    raise ValueError(f"{text}\nsecond line")
+
+
+def test_a_trainer_that_is_only_looked_at_leaves_the_status_as_it_was(overrides, out):
+    assert ended(run, overrides(out, "train.max_steps=1")) == 0
+    before = read(out)
+    assert ended(build_only, overrides(out)) == 0
+    assert read(out) == before
+    shutil.rmtree(out)
+    assert ended(build_only, overrides(out)) == 0
+    assert read(out) is None
+
+
+def build_only(overrides):
+    cfg = ragfit.load_config("training", overrides)
+    tiny_trainer(cfg)
+    assert read(cfg.train.output_dir)["doing"] == "waiting to train"
+    atexit._run_exitfuncs()  # multiprocessing's processes end without
+
+
+VERDICTS = [
+    ({"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "doing": "training", "step": 3, "total_steps": 9}, 60, "running"),
+    ({"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "doing": "training", "step": 3, "total_steps": 9}, 7200, "silent"),
+    ({"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "seconds_per_step": 600}, 7200, "running"),
+    ({"host": "here", "pid": os.getpid(), "process_started": round(psutil.Process().create_time())}, 9999, "running"),
+    ({"host": "here", "pid": os.getpid(), "process_started": 12345}, 0, "killed"),  # its number was given again
+    ({"host": "here", "pid": 2**22 + 1, "process_started": 12345}, 0, "killed"),
+]
+
+
+@pytest.mark.parametrize(("facts", "later", "expected"), VERDICTS)
+def test_verdicts(facts, later, expected, monkeypatch):
+    from datetime import datetime, timedelta
+
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    now = datetime.fromisoformat("2026-01-01T00:00:00+00:00") + timedelta(seconds=later)
+    assert verdict({"state": "running", **facts}, now)[0] == expected

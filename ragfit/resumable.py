@@ -229,7 +229,9 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began = time.monotonic(), state.global_step
-        self._tell(step=state.global_step, total_steps=state.max_steps, last_checkpoint=self.trainer.newest_checkpoint)
+        if self.trainer.status:
+            facts = {"step": state.global_step, "total_steps": state.max_steps, "last_checkpoint": self.trainer.newest_checkpoint}
+            self.trainer.status.set(**facts)
         self.trainer.begin_training()
         return self.trainer.control
 

@@ -338,7 +338,8 @@ def _task(cfg, source):
             cfg.train.output_dir = str(Path(cfg.train.get("output_dir") or OUTPUT_DIR, str(hydra_cfg.job.num)))
         run(cfg)
     except Interrupted as error:
-        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(128 + error.signal)
     except RagfitError as error:
         sys.exit(f"error: {error}")

@@ -38,6 +38,7 @@ from ragfit.keys import (
     unknown_key,
 )
 from ragfit.overrides import literal, normalize_overrides
+from ragfit.secrets import FROM_ENVIRONMENT, MASK, environment_keys, from_environment, is_secret_name, without_secrets
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,6 +181,7 @@ def finish(cfg, source=None):
         tree = tree if isinstance(tree, dict) else {}
         notes = tree.pop("translated", None) or {}
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
+        read = environment_keys(dict(_leaves(OmegaConf.to_container(cfg, resolve=False)))) if OmegaConf.is_config(cfg) else {}
         for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
             if not isinstance(value, dict):
                 found = "empty" if value is None else repr(value)
@@ -194,6 +196,10 @@ def finish(cfg, source=None):
             if hf_train or not key.startswith("model.") or key in prompt:
                 _coerce_key(tree, key)
         _check_values(tree, hf_train)
+        for key, text in read.items():
+            if key in notes:  # the value it was moved with
+                notes[key] = f"{text} -> {str(notes[key]).partition(' -> ')[2]}"
+            notes[RENAMED.get(key, key)] = text + FROM_ENVIRONMENT
     except OmegaConfBaseException as error:
         reason = first_line(error)
         where = source or "The configuration"
@@ -220,6 +226,7 @@ def _translate(tree, notes) -> bool:
     """Move renamed keys in place, noting what became of them; whether the model is this kit's `HFTrain`."""
 
     def note(key, old, new):
+        old = MASK if is_secret_name(key.rpartition(".")[2]) else old
         plain = isinstance(old, str) and old.isprintable()
         notes[key] = f"{old if plain else json.dumps(old, default=str)} -> {new}"
 
@@ -313,22 +320,23 @@ def differences(cfg, config) -> list[tuple]:
     Keys that are empty on one side and absent on the other are no difference.
     """
     before = dict(_leaves(OmegaConf.to_container(read_config(config), resolve=False)))
-    after = dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
+    after = dict(_leaves(OmegaConf.to_container(cfg, resolve=True))) | from_environment(cfg)
     keys = [key for key in dict.fromkeys((*after, *before)) if not key.startswith("translated")]
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
 def to_yaml(cfg) -> str:
-    """The configuration as YAML, with what was translated as comments at the top; `load_config` reads it back."""
+    """The configuration as YAML, with what was translated as comments at the top; `load_config` reads it back.
+
+    What came from the environment is written as the `${oc.env:…}` that it was.
+    """
     notes = [f"# {key}: {' '.join(str(note).split())}\n" for key, note in (cfg.get("translated") or {}).items()]
-    return "".join(notes) + OmegaConf.to_yaml(cfg, resolve=False)
-
-
-def without_secrets(cfg):
-    """A copy of the configuration that may leave the machine: no token of the hub."""
     shown = copy.deepcopy(cfg)
-    shown.train.pop("hub_token", None)
-    return shown
+    for key, text in from_environment(cfg).items():
+        if OmegaConf.select(shown, key) is not None:
+            OmegaConf.update(shown, key, text, force_add=True)
+        shown.translated.pop(key)  # reading the file says it again
+    return "".join(notes) + OmegaConf.to_yaml(shown, resolve=False)
 
 
 def save_config(cfg, path):

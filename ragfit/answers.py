@@ -1,4 +1,4 @@
-"""After the run: dev loss, and the base model's answers beside the tuned model's."""
+"""What a model answers, and its dev loss."""
 
 import contextlib
 
@@ -17,72 +17,53 @@ def dev_loss(trainer):
     return loop.metrics["eval_loss"]
 
 
-def compare_answers(trainer, rows=4, max_new_tokens=None):
-    """Answers of the base model and the tuned model to the same prompts, drawn greedily.
-
-    The prompts are those of the dev set, or of the training set where there is none (which the view says).
-
-    Args:
-        trainer: of `ragfit.build_trainer`, trained or not.
-        rows: how many rows to answer, from the first.
-        max_new_tokens: the longest answer, in tokens; twice the longest completion, at most 256, by default.
-
-    Returns:
-        AnswersView
-    """
-    from ragfit.views import AnswersView
-
-    prepared = trainer.prepared
-    part = "dev" if prepared.dev is not None else "train"
-    lengths = getattr(prepared.report, part).lengths
-    count = min(rows, len(lengths))
-    if max_new_tokens is None:
-        max_new_tokens = min(256, 2 * max(completion for _, completion in lengths))
-    table = []
-    rendered = [prepared.rendered(index, part) for index in range(count)]
-    texts = [row.prompt for row in rendered]
-    tuned = generate(trainer.model, prepared, texts, max_new_tokens, trainer.cfg.model.get("generation"))
-    base = [None] * count
-    if hasattr(trainer.model, "disable_adapter"):
-        with trainer.model.disable_adapter():
-            base = generate(trainer.model, prepared, texts, max_new_tokens, trainer.cfg.model.get("generation"))
-    for index in range(count):
-        number = getattr(prepared.report, part).kept[index]
-        query, output, source = prepared.row(number, part)
-        question = source.get("query") if isinstance(source.get("query"), str) else query
-        table.append({"question": question, "expected": output, "base": base[index], "tuned": tuned[index]})
-    return AnswersView(table, part)
+def longest_answer(prepared, part="dev"):
+    """How many tokens an answer may have: twice the longest completion, but beyond 256 no more than it has itself."""
+    longest = max(completion for _, completion in getattr(prepared.report, part).lengths)
+    return max(longest, min(256, 2 * longest))
 
 
-def generate(model, prepared, prompts, max_new_tokens, settings=None):
-    """Continue prompts, one at a time.
+def generate(model, prepared, prompts, max_new_tokens, settings=None, batch_size=8):
+    """Continue prompts, greedily unless the settings say otherwise.
+
+    Prompts of similar length are padded on the left and continued together, several times as fast as one by one. In
+    16-bit weights padding can change the rounding, and so a word where two were equally likely.
 
     Args:
         prompts: a list of inference prompts as text.
         settings: keyword arguments of `generate` that go before the greedy default.
+        batch_size: how many to continue together.
 
     Returns:
-        A list of answers without special tokens.
+        A list of `(answer, cut)`: text without special tokens, and whether `max_new_tokens` ended it.
     """
     import torch
 
     tokenizer, encoder = prepared.tokenizer, prepared.encoder
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **(settings or {})}
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
     # The model was trained to end with these, whatever its generation configuration says.
     ends |= set(prepared.report.last_ids) & {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    answers = []
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    given = {"pad_token_id": pad, "eos_token_id": sorted(ends) or None}
+    settings = {**given, "do_sample": False, "max_new_tokens": max_new_tokens, **(settings or {})}
+    settings |= {"num_return_sequences": 1, "return_dict_in_generate": False}
+    ends = settings["eos_token_id"] or []
+    ends = {settings["pad_token_id"], *(ends if isinstance(ends, list | tuple) else [ends])}
+    ids = [encoder.bos + list(encoder.spans(prompt)[0]) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+    answers = [None] * len(ids)
     with inference(model):
-        for prompt in prompts:
-            ids = encoder.bos + list(encoder.spans(prompt)[0])
-            inputs = torch.tensor([ids], device=model.device)
-            output = model.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                **{"pad_token_id": tokenizer.pad_token_id, "eos_token_id": sorted(ends) or None, **settings},
-            )
-            answers.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip())
+        for begin in range(0, len(order), batch_size):
+            batch = order[begin : begin + batch_size]
+            width = len(ids[batch[0]])
+            padding = [width - len(ids[i]) for i in batch]
+            inputs = torch.tensor([[pad] * left + ids[i] for i, left in zip(batch, padding, strict=True)], device=model.device)
+            mask = torch.tensor([[0] * left + [1] * (width - left) for left in padding], device=model.device)
+            output = model.generate(input_ids=inputs, attention_mask=mask, **settings)
+            for i, new in zip(batch, output[:, width:].tolist(), strict=True):
+                text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+                answers[i] = text, len(new) >= settings["max_new_tokens"] and not ends & set(new)
     return answers
 
 

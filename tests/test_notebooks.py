@@ -83,8 +83,9 @@ def test_training_notebook_trains_and_saves(tiny_run, tmp_path):
         "Before the run:",
         "dev loss before training",
         "done: step 5/5",
-        "after training",
         "Answers on 3 dev rows",
+        "token F1",
+        "evaluation.jsonl",
         "adapter_model.safetensors",
     ):
         assert expected in text, text
@@ -140,9 +141,11 @@ def test_the_demo_trains_the_real_model(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # threads that spin for each other take minutes on a busy machine
     parameters = {"config": "demo", "limit": 32, "dev_split": 8, "answers": 2, "train.logging_steps": 2, "train.output_dir": str(tmp_path / "t")}
     text = outputs(execute("train.ipynb", tmp_path, parameters))
-    line = next(line for line in text.splitlines() if "after training" in line)
-    before, after = float(line.split()[2]), float(line.split()[4])
+    line = next(line for line in text.splitlines() if line.startswith("  dev loss "))
+    before, after = float(line.split()[3]), float(line.split()[5])
     assert after < before - 0.5, line
+    saved = json.loads((tmp_path / "t" / "evaluation.json").read_text())
+    assert saved["dev_loss"]["tuned"] == pytest.approx(after, abs=1e-4) and saved["rows"] == 2
     assert "24 of 24 rows kept" in text
 
 
@@ -180,7 +183,7 @@ def parameter_names(name):
 
 @pytest.mark.parametrize("name", LOOKING)
 def test_looking_takes_the_parameters_of_training(name):
-    of_training = parameter_names("train.ipynb") - {"examples", "answers"}
+    of_training = parameter_names("train.ipynb") - {"examples", "answers", "answer_marker"}
     assert of_training <= parameter_names(name)
 
 

@@ -18,7 +18,7 @@ from ragfit.config import differences, load_config
 from ragfit.overrides import override
 from ragfit.preparation import prepare
 from ragfit.views import (
-    AnswersView, DifferencesView, LengthsView, LossCurve, PreflightView, PromptView, ReportView, SavedView, TokenView,
+    DifferencesView, LengthsView, LossCurve, PreflightView, PromptView, ReportView, SavedView, TokenView,
     report_html, style,
 )  # fmt: skip
 
@@ -322,16 +322,10 @@ def test_differences(make):
     assert "because" in repr(noted) and "became train.b" in repr(noted)
 
 
-def test_preflight_answers_and_saved(tmp_path):
+def test_preflight_and_saved(tmp_path):
     view = PreflightView([("device", HOSTILE[0], HOSTILE[1])], [HOSTILE[2]])
     assert_harmless(view._repr_html_())
     assert "device" in repr(view) and "! " in repr(view)
-    table = [{"question": text, "expected": text, "base": None, "tuned": text + "!"} for text in HOSTILE]
-    table.append({"question": "long " * 100, "expected": "Ada", "base": "x " * 400, "tuned": " Ada"})
-    view = AnswersView(table, "train")
-    page = assert_harmless(view._repr_html_())
-    assert "✓ same" in view.html() and "✗ differs" in view.html() and "details" in page.tags
-    assert "tuned: 1 of 8 exactly" in repr(view) and "trained on" in repr(view)
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1500))
     view = SavedView(tmp_path)
     assert "1.5\u00a0kB" in view.html() and "the trained adapter" in repr(view)

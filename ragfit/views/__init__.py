@@ -14,7 +14,7 @@ _HOME = {
     "LengthsView": "lengths",
     "DifferencesView": "run",
     "PreflightView": "run",
-    "AnswersView": "run",
+    "EvaluationView": "answers",
     "SavedView": "run",
     "StatusView": "run",
     "LossCurve": "curve",

@@ -1,12 +1,12 @@
-"""Before and after a run: what differs from the YAML, the last look, answers side by side, and what was saved."""
+"""Before and after a run: what differs from the YAML, the last look, and what was saved."""
 
 import re
 from pathlib import Path
 
+from ragfit.merge import earlier_adapter
 from ragfit.views import style
 from ragfit.views.style import Html, View, escape, flow, plain, short
 
-LONG = 240  # characters of an answer shown before it is folded
 _SECRET = re.compile(r"(token|secret|password|api_key)$")
 _HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
@@ -137,54 +137,6 @@ class StatusView(View):
         return "\n".join([f"{self.title}: {plain(self.sentence)}", *(f"  {label:<17}  {plain(value)}" for label, value in self._items())])
 
 
-class AnswersView(View):
-    """Answers side by side.
-
-    Args:
-        rows: dicts with question, expected, base and tuned (base may be None).
-        part: "dev" or "train".
-    """
-
-    def __init__(self, rows, part="dev"):
-        self.rows = list(rows)
-        self.title = f"Answers on {len(self.rows)} {part} row{'s' * (len(self.rows) != 1)}"
-        self.columns = [name for name in ("base", "tuned") if any(row.get(name) is not None for row in self.rows)]
-        self.note = "There is no dev set: these rows were trained on, so the answers flatter." if part == "train" else ""
-
-    def _same(self, row, name):
-        return row.get(name) is not None and _one_line(row[name]) == _one_line(row["expected"])
-
-    def _score(self, name):
-        return f"{name}: {sum(self._same(row, name) for row in self.rows)} of {len(self.rows)} exactly as expected"
-
-    def html(self):
-        rows = [
-            [_folded(row["question"]), _folded(row["expected"]), *(self._answer(row, name) for name in self.columns)]
-            for row in self.rows
-        ]
-        note = style.callout(self.note) if self.note else ""
-        score = style.quiet("; ".join(map(self._score, self.columns)))
-        head = ["question", "expected", *self.columns]
-        return style.card(self.title, Html(note), style.table(head, rows, widths=("22%", "26%", "26%")), score)
-
-    def _answer(self, row, name):
-        if row.get(name) is None:
-            return "–"
-        mark = style.badge("✓ same", style.GOOD) if self._same(row, name) else style.badge("✗ differs", style.PADDING)
-        return Html(f"{mark}<br>{_folded(row[name])}")
-
-    def text(self):
-        lines = [f"{self.title}:"] + ([f"  ! {self.note}"] if self.note else [])
-        for number, row in enumerate(self.rows):
-            lines.append(f"  {number}. {short(_one_line(row['question']), 300)}")
-            lines.append(f"     expected: {short(_one_line(row['expected']), 300)}")
-            for name in self.columns:
-                if row.get(name) is not None:
-                    mark = "✓" if self._same(row, name) else "✗"
-                    lines.append(f"     {name + ':':<9} {mark} {short(_one_line(row[name]), 300)}")
-        return "\n".join([*lines, *(f"  {self._score(name)}" for name in self.columns)])
-
-
 class SavedView(View):
     """What a run left behind.
 
@@ -203,15 +155,22 @@ class SavedView(View):
             if path.is_dir() and note is None:
                 files = sorted(child for child in path.iterdir() if child.is_file())
             self.rows += [(file.name if alone == path else str(file), _size(file), note or _HOLDS.get(file.name, "")) for file in files]
+        on_top = earlier_adapter(alone) if alone else None
+        self.note = (
+            f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base model alone is "
+            f"not what it belongs to. python -m ragfit.merge {alone} NEW_FOLDER merges both, in that order."
+            if on_top else ""
+        )  # fmt: skip
 
     def html(self):
         rows = [[_mono(path), size.replace(" ", "\u00a0"), note] for path, size, note in self.rows]
-        return style.card(self.title, style.table(["file", "size", "what it holds"], rows, right=(1,)))
+        note = style.callout(flow(self.note)) if self.note else Html()
+        return style.card(self.title, note, style.table(["file", "size", "what it holds"], rows, right=(1,)))
 
     def text(self):
         width = max((len(path) for path, _, _ in self.rows), default=0)
         lines = [plain(f"  {path:<{width}}  {size:>9}  {note}".rstrip()) for path, size, note in self.rows]
-        return "\n".join([f"{self.title}:", *lines])
+        return "\n".join([f"{self.title}:", *([plain(f"  ! {self.note}")] if self.note else []), *lines])
 
 
 def _size(path):
@@ -233,14 +192,3 @@ def _value(key, value):
 
 def _mono(text):
     return Html(f'<span style="{style.MONO};font-size:12px"><bdi>{flow(text)}</bdi></span>')
-
-
-def _one_line(value):
-    return " ".join(str(value).split())
-
-
-def _folded(value):
-    text = str(value)
-    if len(text) <= LONG:
-        return Html(f"<bdi>{flow(text)}</bdi>")
-    return style.details(Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{flow(text)}</bdi></div>"))

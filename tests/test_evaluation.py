@@ -1,0 +1,359 @@
+"""Evaluation: metrics against their published definitions, answers of real models, the view and what is saved."""
+
+import json
+
+import pandas
+import pytest
+import torch
+from test_views import HOSTILE, assert_harmless
+from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import ragfit
+from ragfit.answers import generate, longest_answer
+from ragfit.errors import ConfigError
+from ragfit.evaluation import load_checkpoint, main, save_evaluation, summarize
+from ragfit.metrics import Gold, citations, gold_of, normalize, scores
+from ragfit.overrides import override
+from ragfit.views import EvaluationView
+
+# --- Metrics ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("The Norman conquest, of  England!", "norman conquest of england"),
+        ("a b-c's\tan 'apple'", "bcs apple"),
+        ("theatre", "theatre"),
+        ("Beyoncé’s a’s", "beyoncé’s ’s"),  # as in SQuAD's script: only ASCII punctuation goes, articles at word boundaries
+        ("A", "a"),  # a choice, not an article
+        ("...", ""),
+    ],
+)
+def test_normalization(text, expected):
+    assert normalize(text) == expected
+
+
+@pytest.mark.parametrize(
+    "answer, expected, exact_match, f1",
+    [
+        ("1976", ["1976"], 1, 1),  # the example of the squad metric's documentation
+        ("Denver Broncos", ["Denver Broncos", "The Denver Broncos!"], 1, 1),
+        ("in the 10th and 11th centuries", ["10th and 11th centuries", "late 900s"], 0, 2 * 0.8 * 1 / 1.8),
+        ("to to be", ["to be or not to be"], 0, 2 * 3 / 9),  # a token counts as often as it stands in both
+        ("Grendel", ["Grendel [1]"], 1, 1),
+        ("Rome [2]", ["Paris [2]"], 0, 0),
+        ("", ["no"], 0, 0),
+        ("", [""], 1, 1),
+        ("something", [""], 0, 0),
+        ("B", ["A"], 0, 0),
+        ("The", ["A"], 0, 0),
+    ],
+)
+def test_exact_match_and_f1(answer, expected, exact_match, f1):
+    found = scores(answer, gold_of({"answers": expected}, "answers"))
+    assert (found.exact_match, found.f1) == (exact_match, pytest.approx(f1))
+
+
+ASQA = {"answers": ["long one", "long two"], "short_answers": [["Joe", "Joe Miller"], ["Matthew Gravelle"], "Tom", []]}
+
+
+@pytest.mark.parametrize(
+    "answer, recall",
+    [
+        ("It was joe, played by Matthew Gravelle.", 2 / 3),
+        ("Joeys", 1 / 3),  # a part of a word counts in ASQA's string exact match
+        ("Nobody", 0),
+        ("Joe [1] Matthew Gravelle and Tom in the end", 1),
+    ],
+)
+def test_recall_of_short_answers(answer, recall):
+    gold = gold_of(ASQA, "answers")
+    assert gold.answers == ("long one", "long two") and gold.short == (("Joe", "Joe Miller"), ("Matthew Gravelle",), ("Tom",))
+    assert scores(answer, gold).recall == pytest.approx(recall)
+
+
+def test_recall_without_short_answers():
+    assert scores("I think it is the Nile.", gold_of({"a": [["Nile", "The Nile"]]}, "a")).recall == 1
+    assert scores("anything", gold_of({"a": ""}, "a")).recall is None
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("Danube [1][3]", {1, 3}), ("a [2, 4] b[1;2]", {1, 2, 4}), ("[x] (1) 12 [1234]", set()), ("1889 [ 2]", set())],
+)
+def test_citations(text, expected):
+    assert citations(text) == expected
+
+
+def test_citations_are_compared_on_their_own():
+    gold = gold_of({"answers": ["Danube [1][3]", "the river Danube"]}, "answers")
+    found = [scores(text, gold) for text in ("Danube [3][1]", "Danube [1]", "danube", "river Danube [1, 3]")]
+    assert [one.citations for one in found] == [1, 0, 0, 1]
+    assert all(one.exact_match == one.recall == 1 for one in found)
+    assert scores("Danube [1]", Gold(("Danube",), (("Danube",),))).citations is None
+
+
+def test_only_what_follows_the_marker_counts():
+    row = {"generated_answer": "Document 1 says Rome. <ANSWER>: Paris", "answers": ["x"]}
+    gold = gold_of(row, "generated_answer", marker="<ANSWER>:")
+    assert gold == Gold(("Paris",), (("Paris",),))
+    assert scores("<ANSWER>: no, <ANSWER>: paris.", gold, "<ANSWER>:").exact_match == 1
+    assert scores("Paris <ANSWER>: Rome", gold, "<ANSWER>:").recall == 0
+    assert scores("Paris", gold, "<ANSWER>:").exact_match == 1  # without the marker the whole answer counts
+
+
+def test_expected_answers_are_all_under_the_key():
+    assert gold_of({"a": [["x", "y"], ["z", "x"]]}, "a").answers == ("x", "y", "z")
+    assert gold_of({"a": None}, "a").answers == gold_of({"a": []}, "a").answers == ("",)
+    with pytest.raises(ragfit.errors.DataError, match="line 3: there is no key 'a'"):
+        gold_of({"b": 1}, "a", "x.jsonl, line 3")
+
+
+def test_summary_counts_pairs():
+    def row(base, tuned):
+        return {"base_f1": base, "tuned_f1": tuned, "base_recall": None, "tuned_recall": None}
+
+    found = summarize([row(0.0, 1.0), row(0.5, 0.25), row(1.0, 1.0), row(0.0, 0.25)])
+    assert found == {"f1": {"rows": 4, "base": 0.375, "tuned": 0.625, "better": 2, "worse": 1}}
+    assert summarize([{"tuned_f1": 0.5}]) == {"f1": {"rows": 1, "tuned": 0.5}}
+    assert summarize([]) == {}
+
+
+# --- Answers of real models ------------------------------------------------------------------------------------------
+
+HEAD = ["model.lora.modules_to_save=[lm_head]"]
+FAST = ["train.learning_rate=0.02", "train.warmup_ratio=0", "train.lr_scheduler_type=constant"]
+
+
+@pytest.fixture
+def rows(write_rows):
+    """Questions of different lengths; the answers name a second spelling."""
+    made = question_rows(12)
+    for number, row in enumerate(made):
+        row |= {"query": f"What is {number} times two?", "answers": [*row["answers"], f"{2 * number}"]}
+    return write_rows(made)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def trained(tiny_llama, rows, out):
+    """(trainer, dev loss before training, checkpoint) of a run that learned something, through `ragfit.train`."""
+    keys = ["dev_split=3", "train.max_steps=40", "train.gradient_checkpointing=true"]
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, *keys, *HEAD, *FAST))
+    before = ragfit.dev_loss(trainer)
+    return trainer, before, ragfit.train(trainer)
+
+
+def greedy(model, tokenizer, prompt, tokens):
+    """Greedy decoding written out, without a cache."""
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+    length = ids.shape[1]
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1)[:, None]], 1)
+        if int(ids[0, -1]) in ends:
+            break
+    return tokenizer.decode(ids[0, length:], skip_special_tokens=True).strip()
+
+
+def test_base_and_tuned_model(tiny_llama, trained, out):
+    trainer, before, _ = trained
+    history, step = list(trainer.state.log_history), trainer.state.global_step
+    for training in (True, False):
+        trainer.model.train(training)
+        view = ragfit.evaluate(trainer, rows=2, max_new_tokens=9)
+        assert trainer.model.training is training and trainer.model.config.use_cache is False
+        assert trainer.model.is_gradient_checkpointing
+    assert trainer.state.log_history == history and trainer.state.global_step == step  # nothing is logged
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    trainer.model.eval()
+    prompts = [trainer.prepared.rendered(i, "dev").prompt for i in range(2)]
+    assert [row["base"] for row in view.rows] == [greedy(plain, tokenizer, prompt, 9) for prompt in prompts]
+    assert [row["tuned"] for row in view.rows] == [greedy(trainer.model, tokenizer, prompt, 9) for prompt in prompts]
+    assert all(row["base"] != row["tuned"] and row["tuned"].startswith("The answer is") for row in view.rows)
+    kept = trainer.prepared.report.dev.kept[:2]
+    assert [(row["row"], row["expected"]) for row in view.rows] == [(n, [f"The answer is {2 * n}.", str(2 * n)]) for n in kept]
+    assert [row["question"] for row in view.rows] == [f"What is {n} times two?" for n in kept]
+    assert view.title == "Answers on 2 dev rows"
+
+    # The base is the model from before training, and the tuned loss is Trainer's.
+    loss = view.summary["dev_loss"]
+    assert loss == {"rows": 3, "base": pytest.approx(before), "tuned": pytest.approx(trainer.evaluate()["eval_loss"])}
+    assert loss["tuned"] < loss["base"] - 1
+    assert ragfit.evaluate(trainer, rows=0, base_loss=7.0).summary["dev_loss"]["base"] == 7.0  # taken, not measured
+    f1 = view.summary["f1"]
+    assert f1["tuned"] == sum(row["tuned_f1"] for row in view.rows) / 2 > f1["base"] and f1["better"] == 2
+    assert "2 better, 0 worse, 0 same" in repr(view) and "2 better, 0 worse, 0 same" in view.html()
+
+
+def test_saved_rows_and_summary(trained, out):
+    trainer, _, _ = trained
+    view = ragfit.evaluate(trainer, rows=None, max_new_tokens=9)
+    assert view.saved == out / "evaluation.jsonl" and f"Saved in {view.saved}" in repr(view)
+    lines = (out / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == view.rows and len(lines) == 3
+    assert view.rows[0]["source"].endswith(f"rows.jsonl, line {view.rows[0]['row'] + 1}")
+    frame = pandas.read_json(out / "evaluation.jsonl", lines=True)
+    assert frame["tuned_f1"].mean() == pytest.approx(view.summary["f1"]["tuned"])
+    summary = json.loads((out / "evaluation.json").read_text())
+    assert summary == view.summary and (summary["rows"], summary["part"]) == (3, "dev")
+    assert not list(out.glob(".evaluation*"))
+    ragfit.evaluate(trainer, rows=1, max_new_tokens=2)  # replaces both
+    assert len((out / "evaluation.jsonl").read_text().splitlines()) == json.loads((out / "evaluation.json").read_text())["rows"] == 1
+    ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
+    assert json.loads((out / "evaluation.json").read_text())["rows"] == 1
+    ragfit.evaluate(trainer, rows=0)
+    assert not (out / "evaluation.jsonl").exists() and json.loads((out / "evaluation.json").read_text())["rows"] == 0
+
+
+def test_a_folder_that_cannot_be_written_loses_no_answer(trained, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    view = ragfit.evaluate(trained[0], rows=1, max_new_tokens=2, save=tmp_path / "file")
+    assert view.saved is None and len(view.rows) == 1 and "could not be saved" in repr(view)
+
+
+def test_without_a_dev_set_or_an_adapter(tiny_llama, rows, out):
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, "model.lora=null", "limit=2"))
+    assert ragfit.dev_loss(trainer) is None
+    view = ragfit.evaluate(trainer, rows=5, max_new_tokens=3)
+    assert view.title == "Answers on 2 train rows" and "flatter" in repr(view) and "dev loss" not in repr(view)
+    assert all("base" not in row and row["tuned"] is not None for row in view.rows)
+    assert view.columns == ["tuned"] and "All weights were trained" in view.html()
+    assert view.saved is None and not (out / "evaluation.jsonl").exists()  # nothing was trained yet
+    with pytest.raises(ConfigError, match="rows is -1"):
+        ragfit.evaluate(trainer, rows=-1)
+
+
+def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out))
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.mul_(8)  # so that answers depend on the prompt
+    prepared = trainer.prepared
+    prompts = [prepared.rendered(i, "train").prompt for i in range(len(prepared.train))]
+    assert len({len(prompt) for prompt in prompts}) > 3
+    alone = generate(trainer.model, prepared, prompts, 9, batch_size=1)
+    assert len({text for text, _ in alone}) > 6
+    for size in (4, 99):
+        assert generate(trainer.model, prepared, prompts, 9, batch_size=size) == alone
+
+
+def test_cut_answers_are_told(trained):
+    trainer, _, _ = trained
+    answers = generate(trainer.model, trainer.prepared, [trainer.prepared.rendered(i).prompt for i in range(4)], 40)
+    assert not any(cut for _, cut in answers)  # the tuned model ends its turn
+    view = ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
+    assert all(row["tuned_cut"] for row in view.rows) and "tuned: 2 of 2 answers were cut at 2 tokens" in repr(view)
+
+
+def test_the_longest_answer(tiny_llama, write_rows, out):
+    def limit(words):
+        cfg = tiny_config(tiny_llama, write_rows([{"prompt": "Q?", "answers": "no " * words}]), out)
+        prepared = ragfit.prepare(cfg)
+        return longest_answer(prepared, "train"), prepared.report.train.lengths[0][1]
+
+    allowed, longest = limit(5)
+    assert allowed == 2 * longest < 256
+    allowed, longest = limit(140)
+    assert allowed == 256 > longest
+    allowed, longest = limit(400)
+    assert allowed == longest > 256
+
+
+def test_generation_settings_reach_generate(tiny_llama, rows, out):
+    stop = AutoTokenizer.from_pretrained(tiny_llama).convert_tokens_to_ids("?")
+
+    def answers(settings):
+        cfg = tiny_config(tiny_llama, rows, out, override("model.generation", settings))
+        return ragfit.evaluate(tiny_trainer(cfg), rows=1, max_new_tokens=12).rows[0]["tuned"]
+
+    greedy_answer = answers({"do_sample": False})
+    assert answers({"max_new_tokens": 2}) == answers({"max_new_tokens": 2, "eos_token_id": stop})
+    assert len(answers({"max_new_tokens": 2})) < len(greedy_answer)
+    assert answers({"do_sample": True, "temperature": 50.0}) != greedy_answer
+    assert answers({"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True})
+
+
+# --- A checkpoint of an earlier run ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_evaluated_as_its_run_was(trained, out, monkeypatch, tmp_path, capsys):
+    trainer, _, checkpoint = trained
+    of_run = ragfit.evaluate(trainer, rows=None, save=False)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    main([str(checkpoint), "--out", str(tmp_path / "again")])
+    lines = (tmp_path / "again" / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == of_run.rows
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert again["dev_loss"] == {k: pytest.approx(v) for k, v in of_run.summary["dev_loss"].items()}
+    new = {path for path in tmp_path.rglob("*") if path not in before}
+    assert {path.name for path in new} == {"again", "evaluation.jsonl", "evaluation.json"}
+    said, expected = capsys.readouterr().out.splitlines(), repr(of_run).splitlines()
+    assert [line for line in said if "Saved in" not in line] == expected
+
+
+def test_a_checkpoint_on_other_rows(trained, write_rows, tmp_path, capsys):
+    _, _, checkpoint = trained
+    test = write_rows([{"prompt": f"What is {n} times two?", "answers": [f"The answer is {2 * n}."]} for n in (40, 41)], "test.jsonl")
+    main([str(checkpoint), "--data", str(test), "--rows", "1", "model.generation={max_new_tokens:3}"])
+    folder = checkpoint.parent / "evaluation-test"
+    summary = json.loads((folder / "evaluation.json").read_text())
+    assert (summary["rows"], summary["dev_loss"]["rows"], summary["data"], summary["max_new_tokens"]) == (1, 2, str(test), 3)
+    assert "flatter" not in capsys.readouterr().out
+    assert not (checkpoint.parent / "evaluation.json").exists()
+
+
+def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, "model.lora=null", "dev_split=3", "train.max_steps=3", *FAST))
+    checkpoint = ragfit.train(trainer)
+    expected = ragfit.evaluate(trainer, rows=2, max_new_tokens=5, save=False)
+    found = ragfit.evaluate(load_checkpoint(checkpoint), rows=2, max_new_tokens=5)
+    assert found.rows == expected.rows and found.columns == ["tuned"]
+    assert found.summary["dev_loss"]["tuned"] == pytest.approx(expected.summary["dev_loss"]["tuned"])
+
+
+def test_a_folder_without_a_run(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="error: .*holds no ragfit.yaml. Name the folder checkpoint"):
+        main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: checkpoint: there is no"):
+        main([str(tmp_path / "nowhere")])
+
+
+# --- The view ----------------------------------------------------------------------------------------------------------
+
+
+def scored(question, expected, base, tuned):
+    gold = Gold(tuple(expected), (tuple(expected),))
+    row = {"row": 0, "question": question, "expected": expected}
+    for name, answer in (("base", base), ("tuned", tuned)):
+        row |= {name: answer} | {f"{name}_{metric}": value for metric, value in scores(answer, gold).as_dict().items()}
+    return row
+
+
+def test_view_of_hostile_text():
+    rows = [scored(text, [text, "or"], "no", text + "!") for text in HOSTILE]
+    rows.append(scored("long " * 100, ["Ada [1]"], "x " * 400, "ada [1]"))
+    summary = {"part": "train", "rows": len(rows), "max_new_tokens": 9, "answer_marker": "<b>", **summarize(rows)}
+    view = EvaluationView(rows, summary, [HOSTILE[0]], HOSTILE[1])
+    page = assert_harmless(view._repr_html_())
+    assert {"details", "table"} <= set(page.tags) and f"{len(rows) - 6} more rows" in view.html()
+    assert "✓ exact" in view.html() and "✗ no match" in view.html() and "cites the same" in view.html()
+    assert "\x1b" not in repr(view) and "\u202e" not in repr(view)
+    assert "do not hold '&lt;b&gt;'" in view.html().replace("&#x27;", "'")
+    loss = {"dev_loss": {"rows": 3, "base": None, "tuned": 1.25}}
+    assert "1.2500" in repr(EvaluationView([], {"part": "dev", "rows": 0, **loss}))
+
+
+def test_a_lone_surrogate_is_saved(tmp_path):
+    save_evaluation(tmp_path, {"rows": 1}, [{"tuned": "\ud800"}])
+    assert (tmp_path / "evaluation.jsonl").read_text() == '{"tuned": "\\ud800"}\n'

@@ -22,13 +22,15 @@ _HOME = {
     "preflight": "resources",
     "evaluate": "evaluation",
     "load_checkpoint": "evaluation",
+    "merge_checkpoint": "merge",
+    "table_of_runs": "runs",
     "dev_loss": "answers",
     "differences": "config",
     "RagfitError": "errors",
 }
 _MODULES = {
-    "answers", "cache", "checkpoints", "collator", "config", "data", "demo", "errors", "evaluation", "findings", "hub", "keys", "masking", "metrics", "models", "overrides", "parameters",
-    "preparation", "prepared", "prompts", "resources", "status", "tokenizers", "tracking", "trainer", "training", "views",
+    "answers", "cache", "checkpoints", "collator", "config", "data", "demo", "errors", "evaluation", "findings", "hub", "keys", "masking", "merge", "metrics", "models", "overrides", "parameters",
+    "preparation", "prepared", "prompts", "resources", "runs", "status", "tokenizers", "tracking", "trainer", "training", "views",
 }
 
 __all__ = sorted(_HOME)

@@ -72,7 +72,7 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
         "rows": len(table),
         "answer_marker": answer_marker,
         "max_new_tokens": limit,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written": _now(),
         **summarize(table),
     }
     if losses["tuned"] is not None:
@@ -121,6 +121,17 @@ def summarize(table):
             pairs = list(zip(values["base"], values["tuned"], strict=True))
             summary[metric] |= {"better": sum(t > b for b, t in pairs), "worse": sum(t < b for b, t in pairs)}
     return summary
+
+
+def save_loss(trainer, loss):
+    """Save the dev loss alone, where a run answers no rows."""
+    part = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": _now()}
+    with contextlib.suppress(OSError):
+        save_evaluation(trainer.args.output_dir, part | {"dev_loss": {"rows": len(trainer.prepared.dev), "base": None, "tuned": loss}})
+
+
+def _now():
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def save_evaluation(folder, summary, table=None):

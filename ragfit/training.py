@@ -5,6 +5,7 @@
 The command line takes every Hydra override, `--multirun` and `--help`; the notebook calls the same functions.
 """
 
+import contextlib
 import filecmp
 import logging
 import os
@@ -55,7 +56,7 @@ def build_trainer(cfg, prepared, callbacks=()):
         config = OmegaConf.to_container(without_secrets(cfg), resolve=True)
         check_same_run(resume_from, config, rows_digest(prepared.train), rows_per_step(args))
     secrets = [cfg.train.get("hub_token"), *(os.environ.get(name) for name in ("HF_TOKEN", "WANDB_API_KEY"))]
-    status = RunStatus(args.output_dir, secrets, write=args.process_index == 0)
+    status = RunStatus(args.output_dir, secrets, resume_from, write=args.process_index == 0)
     status.refuse_if_taken()
     with status.loading():
         set_seed(args.seed)  # the adapter's weights are drawn while the model loads
@@ -202,7 +203,7 @@ def train(trainer):
             "(in the notebook: run from the cell with `trainer = None`); resume_checkpoint=true goes on from the newest checkpoint."
         )
     status.refuse_if_taken()
-    before = status.begin(trainer.resume_from)
+    before = status.begin()
     if trainer.resume_from and trainer.is_world_process_zero():
         told = f" The run before was {verdict(before)[1]}." if before else ""
         print(f"going on from {trainer.resume_from}.{told}", flush=True)
@@ -210,6 +211,8 @@ def train(trainer):
         with StopSignals() as stop:
             trainer.stop = stop
             trainer.train(resume_from_checkpoint=trainer.resume_from)
+            with contextlib.suppress(OSError):  # a full disk: the adapter matters more
+                trainer.save_state()
             if trainer.stopped:
                 _stopped(trainer)
             folder = None
@@ -283,6 +286,7 @@ def _same_weights(folder, other):
 def run(cfg):
     """The whole run of the command line: prepare, look, train, save. Returns the checkpoint's folder."""
     from ragfit.answers import dev_loss
+    from ragfit.evaluation import save_loss
     from ragfit.resources import preflight
 
     prepared = prepare(cfg)
@@ -296,6 +300,7 @@ def run(cfg):
         loss = dev_loss(trainer)
         if trainer.is_world_process_zero():
             print(f"dev loss {loss:.4f}", flush=True)
+            save_loss(trainer, loss)
     if folder:
         print(f"saved {folder}", flush=True)
     return folder
@@ -329,9 +334,9 @@ def _task(cfg, source):
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    hydra_cfg = HydraConfig.get()
     try:
         cfg = finish(cfg, source)
-        hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN:
             from ragfit.trainer import OUTPUT_DIR
 
@@ -342,6 +347,8 @@ def _task(cfg, source):
             print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(128 + error.signal)
     except RagfitError as error:
+        if hydra_cfg.mode == RunMode.MULTIRUN:
+            raise  # Hydra goes on with the other runs, and fails at the end
         sys.exit(f"error: {error}")
 
 
@@ -379,7 +386,7 @@ def _without_overrides(argv, overrides):
 
 def _hydra_defaults(overrides):
     """Keep Hydra from filling the working directory, unless the user set its folders."""
-    if any(word.lstrip("+~").startswith("hydra.") for word in overrides):
+    if any(word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")) for word in overrides):
         return []
     sweep = "hydra.sweep.dir='${oc.select:train.output_dir,./trained_models}'"  # multirun.yaml beside the runs
     return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout", sweep]

@@ -15,6 +15,7 @@ _HOME = {
     "DifferencesView": "run",
     "PreflightView": "run",
     "EvaluationView": "answers",
+    "RunsView": "runs",
     "SavedView": "run",
     "StatusView": "run",
     "LossCurve": "curve",

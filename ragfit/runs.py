@@ -1,0 +1,158 @@
+"""A table of runs: what differs between their configurations, how they ended, and how good they are.
+
+    python -m ragfit.runs trained_models
+"""
+
+import json
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from ragfit import status
+from ragfit.errors import ConfigError, RagfitError
+
+CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
+METRICS = ("exact_match", "f1", "recall", "citations")
+# Different for every run by necessity, or no setting at all.
+_NOT_COMPARED = ("train.output_dir", "train.run_name", "resume_checkpoint", "translated")
+
+
+def table_of_runs(*roots):
+    """Collect runs, from papermill, `--multirun` or anywhere else, into one table.
+
+    Args:
+        roots: folders that are the output folder of a run, or hold such folders at any depth.
+
+    Returns:
+        `pandas.DataFrame` with a row for each run, its index the run's folder (relative to the only root). The columns
+        are first the dotted configuration keys in which the runs differ; then `state` (finished, running, failed, …)
+        and `problem`; `step`; `train_loss`, the last that was logged; `dev_loss`; of the tuned model `exact_match`,
+        `f1`, `recall` and `citations`, with `answers`, the number of rows they were measured on; and `seconds` of
+        training. What a run does not have is empty, and a column that no run has is left out. `dev_loss` and metrics
+        are of the last evaluation since the run began.
+
+    Raises:
+        ConfigError: a root does not exist, or none holds a run.
+    """
+    import pandas
+
+    folders = {}
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise ConfigError(f"There is no folder {root}. Name a run's train.output_dir, or a folder that holds some.")
+        for folder in find_runs(root):
+            name = os.path.relpath(folder, root) if len(roots) == 1 else str(folder)
+            folders.setdefault(folder.resolve(), root.name if name == "." else name)
+    if not folders:
+        raise ConfigError(f"There is no run in {', '.join(map(str, roots))}. Name a run's train.output_dir, or a folder that holds some.")
+    configs = [_config(folder) for folder in folders]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    # A run that left no configuration (an older one, killed) says nothing about a key.
+    varied = [key for key in keys if len({json.dumps(config.get(key)) for config in configs if config}) > 1]
+    rows = [
+        {**{key: config.get(key) for key in varied}, **_outcome(folder)} for folder, config in zip(folders, configs, strict=True)
+    ]
+    frame = pandas.DataFrame(rows, index=pandas.Index(list(folders.values()), name="run"))
+    return frame[[key for key in frame if key in varied or frame[key].notna().any()]]
+
+
+def find_runs(root):
+    """Output folders of runs in a folder and below, in natural order (`2` before `10`)."""
+    found = []
+    for path, names, files in os.walk(root):
+        names[:] = sorted((n for n in names if not n.startswith((".", "checkpoint", "earlier."))), key=_natural)
+        if {status.FILE, CONFIG} & set(files) or Path(path, "checkpoint", CONFIG).is_file():
+            found.append(Path(path))
+    return found
+
+
+def _natural(name):
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
+
+
+def _config(folder):
+    """The run's configuration by dotted key: the one it began with, or its checkpoint's."""
+    for path in (folder / CONFIG, folder / "checkpoint" / CONFIG):
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if isinstance(tree, dict):
+            flat = dict(_leaves(tree))
+            return {key: value for key, value in flat.items() if not key.startswith(_NOT_COMPARED)}
+    return {}
+
+
+def _leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _outcome(folder):
+    """What became of a run. Files of an earlier run in the same folder do not count."""
+    facts = status.read(folder) or {}
+    began = facts.get("started") or ""
+    state, problem = (status.verdict(facts)[0], facts.get("reason")) if facts else (None, None)
+    if not facts and (folder / "checkpoint").is_dir():
+        state = "finished"
+    log = (_json(folder / LOG) or {}) if not _older(folder / LOG, began) else {}
+    history = log.get("log_history") or []
+    evaluation = _json(folder / "evaluation.json") or {}
+    if (evaluation.get("written") or "") < began:
+        evaluation = {}
+    dev = (evaluation.get("dev_loss") or {}).get("tuned")
+    scores = {metric: (evaluation.get(metric) or {}).get("tuned") for metric in METRICS}
+    return {
+        "state": state,
+        "problem": problem if state not in ("finished", "running") else None,
+        "step": facts.get("step") or log.get("global_step"),
+        "train_loss": _last(history, "loss"),
+        "dev_loss": _last(history, "eval_loss") if dev is None else dev,
+        **scores,
+        "answers": evaluation.get("rows") if any(value is not None for value in scores.values()) else None,
+        "seconds": _last(history, "train_runtime"),
+    }
+
+
+def _last(history, key):
+    return next((entry[key] for entry in reversed(history) if isinstance(entry, dict) and key in entry), None)
+
+
+def _json(path):
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _older(path, began):
+    """Whether a file was written before a time, to the second."""
+    try:
+        return bool(began) and datetime.fromtimestamp(int(path.stat().st_mtime), UTC) < datetime.fromisoformat(began)
+    except (OSError, ValueError):
+        return False
+
+
+def main(argv=None):
+    """Print the table of runs."""
+    from ragfit.views import RunsView
+
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0].startswith("-"):
+        sys.exit("usage: python -m ragfit.runs FOLDER…")
+    try:
+        print(RunsView(table_of_runs(*argv)))
+    except RagfitError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -204,6 +204,8 @@ def train(trainer):
         )
     status.refuse_if_taken()
     before = status.begin()
+    if trainer.is_world_process_zero():
+        save_config(without_secrets(cfg), Path(trainer.args.output_dir, "ragfit.yaml"))  # of a run that fails, too
     if trainer.resume_from and trainer.is_world_process_zero():
         told = f" The run before was {verdict(before)[1]}." if before else ""
         print(f"going on from {trainer.resume_from}.{told}", flush=True)

@@ -5,7 +5,7 @@
     python tests/benchmarks/bench_step.py --only defaults    # each side with its own defaults
 
 Both sides train the demo model with the same LoRA adapter on the same batch: one row of 2,800 tokens of which 40 are
-labelled. Each lives in a process of its own and takes a forward and backward pass in turn, while the other waits.
+labelled. Each is a run in a process of its own and takes one optimizer step in turn, while the other waits.
 Peak memory is the process's own (VmHWM, reset before each step), weights and libraries included. The `trl` side is as
 a user would write it; `--allocator` gives it ragfit's allocator settings as well, to tell the two effects apart.
 """
@@ -70,8 +70,7 @@ def compare(name, case, pairs, allocator):
             sides[side].stdin.flush()
             return json.loads(sides[side].stdout.readline())
 
-        for side in sides:
-            step(side)  # warm up
+        losses = {side: step(side)["loss"] for side in sides}  # and warms up
         found = [
             {side: step(side) for side in (("ragfit", "trl") if number % 2 else ("trl", "ragfit"))}
             for number in range(max(pairs, PAIRS))
@@ -79,7 +78,6 @@ def compare(name, case, pairs, allocator):
         for process in sides.values():
             process.stdin.close()
             process.wait()
-    losses = {side: found[0][side]["loss"] for side in sides}
     print(f"{name}: loss of the first step {losses['ragfit']:.6f} (ragfit), {losses['trl']:.6f} (trl)")
     for figure, unit in (("seconds", "s"), ("peak", "GiB")):
         print_ratio(
@@ -91,31 +89,46 @@ def compare(name, case, pairs, allocator):
 def work(case):
     answer = sys.stdout
     sys.stdout = sys.stderr  # the libraries' own lines would come between the answers
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        """Takes a step of the run for each line that comes in, and answers with its figures."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if not sys.stdin.readline():
+                os._exit(0)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+            self.begin = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.seconds = time.perf_counter() - self.begin
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            found = {"seconds": self.seconds, "loss": logs["loss"], "peak": self.peak}
+            print(json.dumps(found), file=answer, flush=True)
+
     import ragfit.demo
 
     folder = str(ragfit.demo.model_folder("demo:smollm2-135m-instruct"))
-    trainer = ours(case) if case["side"] == "ragfit" else theirs(case, folder)
-    import torch
+    side = ours if case["side"] == "ragfit" else theirs
+    trainer = side(case, folder, [Steps()])
+    print("ready", file=answer, flush=True)
+    trainer.train()
+
+
+def rows(case, folder):
+    """The row, as often as steps may be asked for."""
+    from datasets import Dataset
 
     ids = row(case, folder)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-    batch["labels"][:, : -case["labelled"]] = -100
-    trainer.model.train()
-    print("ready", file=answer, flush=True)
-    for _ in sys.stdin:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        begin = time.perf_counter()
-        loss = trainer.training_step(trainer.model, dict(batch), torch.tensor(case["labelled"]))
-        seconds = time.perf_counter() - begin
-        trainer.model.zero_grad()
-        lines = Path("/proc/self/status").read_text().splitlines()
-        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
-        print(json.dumps({"seconds": seconds, "loss": loss.item(), "peak": peak}), file=answer, flush=True)
+    labels = [-100] * (case["tokens"] - case["labelled"]) + ids[-case["labelled"] :]
+    return Dataset.from_list([{"input_ids": ids, "labels": labels}] * 50)
 
 
 def row(case, folder):
-    """Real text of the wanted length, as ids of shape (1, tokens)."""
-    import torch
+    """Ids of real text of the wanted length."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -125,33 +138,40 @@ def row(case, folder):
     while len(ids) < case["tokens"]:
         text += next(lines)
         ids = tokenizer.encode(text, add_special_tokens=False)
-    return torch.tensor([ids[: case["tokens"]]])
+    return ids[: case["tokens"]]
 
 
-def ours(case):
+STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "save_strategy": "no"}
+
+
+def ours(case, folder, callbacks):
+    from dataclasses import replace
+
     import ragfit
 
     keys = {"model.dtype": case["weights"], "train.bf16": case["bf16"], "train.gradient_checkpointing": case["checkpointing"]}
-    overrides = [f"++{key}={value}".lower() for key, value in keys.items() if value is not None]
+    keys |= {f"train.{key}": f"'{value}'" for key, value in STEP.items()}
+    overrides = [f"++{key}={value}" for key, value in keys.items() if value is not None]
     cfg = ragfit.load_config("demo", [*overrides, "limit=4", "dev_split=null", f"train.output_dir={case['folder']}"])
-    return ragfit.build_trainer(cfg, ragfit.prepare(cfg))
+    return ragfit.build_trainer(cfg, replace(ragfit.prepare(cfg), train=rows(case, folder)), callbacks)
 
 
-def theirs(case, folder):
-    """`SFTTrainer` on a model loaded as its documentation does."""
+def theirs(case, folder, callbacks):
+    """`SFTTrainer` as its documentation has it."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    args = {"output_dir": case["folder"], "use_cpu": True, "max_length": None, "report_to": "none"}
+    args = {"output_dir": case["folder"], "use_cpu": True, "max_length": None, "report_to": "none", "learning_rate": 1e-3} | STEP
     model = folder
     if case["weights"]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, case["weights"]))
         args |= {"bf16": case["bf16"], "gradient_checkpointing": case["checkpointing"]}
-    rows = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}] * 4)
-    return SFTTrainer(model=model, args=SFTConfig(**args), train_dataset=rows, peft_config=LoraConfig(**LORA))
+    return SFTTrainer(
+        model=model, args=SFTConfig(**args), train_dataset=rows(case, folder),
+        peft_config=LoraConfig(**LORA), callbacks=callbacks,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None):
     model = _merged(model, folder, base)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.part-", dir=out.parent))
     try:
-        _save(model, part)
+        model.save_pretrained(part)
         _tokenizer(folder, base, model_keys).save_pretrained(part)
         for name in KEPT:
             if (folder / name).is_file():
@@ -157,10 +157,6 @@ def _merged(model, folder, base):
         raise ConfigError(
             f"The adapter in {folder} could not be merged into {base}: {first_line(error)}. Name the model that it was trained on with --base."
         ) from error
-
-
-def _save(model, folder):
-    model.save_pretrained(folder)
 
 
 def _tokenizer(folder, base, model_keys):

@@ -1,0 +1,200 @@
+"""Merging an adapter into its base: the merged model is the tuned one, and what cannot be merged is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+import ragfit
+from ragfit.config import PROJECT_ROOT
+from ragfit.errors import ConfigError
+from ragfit.merge import merge_checkpoint
+from ragfit.overrides import override
+from ragfit.views import SavedView
+
+FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=4", "train.lr_scheduler_type=constant"]
+
+
+@pytest.fixture
+def rows(write_rows):
+    return write_rows(question_rows(8))
+
+
+@pytest.fixture
+def run(tiny_llama, rows, tmp_path):
+    """`run(*overrides, name="run")`: train a few steps; the checkpoint's folder."""
+
+    def run(*overrides, name="run", model=tiny_llama):
+        return ragfit.train(tiny_trainer(tiny_config(model, rows, tmp_path / name, *FAST, *overrides)))
+
+    return run
+
+
+@pytest.fixture
+def ids(tiny_llama):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    return tokenizer("What is 4 times two? The answer is 8.", return_tensors="pt").input_ids
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+def plain(base, *adapters):
+    """The base with adapters by plain peft, one merged below the next."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    for adapter in adapters[:-1]:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return PeftModel.from_pretrained(model, adapters[-1])
+
+
+KINDS = {
+    "LoRA": [],
+    "rsLoRA": ["model.lora.use_rslora=true", "model.lora.lora_alpha=7"],
+    "DoRA": ["model.lora.use_dora=true"],
+    "all layers and biases": ["model.lora.target_modules=all-linear", "model.lora.bias=all"],
+    "a trained head": ["model.lora.modules_to_save=[lm_head]"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_is_tuned(kind, run, tiny_llama, ids, tmp_path):
+    checkpoint = run(*KINDS[kind])
+    out = merge_checkpoint(checkpoint, tmp_path / "merged")
+    tuned = logits(plain(tiny_llama, checkpoint), ids)
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits(merged, ids), tuned, rtol=1e-4, atol=1e-5)
+    assert (tuned - logits(AutoModelForCausalLM.from_pretrained(tiny_llama), ids)).abs().max() > 0.01  # it learned something
+    assert merged.dtype == torch.float32 and merged.config.use_cache is True
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_llama).chat_template
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "ragfit.yaml", "instruction.txt"} <= names
+    assert "adapter_config.json" not in names and oct(out.stat().st_mode)[-3:] == "755"
+    assert (out / "instruction.txt").read_text() == (checkpoint / "instruction.txt").read_text()
+
+
+def test_an_earlier_adapter_is_merged_first(run, tiny_llama, ids, tmp_path):
+    first = run("model.lora.r=4", name="first")
+    second = run(override("model.trained_adapter", str(first)), name="second")
+    expected = logits(plain(tiny_llama, first, second), ids)
+    merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(second, tmp_path / "merged"))
+    torch.testing.assert_close(logits(merged, ids), expected, rtol=1e-4, atol=1e-5)
+    assert (logits(plain(tiny_llama, second), ids) - expected).abs().max() > 0.01  # alone it is another model
+    # Which is said where the adapter is shown.
+    view = SavedView(second)
+    assert f"on top of the adapter {first}" in repr(view) and "ragfit.merge" in view.html()
+    assert "on top of" not in repr(SavedView(first))
+    shutil.rmtree(first.parent)
+    with pytest.raises(ConfigError, match=r"model\.trained_adapter\), which is not there any more"):
+        merge_checkpoint(second, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_base_and_type_can_be_named(run, tiny_llama, ids, tmp_path):
+    moved = shutil.copytree(tiny_llama, tmp_path / "moved")
+    checkpoint = run(model=moved)
+    moved = moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="The base model .*moved could not be loaded.*--base"):
+        merge_checkpoint(checkpoint, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(checkpoint, tmp_path / "merged", base=str(moved), dtype="bfloat16"))
+    assert merged.dtype == torch.bfloat16
+    torch.testing.assert_close(logits(merged, ids).float(), logits(plain(moved, checkpoint), ids), rtol=0.1, atol=0.1)
+
+
+def test_any_peft_folder_will_do(run, tiny_llama, ids, tmp_path):
+    """Without ragfit.yaml the base is the one that the adapter names."""
+    checkpoint = run()
+    for path in checkpoint.iterdir():
+        if not path.name.startswith("adapter_"):
+            path.unlink()
+    merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(checkpoint, tmp_path / "merged"))
+    torch.testing.assert_close(logits(merged, ids), logits(plain(tiny_llama, checkpoint), ids), rtol=1e-4, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+def test_an_adapter_trained_on_8_bit_weights(run, tiny_llama, ids, tmp_path):
+    """By the command line; the base is loaded in full."""
+    checkpoint = run("model.load_in_8bit=true")
+    command = [sys.executable, "-m", "ragfit.merge", str(checkpoint), "merged"]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "trained on 8-bit weights and merged into full ones" in result.stdout and "saved merged" in result.stdout
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert getattr(merged.config, "quantization_config", None) is None
+    torch.testing.assert_close(logits(merged, ids), logits(plain(tiny_llama, checkpoint), ids), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_refused(run, tiny_llama, tmp_path):
+    checkpoint = run()
+
+    def refused(folder, out, message, **keys):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError, match=message):
+            merge_checkpoint(folder, out, **keys)
+        assert sorted(tmp_path.rglob("*")) == before  # nothing is left, nothing was touched
+
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("mine")
+    refused(checkpoint, taken, "taken exists and is not empty. Name a new folder")
+    refused(checkpoint, taken / "file", "file exists and is not empty")
+    new = tmp_path / "new"
+    refused(tiny_llama, new, "holds a whole model, so there is nothing to merge")
+    refused(taken, new, "holds no adapter")
+    refused(tmp_path / "nowhere", new, "checkpoint: there is no")
+    refused(checkpoint, new, "float33.*no type of torch", dtype="float33")
+
+    quantized = shutil.copytree(tiny_llama, tmp_path / "quantized")
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (quantized / "config.json").write_text(json.dumps(config))
+    refused(checkpoint, new, "is stored quantized", base=str(quantized))
+
+    wide = shutil.copytree(tiny_llama, tmp_path / "wide")
+    other = json.loads((wide / "config.json").read_text()) | {"hidden_size": 32}
+    config = LlamaForCausalLM.config_class(**other)
+    LlamaForCausalLM(config).save_pretrained(wide)
+    refused(checkpoint, new, "could not be merged into .*wide", base=str(wide))
+
+    weights = load_file(checkpoint / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, checkpoint / "adapter_model.safetensors", metadata={"format": "pt"})
+    refused(checkpoint, new, "could not be merged")
+    (checkpoint / "adapter_model.safetensors").write_bytes(b"cut")
+    refused(checkpoint, new, "could not be merged")
+    (checkpoint / "adapter_config.json").write_text("{")
+    refused(checkpoint, new, "adapter_config.json is no JSON")
+
+
+def test_an_empty_folder_is_taken(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert (merge_checkpoint(run(), tmp_path / "empty") / "model.safetensors").is_file()
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
+    checkpoint = run()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(ConfigError, match="takes 0.0 GB and .* has 0.0 GB free"):
+        merge_checkpoint(checkpoint, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_generation_config_of_the_base_stays(run, tiny_llama, tmp_path):
+    """Llama-2 ships temperature and top_p without do_sample, which transformers has refused to save."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}))
+    out = merge_checkpoint(run(model=base), tmp_path / "merged")
+    kept = json.loads((out / "generation_config.json").read_text())
+    assert (kept["temperature"], kept["top_p"], kept["eos_token_id"]) == (0.9, 0.6, 2)

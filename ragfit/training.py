@@ -248,6 +248,7 @@ def save_checkpoint(trainer, keep_same=False):
     Args:
         keep_same: leave an earlier one as it is where its weights are the same.
     """
+    from ragfit.card import name_base, write_card
     from ragfit.checkpoints import sync
 
     cfg, prepared = trainer.cfg, trainer.prepared
@@ -262,6 +263,8 @@ def save_checkpoint(trainer, keep_same=False):
         (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
         if prepared.renderer.template is not None:
             (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
+        name_base(part, cfg)
+        write_card(part, trainer)
         sync(part)
         if keep_same and _same_weights(part, target):
             shutil.rmtree(part)

@@ -33,11 +33,13 @@ class RunStatus:
     Args:
         folder: `train.output_dir`.
         secrets: texts that must not be written.
+        resumed_from: the checkpoint that the run goes on from, if any.
         write: whether this process writes (one of several does).
     """
 
-    def __init__(self, folder, secrets=(), write=True):
+    def __init__(self, folder, secrets=(), resumed_from=None, write=True):
         self.path, self.write = Path(folder) / FILE, write
+        self.resumed = {"resumed_from": resumed_from, "last_checkpoint": resumed_from}
         self.secrets = [secret for secret in secrets if secret]
         self.facts, self._next = {}, 0.0
 
@@ -56,7 +58,7 @@ class RunStatus:
         before = read(self.path.parent) or {}
         if before.get("doing") == WAITING and before.get("pid") == os.getpid():
             before = before.get("before") or {}  # another trainer of this process, which did not train either
-        self.facts = {"started": _now(), **_process(), "earlier": _finished(before), "before": before}
+        self.facts = {"started": _now(), **_process(), **self.resumed, "earlier": _finished(before), "before": before}
         with self.outcome():
             self.set(state="running", doing=LOADING)
             yield
@@ -71,13 +73,12 @@ class RunStatus:
             else:
                 self.path.unlink(missing_ok=True)
 
-    def begin(self, resumed_from=None):
-        """The run begins: from here on the folder is this process's."""
-        before = self.facts.pop("before", None) or {}
-        self.facts.setdefault("earlier", _finished(before))
+    def begin(self):
+        """The run begins: from here on the folder is this process's. Returns the status of the run before, or {}."""
+        before = self.facts["before"]
         atexit.unregister(self._never_trained)
-        self.facts = {"started": _now(), **_process(), "earlier": self.facts["earlier"]}
-        self.set(state="running", doing=TRAINING, resumed_from=str(resumed_from) if resumed_from else None)
+        self.facts = {"started": _now(), **_process(), **self.resumed, "earlier": self.facts["earlier"]}
+        self.set(state="running", doing=TRAINING)
         return before
 
     @contextlib.contextmanager

@@ -37,6 +37,8 @@ def run(overrides, signals=(), moment=None, log=None):
     from ragfit.errors import Interrupted, RagfitError
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores them
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if log:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1), os.dup2(descriptor, 2)

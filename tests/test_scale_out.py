@@ -1,10 +1,11 @@
-"""Several processes: two over gloo train as one does, and prepare their rows once."""
+"""Several processes: two over gloo train as one does (test_cache.py: and prepare their rows once)."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,17 +22,22 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-def launch(launcher, model, data, output, *overrides, check=True):
+def command_line(launcher, model, data, output, *overrides):
     """The documented command line, under a launcher."""
-    command = [
+    return [
         *LAUNCHERS[launcher], "-m", "ragfit.training", f"data_file={data}", "output_key=answers",
         f"model.model_name_or_path={model}", "model.load_in_8bit=false", "model.lora.lora_dropout=0", "model.lora.target_modules=[q_proj,v_proj]",
         f"model.completion_start='{MARKER}'", "train.optim=adamw_torch", "train.logging_steps=1",
         f"train.output_dir={output}", "shuffle=7", "dev_split=0.2", "+train.seed=3", *overrides,
     ]  # fmt: skip
-    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+SETTINGS = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def launch(*args):
+    done = subprocess.run(command_line(*args), env=SETTINGS, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
 
@@ -42,12 +48,17 @@ def logged(output):
     }
 
 
+def write(folder, count):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in question_rows(count)))
+    return path
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory):
     """The same global batch of four rows: one process with four, two processes with two each."""
     folder = tmp_path_factory.mktemp("scale")
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in question_rows(40)))
+    data = write(folder, 40)
     keys = ["train.per_device_train_batch_size=1", "++train.eval_strategy=steps", "++train.eval_steps=4", "train.save_steps=8"]
     found = {}
     for launcher in LAUNCHERS:
@@ -75,3 +86,27 @@ def test_what_is_said_is_said_once(runs, launcher):
     output = runs[launcher][1].stdout
     assert len(re.findall(r"rows\.jsonl: 40 rows", output)) == 1
     assert output.count("saved ") == 1
+
+
+def test_sigterm_of_the_launcher_ends_both_with_a_checkpoint(tiny_model, tmp_path):
+    """As SLURM sends it: torchrun passes it on, and both processes stop after the same step."""
+    from ragfit.checkpoints import problem
+
+    output = tmp_path / "out"
+    command = command_line(
+        "torchrun", tiny_model("llama"), write(tmp_path, 40), output, "train.max_steps=100000", "train.save_steps=100000"
+    )
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, env=SETTINGS, stdout=log, stderr=log)
+    for _ in range(600):
+        time.sleep(0.2)
+        if "\nstep " in (tmp_path / "log").read_text():
+            break
+    process.terminate()
+    assert process.wait(60) != 0
+    status = json.loads((output / "status.json").read_text())
+    assert status["state"] == "interrupted" and "SIGTERM" in status["reason"], (tmp_path / "log").read_text()[-3000:]
+    assert status["last_checkpoint"] == f"{output}/checkpoint-{status['step']}"
+    assert problem(status["last_checkpoint"]) is None
+    files = {path.name for path in (output / f"checkpoint-{status['step']}").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= files  # both were there

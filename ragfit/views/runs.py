@@ -1,5 +1,7 @@
 """A table of runs, with the best of each measure marked."""
 
+import re
+
 from ragfit.views import style
 from ragfit.views.style import Html, View, flow, plain
 
@@ -53,8 +55,8 @@ class RunsView(View):
                     cells.append(Html(f"<b>{flow(text)}</b>") if text.startswith("★") else flow(text))
             rows.append(cells)
         right = [n for n, column in enumerate(columns, 1) if column in (*LOW, *HIGH, "step", "answers", "seconds")]
-        # Dotted keys may break behind a dot.
-        head = ["run", *(Html(flow(column).replace(".", ".<wbr>")) for column in columns)]
+        # A long key takes two lines.
+        head = ["run", *(Html("<br>".join(map(flow, re.split(r"(?<=\.)(?=[^.]+$)", column)))) for column in columns)]
         note = style.quiet("★ the best of its column") if self.best else Html()
         return style.card(self.title, style.table(head, rows, right=right), note)
 

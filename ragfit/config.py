@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ragfit.errors import ConfigError, first_line
 from ragfit.keys import (
+    BOUNDS,
     DATA_KEYS,
     HF_TRAIN,
     PROMPT_KEYS,
@@ -31,7 +32,9 @@ from ragfit.keys import (
     Wrong,
     annotation_of,
     at,
+    check_bounds,
     coerce,
+    get,
     is_hf_train,
     kinds,
     known_keys,
@@ -61,6 +64,21 @@ def find_path(value, what) -> Path:
         path = Path(value or "").expanduser()
         places = " or ".join(dict.fromkeys(str(place / path) for place in (Path.cwd(), PROJECT_ROOT)))
         raise ConfigError(f"{what}: there is no {str(value)!r} at {places}. Set {what} to a path that exists.")
+    return found
+
+
+def find_model(name, key="model.model_name_or_path") -> Path | None:
+    """The folder of a model or an adapter, or None for a name on the hub.
+
+    Raises:
+        ConfigError: a file, or what can only be a path and does not exist.
+    """
+    found = find_existing(name)
+    if found is not None and not found.is_dir():
+        raise ConfigError(f"{key}: {name} is a file. Give the folder with the model's files, or a name on the hub.")
+    text = str(name)
+    if found is None and (text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text):
+        find_path(name, key)  # raises, naming the places looked at
     return found
 
 
@@ -298,9 +316,19 @@ def _check_values(tree, hf_train):
     if tree.get("shuffle") is True or tree.get("shuffle") is False:
         tree["shuffle"] = 42 if tree["shuffle"] else None
     model, share = tree["model"], tree.get("dev_split")
-    for key, value in (("limit", tree.get("limit")), ("model.max_sequence_len", model.get("max_sequence_len"))):
-        if value is not None and value < 1:
-            raise Wrong(key, f"{key} is {value}", "Set a whole number of at least 1, or leave it empty.", value)
+    for key in BOUNDS:
+        if not hf_train and key.startswith("model.lora."):
+            continue
+        check_bounds(key, get(tree, key), kinds(known_keys()[key]))
+    if tree["train"].get("num_train_epochs") == 0 and (tree["train"].get("max_steps") or 0) <= 0:
+        problem = "train.num_train_epochs is 0, so nothing would be trained"
+        raise Wrong("train.num_train_epochs", problem, "Set a number above 0, or train.max_steps.", 0)
+    if tree["train"].get("resume_from_checkpoint"):  # which transformers only hands on to scripts
+        wrong = tree["train"]["resume_from_checkpoint"]
+        raise Wrong("train.resume_from_checkpoint", "train.resume_from_checkpoint is set, which nothing reads", "Set resume_checkpoint.", wrong)
+    if tree["train"].get("push_to_hub"):
+        problem = "train.push_to_hub is set, but checkpoints are not pushed while training"
+        raise Wrong("train.push_to_hub", problem, "Remove it, and set hfhub_tag to push the adapter at the end.", True)
     if isinstance(share, int | float) and not (0 < share < 1 or isinstance(share, int) and share >= 1):
         advice = "Set a share between 0 and 1, a number of rows, or the path of a data file."
         raise Wrong("dev_split", f"dev_split is {share}", advice, share)

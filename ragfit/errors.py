@@ -4,6 +4,12 @@
 class RagfitError(Exception):
     """Something the user can mend; the message says what, where and how."""
 
+    def _render_traceback_(self):
+        """What IPython shows of this error: the sentence. Where in the kit it was raised mends nothing."""
+        from ragfit.views.style import plain
+
+        return [f"{type(self).__name__}: {plain(self)}"]
+
 
 class ConfigError(RagfitError):
     """A configuration key or value that cannot be used."""
@@ -30,5 +36,8 @@ class Interrupted(RagfitError):
 
 
 def first_line(error):
-    """Another library's error in one line, for a message of ours: its first line, or its class where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Another library's error in one line, for a message of ours: its first line, or its class where it says nothing.
+
+    Without the period at its end: the sentence that it is put in has one of its own.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(". ")

@@ -94,6 +94,36 @@ SYNONYMS = {
     "fsdp_min_num_params": "train.fsdp_config",
     "fsdp_transformer_layer_cls_to_wrap": "train.fsdp_config",
 }
+# Bounds, both included, of numbers that the libraries would take and fail on late, or never: after the model was loaded.
+BOUNDS = {
+    "limit": (1, None),
+    "shuffle": (0, 2**32 - 1),
+    "model.max_sequence_len": (1, None),
+    "model.lora.r": (1, None),
+    "model.lora.lora_dropout": (0, 1),
+    "train.learning_rate": (0, None),
+    "train.num_train_epochs": (0, None),
+    "train.max_steps": (-1, None),
+    "train.per_device_train_batch_size": (1, None),
+    "train.per_device_eval_batch_size": (1, None),
+    "train.gradient_accumulation_steps": (1, None),
+    "train.warmup_steps": (0, None),
+    "train.weight_decay": (0, None),
+    "train.adam_beta1": (0, 1),
+    "train.adam_beta2": (0, 1),
+    "train.adam_epsilon": (0, None),
+    "train.max_grad_norm": (0, None),
+    "train.label_smoothing_factor": (0, 1),
+    "train.neftune_noise_alpha": (0, None),
+    "train.logging_steps": (0, None),
+    "train.save_steps": (0, None),
+    "train.eval_steps": (0, None),
+    "train.save_total_limit": (0, None),
+    "train.dataloader_num_workers": (0, None),
+    "train.pad_to_multiple_of": (1, None),
+    "train.seed": (0, 2**32 - 1),
+    "train.data_seed": (0, 2**32 - 1),
+}
 STRICT = ("model", "train", "model.lora")  # their keys are checked; those of other mappings are free
 
 
@@ -144,6 +174,9 @@ def known_keys() -> dict[str, str]:
         "train": "dict",
         **{f"model.{key}": annotation for key, annotation in MODEL_KEYS.items()},
         **{f"model.lora.{key}": annotation for key, annotation in lora_fields().items()},
+        # `LoraConfig` takes any text here, and is LoRA for a causal language model all the same.
+        "model.lora.peft_type": "Literal['LORA'] | None",
+        "model.lora.task_type": "Literal['CAUSAL_LM'] | None",
         **{f"train.{key}": annotation for key, annotation in train_fields().items()},
     }
 
@@ -160,6 +193,20 @@ def annotation_of(key, any_model=False) -> str | None:
 
 
 @functools.cache
+def _enums() -> dict[str, list[str]]:
+    """The values of each of transformers' enums that training arguments are written with."""
+    found = {}
+    folder = Path(importlib.util.find_spec("transformers").submodule_search_locations[0])
+    for file in ("training_args.py", "trainer_utils.py"):
+        for node in ast.parse((folder / file).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "ExplicitEnum" for base in node.bases):
+                found[node.name] = [
+                    item.value.value for item in node.body if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+                ]
+    return found
+
+
+@functools.cache
 def kinds(annotation) -> frozenset[str]:
     """What an annotation accepts: `null`, `any`, type names, and `=value` for the choices of a Literal."""
 
@@ -167,6 +214,8 @@ def kinds(annotation) -> frozenset[str]:
         match node:
             case ast.Constant(value=None):
                 return {"null"}
+            case ast.BinOp(left=ast.Name(id=name), right=ast.Name(id="str")) if name in _enums():
+                return {f"={value}" for value in _enums()[name]}
             case ast.BinOp():
                 return walk(node.left) | walk(node.right)
             case ast.Subscript(value=ast.Name(id="Optional" | "Union" as name), slice=inner):
@@ -256,7 +305,25 @@ def coerce(value, accepted, key):
     names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
     names |= {"list": "a list", "dict": "keys and values", "null": "empty"}
     wanted = [names[k] for k in names if k in accepted] + ([f"one of {', '.join(sorted(choices))}"] if choices else [])
-    raise Wrong(key, f"{key} is {value!r}", f"It takes {' or '.join(wanted)}.", value)
+    near = difflib.get_close_matches(str(value), choices, 1)
+    meant = f"Did you mean {near[0]}? " if near else ""
+    raise Wrong(key, f"{key} is {shown(value)}", f"{meant}It takes {' or '.join(wanted)}.", value)
+
+
+def check_bounds(key, value, accepted):
+    """Raise `Wrong` for a number beyond `BOUNDS`."""
+    low, high = BOUNDS[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or low <= value <= (math.inf if high is None else high):
+        return
+    kind = "a number" if "float" in accepted else "a whole number"
+    advice = f"Set {kind} {f'of at least {low}' if high is None else f'between {low} and {high}'}"
+    raise Wrong(key, f"{key} is {value}", f"{advice}{', or leave it empty' if 'null' in accepted else ''}.", value)
+
+
+def shown(value):
+    """A value in a message: one line of it, and not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"
 
 
 def at(tree, key) -> tuple[dict, str]:

@@ -142,7 +142,8 @@ def test_nothing_heavy_is_imported():
         ("int", {"int"}),
         ("float | None", {"float", "null"}),
         ("Optional[Union[list[str], str]]", {"list", "str", "null"}),
-        ("SchedulerType | str", {"str"}),
+        ("SaveStrategy | str", {"=no", "=steps", "=epoch", "=best"}),  # an enum of transformers
+        ("SomeEnum | str", {"str"}),
         ("dict[str, Any] | str | None", {"dict", "str", "null"}),
         ("Literal['none', 'all']", {"=none", "=all"}),
         ("bool | Literal['gaussian', 'pissa_niter_[number of iters]']", {"bool", "str"}),

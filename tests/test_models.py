@@ -423,7 +423,7 @@ def test_max_sequence_len_drops_and_counts(tiny_llama, rows, tmp_path):
 
 
 def test_prompt_keys_can_be_read_off_the_object(tiny_llama, rows, tmp_path):
-    generation = {"do_sample": True, "stop": "${x}"}  # and no interpolation is made of it
+    generation = {"do_sample": True, "stop_strings": "${x}"}  # and no interpolation is made of it
     keys = ["model.instruction_in_prompt=true", "model.max_sequence_len=77", "model.over_length=cut_end"]
     loaded = load_model(tiny_config(tiny_llama, rows, tmp_path, *keys, override("model.generation", generation)))
     names = ("completion_start", "instruction_in_prompt", "max_sequence_len", "over_length", "generation")

@@ -1,17 +1,19 @@
 """Load a causal language model for training, quantized where asked, with a PEFT adapter."""
 
 import logging
+import pickle
 import re
 import warnings
 
 import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
-from ragfit.config import find_existing
+from ragfit.config import find_model
 from ragfit.demo import is_demo, model_folder
 from ragfit.errors import ConfigError, first_line
 from ragfit.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
+_COMPUTED = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga")
 
 
 class HFTrain:
@@ -74,9 +76,15 @@ class HFTrain:
                 "model.lora is empty, but quantized weights cannot be trained. "
                 "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
             )
+        # Whatever can be known to be wrong is found before the weights are read.
         source = resolve(model_name_or_path)
         remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
-        check_targets(skeleton(source, **remote), lora)
+        dtype = choose_dtype(dtype or torch_dtype)
+        check_generation(generation)
+        adapter = find_adapter(trained_adapter) if trained_adapter else None
+        bare = skeleton(source, **remote, attn_implementation=attn_implementation)
+        check_targets(bare, lora)
+        check_lora(bare, lora)
 
         self.tokenizer = load_tokenizer(model_name_or_path, revision, bool(trust_remote_code))
         if self.tokenizer.pad_token is None:
@@ -85,31 +93,40 @@ class HFTrain:
         if quantization_config is None:
             quantization_config = quantization(load_in_4bit, load_in_8bit)
         elif isinstance(quantization_config, dict):
-            from transformers import BitsAndBytesConfig
-
-            quantization_config = BitsAndBytesConfig(**quantization_config)
+            quantization_config = own_quantization(quantization_config)
         import torch
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         logger.info("Loading %s", model_name_or_path)
         try:
-            self.model = AutoModelForCausalLM.from_pretrained(
+            self.model, loading = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=choose_dtype(dtype or torch_dtype),
+                dtype=dtype,
                 device_map=device_map,
                 quantization_config=quantization_config,
                 attn_implementation=attn_implementation,
+                output_loading_info=True,
                 **remote,
             )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"model.model_name_or_path: {model_name_or_path} does not fit into the GPU's memory ({first_line(error)}). "
+                "Set model.load_in_4bit=true, model.device_map=auto where there are several GPUs, or take a smaller model."
+            ) from error
+        except Exception as error:  # of transformers, safetensors, pickle and the hub, which have no common class
             raise ConfigError(_not_loaded(model_name_or_path, error)) from error
+        if missing := sorted(loading["missing_keys"]):
+            raise ConfigError(
+                f"model.model_name_or_path: the weights in {model_name_or_path} lack {len(missing)} of the model's tensors "
+                f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}), which would be random numbers. "
+                "Give a folder whose config.json belongs to its weights, or fetch the model again."
+            )
         keep_4bit_layout(self.model)
         self.model.config.use_cache = False
         if device_map is None and quantization_config is None and torch.cuda.is_available():
             self.model.to(torch.cuda.current_device())
-        if trained_adapter:
-            self.model = merge_adapter(self.model, trained_adapter)
+        if adapter:
+            self.model = merge_adapter(self.model, adapter)
         if lora is not None:
             from peft import LoraConfig, get_peft_model
 
@@ -120,7 +137,7 @@ def resolve(name):
     """The folder or hub name to load a model from."""
     if is_demo(name):
         return str(model_folder(name))
-    return str(find_existing(name) or name)
+    return str(find_model(name) or name)
 
 
 def quantization(load_in_4bit=False, load_in_8bit=False):
@@ -140,6 +157,47 @@ def quantization(load_in_4bit=False, load_in_8bit=False):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if bf16_is_fast() else torch.float32,
     )
+
+
+def own_quantization(keys):
+    """A `BitsAndBytesConfig` of one's own keys; those it does not know are errors, which it would only log."""
+    import dataclasses
+    import inspect
+
+    from transformers import BitsAndBytesConfig
+
+    known = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"} | {"quant_method"}
+    known |= {field.name for field in dataclasses.fields(BitsAndBytesConfig)}
+    if unknown := sorted(set(keys) - known):
+        raise ConfigError(
+            f"model.quantization_config: BitsAndBytesConfig has no {', '.join(map(repr, unknown))}. "
+            f"It has {', '.join(sorted(known - {'quant_method'}))}."
+        )
+    try:
+        made = BitsAndBytesConfig(**keys)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"model.quantization_config: {first_line(error)}. Change the key it names.") from error
+    if not (made.load_in_8bit or made.load_in_4bit):
+        raise ConfigError("model.quantization_config sets neither load_in_8bit nor load_in_4bit. Set one of them there.")
+    return made
+
+
+def check_generation(generation):
+    """Raise a ConfigError for keys that `generate` does not know, which it would say only after the training."""
+    if not generation:
+        return
+    from transformers import GenerationConfig
+
+    made = GenerationConfig()
+    try:
+        unknown = made.update(**generation)
+        made.validate()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.generation: {first_line(error)}. Change the key it names.") from error
+    if unknown:
+        raise ConfigError(
+            f"model.generation: generate has no {', '.join(map(repr, unknown))}. Use keys of transformers.GenerationConfig, such as max_new_tokens."
+        )
 
 
 def keep_4bit_layout(model):
@@ -174,12 +232,12 @@ def choose_dtype(dtype):
     if isinstance(dtype, torch.dtype):
         return dtype
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise ConfigError(f"model.dtype: {dtype!r} is no type of torch. Use float32, bfloat16 or float16, or leave it empty.")
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"model.dtype: {dtype!r} is no floating-point type of torch. Use float32, bfloat16 or float16, or leave it empty.")
     return found
 
 
-def skeleton(source, trust_remote_code=False, revision=None):
+def skeleton(source, trust_remote_code=False, revision=None, attn_implementation=None):
     """The model without its weights (on the meta device): made in moments, for names and counts.
 
     Raises:
@@ -191,8 +249,10 @@ def skeleton(source, trust_remote_code=False, revision=None):
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+            )
+    except Exception as error:  # of transformers, the hub, JSON and a model's own code, which have no common class
         raise ConfigError(_not_loaded(source, error)) from error
 
 
@@ -211,7 +271,12 @@ def check_targets(model, lora):
         return  # PEFT chooses
     names = [name for name, _ in model.named_modules()]
     if isinstance(targets, str):  # a pattern
-        missing = [targets] if not any(re.fullmatch(targets, name) for name in names) else []
+        try:
+            missing = [targets] if not any(re.fullmatch(targets, name) for name in names) else []
+        except re.error as error:
+            raise ConfigError(
+                f"model.lora.target_modules: {targets!r} is no regular expression ({error}). Write a list of names: [{targets}]."
+            ) from error
     else:
         missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
     if missing:
@@ -221,25 +286,66 @@ def check_targets(model, lora):
         )
 
 
+def check_lora(model, lora):
+    """Raise a ConfigError for what PEFT refuses, before the weights are read: it is tried on the model without them."""
+    if lora is None:
+        return
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    # Some initializations compute with the weights, which are not there; their names are checked even so.
+    try:
+        config = LoraConfig(**lora)
+        if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_COMPUTED):
+            config.init_lora_weights = True
+        with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
+            get_peft_model(model, config, low_cpu_mem_usage=True)
+    except Exception as error:  # PEFT's kinds, and what odd values make it run into
+        raise ConfigError(f"model.lora: PEFT refuses these keys: {first_line(error)}. Change the key it names.") from error
+
+
+def find_adapter(adapter):
+    """The folder or hub name of a trained adapter, with its `adapter_config.json` seen."""
+    from peft import PeftConfig
+
+    source = str(find_model(adapter, "model.trained_adapter") or adapter)
+    try:
+        PeftConfig.from_pretrained(source)
+    except Exception as error:  # PEFT's, the hub's, JSON's
+        raise ConfigError(_no_adapter(adapter, error)) from error
+    return source
+
+
 def merge_adapter(model, adapter):
-    """Merge a trained adapter into its base model."""
+    """Merge a trained adapter, of `find_adapter`, into its base model."""
     from peft import PeftModel
 
-    folder = find_existing(adapter)
     try:
-        merged = PeftModel.from_pretrained(model, str(folder or adapter)).merge_and_unload(safe_merge=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.trained_adapter: no adapter could be loaded from {adapter!r}: {first_line(error)}. "
-            "Give the folder that holds adapter_config.json."
-        ) from error
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    except Exception as error:  # weights that do not fit are a RuntimeError, damaged ones of safetensors' own kind
+        raise ConfigError(_no_adapter(adapter, error)) from error
     if hasattr(merged, "peft_config"):
         del merged.peft_config  # else PEFT takes the new adapter for a second one
     return merged
 
 
-def _not_loaded(name, error):
+def _no_adapter(adapter, error):
     return (
-        f"model.model_name_or_path: no model could be loaded from {name!r}: {first_line(error)}. "
-        "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
+        f"model.trained_adapter: no adapter could be loaded from {str(adapter)!r}: {first_line(error)}. "
+        "Give the folder that holds adapter_config.json and belongs to this model."
     )
+
+
+def _not_loaded(name, error):
+    reason = first_line(error)
+    if "attn_implementation" in reason:
+        return f"model.attn_implementation: {reason.partition('. ')[0]}. Set another, or leave it empty."
+    if "device_map" in reason:
+        return f"model.device_map: {reason}. Set it to auto or cuda:0, or leave it empty."
+    advice = "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)"
+    if isinstance(error, pickle.UnpicklingError):
+        reason = "its weights are a pickle that holds more than tensors, which could run code and is not read"
+        advice = "Take the model's safetensors files"
+    elif "ignore_mismatched_sizes" in reason:
+        reason, advice = "its weights have other shapes than its config.json says", "Fetch the model again"
+    return f"model.model_name_or_path: no model could be loaded from {str(name)!r}: {reason}. {advice}."

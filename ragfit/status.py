@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import json
 import os
-import re
 import socket
 import sys
 import time
@@ -20,11 +19,11 @@ from pathlib import Path
 import psutil
 
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
+from ragfit.secrets import mask
 
 FILE = "status.json"
 EVERY = 5.0  # seconds between two signs of life
 LOADING, WAITING, TRAINING, SAVING = "loading the model", "waiting to train", "training", "saving the adapter"
-_TOKENS = re.compile(r"\b(hf_|sk-)[A-Za-z0-9_-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 
 
 class RunStatus:
@@ -32,7 +31,7 @@ class RunStatus:
 
     Args:
         folder: `train.output_dir`.
-        secrets: texts that must not be written.
+        secrets: texts that must not be written, besides the environment's.
         resumed_from: the checkpoint that the run goes on from, if any.
         write: whether this process writes (one of several does).
     """
@@ -106,7 +105,7 @@ class RunStatus:
         """Take facts and write them now."""
         self.facts |= facts
         if self.facts.get("reason"):
-            self.facts["reason"] = self._clean(self.facts["reason"])
+            self.facts["reason"] = mask(self.facts["reason"], self.secrets)
         self.facts["updated"] = _now()
         self._next = time.monotonic() + EVERY
         if self.write:
@@ -122,11 +121,6 @@ class RunStatus:
         except OSError:  # a full disk
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-    def _clean(self, text):
-        for secret in self.secrets:
-            text = text.replace(secret, "•••")
-        return _TOKENS.sub("•••", text)
 
 
 def read(folder):

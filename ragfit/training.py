@@ -55,8 +55,7 @@ def build_trainer(cfg, prepared, callbacks=()):
     if resume_from:
         config = OmegaConf.to_container(without_secrets(cfg), resolve=True)
         check_same_run(resume_from, config, rows_digest(prepared.train), rows_per_step(args))
-    secrets = [cfg.train.get("hub_token"), *(os.environ.get(name) for name in ("HF_TOKEN", "WANDB_API_KEY"))]
-    status = RunStatus(args.output_dir, secrets, resume_from, write=args.process_index == 0)
+    status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
     status.refuse_if_taken()
     with status.loading():
         set_seed(args.seed)  # the adapter's weights are drawn while the model loads

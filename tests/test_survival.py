@@ -502,7 +502,7 @@ def test_a_status_through_a_failure(overrides, out):
     assert read(out) == finished
 
     trainer = tiny_trainer(cfg)
-    trainer.compute_loss = lambda *args, **kwargs: 1 / 0 if trainer.state.global_step else cause("hf_secret12345678 and hf_other87654321")
+    trainer.compute_loss = lambda *args, **kwargs: 1 / 0 if trainer.state.global_step else cause(f"hf_secret12345678 and hf_{'a' * 34}")
     with pytest.raises(ValueError, match="hf_secret"):
         ragfit.train(trainer)
     view = ragfit.run_status(out)

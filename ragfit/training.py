@@ -6,7 +6,9 @@ The command line takes every Hydra override, `--multirun` and `--help`; the note
 """
 
 import contextlib
+import contextlib
 import filecmp
+import importlib
 import logging
 import os
 import shutil
@@ -17,7 +19,7 @@ from pathlib import Path
 import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, without_secrets
-from ragfit.errors import ConfigError, Interrupted, RagfitError
+from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.preparation import prepare
 from ragfit.status import SAVING, RunStatus, verdict
 
@@ -51,6 +53,7 @@ def build_trainer(cfg, prepared, callbacks=()):
     if cfg.get("hfhub_tag"):
         check_tag(cfg.hfhub_tag)
     args = training_arguments(cfg, prepared)
+    check_arguments(args)
     check_writable(args.output_dir)
     if resume_from:
         config = OmegaConf.to_container(without_secrets(cfg), resolve=True)
@@ -59,12 +62,13 @@ def build_trainer(cfg, prepared, callbacks=()):
     status.refuse_if_taken()
     with status.loading():
         set_seed(args.seed)  # the adapter's weights are drawn while the model loads
+        check_vocabulary_of(cfg, prepared)
         loaded = load_model(cfg)
         check_vocabulary(loaded.model, prepared)
         try:
             trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"train: TRL refuses this run: {error}. Change the key it names.") from error
+            raise ConfigError(f"train: TRL refuses this run: {first_line(error)}. Change the key it names.") from error
     trainer.status, trainer.resume_from = status, resume_from
     # One live display instead of transformers' bar and its printed dictionaries.
     for callback in (ProgressCallback, PrinterCallback):
@@ -85,20 +89,21 @@ def load_model(cfg):
         an object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
     """
     import hydra
-    from hydra.utils import get_class, instantiate
+    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     # The keys go in as plain values: `instantiate` would resolve text with ${…} in it a second time.
     keys = OmegaConf.to_container(cfg.model, resolve=True)
     target = keys.pop("_target_")
+    make = _class(target)
     try:
         made = {k: instantiate(v) if isinstance(v, dict) and "_target_" in v else v for k, v in keys.items()}
-        loaded = get_class(target)(**made)
+        loaded = make(**made)
     except RagfitError:
         raise
     except (ImportError, TypeError, ValueError, hydra.errors.HydraException) as error:
         raise ConfigError(
-            f"model._target_: {target} could not be made from the keys of model: {error}. "
+            f"model._target_: {target} could not be made from the keys of model: {first_line(error)}. "
             "Check the class's name and the keys it takes."
         ) from error
     for attribute in ("model", "tokenizer"):
@@ -107,6 +112,56 @@ def load_model(cfg):
                 f"model._target_: {cfg.model._target_} has no attribute {attribute!r}. A model class needs model and tokenizer."
             )
     return loaded
+
+
+def _class(target):
+    """The class of a dotted name. (Hydra's `get_class` logs its own error, in several lines.)"""
+    module, _, name = str(target).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module raises while it is imported
+        raise ConfigError(
+            f"model._target_: {target} cannot be imported: {first_line(error)}. Name a class as package.module.Class; "
+            "its package must be installed, or lie where Python looks (PYTHONPATH)."
+        ) from error
+    if not isinstance(found, type):
+        raise ConfigError(f"model._target_: {target} is no class. Name a class with the attributes model and tokenizer.")
+    return found
+
+
+def check_arguments(args):
+    """Raise a ConfigError for a tracker, an optimizer or a schedule that could not be made once the model is loaded."""
+    import torch
+    from transformers import Trainer, get_scheduler
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        get_reporting_integration_callbacks(args.report_to)
+    except ValueError as error:
+        raise ConfigError(f"train.report_to: {first_line(error)}. Name one of them, or leave train.report_to empty.") from error
+    weight = torch.nn.Parameter(torch.zeros(1))
+    asks_for_the_model = args.optim.value.startswith(("galore", "apollo", "lomo", "adalomo"))
+    try:
+        with contextlib.suppress(*[ValueError] * asks_for_the_model):
+            Trainer.get_optimizer_cls_and_kwargs(args)
+        scheduled = torch.optim.SGD([weight], lr=args.learning_rate)
+        get_scheduler(args.lr_scheduler_type, scheduled, 1, 10, scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}))
+    except Exception as error:  # of transformers, of a missing package, of wrong keywords
+        raise ConfigError(
+            f"train: this optimizer or schedule cannot be made: {first_line(error)}. "
+            "Change train.optim, train.optim_args, train.lr_scheduler_type or train.lr_scheduler_kwargs."
+        ) from error
+
+
+def check_vocabulary_of(cfg, prepared):
+    """`check_vocabulary` before the weights are read, where the model is this kit's to load."""
+    from ragfit.keys import is_hf_train
+    from ragfit.models.hf import resolve, skeleton
+
+    model = cfg.model
+    if is_hf_train(model.get("_target_")):
+        source = resolve(model.model_name_or_path)
+        check_vocabulary(skeleton(source, bool(model.get("trust_remote_code")), model.get("revision")), prepared)
 
 
 def check_vocabulary(model, prepared):
@@ -390,9 +445,12 @@ def _without_overrides(argv, overrides):
 
 def _hydra_defaults(overrides):
     """Keep Hydra from filling the working directory, unless the user set its folders."""
+    from omegaconf import OmegaConf
+
     if any(word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")) for word in overrides):
         return []
-    sweep = "hydra.sweep.dir='${oc.select:train.output_dir,./trained_models}'"  # multirun.yaml beside the runs
+    OmegaConf.register_new_resolver("ragfit_output", lambda folder: folder or "./trained_models", replace=True)
+    sweep = "hydra.sweep.dir='${ragfit_output:${oc.select:train.output_dir,null}}'"  # multirun.yaml beside the runs
     return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout", sweep]
 
 

@@ -124,7 +124,7 @@ def test_arguments_that_are_refused(config, overrides, message):
     ("overrides", "message"),
     [
         (["model.lora.target_modules=[lm_head]"], "TRL refuses this run: .*lm_head"),
-        (["train.loss_type=made_up"], "train.report_to: made_up"),
+        (["train.loss_type=made_up"], "TRL refuses this run: .*made_up"),
         (["train.report_to=made_up"], "train.report_to: made_up"),
         (["hfhub_tag='no such name'"], "hfhub_tag: 'no such name' is no repository name"),
     ],

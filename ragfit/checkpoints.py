@@ -22,10 +22,11 @@ STATE = "trainer_state.json"
 # Keys that say where a run goes and what is seen of it, not what is learned. What chooses and renders the rows is
 # compared by the rows themselves.
 _NO_MATTER = (
-    "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated", "data_file", "input_key",
-    "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation", "model.completion_start",
-    "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length", "train.output_dir", "train.report_to",
-    "train.run_name", "train.project", "train.logging_", "train.save_", "train.hub_", "train.push_to_hub", "train.disable_tqdm",
+    "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated", "data_file",
+    "input_key", "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation",
+    "model.completion_start", "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length",
+    "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",
+    "train.hub_", "train.push_to_hub", "train.disable_tqdm",
 )  # fmt: skip
 
 
@@ -82,11 +83,11 @@ def problem(folder):
             return f"{name} is missing" if has is None else f"{name} has {has:,} of {size:,} bytes"
     names = {path.name for path in folder.iterdir()}
     shards = any(path.is_dir() for path in folder.iterdir())  # what DeepSpeed and FSDP write, in folders of their own
-    weights = [name for name in names if name.endswith(".safetensors") or name in ("adapter_model.bin", "pytorch_model.bin")]
-    if not weights and not shards:
+    pickled = {"adapter_model.bin", "pytorch_model.bin"}
+    if not pickled & names and not any(name.endswith(".safetensors") for name in names) and not shards:
         return "it has no weights"
     if not {"optimizer.pt", "scheduler.pt"} <= names and not shards:
-        return "it has no optimizer.pt and scheduler.pt (train.save_only_model leaves them out), and training cannot go on without"
+        return "it has no optimizer.pt and scheduler.pt, without which training cannot go on (train.save_only_model)"
     for name in sorted(names - {"training_args.bin"}):  # that one is a pickle, and nobody reads it
         path = folder / name
         try:
@@ -99,8 +100,9 @@ def problem(folder):
         except SafetensorError as error:
             return f"{name} is cut short ({first_line(error)})"
         except Exception as error:  # pickle, zip, runtime and end-of-file errors
-            unsafe = "Weights only" in str(error) and "Unsupported" in str(error) or "was not an allowed global" in str(error)
-            return f"{name} holds a pickle that may run code; it was not loaded" if unsafe else f"{name} cannot be read ({first_line(error)})"
+            if any(sign in str(error) for sign in ("Unsupported global", "Unsupported operand", "not an allowed global")):
+                return f"{name} holds a pickle that may run code; it was not loaded"
+            return f"{name} cannot be read ({first_line(error)})"
     return None
 
 
@@ -177,30 +179,35 @@ def check_same_run(folder, cfg, rows, rows_per_step):
     """
     facts = record(folder)
     if not facts:
-        logger.warning("resume_checkpoint: %s was not written by this kit, so whether rows and settings are the same is not known.", folder)
+        logger.warning(
+            "resume_checkpoint: %s was not written by this kit, so whether rows and settings are the same is not known.",
+            folder,
+        )  # fmt: skip
         return
     begin_anew = f"To train this adapter further on something else, start a new run with model.trained_adapter={folder}"
     if facts["rows"] != rows:
         raise ConfigError(
-            f"resume_checkpoint: {folder} was made from other rows (their order, text, template or tokenizer differs), so the place "
-            f"to go on from is not known. Set the data keys as they were (see {Path(folder, RECORD)}). {begin_anew}."
+            f"resume_checkpoint: {folder} was made from other rows (their order, text, template or tokenizer differs), "
+            f"so the place to go on from is not known. Set the data keys as they were (see {Path(folder, RECORD)}). "
+            f"{begin_anew}."
         )
     changed = [key for key in _differences(facts["config"], cfg) if not key.startswith(_NO_MATTER)]
     lora = [key for key in changed if key.startswith("model.lora") and key != "model.lora.lora_dropout"]
     if lora:
         raise ConfigError(
-            f"resume_checkpoint: {', '.join(lora)} differs from the run that wrote {folder}, whose adapter has another shape or scale. "
-            f"Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
+            f"resume_checkpoint: {', '.join(lora)} differs from the run that wrote {folder}, whose adapter has another "
+            f"shape or scale. Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
         )
     if changed:
         logger.warning(
-            "resume_checkpoint: %s differs from the run that wrote %s; the run goes on with the new value, and is not what an "
-            "uninterrupted run would have been.", ", ".join(changed), folder,
+            "resume_checkpoint: %s differs from the run that wrote %s; the run goes on with the new value, and is not "
+            "what an uninterrupted run would have been.", ", ".join(changed), folder,
         )  # fmt: skip
     if facts["rows_per_step"] != rows_per_step:
         logger.warning(
-            "resume_checkpoint: a step takes %s rows, in the run that wrote %s it took %s, so some rows are seen twice or not at all. "
-            "Set train.per_device_train_batch_size, train.gradient_accumulation_steps and the number of processes as they were.",
+            "resume_checkpoint: a step takes %s rows, in the run that wrote %s it took %s, so some rows are seen twice "
+            "or not at all. Set train.per_device_train_batch_size, train.gradient_accumulation_steps and the number of "
+            "processes as they were.",
             rows_per_step, folder, facts["rows_per_step"],
         )  # fmt: skip
 

@@ -46,7 +46,8 @@ class Resumable:
             return super()._get_train_sampler(train_dataset)
         # transformers would read every row for its length.
         lengths = [prompt + completion for prompt, completion in self.prepared.report.train.lengths]
-        return SeededLengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths, self.data_seed)
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SeededLengthGroupedSampler(group, lengths, self.data_seed)
 
     @property
     def data_seed(self):
@@ -63,7 +64,12 @@ class Resumable:
     # Going on.
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        self._resumed_from, self._marked, self._total_before = resume_from_checkpoint or None, None, 0.0
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint, skipped = checkpoints.newest(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise RagfitError(f"{self.args.output_dir} holds no checkpoint to go on from. {'; '.join(skipped)}")
+        resume_from_checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._resumed_from, self._marked, self._total_before = resume_from_checkpoint, None, 0.0
         self.stopped, self._saved_step, self.newest_checkpoint = False, None, resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -92,7 +98,9 @@ class Resumable:
         # With one of the two due, this logs or evaluates; a checkpoint is there already.
         self.control.should_save = False
         norm, rate = (log or {}).get("grad_norm"), (log or {}).get("learning_rate")
-        self._maybe_log_save_evaluate(self._tr_loss, norm, self.model, None, self.state.epoch, None, None, learning_rate=rate)
+        self._maybe_log_save_evaluate(
+            self._tr_loss, norm, self.model, None, self.state.epoch, None, None, learning_rate=rate
+        )
 
     def _load_from_checkpoint(self, *args, **kwargs):
         """PEFT reads an adapter as float32; a run in 4 bits trains it in bfloat16."""
@@ -190,8 +198,8 @@ class Resumable:
         except Exception as error:  # the system's, safetensors' and torch's errors of a full disk have no common class
             shutil.rmtree(staged.parent, ignore_errors=True)
             raise RagfitError(
-                f"checkpoint-{step} could not be saved in {output}: {first_line(error)}. Make room there (or set train.output_dir "
-                f"to another disk, train.save_total_limit lower) and go on with resume_checkpoint=true; older checkpoints are whole."
+                f"checkpoint-{step} could not be saved in {output}: {first_line(error)}. Make room there, or set "
+                "train.save_total_limit lower, and go on with resume_checkpoint=true; older checkpoints are whole."
             ) from error
         finally:
             self._staging = False
@@ -230,8 +238,8 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.began = time.monotonic(), state.global_step
         if self.trainer.status:
-            facts = {"step": state.global_step, "total_steps": state.max_steps, "last_checkpoint": self.trainer.newest_checkpoint}
-            self.trainer.status.set(**facts)
+            newest = self.trainer.newest_checkpoint
+            self.trainer.status.set(step=state.global_step, total_steps=state.max_steps, last_checkpoint=newest)
         self.trainer.begin_training()
         return self.trainer.control
 
@@ -244,7 +252,8 @@ class RunCallback(TrainerCallback):
             self.trainer.stopped = control.should_training_stop = True
             control.should_evaluate = False  # that may take longer than a scheduler waits; it is done on resuming
         began, first = self.began
-        self._tell(step=state.global_step, seconds_per_step=round((time.monotonic() - began) / (state.global_step - first), 2))
+        pace = (time.monotonic() - began) / (state.global_step - first)
+        self._tell(step=state.global_step, seconds_per_step=round(pace, 2))
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.trainer.stopped:

@@ -45,10 +45,11 @@ class RunStatus:
     def refuse_if_taken(self):
         """Raise a ConfigError where another live process of this machine is training into the folder."""
         facts = read(self.path.parent) or {}
-        if self.write and facts.get("doing") in (TRAINING, SAVING) and facts.get("pid") != os.getpid() and _alive(facts):
+        theirs = facts.get("doing") in (TRAINING, SAVING) and facts.get("pid") != os.getpid()
+        if self.write and theirs and _alive(facts):
             raise ConfigError(
-                f"train.output_dir: process {facts['pid']} is training into {self.path.parent} since {facts['started']} "
-                f"({_steps(facts)}). Wait for it, or set train.output_dir to another folder."
+                f"train.output_dir: process {facts['pid']} is training into {self.path.parent} since "
+                f"{facts['started']} ({_steps(facts)}). Wait for it, or set train.output_dir to another folder."
             )
 
     @contextlib.contextmanager
@@ -91,8 +92,10 @@ class RunStatus:
             self.set(state="interrupted", reason="stopped at once, without a checkpoint of its own")
             raise
         except BaseException as error:
-            ours = isinstance(error, RagfitError)
-            self.set(state="failed", reason=" ".join(str(error).split())[:1000] if ours else f"{type(error).__name__}: {first_line(error)}")
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            if isinstance(error, RagfitError):
+                reason = " ".join(str(error).split())[:1000]
+            self.set(state="failed", reason=reason)
             raise
 
     def beat(self, **facts):
@@ -151,7 +154,8 @@ def verdict(facts, now=None):
     if facts.get("host") == socket.gethostname():
         if _alive(facts):
             return "running", f"running{at}, {_steps(facts)}, process {facts.get('pid')}"
-        return "killed", f"killed{f' while {doing}' if at else ''}, {_steps(facts)}: process {facts.get('pid')} is gone and said nothing"
+        gone = f"process {facts.get('pid')} is gone and said nothing"
+        return "killed", f"killed{f' while {doing}' if at else ''}, {_steps(facts)}: {gone}"
     silence = ((now or datetime.now(UTC)) - datetime.fromisoformat(facts["updated"])).total_seconds()
     if silence > max(600, 20 * (facts.get("seconds_per_step") or 0)):
         return "silent", f"no sign of life for {silence / 60:.0f} minutes, {_steps(facts)}: look on {facts.get('host')}"

@@ -20,7 +20,7 @@ from tiny_runs import MARKER, notebook_parameters, one_thread, question_rows, ti
 
 import ragfit
 from ragfit.checkpoints import RECORD, newest, problem
-from ragfit.errors import ConfigError, Interrupted, RagfitError
+from ragfit.errors import ConfigError, RagfitError
 from ragfit.overrides import override
 from ragfit.status import read, verdict
 
@@ -367,6 +367,15 @@ def test_a_checkpoint_of_plain_transformers_is_taken(overrides, two_checkpoints,
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=8")))
     ragfit.train(trainer)
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4, 6, 8]
+
+
+def test_transformers_own_way_of_resuming_skips_it_too(overrides, two_checkpoints, tmp_path):
+    out = shutil.copytree(two_checkpoints, tmp_path / "out")
+    cut("optimizer.pt")(out / "checkpoint-6", None)
+    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=7")))
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer._initial_global_step == 3 and trainer.state.global_step == 7
+    assert (out / "earlier.1" / "checkpoint-6").is_dir() and problem(out / "checkpoint-7") is None
 
 
 # --- Another run than the one that wrote the checkpoint ------------------------------------------------------------------

@@ -73,7 +73,7 @@ def through(overrides, tmp_path_factory):
 def ended(target, *args):
     """The exit code of `target(*args)` in a process; less than 0 for the signal that killed it."""
     started = process(target, *args)
-    started.join(60)
+    started.join(300)
     started.kill()  # one that does not end has no exit code
     return started.exitcode
 

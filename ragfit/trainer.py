@@ -11,6 +11,8 @@ from ragfit.errors import ConfigError
 from ragfit.labelled import check_head, project_labelled_only
 from ragfit.models.hf import bf16_is_fast
 from ragfit.resumable import Resumable
+from ragfit.secrets import from_environment, masked
+from ragfit.tracking import prepare_trackers
 
 OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 
@@ -56,10 +58,18 @@ class RagfitTrainer(Resumable, SFTTrainer):
 
 
 class Arguments(SFTConfig):
-    """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints and on the hub) without its token of the hub."""
+    """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints and on the hub) without its token of the hub.
+
+    `to_dict`, which trackers are given, holds no secret, and `from_environment` in place of what came from there.
+    """
+
+    from_environment = {}
 
     def __getstate__(self):
         return self.__dict__ | {"hub_token": None}
+
+    def to_dict(self):
+        return masked(super().to_dict() | self.from_environment)
 
 
 def training_arguments(cfg, prepared):
@@ -119,8 +129,11 @@ def training_arguments(cfg, prepared):
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
     try:
         args = Arguments(**given)
+        prepare_trackers(args)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"train: transformers refuses these arguments: {error}. Change the key it names.") from error
+    keys = from_environment(cfg).items()
+    args.from_environment = {key.removeprefix("train."): text for key, text in keys if key.startswith("train.")}
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:
         # Trainer would take all visible GPUs through DataParallel, which TRL refuses. One process takes one GPU;
         # model.device_map=auto or `accelerate launch` take more.

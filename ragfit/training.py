@@ -263,7 +263,7 @@ def train(trainer):
     if trainer.resume_from and trainer.is_world_process_zero():
         told = f" The run before was {verdict(before)[1]}." if before else ""
         print(f"going on from {trainer.resume_from}.{told}", flush=True)
-    with status.outcome(), tracked(cfg, trainer):
+    with status.outcome(), tracked(cfg, trainer) as tracking:
         with StopSignals() as stop:
             trainer.stop = stop
             trainer.train(resume_from_checkpoint=trainer.resume_from)
@@ -277,6 +277,7 @@ def train(trainer):
                 trained = trainer.state.global_step - trainer._initial_global_step
                 folder = save_checkpoint(trainer, keep_same=not trained)
                 status.set(state="finished", doing=None, saved=str(folder))
+                tracking.saved(folder)
             if stop.asked():
                 message = f"Stopped by {stop.why} after the last step. The run is finished, the adapter is in {folder}."
                 raise Interrupted(message, stop.asked())
@@ -284,7 +285,7 @@ def train(trainer):
         if cfg.get("hfhub_tag") and folder:
             from ragfit.hub import push
 
-            push(folder, cfg.hfhub_tag, cfg.train.get("hub_token"))
+            tracking.saved(folder, push(folder, cfg.hfhub_tag, cfg.train.get("hub_token")))
     return folder
 
 

@@ -1,5 +1,6 @@
 """Weights & Biases: the real client in offline mode, and the file it leaves, read back."""
 
+import html.parser
 import json
 import os
 import struct
@@ -12,10 +13,14 @@ from tiny_runs import losses, one_thread, question_rows, tiny_config, tiny_train
 
 import ragfit
 from ragfit.config import PROJECT_ROOT, save_config
+from ragfit.errors import Interrupted
 
 wandb = pytest.importorskip("wandb")
 
-SECRETS = {"MY_API_KEY": "sk-secret123", "HF_TOKEN": "hf_secret456", "DATABASE_URL": "postgres://me:pass789@db/x"}
+SECRETS = {
+    "MY_API_KEY": "sk-secret123", "HF_TOKEN": "hf_secret456", "DATABASE_URL": "postgres://me:pass789@db/x",
+    "AWS_SECRET_ACCESS_KEY": "awsSecret/000111", "PLAIN_PASSWORD": "opensesame222", "RUN_NAME_OF_MINE": "planted-name-333",
+}  # fmt: skip
 SIMPLE = {"train.save_strategy": "no", "train.max_steps": "3", "limit": "6"}
 
 
@@ -96,7 +101,62 @@ def test_a_run_is_tracked(config, tmp_path):
     assert settings["train"]["learning_rate"] == 0.01 and settings["translated"]["train.warmup_ratio"] == "0.03 -> train.warmup_steps"
     assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer)
     assert summary["rows"] == 6 and summary["loss_tokens"] == trainer.prepared.report.train.loss_tokens
-    assert code == 0
+    assert code == 0 and summary["outcome"] == "finished"
+    assert summary["checkpoint"] == str(tmp_path / "out" / "checkpoint") and "hub" not in summary
+    assert settings["versions"]["trl"] and settings["train"]["report_to"] == "wandb"
+    report = trainer.prepared.report.train
+    assert summary["data"] == {
+        "train_rows": 6, "train_rows_dropped": 0, "train_rows_cut": 0, "train_tokens": report.tokens,
+        "train_loss_tokens": report.loss_tokens, "findings": 0,
+    }  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    """The tags, the text, and the text with loss of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text, self.loss, self._marks = set(), "", [], 0
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        assert not [name for name, value in attributes if name.startswith("on") or name in ("src", "href", "srcdoc")]
+        self._marks += tag == "mark"
+        if tag == "mark" and self._marks == 1:
+            self.loss.append("")
+
+    def handle_endtag(self, tag):
+        self._marks -= tag == "mark"
+
+    def handle_data(self, data):
+        self.text += data
+        if self._marks:
+            self.loss[-1] += data
+
+
+def media(folder, name):
+    (path,) = folder.glob(f"wandb/offline-run-*/files/media/html/data/{name}_*.html")
+    return path
+
+
+def test_the_report_and_what_is_learned_of_a_few_rows_are_tracked(config, write_rows, tmp_path):
+    rows = [*question_rows(3), question_rows(1)[0], {"prompt": "<script>alert(1)</script>", "answers": ["<img src=x onerror=alert(2)>"]}]
+    cfg = config("use_wandb=true", "experiment='<script>alert(3)</script>'", "limit=null")
+    cfg.data_file = str(write_rows(rows[::-1], "hostile<script>.jsonl"))
+    ragfit.train(tiny_trainer(cfg))
+    _, _, history, summary, _ = read_run(tmp_path / "out")
+    assert summary["data"]["findings"] == 1
+    (table,) = tmp_path.glob("out/wandb/offline-run-*/files/media/table/data/findings_*.json")
+    assert [(line[0], line[1], line[2]) for line in json.loads(table.read_text())["data"]] == [("note", "duplicate rows", 1)]
+
+    report = Page(media(tmp_path / "out", "report"))
+    assert "duplicate rows" in report.text and "hostile<script>.jsonl" in report.text and "script" not in report.tags
+    shown = Page(media(tmp_path / "out", "loss_mask"))
+    assert "<script>alert(1)</script>" in shown.text and not {"script", "img", "link", "iframe"} & shown.tags
+    answers = [text for text in shown.loss if "<|im_end|>" in text]
+    assert [text.partition("<|im_end|>")[0].replace("·", " ") for text in answers] == ["<img src=x onerror=alert(2)>", "The answer is 0.", "The answer is 4."]
+    assert "default-src 'none'" in media(tmp_path / "out", "loss_mask").read_text(encoding="utf-8")
 
 
 def test_evaluation_during_the_run_is_tracked_and_after_it_is_not_a_crash(config, tmp_path, capsys):
@@ -107,6 +167,7 @@ def test_evaluation_during_the_run_is_tracked_and_after_it_is_not_a_crash(config
     _, _, history, _, _ = read_run(tmp_path / "out")
     assert [entry["eval/loss"] for entry in history if "eval/loss" in entry] == evaluated and len(evaluated) == 2
     assert ragfit.dev_loss(trainer) == pytest.approx(evaluated[-1])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluated[-1])
 
 
 def test_the_command_line_s_dev_loss_after_a_tracked_run(config, capsys):
@@ -139,7 +200,62 @@ def test_a_failing_run_is_marked_as_failed(config, tmp_path):
 
     with pytest.raises(RuntimeError, match="say"):
         ragfit.train(tiny_trainer(config("use_wandb=true"), [Fail()]))
-    assert read_run(tmp_path / "out")[-1] == 1 and wandb.run is None
+    *_, summary, code = read_run(tmp_path / "out")
+    assert code == 1 and summary["outcome"] == "failed" and "checkpoint" not in summary and wandb.run is None
+
+
+def test_an_interrupted_run_is_marked_as_such(config, tmp_path):
+    import signal
+
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        ragfit.train(tiny_trainer(config("use_wandb=true"), [Stop()]))
+    *_, summary, code = read_run(tmp_path / "out")
+    assert code == 255 and summary["outcome"] == "interrupted" and "checkpoint" not in summary
+
+
+def test_a_tracker_that_breaks_ends_nothing(config, tmp_path, caplog):
+    from transformers import TrainerCallback
+
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                wandb.run.finish()
+
+    trainer = tiny_trainer(config("use_wandb=true"), [Break()])
+    assert (ragfit.train(trainer) / "adapter_model.safetensors").is_file()
+    assert len(losses(trainer)) == 3
+    assert [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()][0].startswith("wandb failed (")
+
+
+def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "no such mode")
+    trainer = tiny_trainer(config("use_wandb=true"))
+    assert (ragfit.train(trainer) / "adapter_model.safetensors").is_file() and len(losses(trainer)) == 3
+    (message,) = [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()]
+    assert message.startswith("wandb failed (") and wandb.run is None
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("too-short", "the login at wandb does not work"), ("0123456789" * 4, "wandb cannot be reached")],
+)
+def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(config, tmp_path, monkeypatch, caplog, key, reason):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    trainer = tiny_trainer(config("use_wandb=true"))
+    ragfit.train(trainer)
+    assert reason in caplog.text and "kept offline. Send it later with `wandb sync`" in caplog.text and key not in caplog.text
+    _, _, history, summary, code = read_run(tmp_path / "out")
+    assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer) and code == 0
+
 
 
 def test_a_run_of_the_user_s_own_is_used_and_left_open(config, tmp_path):
@@ -157,17 +273,35 @@ def test_tracking_is_off_unless_asked_for(config, tmp_path):
 
 
 def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
-    """A process of its own, with secrets in its environment, WANDB_MODE unset, and nobody at the keyboard."""
-    save_config(config("use_wandb=true", "train.hub_token=hf_secret000"), tmp_path / "run.yaml")
-    secrets = {**SECRETS, "PYTHONPATH": str(PROJECT_ROOT)}
-    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | secrets
-    code = "import sys, ragfit; ragfit.run(ragfit.load_config(sys.argv[1]))"
-    command = [sys.executable, "-c", code, tmp_path / "run.yaml"]
-    result = subprocess.run(command, env=env, cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    """The command line in a process of its own: secrets in its environment, its arguments, its configuration, its rows
+    and the repository's address, no WANDB_MODE, and nobody at the keyboard."""
+    cfg = config("use_wandb=true", "train.hub_token=hf_secret000", "train.save_strategy=steps", "train.save_steps=1")
+    cfg.train.model_init_kwargs = {"api_key": "inner-key-444"}
+    save_config(cfg, tmp_path / "configs" / "run.yaml")
+    with open(cfg.data_file, "r+", encoding="utf-8") as file:  # a row that holds a secret of the environment
+        rows = file.read().replace("What is 1 ", "opensesame222 ")
+        file.seek(0)
+        file.write(rows)
+    here = tmp_path / "repository"
+    here.mkdir()
+    for command in ("init -q", "remote add origin https://me:gitsecret555@example.org/x.git"):
+        subprocess.run(["git", *command.split()], cwd=here, check=True)
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | SECRETS | {"PYTHONPATH": str(PROJECT_ROOT)}
+    command = [sys.executable, "-m", "ragfit.training", "-cp", str(tmp_path / "configs"), "-cn", "run", "train.hub_token=hf_secret666",
+               "train.run_name=${oc.env:RUN_NAME_OF_MINE}", "experiment=${oc.env:HF_TOKEN}"]  # fmt: skip
+    result = subprocess.run(command, env=env, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert "not logged in to wandb, so the run is kept offline" in result.stderr
-    assert any("train/loss" in entry for entry in read_run(tmp_path / "out")[2])
-    content = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert len(content) > 10
-    for secret in (*SECRETS.values(), "hf_secret000"):
-        assert [path for path, data in content.items() if secret.encode() in data] == []
+    assert "not logged in to wandb, so the run is kept offline" in result.stdout + result.stderr
+    run, settings, history, _, _ = read_run(tmp_path / "out")
+    assert any("train/loss" in entry for entry in history)
+    assert run.run_group == "${oc.env:HF_TOKEN}" and settings["run_name"] == "${oc.env:RUN_NAME_OF_MINE}"
+    planted = [*SECRETS.values(), "hf_secret000", "hf_secret666", "inner-key-444", "gitsecret555"]
+    told = result.stdout + result.stderr
+    assert [secret for secret in planted if secret in told] == []
+    content = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert len(content) > 20 and any(path.name == "training_args.bin" for path in content)
+    for secret in planted:
+        found = [str(path) for path, data in content.items() if secret.encode() in data]
+        assert [path for path in found if not path.endswith("training_args.bin")] == [], secret
+    tracked = [str(path) for path in content if path.parts[0] == "wandb"]
+    assert not [path for path in tracked if path.endswith(("wandb-metadata.json", "output.log", ".patch", ".py", ".ipynb"))]

@@ -3,13 +3,23 @@
     python -m ragfit.hub trained_models/checkpoint org/name
 """
 
+import contextlib
 import logging
 import shlex
 import sys
+from pathlib import Path
 
-from ragfit.errors import ConfigError, first_line
+from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
+
+SILENCE = 120.0  # seconds without a byte from the hub; its client waits for ever
+# What Trainer's checkpoints hold beside weights, and nobody needs to use them.
+LEFT_OUT = (
+    "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "training_args.bin", "trainer_state.json",
+    "ragfit_checkpoint.json", "global_step*/*", ".*",
+)  # fmt: skip
 
 
 def check_tag(tag):
@@ -38,17 +48,35 @@ def push(folder, tag, token=None):
     from huggingface_hub import HfApi
 
     try:
-        api = HfApi(token=token)
-        repo = api.create_repo(str(tag), private=True, exist_ok=True)
-        api.upload_folder(repo_id=repo.repo_id, folder_path=str(folder), commit_message="Upload adapter trained with ragfit")
+        with _no_endless_wait():
+            api = HfApi(token=token)
+            repo = api.create_repo(str(tag), private=True, exist_ok=True)
+            if not api.model_info(repo.repo_id).private:
+                raise RagfitError("the repository exists and is public; make it private, or choose another name")
+            api.upload_folder(
+                repo_id=repo.repo_id, folder_path=str(folder), ignore_patterns=list(LEFT_OUT), commit_message="Upload adapter trained with ragfit"
+            )
     except Exception as error:  # network, login and server errors have no common class; none may lose the run
+        reason = first_line(error) + (f": {first_line(error.__cause__)}" if error.__cause__ else "")
         logger.error(
             "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: python -m ragfit.hub %s",
-            tag, first_line(error), folder, shlex.join([str(folder), str(tag)]),
+            tag, mask(reason, [token] if token else []), folder, shlex.join([str(folder), str(tag)]),
         )
         return None
     logger.info("Pushed %s to %s", folder, repo)
     return str(repo)
+
+
+@contextlib.contextmanager
+def _no_endless_wait():
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    before, session.timeout = session.timeout, SILENCE
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def main(argv=None):
@@ -57,7 +85,13 @@ def main(argv=None):
     if len(argv) != 2:
         sys.exit("usage: python -m ragfit.hub CHECKPOINT_FOLDER ORG/NAME")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(0 if push(*argv) else 1)
+    try:
+        check_tag(argv[1])
+        if not any(Path(argv[0]).glob("*.safetensors")):
+            raise ConfigError(f"{argv[0]} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
+        sys.exit(0 if push(*argv) else 1)
+    except RagfitError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

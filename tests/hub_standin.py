@@ -15,22 +15,27 @@ class Hub:
 
     Attributes:
         url: its address.
-        status: answer everything with this status instead, if set.
+        status: answer everything with this status instead, if set; "silence" for no answer at all.
+        failing: part of an address; only such requests are answered with `status`.
+        public: repositories that exist and are public.
         created: the bodies of requests to create a repository.
         files: `{repository: {path: content}}` of all commits.
         tokens: the tokens it was shown.
         unknown: requests it had no answer for.
     """
 
-    def __init__(self, status=None):
-        self.status = status
+    def __init__(self, status=None, failing="", public=()):
+        self.status, self.failing, self.public = status, failing, public
         self.created, self.files, self.tokens, self.unknown = [], {}, set(), []
-        self._large = {}
+        self._large, self.over = {}, threading.Event()
 
     def answer(self, method, path, body):
         """(status, JSON) for a request."""
         repo = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?/", path)
-        if self.status:
+        if self.status and self.failing in path:
+            if self.status == "silence":
+                self.over.wait(60)
+                return 500, {}
             return self.status, {"error": "refused by the stand-in"}
         if path == "/api/whoami-v2":
             return 200, {"name": "somebody", "type": "user", "orgs": [], "auth": {}}
@@ -66,8 +71,8 @@ class Hub:
                     assert hashlib.sha256(content).hexdigest() == value["oid"] and len(content) == value["size"]
                     self.files[repo[1]][value["path"]] = content
             return 200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.url}/{repo[1]}/commit/{'0' * 40}"}
-        if method == "GET" and repo and path.startswith("/api/models/"):
-            return 200, {"id": repo[1], "sha": "0" * 40, "siblings": []}
+        if method == "GET" and (repo := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)", path)):
+            return 200, {"id": repo[1], "sha": "0" * 40, "siblings": [], "private": repo[1] not in self.public}
         self.unknown.append(f"{method} {path}")
         return 404, {"error": "no such address"}
 
@@ -78,9 +83,9 @@ class Hub:
 
 
 @contextlib.contextmanager
-def hub(status=None):
+def hub(status=None, **settings):
     """A `Hub` that answers while the context lasts."""
-    state = Hub(status)
+    state = Hub(status, **settings)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -117,6 +122,7 @@ def hub(status=None):
     try:
         yield state
     finally:
+        state.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

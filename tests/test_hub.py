@@ -10,9 +10,10 @@ from hub_standin import Hub, hub
 from tiny_runs import question_rows, tiny_config, tiny_trainer
 
 import ragfit
+from ragfit import status
 from ragfit.config import PROJECT_ROOT, save_config
 from ragfit.errors import ConfigError
-from ragfit.hub import check_tag, push
+from ragfit.hub import check_tag
 
 CONTENT = {"adapter_model.safetensors": b"\x00weights" * 100, "ragfit.yaml": b"model: {}\n", "instruction.txt": "東京".encode()}
 
@@ -53,17 +54,39 @@ def test_a_run_pushes_what_it_saved(tiny_phi3, write_rows, tmp_path):
     assert result.returncode == 0, result.stderr
     saved = {path.name: path.read_bytes() for path in (tmp_path / "out" / "checkpoint").iterdir()}
     assert there.files == {"somebody/my-adapter": saved}
-    assert {"adapter_model.safetensors", "adapter_config.json", "ragfit.yaml", "instruction.txt", "tokenizer.json"} <= set(saved)
+    assert set(saved) == {
+        "adapter_model.safetensors", "adapter_config.json", "ragfit.yaml", "instruction.txt", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja", "README.md",
+    }  # fmt: skip
+    card = saved["README.md"].decode()
+    assert "# LoRA adapter for" in card and 'snapshot_download("my-adapter")' in card and "| training loss |" in card
+    assert not [name for name, content in saved.items() if str(tmp_path).encode() in content and name != "ragfit.yaml"]
     assert there.created[0]["visibility"] == "private" and there.unknown == []
     assert there.tokens == {"hf_own"}  # train.hub_token goes before the environment's
     assert not [name for name, content in saved.items() if b"hf_own" in content]
 
 
-@pytest.mark.parametrize(("status", "reason"), [(401, "401"), (403, "403"), (500, "500"), (None, "(?i)connect")])
-def test_a_refused_push_says_how_to_push_later(folder, status, reason):
-    if status:
-        with hub(status) as there:
-            result = python(there.environment(), "-m", "ragfit.hub", folder, "org/my-adapter")
+NO_LOGIN = {"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent/token"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "reason"),
+    [
+        ({"status": 401}, {}, "401"),
+        ({"status": 401}, NO_LOGIN, "401"),
+        ({"status": 403}, {}, "403"),
+        ({"status": 500}, {}, "500"),
+        ({"status": 403, "failing": "/commit/"}, {}, "403"),
+        ({"status": 403, "failing": "/large/"}, {}, "403"),
+        ({"public": ["org/my-adapter"]}, {}, "exists and is public"),
+        (None, {}, "(?i)connect"),
+    ],
+)
+def test_a_failed_push_says_how_to_push_later(folder, settings, environment, reason):
+    if settings:
+        with hub(**settings) as there:
+            result = python(there.environment(**environment), "-m", "ragfit.hub", folder, "org/my-adapter")
+        assert there.files.get("org/my-adapter", {}) == {}
     else:
         nobody = Hub()
         nobody.url = "http://127.0.0.1:9"  # the discard port: nobody listens
@@ -73,7 +96,24 @@ def test_a_refused_push_says_how_to_push_later(folder, status, reason):
     later = f"The adapter is safe in {folder}; push it later with: python -m ragfit.hub '{folder}' org/my-adapter"
     assert message.startswith("hfhub_tag: pushing to org/my-adapter failed (") and message.endswith(later)
     assert re.search(reason, message)
+    assert "hf_dummy" not in result.stderr + result.stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
+
+
+def test_a_hub_that_never_answers(folder):
+    code = "import sys, ragfit.hub; ragfit.hub.SILENCE = 0.5; ragfit.hub.main(sys.argv[1:])"
+    with hub("silence", failing="/repos/create") as there:
+        result = python(there.environment(), "-c", code, folder, "org/my-adapter")
+    assert result.returncode == 1 and "timed out" in result.stderr and "push it later with" in result.stderr
+
+
+def test_what_a_trainer_s_checkpoint_holds_beside_weights_is_not_pushed(folder):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json", ".env", ".cache/x"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"secret")
+    with hub() as there:
+        result = python(there.environment(), "-m", "ragfit.hub", folder, "my-adapter")
+    assert result.returncode == 0 and there.files == {"somebody/my-adapter": CONTENT}
 
 
 def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, caplog):
@@ -83,12 +123,17 @@ def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, 
     with caplog.at_level(logging.ERROR, "ragfit.hub"):
         folder = ragfit.train(trainer)
     assert (folder / "adapter_model.safetensors").is_file()
+    assert status.read(tmp_path / "out")["state"] == "finished"
     assert "pushing to org/my-adapter failed" in caplog.text and f"python -m ragfit.hub {folder} org/my-adapter" in caplog.text
 
 
-def test_a_folder_that_is_none(tmp_path, caplog):
-    assert push(tmp_path / "nothing", "org/name") is None
-    assert "pushing to org/name failed" in caplog.text
+@pytest.mark.parametrize(
+    ("there", "tag", "said"),
+    [(False, "org/name", "error: .* holds no adapter and no model. Name the folder checkpoint"), (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is no repository name")],
+)
+def test_nothing_to_push_and_nowhere_to(folder, there, tag, said):
+    result = python(None, "-m", "ragfit.hub", folder if there else folder / "nothing", tag)
+    assert result.returncode == 1 and re.match(said, result.stderr) and "push it later" not in result.stderr
 
 
 def test_usage():

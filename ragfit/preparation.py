@@ -17,6 +17,7 @@ from ragfit.prompts import PlaceUnknown, Renderer
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**21
+_PIECE = 64  # characters for each token of model.max_sequence_len: a longer text is judged by so much of it
 
 
 def prepare(cfg, tokenizer=None, cache=True):
@@ -144,6 +145,7 @@ class Preparer:
         self.found = Collected()
         self.first, self.last, self.boundary = Counter(), Counter(), Counter()
         self.seen, self.queries = {}, {}
+        self.shortened = {}
         self.specials = renderer.special_tokens()
         # A turn ends with a token of its own, not with text that looks like one.
         self.ends = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
@@ -209,6 +211,11 @@ class Preparer:
             row, where = rows[number], rows.where(number)
             query = text_of(row, self.cfg.input_key, where, "input_key")
             output = text_of(row, self.cfg.output_key, where, "output_key")
+            query, estimate = self._shorten(number, query, output)
+            if estimate:
+                result.rejected_lengths.append(estimate)
+                self._drop("dropped: too long", part, number, result)
+                continue
             try:
                 rendered.append(self.renderer.render(query, output))
             except PlaceUnknown:
@@ -239,6 +246,30 @@ class Preparer:
             kept.append(masked)
         return kept
 
+    def _shorten(self, number, query, output):
+        """A row of megabytes, which would take minutes and gigabytes to tokenize, judged by a piece of it.
+
+        Returns:
+            (query, estimate): the prompt, cut to a piece that is too long still where `over_length` cuts, and about how
+            many tokens a row has that is to be dropped, or 0.
+        """
+        if not self.limit or len(query) + len(output) <= _PIECE * self.limit:
+            return query, 0
+        size = _PIECE * self.limit
+        long_query = 0
+        if len(query) > size:
+            piece = query[-size:] if self.policy == "cut_start" else query[:size]
+            long_query = self._tokens_of(query, piece)
+            if long_query and self.policy != "drop":
+                self.shortened[number] = (len(query) - size if self.policy == "cut_start" else 0, len(query))
+                query, long_query = piece, 0
+        return query, long_query or (self._tokens_of(output, output[:size]) if len(output) > size else 0)
+
+    def _tokens_of(self, text, piece):
+        """About how many tokens a text has, where its piece has twice the limit already; else 0, for it may fit."""
+        count = len(self.encoder.spans(piece)[0])
+        return count * len(text) // len(piece) if count > 2 * self.limit else 0
+
     def _drop(self, kind, part, number, result):
         result.dropped.setdefault(kind.removeprefix("dropped: "), []).append(number)
         self.found.add(kind, part, number)
@@ -252,6 +283,9 @@ class Preparer:
             result.rejected_lengths.append(len(masked.input_ids))
             self._drop("dropped: too long", part, number, result)
             return row, None
+        if number in self.shortened:
+            begin, length = self.shortened.pop(number)
+            cut = Cut(begin + cut.start, begin + cut.stop, length)
         result.cut[number] = cut
         self.found.add("cut", part, number)
         return row, masked

@@ -17,7 +17,7 @@ class Part:
         dropped: numbers of the rows not trained on, by reason.
         cut: for each row whose prompt was cut, its number and a `Cut`.
         lengths: (prompt tokens, completion tokens) of each prepared row.
-        rejected_lengths: tokens of each row that was dropped as too long.
+        rejected_lengths: tokens of each row that was dropped as too long; an estimate for one of megabytes.
     """
 
     rows: int = 0

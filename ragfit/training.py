@@ -6,7 +6,6 @@ The command line takes every Hydra override, `--multirun` and `--help`; the note
 """
 
 import contextlib
-import contextlib
 import filecmp
 import importlib
 import logging
@@ -60,7 +59,7 @@ def build_trainer(cfg, prepared, callbacks=()):
         check_same_run(resume_from, config, rows_digest(prepared.train), rows_per_step(args))
     status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
     status.refuse_if_taken()
-    with status.loading():
+    with status.loading(), _kept_if_it_fails(cfg, args):
         set_seed(args.seed)  # the adapter's weights are drawn while the model loads
         check_vocabulary_of(cfg, prepared)
         loaded = load_model(cfg)
@@ -80,6 +79,22 @@ def build_trainer(cfg, prepared, callbacks=()):
     except ImportError:
         pass
     return trainer
+
+
+@contextlib.contextmanager
+def _kept_if_it_fails(cfg, args):
+    """Keep the configuration of a run that does not come to train, for the table of runs."""
+    try:
+        yield
+    except BaseException:
+        _keep_config(cfg, args)
+        raise
+
+
+def _keep_config(cfg, args):
+    if args.process_index == 0:
+        with contextlib.suppress(OSError):
+            save_config(without_secrets(cfg), Path(args.output_dir, "ragfit.yaml"))
 
 
 def load_model(cfg):
@@ -258,8 +273,7 @@ def train(trainer):
         )
     status.refuse_if_taken()
     before = status.begin()
-    if trainer.is_world_process_zero():
-        save_config(without_secrets(cfg), Path(trainer.args.output_dir, "ragfit.yaml"))  # of a run that fails, too
+    _keep_config(cfg, trainer.args)
     if trainer.resume_from and trainer.is_world_process_zero():
         told = f" The run before was {verdict(before)[1]}." if before else ""
         print(f"going on from {trainer.resume_from}.{told}", flush=True)

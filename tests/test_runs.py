@@ -37,10 +37,9 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
 
     frame = ragfit.table_of_runs(tmp_path / "sweep")
     assert list(frame.index) == ["0", "1", "2", "3", "4", "5"]
-    # The failing runs ended before they began to train, and so left no configuration.
     assert list(frame.columns[:2]) == ["model.lora.target_modules", "train.learning_rate"]
-    assert frame["model.lora.target_modules"].dropna().tolist() == ["q_proj"] * 2 + ["v_proj, q_proj"] * 2
-    assert frame["train.learning_rate"].dropna().tolist() == [0.001, 0.05, 0.001, 0.05]
+    assert frame["model.lora.target_modules"].tolist() == ["q_proj"] * 2 + ["nope"] * 2 + ["v_proj, q_proj"] * 2
+    assert frame["train.learning_rate"].tolist() == [0.001, 0.05] * 3
     assert frame["state"].tolist() == ["finished"] * 2 + ["failed"] * 2 + ["finished"] * 2
     assert frame["problem"].dropna().index.tolist() == ["2", "3"] and "nope" in frame["problem"]["2"]
     done = frame[frame["state"] == "finished"]

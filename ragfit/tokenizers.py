@@ -55,7 +55,7 @@ def _certain_class(source, revision=None):
     can override the one that the tokenizer's own configuration names, and a byte-level `tokenizer.json` overrides
     LlamaTokenizer. Its tables are read off its source, because importing it imports torch.
     """
-    files = {name: _file(source, name, revision) for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "tekken.json")}
+    files = {name: _file(source, name, revision) for name in ("tokenizer.json", "tokenizer_config.json", "config.json")}
     if not files["tokenizer.json"] or not files["tokenizer_config.json"]:
         return None
     try:
@@ -72,7 +72,7 @@ def _certain_class(source, revision=None):
     if files["config.json"] and not Path(transformers.__file__).with_name("models").joinpath(str(model_type).replace("-", "_")).is_dir():
         return None  # a model that transformers does not know brings code of its own
     of_type = registered.get(model_type, name).removesuffix("Fast")
-    if of_type == "MistralCommonBackend" and files["tekken.json"]:
+    if of_type == "MistralCommonBackend" and _file(source, "tekken.json", revision):
         return None
     if name == "LlamaTokenizer" and '"ByteLevel"' in files["tokenizer.json"].read_text(encoding="utf-8"):
         return None
@@ -108,9 +108,8 @@ def _tables():
     path = Path(transformers.__file__).with_name("models") / "auto" / "tokenization_auto.py"
     found = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        for target in getattr(node, "targets", None) or [getattr(node, "target", None)]:
-            if isinstance(target, ast.Name):
-                found[target.id] = node.value
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            found[ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)] = node.value
 
     def chosen(node):
         while isinstance(node, ast.IfExp):  # "X" if is_y_available() else …

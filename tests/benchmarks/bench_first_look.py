@@ -2,7 +2,8 @@
 
 Each figure is seconds of a fresh process, from before it is started. `first` runs the cells of inspect_prompts.ipynb and
 loss_mask.ipynb in a new kernel, as a front end sends them, until the first row is displayed. `train` runs papermill and
-`python -m ragfit.training` in alternating pairs with one configuration.
+`python -m ragfit.training` in alternating pairs with one configuration; `answers` does so with the answers of base and
+tuned model that train.ipynb gives and the module does not.
 """
 
 import json
@@ -35,6 +36,7 @@ MARKERS = {  # of the tokenizers whose template has one right before the answer
     "smollm2-135m-instruct": "<|im_start|>assistant\n",
     "zephyr-7b-beta": "<|assistant|>\n",
 }
+PARTS = ("import", "first", "train", "answers")
 # The demo with few rows and steps: what is measured is what stands around the training.
 TINY = {"limit": 4, "dev_split": 2, "train.max_steps": 2}
 
@@ -138,38 +140,37 @@ def first_rows(args):
         print(f"  slowest: {slowest[0]} with {slowest[1]}, {found[slowest]:.2f} s", flush=True)
 
 
-def training(args):
-    """train.ipynb through papermill less the module, in pairs, with its answers and without."""
-    for answers in (0, None):
-        with tempfile.TemporaryDirectory() as folder:
-            keys = TINY | {"train.output_dir": f"{folder}/trained"}
-            overrides = [f"{key}={value}" for key, value in keys.items()]
-            module = [sys.executable, "-m", "ragfit.training", "-cn", "demo", *overrides]
-            notebook = [sys.executable, "-m", "papermill", "notebooks/train.ipynb", f"{folder}/out.ipynb", "-p", "config", "demo"]
-            notebook += [word for key, value in keys.items() for word in ("-p", key, str(value))]
-            notebook += ["-p", "answers", "0"] if answers == 0 else []
+def training(args, answers):
+    """train.ipynb through papermill less the module, in pairs, with its answers or without."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = TINY | {"train.output_dir": f"{folder}/trained"}
+        overrides = [f"{key}={value}" for key, value in keys.items()]
+        module = [sys.executable, "-m", "ragfit.training", "-cn", "demo", *overrides]
+        notebook = [sys.executable, "-m", "papermill", "notebooks/train.ipynb", f"{folder}/out.ipynb", "-p", "config", "demo"]
+        notebook += [word for key, value in keys.items() for word in ("-p", key, str(value))]
+        notebook += [] if answers else ["-p", "answers", "0"]
 
-            def run(command):
-                begin = time.perf_counter()
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-                if done.returncode:
-                    sys.exit(done.stderr[-3000:])
-                return time.perf_counter() - begin
+        def run(command):
+            begin = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr[-3000:])
+            return time.perf_counter() - begin
 
-            figures = measure_pairs(lambda: run(notebook), lambda: run(module), args.pairs)
-            cells = nbformat.read(f"{folder}/out.ipynb", 4).cells
-        what = "no answers" if answers == 0 else "4 rows answered twice"
-        print_times(f"train.ipynb, {what}", [ours for ours, _ in figures])
-        print_times("python -m ragfit.training", [theirs for _, theirs in figures])
-        print_times(f"train.ipynb adds, {what}", [ours - theirs for ours, theirs in figures], 10)
-        # The last run by cell: which of them the time went to.
-        spent = [(c.metadata.papermill.duration or 0, c.source.splitlines()[0][:60]) for c in cells if c.cell_type == "code"]
-        print("  by cell: " + "; ".join(f"{seconds:.1f} {line}" for seconds, line in sorted(spent, reverse=True)[:7]), flush=True)
+        figures = measure_pairs(lambda: run(notebook), lambda: run(module), args.pairs)
+        cells = nbformat.read(f"{folder}/out.ipynb", 4).cells
+    what = f"{TINY['dev_split']} dev rows answered twice" if answers else "no answers"
+    print_times(f"train.ipynb, {what}", [ours for ours, _ in figures])
+    print_times("python -m ragfit.training", [theirs for _, theirs in figures])
+    print_times(f"train.ipynb adds, {what}", [ours - theirs for ours, theirs in figures], 10)
+    # The last run by cell: which of them the time went to.
+    spent = [(c.metadata.papermill.duration or 0, c.source.splitlines()[0][:60]) for c in cells if c.cell_type == "code"]
+    print("  by cell: " + "; ".join(f"{seconds:.1f} {line}" for seconds, line in sorted(spent, reverse=True)[:7]), flush=True)
 
 
 def main():
     made = parser(__doc__)
-    made.add_argument("what", nargs="*", default=["import", "first", "train"], help="import, first, train")
+    made.add_argument("what", nargs="*", default=PARTS, help=", ".join(PARTS))
     args = made.parse_args()
     args.pairs = max(args.pairs, PAIRS)
     print_versions(PACKAGES)
@@ -179,8 +180,9 @@ def main():
         print_times("import ragfit", [import_time() for _ in range(args.pairs + 1)][1:], 0.1)
     if "first" in args.what:
         first_rows(args)
-    if "train" in args.what:
-        training(args)
+    for what in ("train", "answers"):
+        if what in args.what:
+            training(args, what == "answers")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def _compose(path, overrides):
         try:
             with initialize_config_dir(str(folder), version_base=None):
                 return compose(name, list(overrides))
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             reason = str(error if str(error) else error.__cause__).replace(str(folder), str(path.parent))
             reason = " ".join(reason.split())
             given = f" with {' '.join(overrides)}" if overrides else ""

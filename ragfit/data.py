@@ -83,7 +83,7 @@ class JsonlRows(Sequence):
         # Blank lines that follow belong to no row.
         raw = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i]).rstrip()
         try:
-            row = json.loads(raw.decode("utf-8-sig"))
+            row = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.where(i)}: byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8."
@@ -94,8 +94,10 @@ class JsonlRows(Sequence):
                 f"{self.where(i)}: not JSON ({error.msg}, column {error.colno}). "
                 f"Each line must be one JSON object.{hint}"
             ) from error
+        except _Twice as error:
+            raise DataError(f"{self.where(i)}: the key {error.args[0]!r} is there twice. Keep one of them.") from error
         except ValueError as error:  # a number of thousands of digits
-            raise DataError(f"{self.where(i)}: {error}. Write such a number as text.") from error
+            raise DataError(f"{self.where(i)}: a number of more than 4,300 digits. Write such a number as text.") from error
         except RecursionError as error:
             raise DataError(f"{self.where(i)}: nested too deeply. Each line must be one flat JSON object.") from error
         if not isinstance(row, dict):
@@ -105,6 +107,18 @@ class JsonlRows(Sequence):
                 f'Each line must be an object such as {{"prompt": …, "answers": …}}.{array}'
             )
         return row
+
+
+class _Twice(Exception):
+    """A JSON object with the same key twice, of which Python would keep the last without a word."""
+
+
+def _once(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for key in keys if keys.count(key) > 1))
+    return row
 
 
 class TableRows(Sequence):
@@ -192,7 +206,10 @@ def open_rows(path, name=None):
 def _open_named(name):
     from datasets import load_dataset
 
+    from ragfit.hub import check_reachable
+
     folder, _, split = str(name).partition(":")
+    check_reachable(folder, "data_file", "dataset")
     try:
         return TableRows(load_dataset(folder, split=split or "train"), name)
     except Exception as error:  # the hub's, the network's and the builder's errors have no common class

@@ -33,6 +33,28 @@ def check_tag(tag):
         raise ConfigError(f"hfhub_tag: {tag!r} is no repository name ({error}). Set hfhub_tag to name or org/name.") from error
 
 
+def check_reachable(name, key, repo_type="model"):
+    """Raise a ConfigError at once where the hub refuses connections and has left nothing of `name` in its cache.
+
+    The hub's client would try for half a minute, file by file.
+    """
+    from pathlib import Path
+
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import get_session
+
+    if constants.is_offline_mode() or Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)).is_dir():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # no name server, no route, a refusal, a proxy's: each of its own class
+        raise ConfigError(
+            f"{key}: there is no {name} on this disk, and the hub at {constants.ENDPOINT} cannot be reached: {first_line(error)}. "
+            f"Set {key} to a path that exists, or mend the network (a proxy is named by HTTPS_PROXY)."
+        ) from error
+
+
 def push(folder, tag, token=None):
     """Upload a checkpoint folder.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ragfit.config import find_model
 from ragfit.demo import is_demo, tokenizer_folder
 from ragfit.errors import ConfigError, first_line
+from ragfit.hub import check_reachable
 
 # transformers' names for "take tokenizer.json as it stands".
 _GENERIC = {"PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"}
@@ -31,6 +32,8 @@ def load_tokenizer(name, revision=None, trust_remote_code=False):
         folder = tokenizer_folder(name)
     else:
         folder = find_model(name)
+        if folder is None:
+            check_reachable(str(name), "model.model_name_or_path")
     source = str(folder or name)
     try:
         cls = None if trust_remote_code else _certain_class(source, revision)

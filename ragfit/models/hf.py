@@ -4,12 +4,14 @@ import logging
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import find_model
 from ragfit.demo import is_demo, model_folder
 from ragfit.errors import ConfigError, first_line
+from ragfit.hub import check_reachable
 from ragfit.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -309,6 +311,8 @@ def find_adapter(adapter):
     from peft import PeftConfig
 
     source = str(find_model(adapter, "model.trained_adapter") or adapter)
+    if not Path(source).is_dir():
+        check_reachable(source, "model.trained_adapter")
     try:
         PeftConfig.from_pretrained(source)
     except Exception as error:  # PEFT's, the hub's, JSON's

@@ -226,6 +226,8 @@ def wait_for(condition, alive, seconds=90):
 
 def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_terminated(tiny_llama, rows, tmp_path):
     """The notebook of the first reads as completed, the status does not. The kernels of the others save before they go."""
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps(row) + "\n" for row in question_rows(1500)), encoding="utf-8")
     environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}
     runs = {}
     for name in ("killed", "interrupted", "terminated"):
@@ -233,6 +235,9 @@ def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_termina
         del parameters["dev_split"]
         parameters |= {"model.lora.target_modules": "[q_proj]", "model.completion_start": MARKER, "train.save_steps": 20}
         parameters |= {"train.max_steps": 100000, "train.logging_steps": 1000, "config": str(ROOT / "configs" / "training.yaml")}
+        if name == "terminated":  # batches of seconds: ipykernel would have ended it before one is done
+            parameters |= {"data_file": str(many), "train.per_device_train_batch_size": 1500, "train.save_steps": 1}
+            parameters["train.gradient_accumulation_steps"] = 1
         words = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
         command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), str(tmp_path / f"{name}.ipynb"), *words]
         runs[name] = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -341,7 +341,7 @@ def test_save_html_is_a_whole_page(make, tmp_path):
 
 def run(curve, steps, total, **more):
     args = SimpleNamespace(num_train_epochs=2, max_steps=-1)
-    state = SimpleNamespace(is_world_process_zero=True, max_steps=total, global_step=0, epoch=0.0)
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=total, global_step=0, epoch=0.0, log_history=[])
     curve.on_train_begin(args, state, None)
     for step in range(1, steps + 1):
         state.global_step, state.epoch = step, 2 * step / total
@@ -364,6 +364,20 @@ def test_curve_prints_few_lines_and_ends_with_all():
     assert_harmless(html)
     assert "data:image/png" in html and len(html) < 150_000
     assert "1000/1000" in html and "▁" in repr(curve)
+
+
+def test_curve_of_a_run_that_goes_on_and_is_stopped():
+    lines = []
+    curve = LossCurve(show=False, write=lines.append)
+    before = [{"step": 2, "loss": 3.5}, {"step": 2, "eval_loss": 3.25}, {"step": 4, "loss": 3.0}]
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=9, global_step=5, epoch=0.5, log_history=before)
+    curve.on_train_begin(SimpleNamespace(num_train_epochs=1, max_steps=9), state, None)
+    state.global_step = 6
+    curve.on_log(None, state, None, {"loss": 2.5})
+    curve.on_train_end(None, state, None)
+    assert curve.train == [(2, 3.5), (4, 3.0), (6, 2.5)] and curve.dev == [(2, 3.25)]
+    assert lines[0] == "training: 9 steps, going on from step 5" and lines[-1].startswith("stopped: step 6/9 in")
+    assert "stopped" in curve._repr_html_()
 
 
 def test_curve_calls_out_what_is_not_finite():

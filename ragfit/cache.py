@@ -108,7 +108,7 @@ def _tokenizer_digest(tokenizer):
     try:
         for cls in type(tokenizer).__mro__:
             add((cls.__module__, cls.__qualname__))
-            if cls.__module__.partition(".")[0] not in ("transformers", "builtins"):  # a class of the user's or the model's
+            if cls is not object and cls.__module__.partition(".")[0] != "transformers":  # the user's or the model's own
                 add(inspect.getsource(cls))
         add(tokenizer.chat_template)
         add(sorted(tokenizer.special_tokens_map.items()))

@@ -6,6 +6,7 @@ if it starts at or after the completion's first character and before the end of 
 
 import array
 import hashlib
+import threading
 import weakref
 from dataclasses import dataclass
 
@@ -74,9 +75,12 @@ class Encoder:
         self.tokenizer = tokenizer
         self.bos = list(bos)
         self.backend = exact_backend(tokenizer)
+        self._alone = threading.Lock()  # a tokenizer in Python may not take two texts at once
+        if self.backend is not None:
+            self._encode_whole()
 
     def encode(self, rows):
-        """Encode rendered rows.
+        """Encode rendered rows. Several threads may do so at once.
 
         Args:
             rows: a list of `ragfit.prompts.Rendered`.
@@ -85,7 +89,8 @@ class Encoder:
             A list of `Masked`, one for each row.
         """
         if self.backend is None:
-            return [self._encode_slow(row) for row in rows]
+            with self._alone:
+                return [self._encode_slow(row) for row in rows]
         self._encode_whole()
         encodings = self.backend.encode_batch([row.text for row in rows], add_special_tokens=False)
         return [self._mask(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
@@ -93,7 +98,8 @@ class Encoder:
     def spans(self, text):
         """Ids and the (start, end) characters of each token of a text; `(ids, None)` for a slow tokenizer."""
         if self.backend is None:
-            return self.tokenizer.encode(text, add_special_tokens=False), None
+            with self._alone:
+                return self.tokenizer.encode(text, add_special_tokens=False), None
         self._encode_whole()
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets

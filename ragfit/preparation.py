@@ -3,7 +3,7 @@
 The notebooks, the command line and the trainer all take its result, so what a notebook shows is what is trained on.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 
 from ragfit.cache import fetch, key_of
@@ -16,8 +16,9 @@ from ragfit.prepared import Cut, Part, Prepared, Report
 from ragfit.prompts import PlaceUnknown, Renderer
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
-_BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**21
+_BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
 _PIECE = 64  # characters for each token of model.max_sequence_len: a longer text is judged by so much of it
+_AHEAD = 2  # batches that are tokenized while others are rendered and labelled
 
 
 def prepare(cfg, tokenizer=None, cache=True):
@@ -179,7 +180,7 @@ class Preparer:
             progress,
             pa.OSFile(str(path), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
-            ThreadPoolExecutor(1) as ahead,
+            ThreadPoolExecutor(_AHEAD) as ahead,
         ):
 
             def finish(texts, rendered, encoded):
@@ -188,24 +189,23 @@ class Preparer:
                     writer.write_batch(pa.record_batch(list(to_arrow(kept)), schema=schema))
                 progress.update(len(result.kept) + sum(map(len, result.dropped.values())) - progress.n)
 
-            # While a batch is tokenized, which needs no Python, the next one is read and rendered.
-            numbers, waiting = iter(positions), None
-            while True:
-                texts, rendered = self._render(part, rows, numbers, result)
-                if waiting:
-                    finish(*waiting)
-                if not texts:
-                    break
-                waiting = texts, rendered, ahead.submit(self.encoder.encode, rendered)
+            # While batches are tokenized, which needs no Python, the next one is read and rendered.
+            numbers, waiting = iter(positions), deque()
+            while batch := self._render(part, rows, numbers, result):
+                waiting.append((*batch, ahead.submit(self.encoder.encode, batch[1])))
+                if len(waiting) > _AHEAD:
+                    finish(*waiting.popleft())
+            while waiting:
+                finish(*waiting.popleft())
         return result
 
     def prepare_row(self, part, rows, number, result):
         """Prepare one row; a list with its `Masked`, or an empty one where it is dropped."""
-        texts, rendered = self._render(part, rows, iter([number]), result)
-        return self._label(part, texts, rendered, self.encoder.encode(rendered), result)
+        batch = self._render(part, rows, iter([number]), result)
+        return self._label(part, *batch, self.encoder.encode(batch[1]), result) if batch else []
 
     def _render(self, part, rows, numbers, result):
-        """Read and render rows, from an iterator of their numbers, until they fill a batch or there is none left."""
+        """Read and render rows, from an iterator of their numbers, until they fill a batch; None where there are none left."""
         texts, rendered, size = [], [], 0
         for number in numbers:
             row, where = rows[number], rows.where(number)
@@ -227,7 +227,7 @@ class Preparer:
             size += len(rendered[-1].text)
             if len(texts) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
                 break
-        return texts, rendered
+        return (texts, rendered) if texts else None
 
     def _label(self, part, texts, rendered, encoded, result):
         """What is kept of a batch of tokenized rows."""

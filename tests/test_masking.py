@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ragfit.errors import PromptError
-from ragfit.masking import IGNORE_INDEX, Encoder, Masked
+from ragfit.masking import IGNORE_INDEX, Encoder, Masked, exact_backend, to_arrow
 from ragfit.prompts import Renderer
 
 # --- The oracle -------------------------------------------------------------------------------------------------------
@@ -546,3 +546,41 @@ def test_real_tokenizers_on_tricky_outputs(real_tokenizers):
                 completion = row.text[row.completion_char : row.end_char].removeprefix("<think>\n\n</think>\n\n")
                 assert completion.removesuffix(REAL_ENDS[name]).strip() == output.strip()
             verify("nfc" if "qwen" in name else name, tokenizer, row, masked)
+
+
+# --- For many rows ----------------------------------------------------------------------------------------------------
+
+
+def test_arrow_arrays_hold_the_same_labels():
+    rows = [
+        Masked([5, 6, 7, 8], 1, 3),
+        Masked([], 0, 0),
+        Masked([9], 0, 1),
+        Masked([-100, 2**31 - 1], 1, 1),
+        Masked([1, 2, 3], 2, 1),  # nothing to learn: it ends before it begins
+    ]
+    for some in (rows, rows[1:2], [], rows * 100):
+        ids, labels = to_arrow(some)
+        assert str(ids.type) == str(labels.type) == "list<item: int32>"
+        assert ids.to_pylist() == [row.input_ids for row in some]
+        assert labels.to_pylist() == [row.labels() for row in some]
+
+
+def test_the_copy_with_whole_offsets_follows_its_tokenizer():
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer("trimming")
+    copy = exact_backend(tokenizer)
+    assert copy is not tokenizer.backend_tokenizer and exact_backend(tokenizer) is copy
+    assert exact_backend(make_tokenizer("trimming")) is not copy
+    text = "Where? ROME <|end|>"
+    for change in (
+        lambda: tokenizer.add_tokens(["Where?"]),
+        lambda: setattr(tokenizer.backend_tokenizer, "normalizer", normalizers.Lowercase()),
+        lambda: setattr(tokenizer.backend_tokenizer, "encode_special_tokens", True),
+    ):
+        before = exact_backend(tokenizer).encode(text, add_special_tokens=False).ids
+        change()
+        after = exact_backend(tokenizer).encode(text, add_special_tokens=False).ids
+        assert after != before
+        assert after == tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids

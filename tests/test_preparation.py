@@ -480,3 +480,39 @@ def test_a_real_tokenizer_is_loaded_as_auto_tokenizer_would(name):
     assert type(ours) is type(theirs)
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert ours.chat_template == theirs.chat_template and ours.special_tokens_map == theirs.special_tokens_map
+
+
+# --- Many rows at once ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["digits", "trimming", "baked", "metaspace", "slow"])
+def test_batches_in_flight_are_what_each_row_is_alone(prepare, monkeypatch, kind):
+    """Rows are rendered, tokenized and cut in several threads; none of it may depend on the rows around."""
+    from transformers import ByT5Tokenizer
+
+    import ragfit.preparation as preparation
+    from ragfit.preparation import Part, Preparer
+
+    rows = [{"prompt": f"Document {i}. " + "word é " * (i * 7 % 90), "answers": f"{i} BC" * (i % 3)} for i in range(300)]
+    monkeypatch.setattr(preparation, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(preparation, "_BATCH_CHARACTERS", 2000)
+    tokenizer = ByT5Tokenizer() if kind == "slow" else make_tokenizer(kind)
+    template = {"template": "Q: {query}\nA: {output}"} if kind == "slow" else {}
+    prepared = prepare(rows, tokenizer, max_sequence_len=150, over_length="cut_end", **template)
+    assert prepared.report.train.kept == list(range(300)) and prepared.report.train.cut
+    work = Preparer(prepared.cfg, prepared.renderer)
+    for number, row in enumerate(prepared.train):
+        alone = work.prepare_row("train", prepared.sources["train"], number, Part())[0]
+        assert (row["input_ids"], row["labels"]) == (alone.input_ids, alone.labels())
+
+
+def test_a_bar_shows_for_many_rows_and_none_for_few(prepare, capsys):
+    prepare([{"prompt": f"q{i}", "answers": "a"} for i in range(2000)])
+    assert re.search(r"preparing train: 100%.* 2000/2000 ", capsys.readouterr().err)
+    prepare(ROWS)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_counts_dropped_rows_too(prepare, capsys):
+    prepare([{"prompt": f"q{i}" + " word" * (i % 2 * 40), "answers": "a"} for i in range(2000)], max_sequence_len=60)
+    assert re.search(r"preparing train: 100%.* 2000/2000 ", capsys.readouterr().err)

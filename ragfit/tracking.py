@@ -6,6 +6,7 @@ settings of a service say otherwise, nobody is asked to log in, and a tracker th
 """
 
 import contextlib
+import dataclasses
 import html
 import importlib.metadata
 import importlib.util
@@ -150,10 +151,14 @@ class Tracking:
 
         return [TokenView(self.prepared, index) for index in range(min(ROWS, len(self.prepared.train)))]
 
+    def report(self):
+        """The report on the data, its file named as the configuration may tell."""
+        return dataclasses.replace(self.prepared.report, data_file=str(self.config()["data_file"]))
+
     def report_page(self):
         from ragfit.views import ReportView
 
-        return page("Data", [ReportView(self.prepared)])
+        return page("Data", [ReportView(self.report())])
 
     def rows_page(self):
         return page("What is learned", self.rows())
@@ -376,7 +381,7 @@ class TensorBoard(Service):
         writer = self.guarded.callback.tb_writer
         for name, text in (
             ("configuration", self.tracking.yaml()),
-            ("data", str(self.tracking.prepared.report)),
+            ("data", str(self.tracking.report())),
             ("loss mask", "\n\n".join(view.text() for view in self.tracking.rows())),
         ):
             writer.add_text(name, fence(mask(text).encode("utf-8", "backslashreplace").decode()))

@@ -58,7 +58,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
 
 
 class Arguments(SFTConfig):
-    """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints and on the hub) without its token of the hub.
+    """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints) without secrets.
 
     `to_dict`, which trackers are given, holds no secret, and `from_environment` in place of what came from there.
     """
@@ -66,7 +66,7 @@ class Arguments(SFTConfig):
     from_environment = {}
 
     def __getstate__(self):
-        return self.__dict__ | {"hub_token": None}
+        return masked(self.__dict__)
 
     def to_dict(self):
         return masked(super().to_dict() | self.from_environment)

@@ -286,9 +286,10 @@ def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     here.mkdir()
     for command in ("init -q", "remote add origin https://me:gitsecret555@example.org/x.git"):
         subprocess.run(["git", *command.split()], cwd=here, check=True)
-    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | SECRETS | {"PYTHONPATH": str(PROJECT_ROOT)}
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | SECRETS
+    env |= {"PYTHONPATH": str(PROJECT_ROOT), "ROWS_OF_MINE": cfg.data_file}
     command = [sys.executable, "-m", "ragfit.training", "-cp", str(tmp_path / "configs"), "-cn", "run", "train.hub_token=hf_secret666",
-               "train.run_name=${oc.env:RUN_NAME_OF_MINE}", "experiment=${oc.env:HF_TOKEN}"]  # fmt: skip
+               "train.run_name=${oc.env:RUN_NAME_OF_MINE}", "experiment=${oc.env:HF_TOKEN}", "data_file=${oc.env:ROWS_OF_MINE}"]  # fmt: skip
     result = subprocess.run(command, env=env, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "not logged in to wandb, so the run is kept offline" in result.stdout + result.stderr
@@ -302,6 +303,9 @@ def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     assert len(content) > 20 and any(path.name == "training_args.bin" for path in content)
     for secret in planted:
         found = [str(path) for path, data in content.items() if secret.encode() in data]
-        assert [path for path in found if not path.endswith("training_args.bin")] == [], secret
-    tracked = [str(path) for path in content if path.parts[0] == "wandb"]
+        if secret == SECRETS["RUN_NAME_OF_MINE"]:  # no secret by its name, and Trainer needs it
+            found = [path for path in found if not path.endswith("training_args.bin")]
+        assert found == [], secret
+    tracked = {str(path): data for path, data in content.items() if path.parts[0] == "wandb"}
+    assert [path for path, data in tracked.items() if cfg.data_file.encode() in data] == []
     assert not [path for path in tracked if path.endswith(("wandb-metadata.json", "output.log", ".patch", ".py", ".ipynb"))]

@@ -18,9 +18,12 @@ def dev_loss(trainer):
 
 
 def longest_answer(prepared, part="dev"):
-    """How many tokens an answer may have: twice the longest completion, but beyond 256 no more than it has itself."""
+    """How many tokens an answer may have: twice the longest completion, at least 48, and beyond 256 only what that has.
+
+    A base model answers at length, and the answer to find in it may come late.
+    """
     longest = max(completion for _, completion in getattr(prepared.report, part).lengths)
-    return max(longest, min(256, 2 * longest))
+    return max(longest, min(256, max(48, 2 * longest)))
 
 
 def generate(model, prepared, prompts, max_new_tokens, settings=None, batch_size=8):

@@ -261,8 +261,9 @@ def test_the_longest_answer(tiny_llama, write_rows, out):
         prepared = ragfit.prepare(cfg)
         return longest_answer(prepared, "train"), prepared.report.train.lengths[0][1]
 
-    allowed, longest = limit(5)
-    assert allowed == 2 * longest < 256
+    assert limit(1)[0] == 48
+    allowed, longest = limit(50)
+    assert 48 < allowed == 2 * longest < 256
     allowed, longest = limit(140)
     assert allowed == 256 > longest
     allowed, longest = limit(400)

@@ -12,6 +12,8 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 from tiny_runs import notebook_parameters
 
+import ragfit
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -134,6 +136,16 @@ def test_the_command_exits_non_zero(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert result.returncode == 1
     assert "nowhere" in result.stderr
+
+
+def test_a_loop_of_papermill_ends_in_one_table(tiny_run, tmp_path):
+    """The README's loop: a run for each rank, each with a folder of its own."""
+    for rank in (2, 3):
+        execute("train.ipynb", tmp_path, {**tiny_run, "model.lora.r": rank, "answers": 2, "train.output_dir": str(tmp_path / "sweep" / f"r{rank}")})
+    frame = ragfit.table_of_runs(tmp_path / "sweep")
+    assert frame.index.tolist() == ["r2", "r3"] and frame["model.lora.r"].tolist() == [2, 3]
+    assert frame.columns[1] == "state" and frame["state"].tolist() == ["finished"] * 2
+    assert frame[["train_loss", "dev_loss", "f1"]].notna().all(axis=None) and frame["answers"].tolist() == [2, 2]
 
 
 def test_the_demo_trains_the_real_model(tmp_path, monkeypatch):

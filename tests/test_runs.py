@@ -121,6 +121,7 @@ def test_view_of_hostile_text_and_the_best():
     )
     view = RunsView(frame)
     assert_harmless(view._repr_html_())
-    assert "★ 1.0000" in view.html() and "★ 90.0%" in view.html() and view.html().count("★") == 3 and "✗ failed" in view.html()
+    html = view.html()
+    assert "★&nbsp;1.0000" in html and "★&nbsp;90.0%" in html and html.count("★") == 3 and "✗ failed" in html
     assert "\x1b" not in repr(view) and "\u202e" not in repr(view) and len(repr(view).splitlines()) == len(HOSTILE) + 3
     assert "★" not in repr(RunsView(frame[:1]))

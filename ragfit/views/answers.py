@@ -71,7 +71,7 @@ class EvaluationView(View):
 
     def html(self):
         metrics = list(self._metrics())
-        table = [[name, Html(f"<b>{base}</b>"), Html(f"<b>{tuned}</b>"), change, style.quiet(note)] for name, base, tuned, change, note in metrics]
+        table = [[name, Html(f"<b>{base}</b>"), Html(f"<b>{tuned}</b>"), change, _small(note)] for name, base, tuned, change, note in metrics]
         head = ["", "base", "tuned", "tuned against base", "what it is"]
         parts = [style.callout(note) for note in self.notes]
         parts += [style.table(head, table, right=(1, 2), widths=("120px",))] if table else []
@@ -92,8 +92,7 @@ class EvaluationView(View):
     def _answer(self, row, name):
         mark, rest = verdict(row, name)
         look = {"✓": style.GOOD, "✗": style.BAD}.get(mark[0], style.NOTE)
-        beside = Html(f' <span style="font-size:11px;{style.colours((style.PAPER[0], style.QUIET[1]))}">{escape(rest)}</span>') if rest else ""
-        return Html(f"{style.badge(mark, look)}{beside}<br>{_folded(row[name])}")
+        return Html(f"{style.badge(mark, look)} {_small(rest)}<br>{_folded(row[name])}")
 
     def text(self):
         lines = [f"{self.title}:", *(f"  ! {note}" for note in self.notes)]
@@ -123,6 +122,10 @@ def verdict(row, name):
     if row.get(f"{name}_cut"):
         rest.append("cut")
     return mark, ", ".join(rest)
+
+
+def _small(text):
+    return Html(f'<span style="font-size:12px;{style.colours((style.PAPER[0], style.QUIET[1]))}">{escape(text)}</span>')
 
 
 def _one_of(expected):

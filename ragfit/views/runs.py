@@ -42,9 +42,9 @@ class RunsView(View):
         return f"★ {text}" if value == self.best.get(column) and column in self.best else text
 
     def html(self):
-        columns = list(self.frame)
+        columns = [column for column in self.frame if column != "problem"]
         rows = []
-        for name, row in zip(self.frame.index, self.frame.itertuples(index=False, name=None), strict=True):
+        for name, row in zip(self.frame.index, self.frame[columns].itertuples(index=False, name=None), strict=True):
             cells = [Html(f"<b>{flow(str(name))}</b>")]
             for column, value in zip(columns, row, strict=True):
                 text = self._cell(column, value)
@@ -52,20 +52,28 @@ class RunsView(View):
                     mark, look = STATES.get(value, ("✗", style.BAD))
                     cells.append(style.badge(f"{mark} {text}", look) if text != "–" else text)
                 else:
-                    cells.append(Html(f"<b>{flow(text)}</b>") if text.startswith("★") else flow(text))
+                    cells.append(Html(f"<b>{flow(text).replace(' ', '&nbsp;')}</b>") if text.startswith("★") else flow(text))
             rows.append(cells)
         right = [n for n, column in enumerate(columns, 1) if column in (*LOW, *HIGH, "step", "answers", "seconds")]
-        # A long key takes two lines.
-        head = ["run", *(Html("<br>".join(map(flow, re.split(r"(?<=\.)(?=[^.]+$)", column)))) for column in columns)]
+        # A long name takes two lines; a key stays as it is written.
+        parts = [re.split(r"(?<=\.)(?=[^.]+$)", column) if "." in column else column.split("_") for column in columns]
+        head = ["run", *(Html("<br>".join(map(flow, words))) for words in parts)]
+        table = Html(f'<div style="overflow-x:auto">{style.table(head, rows, right=right)}</div>')
         note = style.quiet("★ the best of its column") if self.best else Html()
-        return style.card(self.title, style.table(head, rows, right=right), note)
+        return style.card(self.title, table, note, *(style.quiet(line) for line in self._problems()))
+
+    def _problems(self):
+        if "problem" in self.frame:
+            for name, problem in self.frame["problem"].dropna().items():
+                yield f"{name}: {problem}"
 
     def text(self):
-        columns = list(self.frame)
+        columns = [column for column in self.frame if column != "problem"]
         table = [["run", *columns]]
-        for name, row in zip(self.frame.index, self.frame.itertuples(index=False, name=None), strict=True):
+        for name, row in zip(self.frame.index, self.frame[columns].itertuples(index=False, name=None), strict=True):
             table.append([str(name), *(self._cell(column, value) for column, value in zip(columns, row, strict=True))])
         table = [[plain(" ".join(cell.split())) for cell in line] for line in table]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-        return "\n".join([f"{self.title}:", *lines, *(["  ★ the best of its column"] if self.best else [])])
+        lines += ["  ★ the best of its column"] if self.best else []
+        return "\n".join([f"{self.title}:", *lines, *(plain(f"  {' '.join(line.split())}") for line in self._problems())])

@@ -42,8 +42,9 @@ class Overrides:
         for leaf in (key, *_flat(key, value)):
             if annotation_of(leaf, any_model) is None:
                 raise ParameterError(f"{leaf} is an unknown key. {unknown_key(leaf)}")
-        self._values.pop(key, None)
-        self._values[key] = value
+        for leaf, part in _flat(key, value).items():  # a whole `lora` may have a key of it changed later
+            self._values.pop(leaf, None)
+            self._values[leaf] = part
 
     def __getattr__(self, name):
         if name.startswith("_"):  # IPython asks for _repr_html_ and the like
@@ -63,9 +64,33 @@ class Overrides:
         return "\n".join(f"{k} = {v!r}" for k, v in mine.items()) or f"{self._key}: as the configuration says"
 
 
-def overrides_for(part) -> Overrides:
-    """An empty record of assignments to `part`, "model" or "train"."""
-    return Overrides(part)
+def overrides_for(part, values=None) -> Overrides:
+    """A record of assignments to `part`, "model" or "train", empty but for a mapping of `values`."""
+    _watch_injected_cell()
+    found = Overrides(part)
+    for name, value in (values or {}).items():
+        setattr(found, name, value)
+    return found
+
+
+def _watch_injected_cell():
+    """In a notebook, let `-f` and `-y` give a whole `model` and `-p model.lora.r` change a key of it.
+
+    papermill's cell would put a plain dict in the place of the record of assignments, and fail at the next line.
+    """
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    if shell is not None and _keep_records not in shell.input_transformers_post:
+        shell.input_transformers_post.append(_keep_records)
+
+
+def _keep_records(lines):
+    if not lines or lines[0].strip() != "# Parameters":
+        return lines
+    return [re.sub(r"^(model|train) = (\{.*\})$", r'\1 = __import__("ragfit").overrides_for("\1", \2)', line) for line in lines]
 
 
 @dataclass(frozen=True)

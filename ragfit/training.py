@@ -346,8 +346,12 @@ def save_checkpoint(trainer, keep_same=False):
             logger.info("Kept the earlier %s as checkpoint.%d", target, number)
         part.chmod(0o755)  # mkdtemp's folders are the owner's alone; a shared cluster needs this one readable
         part.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError) or "No space left" in str(error):  # safetensors has an error of its own kind
+            newest = trainer.newest_checkpoint
+            on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
+            raise RagfitError(f"The adapter cannot be saved in {output}: {first_line(error)}. Free room there, then {on}.") from error
         raise
     return target
 
@@ -401,7 +405,12 @@ def main(argv=None):
     def task(cfg):
         _task(cfg, source)
 
-    hydra.main(version_base="1.3", config_path=str(source.parent), config_name=source.stem)(task)()
+    if args.multirun:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what a run raised, and prints no traceback of its own
+    try:
+        hydra.main(version_base="1.3", config_path=str(source.parent), config_name=source.stem)(task)()
+    except RagfitError:
+        sys.exit(1)  # it has been said
 
 
 def _task(cfg, source):
@@ -422,6 +431,7 @@ def _task(cfg, source):
         sys.exit(128 + error.signal)
     except RagfitError as error:
         if hydra_cfg.mode == RunMode.MULTIRUN:
+            print(f"error: run {hydra_cfg.job.num}: {error}", file=sys.stderr, flush=True)
             raise  # Hydra goes on with the other runs, and fails at the end
         sys.exit(f"error: {error}")
 

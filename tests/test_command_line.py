@@ -64,7 +64,7 @@ def test_the_documented_command(place):
     assert any(tensor.any() for name, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name)
     lines = result.stdout.splitlines()
     assert lines[0] == "asqa.jsonl: 12 rows" and lines[1].startswith("  train: 6 of 6 rows kept; ")
-    assert [line for line in lines if line.startswith("  device") and "8-bit weights" in line]
+    assert [line for line in lines if line.startswith("  precision") and "8-bit weights" in line]
     assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == ["step 1/3", "step 2/3", "step 3/3"]
     assert lines[-2].startswith("dev loss ") and lines[-1] == "saved trained_models_context/checkpoint"
     # The libraries' chatter, one line a layer and step, stays out.

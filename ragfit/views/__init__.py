@@ -18,6 +18,8 @@ _HOME = {
     "RunsView": "runs",
     "SavedView": "run",
     "StatusView": "run",
+    "FailureView": "failure",
+    "failure_on_top": "failure",
     "LossCurve": "curve",
     "loss_curve": "curve",
     "RowView": "rows",

@@ -1,0 +1,490 @@
+"""What a user can get wrong, as a table: what is broken, and the sentence that says so.
+
+Each row is a whole run in a folder with a small configuration, a few rows and a real tiny model without its weights.
+A run that got as far as loading the model would say that the weights are missing, so a row that expects another
+sentence shows that the run ended before.
+"""
+
+import gzip
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from tiny_runs import question_rows
+
+import ragfit
+from ragfit.config import PROJECT_ROOT
+from ragfit.errors import RagfitError
+
+CONFIG = """\
+model:
+  model_name_or_path: model
+  completion_start: "<|im_start|>assistant\\n"
+  max_sequence_len: 400
+  lora:
+    r: 4
+    target_modules: [q_proj]
+train:
+  output_dir: out
+  max_steps: 1
+  use_cpu: true
+  save_strategy: "no"
+  hub_token: hf_abcdefghijklmnopqrstuvwxyz0123456789
+data_file: rows.jsonl
+input_key: prompt
+output_key: answers
+"""
+ROWS = question_rows(6)
+NO_WEIGHTS = "no file named model.safetensors"
+
+
+def jsonl(*rows):
+    return b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.fixture
+def place(tmp_path, tiny_llama, monkeypatch):
+    """The working directory: own.yaml, rows.jsonl and model/ without weights."""
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*ROWS))
+    (tmp_path / "own.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(overrides, config="own.yaml"):
+    """What the run says in the end."""
+    from ragfit.training import run
+
+    with pytest.raises(RagfitError) as caught:
+        run(ragfit.load_config(config, overrides))
+    return str(caught.value)
+
+
+def check(message, expected):
+    assert re.search(expected, message), message
+    assert NO_WEIGHTS in expected or NO_WEIGHTS not in message
+    assert "\n" not in message and "Traceback" not in message and len(message) < 900, message
+    assert re.search(r"[.?]$", message), message  # it ends with what to do
+    assert "hf_abc" not in message
+    # Nothing half-written: at most what became of the run, and under which configuration.
+    left = {path.name for path in Path("out").rglob("*")} if Path("out").is_dir() else set()
+    assert left <= {"status.json", "ragfit.yaml"}, left
+    assert "hf_abc" not in "".join(path.read_text() for path in Path("out").glob("*"))
+
+
+# --- The configuration -------------------------------------------------------------------------------------------------
+
+WHOLE = "Set a whole number of at least"
+VALUES = [
+    ("limit=0", rf"^limit is 0 .*{WHOLE} 1, or leave it empty\.$"),
+    ("limit=-1", "^limit is -1 "),
+    ("limit=many", "^limit is 'many' .*It takes a whole number or empty"),
+    ("limit=true", "^limit is True .*It takes a whole number"),
+    ("shuffle=x", "^shuffle is 'x' .*It takes a whole number or true or false"),
+    ("shuffle=-1", "^shuffle is -1 .*Set a whole number between 0 and"),
+    ("dev_split=0", "^dev_split is 0 .*Set a share between 0 and 1, a number of rows, or the path"),
+    ("dev_split=1.5", "^dev_split is 1.5 "),
+    ("dev_split=6", "^dev_split=6 takes 6 of 6 rows and leaves none to train on. Lower dev_split"),
+    ("dev_split=nowhere.jsonl", "^dev_split: there is no 'nowhere.jsonl' at "),
+    ("model.max_sequence_len=0", f"^model.max_sequence_len is 0 .*{WHOLE} 1"),
+    ("model.max_sequence_len=4k", "^model.max_sequence_len is '4k' .*a whole number"),
+    ("model.max_sequence_len=3", "^None of the 6 rows of rows.jsonl can be trained on .6 too long.. Raise model.max_sequence_len"),
+    ("model.over_length=cut", "^model.over_length is 'cut' .*one of cut_end, cut_start, drop"),
+    ("model.lora.r=0", f"^model.lora.r is 0 .*{WHOLE} 1"),
+    ("model.lora.r=x", "^model.lora.r is 'x' .*a whole number"),
+    ("model.lora.lora_dropout=2", "^model.lora.lora_dropout is 2 .*between 0 and 1"),
+    ("model.lora.peft_type=IA3", "^model.lora.peft_type is 'IA3' .*one of LORA"),
+    ("model.lora.rank=3", "unknown key, model.lora.rank. Did you mean model.lora.r"),
+    ("model.lora=true", "^model.lora is True .*keys and values"),
+    ("model.lora.target_modules=[qkv_proj]", "^model.lora.target_modules: 'qkv_proj' matches no layer .*linear layers are q_proj, k_proj"),
+    ("model.lora.target_modules='('", "^model.lora.target_modules: '[(]' is no regular expression"),
+    ("model.lora.target_modules=[1]", "^model.lora: PEFT refuses these keys: "),
+    ("model.lora.layers_to_transform=[99]", "^model.lora: PEFT refuses these keys: .*layers_to_transform"),
+    ("model.lora.init_lora_weights=nonsense", "^model.lora: PEFT refuses these keys: .*nonsense"),
+    ("model.load_in_8bit=true model.load_in_4bit=true", "load_in_4bit and model.load_in_8bit are both true .*Set one to false"),
+    ("model.load_in_8bit=true model.lora=null", "^model.lora is empty, but quantized weights cannot be trained. Set model.lora"),
+    ("model.quantization_config={load_in_5bit:true}", "^model.quantization_config: BitsAndBytesConfig has no 'load_in_5bit'. It has "),
+    ("model.quantization_config={load_in_8bit:false}", "^model.quantization_config sets neither load_in_8bit nor load_in_4bit"),
+    ("model.dtype=float99", "^model.dtype: 'float99' is no floating-point type of torch. Use float32"),
+    ("model.dtype=int8", "^model.dtype: 'int8' is no floating-point type"),
+    ("model.attn_implementation=nope", "^model.attn_implementation: .*nope.* is not supported. Set another"),
+    ("model.device_map=nonsense", "^model.device_map: .*nonsense. Set it to auto"),
+    ("model.generation={max_tokens:5}", "^model.generation: generate has no 'max_tokens'"),
+    ("model.trained_adapter=./nowhere", "^model.trained_adapter: there is no './nowhere' at "),
+    ("model.trained_adapter=model", "^model.trained_adapter: no adapter could be loaded from 'model': .*adapter_config.json"),
+    ("model.instruction_in_prompt=maybe", "^model.instruction_in_prompt is 'maybe' .*true or false"),
+    ("model.completion_start='<|nope|>'", r"^completion_start '<\|nope\|>' does not occur .*Set model.completion_start to '<\|im_start\|>assistant"),
+    ("model.completion_start='times two'", "^completion_start 'times two' does not occur in the template's text before the output"),
+    ("model._target_=nope.Nope", "^model._target_: nope.Nope cannot be imported: No module named 'nope'. Name a class"),
+    ("model._target_=json.dumps", "^model._target_: json.dumps is no class"),
+    ("model._target_=types.SimpleNamespace", "^model._target_: types.SimpleNamespace has no attribute 'model'. A model class needs"),
+    ("model.model_name_or_path=null", "^model.model_name_or_path is not set .*Set a model's name on the hub, or its folder"),
+    ("model.model_name_or_path=/nowhere/at/all", "^model.model_name_or_path: there is no '/nowhere/at/all'"),
+    ("model.model_name_or_path=rows.jsonl", "^model.model_name_or_path: rows.jsonl is a file. Give the folder"),
+    ("model.model_name_or_path=demo:foo", "^There is no demo model named 'demo:foo'. Use 'demo:"),
+    ("train.learning_rate=1e-4x", "^train.learning_rate is '1e-4x' .*It takes a number"),
+    ("train.learning_rate=-1", "^train.learning_rate is -1 .*at least 0"),
+    ("train.learning_rate=.nan", "^train.learning_rate is '.nan' .*It takes a number"),
+    ("train.lr_scheduler_type=cosin", "^train.lr_scheduler_type is 'cosin' .*Did you mean cosine"),
+    ("train.lr_scheduler_kwargs={a:1}", "^train: this optimizer or schedule cannot be made: .*'a'. Change train.optim"),
+    ("train.optim=adamm", "^train.optim is 'adamm' .*It takes one of .*adamw_torch"),
+    ("train.optim=galore_adamw", "^train: this optimizer or schedule cannot be made: .*galore_torch"),
+    ("train.optim_args=foo", "^train: this optimizer or schedule cannot be made: "),
+    ("train.num_train_epochs=0 train.max_steps=-1", "^train.num_train_epochs is 0, so nothing would be trained"),
+    ("train.per_device_train_batch_size=0", f"^train.per_device_train_batch_size is 0 .*{WHOLE} 1"),
+    ("train.gradient_accumulation_steps=-2", "^train.gradient_accumulation_steps is -2 "),
+    ("train.warmup_ratio=-1", "^train.warmup_steps is -1 .*at least 0"),
+    ("train.seed=-1", "^train.seed is -1 .*between 0 and"),
+    ("train.dataloader_num_workers=-1", "^train.dataloader_num_workers is -1 "),
+    ("train.neftune_noise_alpha=-3", "^train.neftune_noise_alpha is -3 "),
+    ("train.pad_to_multiple_of=-8", "^train.pad_to_multiple_of is -8 "),
+    ("train.eval_strategy=steps", "^train.eval_strategy=steps needs a dev set. Set dev_split to a share"),
+    ("train.report_to=nowhere", "^train.report_to: nowhere is not supported"),
+    ("train.push_to_hub=true", "^train.push_to_hub is set, .*set hfhub_tag"),
+    ("train.resume_from_checkpoint=x", "^train.resume_from_checkpoint is set, which nothing reads .*Set resume_checkpoint"),
+    ("train.packing=true", "^train.packing is set, but rows are labelled and padded by this kit. Remove"),
+    ("train.output_dir=own.yaml", "^train.output_dir: own.yaml cannot be written: File exists. Set train.output_dir to a folder"),
+    ("train.output_dir=/proc/x", "^train.output_dir: /proc/x cannot be written: "),
+    ("resume_checkpoint=nowhere", "^resume_checkpoint: there is no 'nowhere' at "),
+    ("resume_checkpoint=true", "^resume_checkpoint is true, but out holds no checkpoint. Set train.save_steps"),
+    ("resume_checkpoint=model", "^resume_checkpoint: a run cannot go on from model: it has no trainer_state.json. Name another"),
+    ("hfhub_tag='a b'", "^hfhub_tag: 'a b' is no repository name .*Set hfhub_tag to name or org/name"),
+    ("use_wandb=perhaps", "^use_wandb is 'perhaps' .*true or false"),
+    ("instruction=model", "^model .instruction. cannot be read: Is a directory"),
+    ("template=nowhere.txt", "^template: there is no 'nowhere.txt' at "),
+    ("data_file=null", "^data_file is not set. Set it, for instance"),
+    ("data_file=model", "^model is a folder. Name the file in it"),
+    ("data_file=nowhere.jsonl", "^data_file: there is no 'nowhere.jsonl' at "),
+    ("data_file=own.yaml", "^own.yaml has no known format. Use one of .jsonl"),
+    ("data_file=org/name", "^There is no file org/name, and no data set of that name could be loaded: .*Check data_file, or the network"),
+    ("input_key=question", "^rows.jsonl, line 1: there is no key 'question'; the row has 'prompt', 'answers'. Set input_key to one"),
+    ("output_key=null", "^output_key is not set. Set it, for instance output_key=answers"),
+    ("model.lora.r='4", "cannot be read: .*Write key=value, and quote text"),
+    ("limit=1,2", "Ambiguous value for argument .*Correct the file or the override"),
+    ("@limit=3", "Correct the file or the override"),
+    ("limit=${nope}", "cannot be resolved: Interpolation key 'nope' not found. Correct the"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "expected"), VALUES, ids=[words for words, _ in VALUES])
+def test_a_value(overrides, expected, place):
+    words = overrides.split(" ") if overrides.count("=") > 1 and "{" not in overrides else [overrides]
+    check(refusal(words), expected)
+
+
+YAML = [
+    ("unknown key", CONFIG + "limits: 3\n", r"^limits is an unknown key \(own.yaml, line 17\). Did you mean limit"),
+    ("syntax", CONFIG + "limit: [1\n", r"^own.yaml, line 18: this is no YAML: .*Correct that line"),
+    ("tab", CONFIG + "\tlimit: 1\n", r"^own.yaml, line 17: this is no YAML: .*\\t"),
+    ("twice", CONFIG + "data_file: x\n", r"^own.yaml, line 17: data_file is there twice \(line 14\). Remove one"),
+    ("list", "- a\n", "^own.yaml is no mapping of keys to values. Begin it like configs/training.yaml"),
+    ("empty", "", "^own.yaml is empty. Write the keys model and train there"),
+    ("wrong type", CONFIG.replace("r: 4", "r: {a: 1}"), r"^model.lora.r is \{'a': 1\} \(own.yaml, line 6\). It takes a whole number"),
+    ("model is a list", "model: [1]\n", r"^model is \[1\], not keys and values \(own.yaml, line 1\). Write keys under model:"),
+    ("out of bounds", CONFIG.replace("max_steps: 1", "max_steps: -7"), r"^train.max_steps is -7 \(own.yaml, line 10\). Set a whole number of at least -1"),
+    ("still to be given", CONFIG.replace("rows.jsonl", "???"), r"^data_file is \?\?\?, .*line 14\). Set data_file"),
+    ("not in the environment", CONFIG + "experiment: ${oc.env:RAGFIT_NOPE}\n", "^own.yaml cannot be resolved: .*RAGFIT_NOPE.*Correct the"),
+    ("not UTF-8", CONFIG.encode() + b"experiment: caf\xe9\n", "^own.yaml cannot be read: .*Save it as UTF-8"),
+    ("python tag", CONFIG + "experiment: !!python/object/apply:os.system ['touch PWNED']\n", "^own.yaml: could not determine a constructor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), [row[1:] for row in YAML], ids=[row[0] for row in YAML])
+def test_a_configuration_file(text, expected, place):
+    Path("own.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    check(refusal([]), expected)
+    assert not Path("PWNED").exists()
+
+
+def test_no_such_configuration(place):
+    check(refusal([], "paper/training-aqsa"), "^config: there is no configuration 'paper/training-aqsa' .*Did you mean paper/training-asqa")
+
+
+# --- Data, instruction and template ------------------------------------------------------------------------------------
+
+ROW = ROWS[0]
+PLACES = "Each line must be"
+FILES = [
+    ("empty", {"rows.jsonl": b""}, "^rows.jsonl has no rows. Check data_file"),
+    ("white space", {"rows.jsonl": b"\n \r\n\t\n"}, "^rows.jsonl has no rows"),
+    ("not JSON", {"rows.jsonl": jsonl(ROW, b"{oops\n", ROW)}, f"^rows.jsonl, line 2: not JSON .*column 2.*{PLACES}"),
+    ("cut off", {"rows.jsonl": jsonl(*ROWS)[:-30]}, "^rows.jsonl, line 6: not JSON .Unterminated string"),
+    ("a list", {"rows.jsonl": jsonl(ROW, ["a"])}, f"^rows.jsonl, line 2: a JSON list, not an object. {PLACES}"),
+    ("a number", {"rows.jsonl": jsonl(ROW, 3)}, "^rows.jsonl, line 2: a JSON number, not an object"),
+    ("one array", {"rows.jsonl": json.dumps(ROWS, indent=1).encode()}, "line 1: not JSON .*looks like one JSON array; write one object a line"),
+    ("missing key", {"rows.jsonl": jsonl(ROW, {"prompt": "x"})}, "^rows.jsonl, line 2: there is no key 'answers'; the row has 'prompt'"),
+    ("no keys", {"rows.jsonl": jsonl({})}, "^rows.jsonl, line 1: .*the row has no keys"),
+    ("a dict for text", {"rows.jsonl": jsonl(ROW | {"prompt": {"a": 1}})}, "line 1: 'prompt' holds an object, not text. Set input_key to a key with text"),
+    ("numbers for text", {"rows.jsonl": jsonl(ROW | {"answers": [1, 2]})}, "line 1: 'answers' holds a number, not text. Set output_key"),
+    ("NaN for text", {"rows.jsonl": jsonl(ROW | {"prompt": float("nan")})}, "line 1: 'prompt' holds a number, not text"),
+    ("a key twice", {"rows.jsonl": b'{"prompt": "a", "prompt": "b", "answers": "c"}\n'}, "line 1: the key 'prompt' is there twice. Keep one"),
+    ("not UTF-8", {"rows.jsonl": jsonl(ROW, b'{"prompt": "caf\xe9", "answers": "x"}\n')}, "line 2: byte 16 of the line is not UTF-8. Save the file as UTF-8"),
+    ("UTF-16", {"rows.jsonl": jsonl(ROW).decode().encode("utf-16")}, "line 1: byte 1 of the line is not UTF-8"),
+    ("half a character", {"rows.jsonl": b'{"prompt": "\\ud800", "answers": "x"}\n'}, "line 1: 'prompt' holds half a character"),
+    ("nested deeply", {"rows.jsonl": b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}\n"}, "line 1: nested too deeply"),
+    ("a huge number", {"rows.jsonl": b'{"n": ' + b"9" * 6000 + b"}\n"}, "line 1: a number of more than 4,300 digits. Write such a number as text"),
+    ("damaged gzip", {"r.jsonl.gz": gzip.compress(jsonl(*ROWS) * 100)[:-40]}, "^r.jsonl.gz is a damaged gzip file: .*Write it again"),
+    ("no Parquet", {"r.parquet": b"PAR1xxxx"}, "^r.parquet is not a readable Parquet file: .*Write it again"),
+    ("CSV", {"r.csv": b"prompt,answers\n"}, "^r.csv has no known format. Use one of .jsonl"),
+    ("empty instruction", {"i.txt": b" \n"}, r"^i.txt \(instruction\) is empty. Write the text there, or leave instruction empty"),
+    ("instruction not UTF-8", {"i.txt": b"caf\xe9"}, r"^i.txt \(instruction\) is not UTF-8 at byte 3. Save it as UTF-8"),
+    ("template without query", {"t.txt": b"hello {output}"}, "^template: it needs {query} once and, after it, {output} once. Add what is missing"),
+    ("template without output", {"t.txt": b"{query}"}, "^template: it needs {query} once"),
+    ("template with another key", {"t.txt": b"{query}{foo}{output}"}, "^template: unknown placeholder {foo}. Use {query} and {output}, and double the braces"),
+    ("template with a lone brace", {"t.txt": b"{query} {output"}, "^template: expected '}' before end of string. Double the braces"),
+    ("template without the marker", {"t.txt": b"{query} A: {output}"}, "does not occur .*There the text reads 'question A: answer'.*Set model.completion_start to 'A:'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "expected"), [row[1:] for row in FILES], ids=[row[0] for row in FILES])
+def test_a_file(files, expected, place):
+    overrides = []
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+        key = {"r": "data_file", "i": "instruction", "t": "template"}.get(name.split(".")[0])
+        overrides += [f"{key}={name}"] if key else []
+    check(refusal(overrides), expected)
+
+
+def test_a_marker_that_stands_in_a_document_alone(place):
+    Path("rows.jsonl").write_bytes(jsonl({"prompt": "[1] It says MARK here.", "answers": ["MARK"]}))
+    check(refusal(["model.completion_start=MARK"]), "^completion_start 'MARK' does not occur in the template's text before the output")
+
+
+# --- The model's folder ------------------------------------------------------------------------------------------------
+
+
+def edited(**changes):
+    def edit(model):
+        config = json.loads((model / "config.json").read_text()) | changes
+        (model / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def without(*names):
+    return lambda model: [(model / name).unlink() for name in names]
+
+
+def written(name, text):
+    return lambda model: (model / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+NO_MODEL, NO_TOKENIZER = "^model.model_name_or_path: no model could be loaded from 'model': ", "no tokenizer could be loaded from 'model': "
+MODELS = [
+    ("no weights", lambda model: None, f"{NO_MODEL}.*{NO_WEIGHTS}.*Give a folder with a model, or a name on the hub"),
+    ("no tokenizer", without("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"), NO_TOKENIZER),
+    ("broken tokenizer.json", written("tokenizer.json", "{"), NO_TOKENIZER),
+    ("no chat template", without("chat_template.jinja"), "^The tokenizer has no chat template. Set template to a file with the placeholders"),
+    ("broken chat template", written("chat_template.jinja", "{% for m in %}"), "^The chat template cannot render these messages: .*Check the tokenizer's template"),
+    ("chat template that refuses", written("chat_template.jinja", "{{ raise_exception('no no') }}"), "^The chat template cannot render these messages: no no. "),
+    ("chat template that drops all", written("chat_template.jinja", "hello"), "^The chat template does not render the user's and the assistant's message"),
+    ("broken config.json", written("config.json", "{"), "could be loaded from 'model': .*Give a folder"),
+    ("unknown type", edited(model_type="frobnicate"), f"{NO_MODEL}.*frobnicate"),
+    ("no language model", edited(model_type="vit"), f"{NO_MODEL}.*AutoModelForCausalLM"),
+    ("text for a number", edited(hidden_size="x"), f"{NO_MODEL}.*hidden_size"),
+    ("sizes that do not fit", edited(hidden_size=17), f"{NO_MODEL}"),
+    ("code of its own", edited(model_type="own", auto_map={"AutoConfig": "c.C", "AutoModelForCausalLM": "c.M"}), "custom code"),
+    ("an embedding too small", edited(vocab_size=300), r"^The rows hold the token id \d+, but the model's embedding has 300 rows. Set model.model_name_or_path"),
+    ("empty safetensors", written("model.safetensors", ""), NO_MODEL),
+    ("a pointer of git LFS", written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"), NO_MODEL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("breaks", "expected"), [row[1:] for row in MODELS], ids=[row[0] for row in MODELS])
+def test_a_model(breaks, expected, place):
+    breaks(place / "model")
+    check(refusal([]), expected)
+
+
+WEIGHTS = [
+    ("cut off", lambda model, good: written("model.safetensors", good[:-2000])(model), f"{NO_MODEL}.*incomplete.*Give a folder"),
+    ("other shapes", lambda model, good: edited(intermediate_size=48)(model), f"{NO_MODEL}its weights have other shapes than its config.json says. Fetch the model again"),
+    ("too few", lambda model, good: edited(num_hidden_layers=3)(model), r"the weights in model lack 9 of the model's tensors \(model.layers.2.*random numbers. Give a folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("breaks", "expected"), [row[1:] for row in WEIGHTS], ids=[row[0] for row in WEIGHTS])
+def test_weights(breaks, expected, place, tiny_llama):
+    good = (tiny_llama / "model.safetensors").read_bytes()
+    (place / "model" / "model.safetensors").write_bytes(good)
+    breaks(place / "model", good)
+    check(refusal([]), expected)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch PWNED",)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_weights_that_would_run_code(archive, place):
+    import torch
+
+    path = place / "model" / "pytorch_model.bin"
+    torch.save({"weight": Malicious()}, path) if archive else path.write_bytes(pickle.dumps(Malicious()))
+    check(refusal([]), "its weights are a pickle that holds more than tensors, which could run code and is not read. Take the model's safetensors")
+    assert not Path("PWNED").exists()
+    pickle.loads(pickle.dumps(Malicious()))  # the same content, read carelessly
+    assert Path("PWNED").exists()
+
+
+# --- What is odd, and allowed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [None, "", [], [None], [[]]])
+def test_an_empty_answer_is_a_finding(answer, place):
+    Path("rows.jsonl").write_bytes(jsonl(*ROWS, ROW | {"answers": answer}))
+    report = ragfit.prepare(ragfit.load_config("own.yaml")).report
+    found = {finding.kind: finding.rows for finding in report.findings}
+    assert [number for _, number in found["empty output"]] == [6] and len(report.train.kept) == 7
+
+
+def test_columns_named_as_the_trainers_do_not_matter(place, tiny_llama):
+    """And neither do a byte order mark, Windows' line ends, or NaN in a column that is not read."""
+    shutil.copy(tiny_llama / "model.safetensors", place / "model")
+    plain = ragfit.prepare(ragfit.load_config("own.yaml"))
+    odd = {"labels": [1], "input_ids": "x", "attention_mask": 0, "completion_mask": [3], "messages": [], "text": "t", "score": float("nan")}
+    Path("rows.jsonl").write_bytes(b"\xef\xbb\xbf" + jsonl(*[odd | row for row in ROWS]).replace(b"\n", b"\r\n"))
+    cfg = ragfit.load_config("own.yaml")
+    prepared = ragfit.prepare(cfg)
+    assert prepared.train.to_dict() == plain.train.to_dict()
+    folder = ragfit.train(ragfit.build_trainer(cfg, prepared))
+    assert (Path(folder) / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("policy", "long", "expected"),
+    [("drop", "prompt", None), ("cut_end", "prompt", "begin: "), ("cut_start", "prompt", " :end"), ("cut_end", "answers", None)],
+)
+def test_a_row_of_50_megabytes(policy, long, expected, place):
+    text = "begin: " + "the quick brown fox jumps. " * 1_900_000 + " :end"
+    Path("rows.jsonl").write_bytes(jsonl(ROW | {long: text}, *ROWS))
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    prepared = ragfit.prepare(ragfit.load_config("own.yaml", [f"model.over_length={policy}"]))
+    assert time.monotonic() - begin < 30  # 2 s alone; tokenized whole, it takes minutes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000  # KiB; whole, 10 GB
+    part = prepared.report.train
+    if expected is None:
+        assert part.dropped == {"too long": [0]} and part.kept == [1, 2, 3, 4, 5, 6] and part.rejected_lengths[0] > 1_000_000
+    else:
+        query, _, _ = prepared.row(0)
+        assert part.kept == list(range(7)) and sum(part.lengths[0]) <= 400 and 380 < sum(part.lengths[0])
+        assert query.startswith(expected) or query.endswith(expected)
+        assert prepared.rendered(0).text.count(query) == 1
+
+
+# --- Disk, permission, hub: in processes of their own ------------------------------------------------------------------
+
+
+def command(*words, **environment):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT), "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run(list(words), env=env, capture_output=True, text=True, timeout=300)
+
+
+def module(*words, **environment):
+    return command(sys.executable, "-m", "ragfit.training", "-cp", ".", "-cn", "own", *words, **environment)
+
+
+def one_line(result, expected):
+    assert result.returncode == 1, result.stderr
+    assert re.search(f"^error: .*{expected}", result.stderr, re.MULTILINE), result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("error: ") == 1, result.stderr
+    last = [line for line in result.stderr.splitlines() if not line.startswith("Error executing job")][-1]  # Hydra's, of several runs
+    assert last.startswith("error: "), result.stderr  # before it at most a bar or a warning
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("output_key=answer", "rows.jsonl, line 1: there is no key 'answer'"),
+        ("train.learning_rate=-1", "train.learning_rate is -1"),
+        ("model.lora.r=0 --multirun", "model.lora.r is 0"),
+        ("train.output_dir=null --multirun data_file=nowhere.jsonl", "data_file: there is no 'nowhere.jsonl'"),
+        ("model.lora.target_modules=[nope]", "'nope' matches no layer"),
+    ],
+)
+def test_the_command_line_says_it_in_one_line(words, expected, place):
+    one_line(module(*words.split()), expected)
+
+
+@pytest.mark.parametrize("key", ["model.model_name_or_path", "data_file", "model.trained_adapter"])
+def test_a_hub_that_refuses_connections(key, place):
+    begin = time.monotonic()
+    result = module(f"{key}=some/name", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(place / "hub"))
+    one_line(result, f"{re.escape(key)}: there is no some/name on this disk, and the hub at http://127.0.0.1:9 cannot be reached: ")
+    assert time.monotonic() - begin < 60  # the client's own retries take 25 s a file, after the libraries' imports
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(place, small_disk, tiny_llama):
+    """For the prepared rows, and for the adapter at the end."""
+    shutil.copy(tiny_llama / "model.safetensors", place / "model")
+    Path("rows.jsonl").write_bytes(jsonl(*question_rows(3000)))
+    one_line(module(TMPDIR=str(small_disk), RAGFIT_CACHE_GB="0"), f"Prepared rows cannot be written to {small_disk}/ragfit-.*No space left")
+    assert not list(small_disk.iterdir())
+    (small_disk / "filler").write_bytes(b"x" * 190_000)
+    result = module(f"train.output_dir={small_disk}/out", "limit=20", RAGFIT_CACHE_GB="0")
+    assert result.returncode == 1 and "No space left" in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert not list(small_disk.glob("out/checkpoint*"))
+
+
+def test_a_full_disk_for_the_demo_model(place, small_disk):
+    result = module("model.model_name_or_path=demo:smollm2-135m-instruct", RAGFIT_CACHE=str(small_disk), RAGFIT_DEMO_WHEEL="rows.jsonl")
+    one_line(result, "rows.jsonl is damaged or another version")
+    (small_disk / "filler").write_bytes(b"x" * 200_000) if not any(small_disk.iterdir()) else None
+    assert not list(small_disk.rglob("tmp-*"))
+
+
+def test_a_disk_that_is_read_only(place, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    check(refusal([f"train.output_dir={small_disk}/out"]), r"^train.output_dir: .*/disk/out cannot be written: Read-only file system. Set train.output_dir")
+
+
+# --- From papermill ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-p", "output_key", "answer"], "rows.jsonl, line 1: there is no key 'answer'; the row has 'prompt', 'answers'. Set output_key to one of them."),
+        (["-p", "model.lora.target_modules", "nope"], "model.lora.target_modules: 'nope' matches no layer"),
+        (["-y", "model: {lora: {r: 2}}", "-p", "model.lora.r", "0"], "model.lora.r is 0"),
+    ],
+)  # fmt: skip
+def test_papermill(words, expected, place):
+    notebook = str(PROJECT_ROOT / "notebooks" / "train.ipynb")
+    words = [sys.executable, "-m", "papermill", notebook, "out.ipynb", "-p", "config", "own.yaml", *words]
+    result = command(*words, JUPYTER_PREFER_ENV_PATH="1")
+    assert result.returncode == 1
+    assert expected in result.stderr, result.stderr
+    # The log: papermill's own frames, and one line from the kernel.
+    said = result.stderr[result.stderr.index("Exception encountered at") :]
+    assert len(said.splitlines()) < 14 and "\x1b[" not in said and "site-packages" not in said, said
+    notebook = nbformat.read("out.ipynb", as_version=4)
+    # The reason on top: papermill's own cell there only says in which cell to look.
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert expected in "".join(output.data["text/plain"] for output in first.outputs if "data" in output)
+    error = next(output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error")
+    assert len(error.traceback) == 1 and expected in error.traceback[0] and "\x1b" not in error.traceback[0]

@@ -71,11 +71,20 @@ def place(folder, name, parameters):
 
 def start_all(page, address, name):
     """Open a notebook and choose Run All Cells."""
+    from playwright.sync_api import TimeoutError
+
     page.goto(f"{address}lab/tree/{name}?token=here&reset")
     # Before its session has started JupyterLab asks which kernel to take.
     page.get_by_text(re.compile(r"Python 3 \(ipykernel\) \| Idle")).wait_for(timeout=60_000)
-    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    started = page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
+    for _ in range(5):  # on a busy machine it may say so before the kernel listens, and forget what it was asked
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        try:
+            return started.wait_for(timeout=20_000)
+        except TimeoutError:
+            continue
+    raise AssertionError(f"{name} did not start to run")
 
 
 def run_all(page, address, name, until, timeout=240):

@@ -114,7 +114,7 @@ def assert_harmless(html):
     page = Reader(html)
     assert not {"script", "style", "svg", "iframe", "link", "input"} & set(page.tags)
     names = {name for name, _ in page.attributes}
-    assert names <= {"style", "title", "open", "alt", "src"}, names
+    assert names <= {"style", "class", "title", "open", "alt", "src"}, names
     looks = [value for name, value in page.attributes if name == "style"]
     for look in looks:
         assert not re.search(r"var\(|hsl\(|rgb\(|url\(|expression|isolate", look), look

@@ -1,7 +1,7 @@
 """Why a notebook failed, at its top: papermill's own cell there only says in which cell to look."""
 
 from ragfit.errors import RagfitError, first_line
-from ragfit.views.style import WARNING, Html, View, badge, escape, plain
+from ragfit.views.style import AS_IT_STANDS, WARNING, Html, View, badge, escape, plain
 
 
 class FailureView(View):
@@ -21,7 +21,7 @@ class FailureView(View):
     def html(self):
         if self.error is None:
             return Html("")
-        return Html(f"<div>{badge('This notebook failed', WARNING)} {escape(self._sentence())}</div>")
+        return Html(f'<div class="{AS_IT_STANDS}">{badge("This notebook failed", WARNING)} {escape(self._sentence())}</div>')
 
 
 def failure_on_top():

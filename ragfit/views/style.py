@@ -33,6 +33,8 @@ HEAT = (
     (float("inf"), ("#f6a99a", "#5c0f06")),
 )
 
+# For MathJax, of JupyterLab and of nbconvert: it would typeset what stands between two dollar signs.
+AS_IT_STANDS = "mathjax_ignore tex2jax_ignore"
 SANS = "font-family:system-ui,-apple-system,Segoe UI,Roboto,sans-serif"
 MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 
@@ -190,7 +192,7 @@ def card(title, *parts, aside=""):
     """The frame of a view: a title, what stands beside it, and the parts below."""
     body = "".join(escape(part) for part in parts)
     return Html(
-        f'<div style="{SANS};font-size:13px;line-height:1.5;{colours(PAPER)};border:1px solid {LINE};border-radius:8px;'
+        f'<div class="{AS_IT_STANDS}" style="{SANS};font-size:13px;line-height:1.5;{colours(PAPER)};border:1px solid {LINE};border-radius:8px;'
         f'padding:12px 16px;margin:4px 0;text-align:left"><div style="margin:0 0 6px"><b style="font-size:14px">{escape(title)}</b>'
         f' <span style="{colours((PAPER[0], QUIET[1]))}">{escape(aside)}</span></div>{body}</div>'
     )

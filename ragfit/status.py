@@ -89,14 +89,18 @@ class RunStatus:
         except Interrupted:
             raise  # has been written, with what is known there
         except KeyboardInterrupt:
-            self.set(state="interrupted", reason="stopped at once, without a checkpoint of its own")
+            self._ended("interrupted", "stopped at once, without a checkpoint of its own")
             raise
         except BaseException as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             if isinstance(error, RagfitError):
                 reason = " ".join(str(error).split())[:1000]
-            self.set(state="failed", reason=reason)
+            self._ended("failed", reason)
             raise
+
+    def _ended(self, state, reason):
+        if self.facts.get("state") != "finished":  # the adapter is saved: a push that fails does not change that
+            self.set(state=state, reason=reason)
 
     def beat(self, **facts):
         """A sign of life, written at most every `EVERY` seconds."""

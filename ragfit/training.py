@@ -272,12 +272,13 @@ def train(trainer):
             "(in the notebook: run from the cell with `trainer = None`); resume_checkpoint=true goes on from the newest checkpoint."
         )
     status.refuse_if_taken()
-    before = status.begin()
-    _keep_config(cfg, trainer.args)
-    if trainer.resume_from and trainer.is_world_process_zero():
-        told = f" The run before was {verdict(before)[1]}." if before else ""
-        print(f"going on from {trainer.resume_from}.{told}", flush=True)
-    with status.outcome(), tracked(cfg, trainer) as tracking:
+    with status.outcome(), contextlib.ExitStack() as stack:
+        before = status.begin()
+        _keep_config(cfg, trainer.args)
+        if trainer.resume_from and trainer.is_world_process_zero():
+            told = f" The run before was {verdict(before)[1]}." if before else ""
+            print(f"going on from {trainer.resume_from}.{told}", flush=True)
+        tracking = stack.enter_context(tracked(cfg, trainer))
         with StopSignals() as stop:
             trainer.stop = stop
             trainer.train(resume_from_checkpoint=trainer.resume_from)

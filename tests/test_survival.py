@@ -170,7 +170,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(ov
 
 def test_a_ctrl_c_that_arrives_twice_at_once_is_one(overrides, out):
     started = process(run, overrides(out, "train.max_steps=100000", "train.save_steps=100000", "train.per_device_train_batch_size=12"))
-    wait_for(lambda: (read(out) or {}).get("doing") == "training", started.is_alive)
+    wait_for(lambda: (read(out) or {}).get("total_steps"), started.is_alive)
     os.kill(started.pid, signal.SIGINT)
     time.sleep(0.01)
     os.kill(started.pid, signal.SIGINT)
@@ -523,6 +523,21 @@ def test_a_status_through_a_failure(overrides, out):
     assert view.state == "failed" and "ValueError: ••• and •••" in str(view) and "hf_" not in (out / "status.json").read_text()
     assert f"its adapter was saved in {out}/checkpoint" in str(view) and "start it again" in str(view)
     assert "failed" in view._repr_html_()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_where_no_checkpoint_is_wanted(overrides, out, moment, monkeypatch):
+    """Before the first step the status says interrupted; after the adapter is saved, in a push, it stays finished."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*(("ragfit.training._keep_config", interrupted) if moment == "before" else ("ragfit.hub.push", interrupted)))
+    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1", "hfhub_tag=org/name")))
+    with pytest.raises(KeyboardInterrupt):
+        ragfit.train(trainer)
+    assert verdict(read(out))[0] == ("interrupted" if moment == "before" else "finished")
+    assert (out / "checkpoint").exists() == (moment == "after")
 
 
 def cause(text):

@@ -450,13 +450,6 @@ def test_a_full_disk(place, small_disk, tiny_llama):
     assert not list(small_disk.glob("out/checkpoint*"))
 
 
-def test_a_full_disk_for_the_demo_model(place, small_disk):
-    result = module("model.model_name_or_path=demo:smollm2-135m-instruct", RAGFIT_CACHE=str(small_disk), RAGFIT_DEMO_WHEEL="rows.jsonl")
-    one_line(result, "rows.jsonl is damaged or another version")
-    (small_disk / "filler").write_bytes(b"x" * 200_000) if not any(small_disk.iterdir()) else None
-    assert not list(small_disk.rglob("tmp-*"))
-
-
 def test_a_disk_that_is_read_only(place, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     check(refusal([f"train.output_dir={small_disk}/out"]), r"^train.output_dir: .*/disk/out cannot be written: Read-only file system. Set train.output_dir")

@@ -119,8 +119,12 @@ def _load_base(base, dtype, model_keys):
 
     from ragfit.models.hf import choose_dtype, resolve
 
-    source = resolve(base)
     remote = {"trust_remote_code": bool(model_keys.get("trust_remote_code")), "revision": model_keys.get("revision")}
+    kind = choose_dtype(dtype) if dtype else "auto"
+    try:
+        source = resolve(base)
+    except ConfigError as error:
+        raise ConfigError(f"The base model of the adapter was not found at {base!r}. Name its folder, or its name on the hub, with --base.") from error
     try:
         config = AutoConfig.from_pretrained(source, **remote)
         if getattr(config, "quantization_config", None) is not None:
@@ -128,7 +132,6 @@ def _load_base(base, dtype, model_keys):
                 f"The base model {base} is stored quantized, and an adapter is not merged into quantized weights. "
                 "Name the unquantized model with --base."
             )
-        kind = choose_dtype(dtype) if dtype else "auto"
         with torch.no_grad():
             return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:

@@ -104,7 +104,7 @@ def test_base_and_type_can_be_named(run, tiny_llama, ids, tmp_path):
     moved = shutil.copytree(tiny_llama, tmp_path / "moved")
     checkpoint = run(model=moved)
     moved = moved.rename(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="The base model .*moved could not be loaded.*--base"):
+    with pytest.raises(ConfigError, match="The base model of the adapter was not found at .*moved.*--base"):
         merge_checkpoint(checkpoint, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(checkpoint, tmp_path / "merged", base=str(moved), dtype="bfloat16"))
     assert merged.dtype == torch.bfloat16
@@ -153,7 +153,7 @@ def test_what_is_refused(run, tiny_llama, tmp_path):
     refused(tiny_llama, new, "holds a whole model, so there is nothing to merge")
     refused(taken, new, "holds no adapter")
     refused(tmp_path / "nowhere", new, "checkpoint: there is no")
-    refused(checkpoint, new, "float33.*no type of torch", dtype="float33")
+    refused(checkpoint, new, "float33.*type of torch", dtype="float33")
 
     quantized = shutil.copytree(tiny_llama, tmp_path / "quantized")
     config = json.loads((quantized / "config.json").read_text())

@@ -450,6 +450,12 @@ def test_a_full_disk(place, small_disk, tiny_llama):
     assert not list(small_disk.glob("out/checkpoint*"))
 
 
+def test_a_full_disk_for_the_demo_model(place, small_disk):
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1", str(small_disk)], check=True)  # no file fits, before 93 MB are fetched
+    result = module("model.model_name_or_path=demo:smollm2-135m-instruct", RAGFIT_CACHE=str(small_disk), RAGFIT_CACHE_GB="0")
+    one_line(result, "The demo model cannot be made in .*No space left on device.* Free 400 MB there, or set RAGFIT_CACHE")
+
+
 def test_a_disk_that_is_read_only(place, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     check(refusal([f"train.output_dir={small_disk}/out"]), r"^train.output_dir: .*/disk/out cannot be written: Read-only file system. Set train.output_dir")

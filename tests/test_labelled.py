@@ -8,7 +8,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ragfit.errors import ConfigError
 from ragfit.labelled import check_head, project_labelled_only, right_padded
-from tests.tiny_runs import adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from tiny_runs import adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 VOCABULARY = 199
 SHAPE = {

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.tiny_runs import MARKER, question_rows
+from tiny_runs import MARKER, question_rows
 
 LAUNCHERS = {
     "one": [sys.executable],

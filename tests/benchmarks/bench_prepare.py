@@ -8,6 +8,7 @@ What is timed:
 - ours: `ragfit.prepare(cfg, tokenizer)` without the cache, from the file on disk to the dataset and its report.
 - theirs: `SFTTrainer._prepare_dataset`, what the trainer's constructor does with the same rows as prompt and
   completion messages. Loading the rows, the model and the tokenizer is not counted, and datasets' own cache is off.
+  Without `--max-length` it is spared two passes, which cut the rows and look for those without a label.
 - tokenizer: `encode_batch` of the same rendered texts, which are there already.
 - cache: a second `ragfit.prepare` of the same rows, from the cache.
 
@@ -61,15 +62,15 @@ def write_rows(path, folder, count, tokens, tokenizer):
             file.write(json.dumps({"prompt": prompt, "answers": [answer]}, ensure_ascii=False) + "\n")
 
 
-def make_config(path, folder, instruction):
+def make_config(path, folder, instruction, max_length=None):
     import ragfit
 
     overrides = [f"data_file={path}", "output_key=answers", f"instruction={instruction}"]
-    overrides += [f"model.model_name_or_path={folder}", "model.completion_start=''", "model.max_sequence_len=null"]
+    overrides += [f"model.model_name_or_path={folder}", "model.completion_start=''", f"model.max_sequence_len={max_length or 'null'}"]
     return ragfit.load_config("training", overrides=overrides)
 
 
-def make_trainer(tokenizer, folder):
+def make_trainer(tokenizer, folder, max_length=None):
     """An SFTTrainer as its users make it, with a model of a few thousand weights."""
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -79,7 +80,7 @@ def make_trainer(tokenizer, folder):
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     args = SFTConfig(
-        output_dir=str(folder), max_length=None, packing=False, report_to="none", use_cpu=True, bf16=False
+        output_dir=str(folder), max_length=max_length, packing=False, report_to="none", use_cpu=True, bf16=False
     )
     start = Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}])
     return SFTTrainer(model=LlamaForCausalLM(config), args=args, train_dataset=start, processing_class=tokenizer)
@@ -113,8 +114,8 @@ def compare(args, folder):
     rows, instruction = folder / "rows.jsonl", folder / "instruction.txt"
     instruction.write_text(INSTRUCTION, encoding="utf-8")
     write_rows(rows, args.data, args.rows, args.tokens or 2800, tokenizer)
-    cfg = make_config(rows, args.tokenizer, instruction)
-    trainer, dataset = make_trainer(tokenizer, folder), as_messages(rows)
+    cfg = make_config(rows, args.tokenizer, instruction, args.max_length)
+    trainer, dataset = make_trainer(tokenizer, folder, args.max_length), as_messages(rows)
 
     def ours():
         return ragfit.prepare(cfg, tokenizer, cache=False)
@@ -125,7 +126,7 @@ def compare(args, folder):
 
     prepared, other = ours(), theirs()
     report = prepared.report.train
-    print(f"rows: {args.rows} of {report.tokens / len(report.kept):.0f} tokens, {report.loss_tokens / report.tokens:.1%} with loss; "
+    print(f"rows: {args.rows}, max_length {args.max_length}, of {report.tokens / len(report.kept):.0f} tokens, {report.loss_tokens / report.tokens:.1%} with loss; "
           f"{rows.stat().st_size / 1e6:.1f} MB; tokenizer {Path(args.tokenizer).name}")  # fmt: skip
     different = sum(
         (a["input_ids"], a["labels"]) != (b["input_ids"], b["labels"]) for a, b in zip(prepared.train, other, strict=True)
@@ -212,6 +213,7 @@ def main():
     made = parser(__doc__)
     made.add_argument("--rows", type=int, default=1000)
     made.add_argument("--tokens", type=int, help="tokens a row (default: 2,800; 3,000 with --scale)")
+    made.add_argument("--max-length", type=int, help="a limit that no row reaches, for both sides (default: none)")
     made.add_argument("--tokenizer", default=None, help="a tokenizer's folder (default: SmolLM2's)")
     made.add_argument("--scale", type=int, nargs="+", metavar="ROWS", help="sizes to prepare, each in its own process")
     made.add_argument("--scratch", type=Path, help="where to write the rows and the cache (100,000 rows take 4 GB)")

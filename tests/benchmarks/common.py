@@ -31,6 +31,7 @@ def print_versions(packages=PACKAGES):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"cpu: {cpu}, {cores} cores; {platform.system()}, Python {platform.python_version()}")
     names = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")
+    print(f"load before: {os.getloadavg()[0]:.1f}")
     print("threads: " + ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names))
     found = []
     for name in packages:

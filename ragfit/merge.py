@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import shutil
@@ -40,7 +41,7 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None):
             do not belong together.
     """
     folder, out = find_path(checkpoint, "checkpoint"), Path(out)
-    settings, model_keys = _adapter(folder), _run(folder).get("model") or {}
+    settings, model_keys = _adapter(folder), model_keys_of(folder)
     base = base or model_keys.get("model_name_or_path") or settings.get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{folder} does not say which base model it belongs to. Name it with --base.")
@@ -80,23 +81,36 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None):
 
 def earlier_adapter(checkpoint):
     """The adapter that was merged into the base before this one was trained (`model.trained_adapter`), or None."""
-    return (_run(Path(checkpoint)).get("model") or {}).get("trained_adapter")
+    return model_keys_of(checkpoint).get("trained_adapter")
 
 
 def quantized_in_training(checkpoint):
     """How a run's base was quantized: "8-bit", "4-bit", "quantized", or None."""
-    keys = _run(Path(checkpoint)).get("model") or {}
+    keys = model_keys_of(checkpoint)
     eight, four = keys.get("load_in_8bit"), keys.get("load_in_4bit")
     return "8-bit" if eight else "4-bit" if four else "quantized" if keys.get("quantization_config") else None
 
 
-def _run(folder):
-    """The run's configuration, or {} where there is none."""
+def model_keys_of(checkpoint):
+    """The keys of `model` of a run's saved configuration, or {} where there is none.
+
+    What the run took from the environment is read there again; where it is not set, the text `${oc.env:…}` stays.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        tree = yaml.safe_load((folder / "ragfit.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = OmegaConf.load(Path(checkpoint, "ragfit.yaml"))
+        keys = OmegaConf.to_container(tree.model)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException):
         return {}
-    return tree if isinstance(tree, dict) else {}
+    if not isinstance(tree.model, DictConfig):
+        return {}
+    for key in keys:
+        with contextlib.suppress(OmegaConfBaseException):
+            value = tree.model[key]
+            keys[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return keys
 
 
 def _adapter(folder):

@@ -29,6 +29,11 @@ def is_secret_name(name):
     return bool(_NAME.fullmatch(str(name)))
 
 
+def holds_secret(key, value):
+    """Whether a key and its value are a secret: a name such as `train.hub_token`, and a value that is no switch."""
+    return is_secret_name(key) and value is not None and not isinstance(value, bool | int | float)
+
+
 def mask(text, secrets=()):
     """A text without `secrets`, the environment's tokens and passwords, and what looks like a token of a known service."""
     known = (value for name, value in os.environ.items() if _ENVIRONMENT_NAME.search(name) and len(value) >= 8)
@@ -40,7 +45,7 @@ def mask(text, secrets=()):
 def masked(tree, secrets=()):
     """A tree of dicts and lists without secrets: keys that hold one are left out, and texts are as of `mask`."""
     if isinstance(tree, dict):
-        return {key: masked(value, secrets) for key, value in tree.items() if not _holds_secret(key, value)}
+        return {key: masked(value, secrets) for key, value in tree.items() if not holds_secret(key, value)}
     if isinstance(tree, list | tuple):
         return [masked(value, secrets) for value in tree]
     return mask(tree, secrets) if isinstance(tree, str) else tree
@@ -90,15 +95,11 @@ def _refers_to(text, keys):
     return any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for key in keys for name in names)
 
 
-def _holds_secret(key, value):
-    return is_secret_name(key) and value is not None and not isinstance(value, bool | int | float)
-
-
 def _secrets(tree):
     """The values of the keys that hold secrets."""
     found = set()
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        if isinstance(tree, dict) and _holds_secret(key, value):
+        if isinstance(tree, dict) and holds_secret(key, value):
             found |= {text for text in _texts(value) if len(text) >= 4}
         elif isinstance(value, dict | list):
             found |= _secrets(value)

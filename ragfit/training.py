@@ -20,6 +20,7 @@ import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, without_secrets
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.preparation import prepare
+from ragfit.secrets import is_secret_name
 from ragfit.status import SAVING, RunStatus, verdict
 
 logger = logging.getLogger(__name__)
@@ -398,6 +399,8 @@ def main(argv=None):
         args = get_args_parser().parse_intermixed_args(argv)  # overrides may stand on both sides of an option
         source = _config_file(args)
         rest = _without_overrides(argv, args.overrides)
+        if args.multirun:
+            _no_secrets(args.overrides)
         overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, read_config(source))
     except RagfitError as error:
         sys.exit(f"error: {error}")
@@ -467,6 +470,14 @@ def _without_overrides(argv, overrides):
         else:
             rest.append(word)
     return rest
+
+
+def _no_secrets(overrides):
+    """A sweep's overrides are written into multirun.yaml, which nobody thinks of when the folder is shared."""
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        if value not in ("", "null") and "${" not in value and is_secret_name(key):
+            raise ConfigError(f"{key}: --multirun writes its overrides to multirun.yaml. Give a token through hf auth login, or as {key}='${{oc.env:NAME}}'.")
 
 
 def _hydra_defaults(overrides):

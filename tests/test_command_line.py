@@ -110,6 +110,7 @@ ERRORS = [
     ("~train.optimm", "error: The override '~train.optimm' names an unknown key, train.optimm. Did you mean train.optim?"),
     ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=[qkv_proj' cannot be read: "),
     ("-cn paper/training-aqsa", "error: config: there is no configuration "),
+    ("--multirun train.hub_token=hf_mine train.seed=1,2", "error: train.hub_token: --multirun writes its overrides to multirun.yaml. Give a token"),
     ("-cp no/such/folder", "error: --config-path: there is no 'no/such/folder' at "),
     ("--config-dir no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
 ]

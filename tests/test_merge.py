@@ -122,6 +122,20 @@ def test_any_peft_folder_will_do(run, tiny_llama, ids, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
 
 
+def test_a_base_that_the_environment_names(run, tiny_llama, ids, tmp_path, monkeypatch):
+    moved = shutil.copytree(tiny_llama, tmp_path / "models" / "moved")
+    monkeypatch.setenv("MY_MODELS", str(tmp_path / "models"))
+    checkpoint = run("model.model_name_or_path='${oc.env:MY_MODELS}/moved'")
+    assert "${oc.env:MY_MODELS}/moved" in (checkpoint / "ragfit.yaml").read_text()
+    moved = moved.parent.rename(tmp_path / "elsewhere") / "moved"
+    monkeypatch.setenv("MY_MODELS", str(tmp_path / "elsewhere"))
+    merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(checkpoint, tmp_path / "merged"))
+    torch.testing.assert_close(logits(merged, ids), logits(plain(moved, checkpoint), ids), rtol=1e-4, atol=1e-5)
+    monkeypatch.delenv("MY_MODELS")
+    with pytest.raises(ConfigError, match="MY_MODELS.*--base"):
+        merge_checkpoint(checkpoint, tmp_path / "again")
+
+
 def test_an_adapter_trained_on_8_bit_weights(run, tiny_llama, ids, tmp_path):
     """By the command line; the base is loaded in full."""
     checkpoint = run("model.load_in_8bit=true")

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from ragfit.config import differences, load_config, save_config, to_yaml
 from ragfit.secrets import MASK, is_secret_name, mask, masked, without_secrets
+from ragfit.views import DifferencesView
 
 SMALL = "model: {model_name_or_path: m}\ntrain: {output_dir: out}\n"
 HF, GITHUB, AWS = "hf_" + "aB3" * 11 + "x", "ghp_" + "aB3" * 12, "AKIA" + "ABCD" * 4
@@ -110,6 +111,15 @@ def test_a_notebook_shows_the_interpolation(load, environment, tmp_path):
     cfg = load(ENVIRONMENT)
     assert "planted" not in to_yaml(cfg)
     assert "planted" not in str(differences(cfg, tmp_path / "c.yaml"))
+
+
+def test_a_notebook_shows_no_token(load, tmp_path):
+    cfg = load(SMALL, "train.hub_token=hf_mine", "train.run_name='run of hf_mine'", f"experiment={GITHUB}", "+model.generation.api_key=k1234")
+    view = DifferencesView(cfg, differences(cfg, tmp_path / "c.yaml"), "c")
+    for shown in (view.html(), view.text()):
+        assert not [text for text in (GITHUB, "k1234") if text in shown]
+        assert "train.hub_token" in shown and MASK in shown
+    assert "hf_mine" not in view._yaml() and "run_name" in view._yaml()
 
 
 def test_without_the_environment_nothing_changes(load):

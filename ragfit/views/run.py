@@ -1,13 +1,12 @@
 """Before and after a run: what differs from the YAML, the last look, and what was saved."""
 
-import re
 from pathlib import Path
 
 from ragfit.merge import earlier_adapter
+from ragfit.secrets import MASK, holds_secret, mask, without_secrets
 from ragfit.views import style
 from ragfit.views.style import Html, View, escape, flow, plain, short
 
-_SECRET = re.compile(r"(token|secret|password|api_key)$")
 _HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
     "adapter_config.json": "its LoRA settings and the base model's name",
@@ -46,8 +45,7 @@ class DifferencesView(View):
     def _yaml(self):
         from ragfit.config import to_yaml
 
-        pattern = re.compile(r"^(\s*[\w.]*(?:token|secret|password|api_key)): (?!null)(.+)$", re.MULTILINE)
-        return pattern.sub(r"\1: ••••••", to_yaml(self.cfg))
+        return to_yaml(without_secrets(self.cfg))
 
     def html(self):
         if self.rows:
@@ -185,9 +183,9 @@ def _size(path):
 
 
 def _value(key, value):
-    if value is not None and _SECRET.search(str(key)):
-        return "••••••"
-    return "–" if value is None else repr(value) if isinstance(value, str) and not value.strip() else str(value)
+    if holds_secret(key, value):
+        return MASK
+    return "–" if value is None else repr(value) if isinstance(value, str) and not value.strip() else mask(str(value))
 
 
 def _mono(text):

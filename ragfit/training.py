@@ -287,11 +287,11 @@ def train(trainer):
                 trainer.save_state()
             if trainer.stopped:
                 _stopped(trainer)
-            folder = None
+            folder, weights = None, _gathered(trainer)
             if trainer.is_world_process_zero():
                 status.set(doing=SAVING)
                 trained = trainer.state.global_step - trainer._initial_global_step
-                folder = save_checkpoint(trainer, keep_same=not trained)
+                folder = save_checkpoint(trainer, keep_same=not trained, weights=weights)
                 status.set(state="finished", doing=None, saved=str(folder))
                 tracking.saved(folder)
             if stop.asked():
@@ -313,11 +313,19 @@ def _stopped(trainer):
     raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
 
 
-def save_checkpoint(trainer, keep_same=False):
+def _gathered(trainer):
+    """The weights of a model that FSDP or DeepSpeed has sharded, with the help of every process; None where none has."""
+    if trainer.is_fsdp_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model)
+    return trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
+
+
+def save_checkpoint(trainer, keep_same=False, weights=None):
     """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …
 
     Args:
         keep_same: leave an earlier one as it is where its weights are the same.
+        weights: a whole state dict of the model, where processes hold parts of it.
     """
     from ragfit.card import name_base, write_card
     from ragfit.checkpoints import sync
@@ -328,7 +336,7 @@ def save_checkpoint(trainer, keep_same=False):
     part = Path(tempfile.mkdtemp(prefix="checkpoint.part-", dir=output))
     try:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(part)
+        model.save_pretrained(part, state_dict=weights)
         prepared.tokenizer.save_pretrained(part)
         save_config(without_secrets(cfg), part / "ragfit.yaml")
         (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")

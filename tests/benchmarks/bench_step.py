@@ -89,6 +89,8 @@ def compare(name, case, pairs, allocator):
 def work(case):
     answer = sys.stdout
     sys.stdout = sys.stderr  # the libraries' own lines would come between the answers
+    if case["side"] == "ragfit":
+        import ragfit.training  # noqa: F401  as a run does it, before torch: its allocator's settings are read once
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):

@@ -9,6 +9,7 @@ import functools
 import types
 
 import torch
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from ragfit.errors import ConfigError
 
@@ -54,6 +55,24 @@ def project_labelled_only(model):
 
     model.base_model.register_forward_hook(cut)
     model.forward = types.MethodType(forward, model)
+
+
+def keep_attention(model):
+    """Have activation checkpointing keep what attention gave, which is small, and costs a third of a float32 forward pass.
+
+    The rest of a layer is computed again in the backward pass, as ever. To be called once checkpointing is on; layers
+    that do not checkpoint, or do so in torch's reentrant way, are left alone.
+    """
+    for module in model.modules():
+        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        keywords = getattr(checkpoint, "keywords", {})
+        if keywords.get("use_reentrant") is False and "context_fn" not in keywords:
+            module._gradient_checkpointing_func = functools.partial(checkpoint, context_fn=_keep_attention)
+
+
+def _keep_attention():
+    attention = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default]
+    return create_selective_checkpoint_contexts(attention)
 
 
 def right_padded(mask):

@@ -8,7 +8,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.errors import ConfigError
-from ragfit.labelled import check_head, project_labelled_only
+from ragfit.labelled import check_head, keep_attention, project_labelled_only
 from ragfit.models.hf import bf16_is_fast
 from ragfit.resumable import Resumable
 from ragfit.secrets import from_environment, masked
@@ -52,6 +52,11 @@ class RagfitTrainer(Resumable, SFTTrainer):
         finally:
             if self.args.device.type == "cpu":
                 allocator.give_back_memory()
+
+    def begin_training(self):
+        if self.args.device.type == "cpu":
+            keep_attention(self.model)  # transformers has just turned checkpointing on
+        super().begin_training()
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

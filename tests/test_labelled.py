@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
 
 from ragfit.errors import ConfigError
-from ragfit.labelled import check_head, project_labelled_only, right_padded
+from ragfit.labelled import check_head, keep_attention, project_labelled_only, right_padded
 from tiny_runs import adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 VOCABULARY = 199
@@ -198,3 +198,53 @@ def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, k
         assert own == pytest.approx(other, rel=1e-4)
     for name, weight in their_weights.items():
         assert torch.allclose(our_weights[name], weight, atol=1e-5), name
+
+
+class Counted(TorchDispatchMode):
+    """How often attention's forward pass runs, with its causal mask and head size of the tiny models."""
+
+    times = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.times += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["untied head", "fused qkv", "experts, balance loss"])
+def test_checkpointing_keeps_what_attention_gave(kind):
+    model = make_model(*ARCHITECTURES[kind]).train()
+    batch = make_batch(BATCHES["same length"])
+    loss, gradients = loss_and_gradients(model, batch)
+
+    def run():
+        with Counted() as counted:
+            found, found_gradients = loss_and_gradients(model, batch)
+        assert found == loss and found_gradients.keys() == gradients.keys()
+        assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
+        return counted.times
+
+    layers = SHAPE["num_hidden_layers"]
+    model.activation_checkpointing_enable()
+    assert run() == 2 * layers
+    keep_attention(model)
+    keep_attention(model)  # once for each run of a trainer
+    assert run() == layers
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    keep_attention(model)
+    functions = [module._gradient_checkpointing_func for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+    assert functions and not any("context_fn" in function.keywords for function in functions)  # that way has none
+
+
+def test_a_run_with_checkpointing_equals_one_without(tiny_llama, write_rows, tmp_path):
+    data = write_rows(question_rows(12))
+
+    def run(name, *keys):
+        trainer = tiny_trainer(tiny_config(tiny_llama, data, tmp_path / name, "train.max_steps=3", *keys))
+        with Counted() as counted:
+            trainer.train()
+        return adapter_weights(trainer.model), counted.times
+
+    plain, times = run("plain")
+    checkpointed, same_times = run("checkpointed", "train.gradient_checkpointing=true")
+    assert same_times == times > 0
+    assert all(torch.equal(checkpointed[name], weight) for name, weight in plain.items())

@@ -132,6 +132,7 @@ def _load_base(base, dtype, model_keys):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from ragfit.models.hf import choose_dtype, resolve
+    from ragfit.progress import weights_bar
 
     remote = {"trust_remote_code": bool(model_keys.get("trust_remote_code")), "revision": model_keys.get("revision")}
     kind = choose_dtype(dtype) if dtype else "auto"
@@ -146,7 +147,7 @@ def _load_base(base, dtype, model_keys):
                 f"The base model {base} is stored quantized, and an adapter is not merged into quantized weights. "
                 "Name the unquantized model with --base."
             )
-        with torch.no_grad():
+        with torch.no_grad(), weights_bar():
             return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ConfigError(

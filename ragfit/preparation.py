@@ -13,6 +13,7 @@ from ragfit.errors import ConfigError, DataError, PromptError
 from ragfit.findings import Collected
 from ragfit.masking import Encoder, to_arrow
 from ragfit.prepared import Cut, Part, Prepared, Report
+from ragfit.progress import progress_bar
 from ragfit.prompts import PlaceUnknown, Renderer
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
@@ -169,13 +170,12 @@ class Preparer:
             Part
         """
         import pyarrow as pa
-        from tqdm.auto import tqdm
 
         result = Part(rows=len(positions))
         ids_type = pa.list_(pa.int32())
         schema = pa.schema([("input_ids", ids_type), ("labels", ids_type)])
         # A bar for a second of work would only be noise in a notebook.
-        progress = tqdm(total=len(positions), desc=f"preparing {part}", unit="row", disable=len(positions) < 2000)
+        progress = progress_bar(total=len(positions), desc=f"preparing {part}", unit="row", disable=len(positions) < 2000)
         with (
             progress,
             pa.OSFile(str(path), "wb") as sink,

@@ -12,6 +12,7 @@ from ragfit.config import find_model
 from ragfit.demo import is_demo, model_folder
 from ragfit.errors import ConfigError, first_line
 from ragfit.hub import check_reachable
+from ragfit.progress import weights_bar
 from ragfit.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -101,15 +102,16 @@ class HFTrain:
 
         logger.info("Loading %s", model_name_or_path)
         try:
-            self.model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype,
-                device_map=device_map,
-                quantization_config=quantization_config,
-                attn_implementation=attn_implementation,
-                output_loading_info=True,
-                **remote,
-            )
+            with weights_bar():
+                self.model, loading = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    dtype=dtype,
+                    device_map=device_map,
+                    quantization_config=quantization_config,
+                    attn_implementation=attn_implementation,
+                    output_loading_info=True,
+                    **remote,
+                )
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"model.model_name_or_path: {model_name_or_path} does not fit into the GPU's memory ({first_line(error)}). "

@@ -1,0 +1,41 @@
+"""Bars are text, which a saved notebook keeps as it ended."""
+
+import itertools
+import re
+import sys
+import types
+
+import pytest
+from transformers.utils import logging
+
+from ragfit.progress import progress_bar, weights_bar
+
+
+@pytest.mark.parametrize("notebook", [False, True])
+def test_a_bar_ends_as_text(notebook, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    assert list(progress_bar(range(4), desc="counting")) == [0, 1, 2, 3]
+    out, err = capsys.readouterr()
+    assert re.search(r"counting: 100%.* 4/4 ", out if notebook else err) and (err if notebook else out) == ""
+
+
+def test_weights_that_load_at_once_show_none_and_others_do(monkeypatch, capsys):
+    with weights_bar():
+        assert list(logging.tqdm(range(4), desc="Loading weights")) == [0, 1, 2, 3]
+    assert capsys.readouterr() == ("", "")
+    seconds = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: next(seconds))  # the bar's clock: each look at it takes a second
+    with weights_bar():
+        assert list(logging.tqdm(range(4), desc="Loading weights")) == [0, 1, 2, 3]
+    assert re.search("Loading weights: 100%.* 4/4 ", "".join(capsys.readouterr()))
+
+
+def test_transformers_bar_is_its_own_again(monkeypatch):
+    with pytest.raises(RuntimeError), weights_bar():
+        raise RuntimeError
+    assert logging.set_tqdm_hook(None) is None
+    monkeypatch.setattr(logging, "_tqdm_active", False)
+    with weights_bar():
+        assert isinstance(logging.tqdm(range(4)), logging.EmptyTqdm)

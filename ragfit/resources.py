@@ -131,7 +131,8 @@ def device_name(args):
     if args.device.type == "cuda":
         more = torch.cuda.device_count() - 1
         return torch.cuda.get_device_name(args.device) + (f" ({more} more not used by this process)" if more > 0 else "")
-    return f"{args.device.type.upper()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{args.device.type.upper()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def precision(trainer):

@@ -34,6 +34,12 @@ def holds_secret(key, value):
     return is_secret_name(key) and value is not None and not isinstance(value, bool | int | float)
 
 
+def plain_secrets(overrides):
+    """The keys of Hydra overrides that give a secret as it is (`train.hub_token=hf_…`), not as `${oc.env:…}`."""
+    given = (text.lstrip("+~").partition("=") for text in overrides)
+    return [key for key, _, value in given if is_secret_name(key) and value not in ("", "null") and "${" not in value]
+
+
 def mask(text, secrets=()):
     """A text without `secrets`, the environment's tokens and passwords, and what looks like a token of a known service."""
     known = (value for name, value in os.environ.items() if _ENVIRONMENT_NAME.search(name) and len(value) >= 8)

@@ -20,7 +20,7 @@ import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, without_secrets
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.preparation import prepare
-from ragfit.secrets import is_secret_name
+from ragfit.secrets import plain_secrets
 from ragfit.status import SAVING, RunStatus, verdict
 
 logger = logging.getLogger(__name__)
@@ -482,10 +482,8 @@ def _without_overrides(argv, overrides):
 
 def _no_secrets(overrides):
     """A sweep's overrides are written into multirun.yaml, which nobody thinks of when the folder is shared."""
-    for word in overrides:
-        key, _, value = word.lstrip("+~").partition("=")
-        if value not in ("", "null") and "${" not in value and is_secret_name(key):
-            raise ConfigError(f"{key}: --multirun writes its overrides to multirun.yaml. Give a token through hf auth login, or as {key}='${{oc.env:NAME}}'.")
+    for key in plain_secrets(overrides):
+        raise ConfigError(f"{key}: --multirun writes its overrides to multirun.yaml. Give a token through hf auth login, or as {key}='${{oc.env:NAME}}'.")
 
 
 def _hydra_defaults(overrides):

@@ -223,3 +223,15 @@ def test_papermill_only_warns_of_a_misspelt_parameter(notebook):
     result = run_papermill(notebook, "-p", "data_fle", "x.jsonl")
     assert result.returncode == 1
     assert "There is no parameter data_fle. Did you mean data_file?" in result.stderr
+
+
+def test_a_notebook_takes_no_secret(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "hf_mine")
+    train = overrides_for("train")
+    train.hub_token = "hf_mine"
+    for given in (cell(train=train), cell(train={"hub_token": "hf_mine"}), cell(overrides="limit=3 ++train.hub_token=hf_mine")):
+        with pytest.raises(ConfigError, match="^train.hub_token: a notebook keeps its parameters") as caught:
+            from_parameters(given)
+        assert "hf_mine" not in str(caught.value)
+    assert from_parameters(cell(overrides="train.hub_token='${oc.env:MY_TOKEN}'")).cfg.train.hub_token == "hf_mine"
+    assert from_parameters(cell(overrides="train.hub_token=null")).cfg.train.hub_token is None

@@ -38,8 +38,6 @@ def check_reachable(name, key, repo_type="model"):
 
     The hub's client would try for half a minute, file by file.
     """
-    from pathlib import Path
-
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import get_session

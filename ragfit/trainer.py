@@ -26,6 +26,8 @@ class RagfitTrainer(Resumable, SFTTrainer):
         labelled_head: whether the LM head is applied only where there are labels.
     """
 
+    _steps_kept = 0  # batches that this trainer has trained on
+
     def __init__(self, cfg, prepared, loaded, args, **kwargs):
         self.cfg, self.prepared = cfg, prepared
         super().__init__(
@@ -61,7 +63,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         # Rows of many lengths leave gaps between what is kept. Now and then, as it costs a fraction of a step.
-        self._steps_kept = getattr(self, "_steps_kept", 0) + 1
+        self._steps_kept += 1
         if self.args.device.type == "cpu" and self._steps_kept % 16 == 0:
             allocator.give_back_memory()
         return loss

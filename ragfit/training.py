@@ -6,11 +6,9 @@ The command line takes every Hydra override, `--multirun` and `--help`; the note
 """
 
 import contextlib
-import filecmp
 import importlib
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +18,7 @@ import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, without_secrets
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.preparation import prepare
+from ragfit.saving import gathered_weights, save_checkpoint
 from ragfit.secrets import plain_secrets
 from ragfit.status import SAVING, RunStatus, verdict
 
@@ -287,7 +286,7 @@ def train(trainer):
                 trainer.save_state()
             if trainer.stopped:
                 _stopped(trainer)
-            folder, weights = None, _gathered(trainer)
+            folder, weights = None, gathered_weights(trainer)
             if trainer.is_world_process_zero():
                 status.set(doing=SAVING)
                 trained = trainer.state.global_step - trainer._initial_global_step
@@ -311,64 +310,6 @@ def _stopped(trainer):
     on = f"{newest} holds all of it; go on with resume_checkpoint=true" if newest else "Nothing was learned yet; start it again"
     trainer.status.set(state="interrupted", reason=f"stopped by {stop.why}. {on}", step=state.global_step, last_checkpoint=newest)
     raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
-
-
-def _gathered(trainer):
-    """The weights of a model that FSDP or DeepSpeed has sharded, with the help of every process; None where none has."""
-    if trainer.is_fsdp_enabled:
-        return trainer.accelerator.get_state_dict(trainer.model)
-    return trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
-
-
-def save_checkpoint(trainer, keep_same=False, weights=None):
-    """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …
-
-    Args:
-        keep_same: leave an earlier one as it is where its weights are the same.
-        weights: a whole state dict of the model, where processes hold parts of it.
-    """
-    from ragfit.card import name_base, write_card
-    from ragfit.checkpoints import sync
-
-    cfg, prepared = trainer.cfg, trainer.prepared
-    output = Path(trainer.args.output_dir)
-    target = output / "checkpoint"
-    part = Path(tempfile.mkdtemp(prefix="checkpoint.part-", dir=output))
-    try:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(part, state_dict=weights)
-        prepared.tokenizer.save_pretrained(part)
-        save_config(without_secrets(cfg), part / "ragfit.yaml")
-        (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
-        if prepared.renderer.template is not None:
-            (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
-        name_base(part, cfg)
-        write_card(part, trainer)
-        sync(part)
-        if keep_same and _same_weights(part, target):
-            shutil.rmtree(part)
-            return target
-        if target.exists():
-            number = 1
-            while (output / f"checkpoint.{number}").exists():
-                number += 1
-            target.rename(output / f"checkpoint.{number}")
-            logger.info("Kept the earlier %s as checkpoint.%d", target, number)
-        part.chmod(0o755)  # mkdtemp's folders are the owner's alone; a shared cluster needs this one readable
-        part.rename(target)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError) or "No space left" in str(error):  # safetensors has an error of its own kind
-            newest = trainer.newest_checkpoint
-            on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
-            raise RagfitError(f"The adapter cannot be saved in {output}: {first_line(error)}. Free room there, then {on}.") from error
-        raise
-    return target
-
-
-def _same_weights(folder, other):
-    names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
-    return all((other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False) for n in names)
 
 
 def run(cfg):

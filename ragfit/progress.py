@@ -4,11 +4,18 @@ import contextlib
 import sys
 
 
+def in_notebook():
+    """Whether outputs can be updated in place: an IPython with a kernel, not a terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
 def progress_bar(*args, **kwargs):
     """A `tqdm.tqdm`, on stdout in a notebook (which paints stderr red), drawn once a second."""
     from tqdm import tqdm
 
-    return tqdm(*args, **{"file": sys.stdout if "ipykernel" in sys.modules else sys.stderr, "mininterval": 1.0, **kwargs})
+    return tqdm(*args, **{"file": sys.stdout if in_notebook() else sys.stderr, "mininterval": 1.0, **kwargs})
 
 
 @contextlib.contextmanager

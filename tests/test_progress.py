@@ -13,9 +13,11 @@ from ragfit.progress import progress_bar, weights_bar
 
 @pytest.mark.parametrize("notebook", [False, True])
 def test_a_bar_ends_as_text(notebook, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    import ipykernel  # noqa: F401  (that it is imported does not make this a notebook)
+
     if notebook:
-        monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+        shell = types.SimpleNamespace(kernel=object())
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     assert list(progress_bar(range(4), desc="counting")) == [0, 1, 2, 3]
     out, err = capsys.readouterr()
     assert re.search(r"counting: 100%.* 4/4 ", out if notebook else err) and (err if notebook else out) == ""

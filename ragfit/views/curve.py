@@ -1,9 +1,9 @@
 """The live display of a run: one output that is updated in place, and a few plain lines for the log."""
 
 import math
-import sys
 import time
 
+from ragfit.progress import in_notebook
 from ragfit.views import style
 from ragfit.views.style import Html, View, escape
 
@@ -234,13 +234,6 @@ def loss_curve(total=None, show=None):
     from transformers import TrainerCallback
 
     return type("LossCurveCallback", (LossCurve, TrainerCallback), {})(total, show)
-
-
-def in_notebook():
-    """Whether outputs can be updated in place: an IPython with a kernel, not a terminal."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell is not None and hasattr(shell, "kernel")
 
 
 def clock(seconds):

@@ -87,6 +87,7 @@ def key_of(cfg, renderer, parts):
         ],
         # What the template writes today, of its own and around the row's texts.
         "rendered": [renderer.head, renderer.middle, renderer.tail, renderer.generation, list(renderer.bos)],
+        "stops": sorted(renderer.stops),
         "date": str(datetime.date.today()) if renderer.dated else None,
         "tokenizer": tokenizer,
     }  # fmt: skip

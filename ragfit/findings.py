@@ -46,6 +46,17 @@ KINDS = {
         "The training text does not begin with the prompt the model is given at inference, so it learns to continue another text.",
         "Set template to a file of your own, or use a tokenizer whose template renders both alike.",
     ),
+    "output changed by the template": (
+        "warning",
+        "The template rewrites these outputs (it drops their reasoning, say), and what it writes is learned instead.",
+        "Set template to a file of your own, which writes outputs as they stand, or keep what it drops out of the data.",
+    ),
+    "marker not before the output": (
+        "warning",
+        "The template writes other text before these outputs (they bring their own reasoning, say), so loss begins where "
+        "the generation prompt or that text ends.",
+        "Set model.completion_start to a marker that stands before every output, or change the rows.",
+    ),
     "other text has loss": (
         "warning",
         "Text that the template adds before the output has loss and will be generated.",
@@ -59,8 +70,9 @@ KINDS = {
     ),
     "no end of turn": (
         "warning",
-        "No end-of-turn token has loss, so the model does not learn to stop.",
-        "Give the tokenizer an eos_token, or end the template with one.",
+        "No token that ends generation (EOS, or one that the model's generation configuration names) has loss, so the "
+        "model does not learn to stop.",
+        "Give the tokenizer an eos_token, or set template to a file that ends with one.",
     ),
     "double BOS": (
         "warning",
@@ -85,6 +97,11 @@ KINDS = {
     "dropped: place of output unknown": (
         "warning",
         "The template rewrites the answer so that its place cannot be known; the row is not trained on.",
+        "Change the rows, or set template to a file of your own.",
+    ),
+    "dropped: refused by the template": (
+        "warning",
+        "The template raises an error for these rows; they are not trained on.",
         "Change the rows, or set template to a file of your own.",
     ),
     "empty output": (
@@ -118,6 +135,12 @@ KINDS = {
         "Nothing to do, unless that white space matters.",
     ),
 }
+
+
+def became(given: str, written: str) -> str:
+    """What the template made of an output (`Rendered.changed`), in words."""
+    given, written = ((text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}") for text in (given, written))
+    return f"{given!r} became {written!r}" if given and written else f"{given!r} is left out" if given else f"{written!r} is put in"
 
 
 @dataclass

@@ -10,11 +10,11 @@ from ragfit.cache import fetch, key_of
 from ragfit.config import find_existing, find_path
 from ragfit.data import SUFFIXES, choose, open_rows, read_text, split, text_of
 from ragfit.errors import ConfigError, DataError, PromptError
-from ragfit.findings import Collected
+from ragfit.findings import KINDS, Collected, became
 from ragfit.masking import Encoder, to_arrow
 from ragfit.prepared import Cut, Part, Prepared, Report
 from ragfit.progress import progress_bar
-from ragfit.prompts import PlaceUnknown, Renderer
+from ragfit.prompts import Renderer, RowRefused
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
@@ -47,18 +47,18 @@ def prepare(cfg, tokenizer=None, cache=True):
     if cfg.template:
         template = read_text(find_path(cfg.template, "template"), "template")
     rows, train, dev_rows, dev = _choose_rows(cfg)
-    if tokenizer is None:
-        from ragfit.tokenizers import load_tokenizer
+    from ragfit.tokenizers import load_tokenizer, stop_token_ids
 
-        tokenizer = load_tokenizer(
-            cfg.model.model_name_or_path, cfg.model.get("revision"), bool(cfg.model.get("trust_remote_code"))
-        )
+    name, revision = cfg.model.model_name_or_path, cfg.model.get("revision")
+    if tokenizer is None:
+        tokenizer = load_tokenizer(name, revision, bool(cfg.model.get("trust_remote_code")))
     renderer = Renderer(
         tokenizer,
         instruction,
         template,
         cfg.model.get("instruction_in_prompt"),
         cfg.model.get("completion_start"),
+        stop_token_ids(name, revision),
     )
     sources = {"train": (rows, train)} | ({} if dev is None else {"dev": (dev_rows, dev)})
 
@@ -89,10 +89,8 @@ def _prepare(cfg, renderer, sources, folder):
         parts[name] = part = work.run(name, rows, positions, folder / f"{name}.arrow")
         if name == "train" and not part.kept:
             reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in part.dropped.items())
-            raise DataError(
-                f"None of the {part.rows} rows of {cfg.data_file} can be trained on ({reasons}). "
-                "Raise model.max_sequence_len, or check output_key."
-            )
+            advice = " ".join(KINDS[f"dropped: {reason}"][2] for reason in part.dropped)
+            raise DataError(f"None of the {part.rows} rows of {cfg.data_file} can be trained on ({reasons}). {advice}")
     return Report(
         data_file=str(cfg.data_file),
         in_file=len(sources["train"][0]),
@@ -147,10 +145,10 @@ class Preparer:
         self.found = Collected()
         self.first, self.last, self.boundary = Counter(), Counter(), Counter()
         self.seen, self.queries = {}, {}
-        self.shortened = {}
         self.specials = renderer.special_tokens()
         # A turn ends with a token of its own, not with text that looks like one.
-        self.ends = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        added = self.tokenizer.added_tokens_decoder
+        self.ends = {self.tokenizer.eos_token_id, *(number for number in added if str(added[number]) in renderer.stops)}
         self._template_findings()
 
     def _template_findings(self):
@@ -211,19 +209,19 @@ class Preparer:
             row, where = rows[number], rows.where(number)
             query = text_of(row, self.cfg.input_key, where, "input_key")
             output = text_of(row, self.cfg.output_key, where, "output_key")
-            query, estimate = self._shorten(number, query, output)
+            query, short, estimate = self._shorten(query, output)
             if estimate:
                 result.rejected_lengths.append(estimate)
                 self._drop("dropped: too long", part, number, result)
                 continue
             try:
                 rendered.append(self.renderer.render(query, output))
-            except PlaceUnknown:
-                self._drop("dropped: place of output unknown", part, number, result)
+            except RowRefused as error:
+                self._drop(f"dropped: {error.reason}", part, number, result, f"{where}: {error}")
                 continue
             except PromptError as error:
                 raise PromptError(f"{where}: {error}") from error
-            texts.append((number, query, output))
+            texts.append((number, query, output, short))
             size += len(rendered[-1].text)
             if len(texts) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
                 break
@@ -232,9 +230,9 @@ class Preparer:
     def _label(self, part, texts, rendered, encoded, result):
         """What is kept of a batch of tokenized rows."""
         kept = []
-        for (number, query, output), row, masked in zip(texts, rendered, encoded, strict=True):
-            if self.limit and len(masked.input_ids) > self.limit:
-                row, masked = self._fit(part, number, query, output, row, masked, result)
+        for (number, query, output, short), row, masked in zip(texts, rendered, encoded, strict=True):
+            if short or (self.limit and len(masked.input_ids) > self.limit):
+                row, masked = self._fit(part, number, query, output, short, row, masked, result)
             if masked is None:
                 continue
             if masked.end <= masked.start:
@@ -246,35 +244,36 @@ class Preparer:
             kept.append(masked)
         return kept
 
-    def _shorten(self, number, query, output):
+    def _shorten(self, query, output):
         """A row of megabytes, which would take minutes and gigabytes to tokenize, judged by a piece of it.
 
         Returns:
-            (query, estimate): the prompt, cut to a piece that is too long still where `over_length` cuts, and about how
-            many tokens a row has that is to be dropped, or 0.
+            (query, cut, estimate): the prompt, cut to a piece that is too long still where `over_length` cuts; the `Cut`
+            that made it one, or None; and about how many tokens a row has that is to be dropped, or 0.
         """
         if not self.limit or len(query) + len(output) <= _PIECE * self.limit:
-            return query, 0
+            return query, None, 0
         size = _PIECE * self.limit
-        long_query = 0
+        long_query, cut = 0, None
         if len(query) > size:
             piece = query[-size:] if self.policy == "cut_start" else query[:size]
             long_query = self._tokens_of(query, piece)
             if long_query and self.policy != "drop":
-                self.shortened[number] = (len(query) - size if self.policy == "cut_start" else 0, len(query))
+                start = len(query) - size if self.policy == "cut_start" else 0
+                cut = Cut(start, start + size, len(query))
                 query, long_query = piece, 0
-        return query, long_query or (self._tokens_of(output, output[:size]) if len(output) > size else 0)
+        return query, cut, long_query or (self._tokens_of(output, output[:size]) if len(output) > size else 0)
 
     def _tokens_of(self, text, piece):
         """About how many tokens a text has, where its piece has twice the limit already; else 0, for it may fit."""
         count = len(self.encoder.spans(piece)[0])
         return count * len(text) // len(piece) if count > 2 * self.limit else 0
 
-    def _drop(self, kind, part, number, result):
+    def _drop(self, kind, part, number, result, detail=""):
         result.dropped.setdefault(kind.removeprefix("dropped: "), []).append(number)
-        self.found.add(kind, part, number)
+        self.found.add(kind, part, number, detail)
 
-    def _fit(self, part, number, query, output, row, masked, result):
+    def _fit(self, part, number, query, output, short, row, masked, result):
         """Drop an over-long row, or cut its prompt until it fits."""
         cut = None
         if self.policy != "drop":
@@ -283,9 +282,8 @@ class Preparer:
             result.rejected_lengths.append(len(masked.input_ids))
             self._drop("dropped: too long", part, number, result)
             return row, None
-        if number in self.shortened:
-            begin, length = self.shortened.pop(number)
-            cut = Cut(begin + cut.start, begin + cut.stop, length)
+        if short:
+            cut = Cut(short.start + cut.start, short.start + cut.stop, short.length)
         result.cut[number] = cut
         self.found.add("cut", part, number)
         return row, masked
@@ -304,6 +302,10 @@ class Preparer:
                 found.add(kind, part, number, f"{row.text[left:right]!r}")
         if not row.matches:
             found.add("prompt mismatch", part, number)
+        if row.changed:
+            found.add("output changed by the template", part, number, became(*row.changed))
+        if self.renderer.marker and not row.marker:
+            found.add("marker not before the output", part, number)
         if row.extra:
             found.add("other text has loss", part, number, f"{row.extra[:40]!r}")
         if not output.strip():

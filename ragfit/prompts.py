@@ -4,6 +4,7 @@ The places are known from rendering, never searched for in the data: the templat
 stand-ins for the row's texts, which shows the template's own text before, between and after them.
 """
 
+import os
 import re
 import string
 from dataclasses import dataclass
@@ -13,8 +14,16 @@ from ragfit.errors import PromptError
 _QUERY, _OUTPUT, _SYSTEM = "qRAGFITqueryq", "oRAGFIToutputo", "sRAGFITsystems"
 
 
-class PlaceUnknown(PromptError):
+class RowRefused(PromptError):
+    """The template refuses a row that it takes from other rows. That row is dropped, and the run goes on."""
+
+    reason = "refused by the template"
+
+
+class PlaceUnknown(RowRefused):
     """The template rewrites a row's answer, so that its place in the text cannot be known."""
+
+    reason = "place of output unknown"
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,10 @@ class Rendered:
         end_char: one past the last character with loss (the end of the assistant's turn).
         output: (start, end) of the row's output in `text`.
         user: (start, end) of the row's prompt in `text`, or None where the template changed it.
-        marker: (start, end) of `completion_start` in `text`, or None.
+        marker: (start, end) of `completion_start` in `text`, or None where there is none before this output.
         matches: whether `text` begins with `prompt`.
+        changed: (what the row's output has, what the text has instead) where the template rewrote the output, white
+            space at its ends aside, or None.
     """
 
     prompt: str
@@ -40,6 +51,7 @@ class Rendered:
     user: tuple[int, int] | None
     marker: tuple[int, int] | None
     matches: bool
+    changed: tuple[str, str] | None = None
 
     @property
     def extra(self):
@@ -59,6 +71,7 @@ class Renderer:
             instead of into a system message.
         completion_start: the marker that ends right where loss begins, or "" to begin where the generation
             prompt ends.
+        stop_ids: the ids that the model's generation configuration stops at, where it is known.
 
     Attributes:
         marker: `completion_start` as it stands in the text (`\\n` and `\\t` of a shell are a newline and a tab).
@@ -66,7 +79,8 @@ class Renderer:
             (it stands in the prompt), "none" (there is none).
         middle: the template's text between the row's prompt and its output.
         tail: the template's text after the output.
-        suggestion: the marker that the template itself suggests.
+        suggestion: a marker that this template has in every row's text, or "".
+        stops: the texts of the tokens that end generation.
         dated: whether the text changes with the date.
         bos: ids to put before the text's own (a custom template with a tokenizer that adds BOS by itself).
 
@@ -74,7 +88,9 @@ class Renderer:
         PromptError: no template, a template that refuses the messages, or a marker that does not occur.
     """
 
-    def __init__(self, tokenizer, instruction="", template=None, instruction_in_prompt=False, completion_start=""):
+    def __init__(
+        self, tokenizer, instruction="", template=None, instruction_in_prompt=False, completion_start="", stop_ids=()
+    ):
         self.tokenizer = tokenizer
         self.instruction = instruction or ""
         self.template = template
@@ -90,10 +106,17 @@ class Renderer:
         spelt_out = self.marker.replace("\\n", "\n").replace("\\t", "\t")
         if self.marker not in self.middle and spelt_out in self.middle:
             self.marker = spelt_out  # a shell passes `assistant\n` on as a backslash and an n
-        self.suggestion = self._suggest()
-        if self.middle.strip() or template is None:
-            # The template's own text is the same in every row, so a wrong marker shows before any row is read.
-            self.render("question", "answer")
+        self.stop_ids = tuple(stop_ids)
+        self.stops = self._stops()
+        # Where the template has text of its own between prompt and output, a wrong marker shows before any row is read.
+        # A row that lacks a right one (its answer brings the reasoning that the template would write) is no error.
+        self._marker_is_the_templates = template is None or bool(self.middle.strip())
+        self.suggestion = ""
+        if self._marker_is_the_templates:
+            row = self._render("question", "answer")
+            self.suggestion = next((text for text in self._suggestions() if text.strip() and self._find_marker(text, *row)), "")
+            if self.marker and not self._find_marker(self.marker, *row):
+                raise self._no_marker(*row)
 
     # What the template does, learned from stand-ins.
 
@@ -160,15 +183,31 @@ class Renderer:
         except PromptError:
             self.dated = True
 
-    def _suggest(self):
-        """The last piece of the generation prompt that starts with a token of its own."""
-        text = self._header or self.generation
-        starts = [match.start() for match in self._specials.finditer(text)] if self._specials else []
-        if self._header and starts:
-            text = text[starts[0] :]
-        elif starts:
-            text = text[starts[-1] :]
-        return text if self._header else text.strip()
+    def _suggestions(self):
+        """Markers to suggest, the best first: the last piece of the generation prompt that starts with a token of its own.
+
+        Where the training text has another one (without the `<think>` of the prompt, say), its piece from the same token.
+        """
+        text, middle = self._header or self.generation, self.middle
+        specials = [match for match in self._specials.finditer(text)] if self._specials else []
+        if specials:
+            first = specials[0] if self._header else specials[-1]
+            text = text[first.start() :]
+            middle = middle[max(middle.rfind(first.group()), 0) :]
+        return [text if self._header else text.strip(), middle, middle.strip()]
+
+    def _stops(self):
+        """The texts of the tokens that end generation: EOS and those that the model's generation configuration names.
+
+        Where that is not known, the token that ends the user's turn is taken to end the assistant's too.
+        """
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        stops = {self.tokenizer.eos_token, *(str(added[number]) for number in self.stop_ids if number in added)}
+        if not self.stop_ids and self._specials:
+            written = self._specials.findall(self.middle)
+            if written and written[0] not in self._header:
+                stops.add(written[0])
+        return stops - {None, ""}
 
     def special_tokens(self):
         """A pattern that finds the tokenizer's special tokens in a text, or None where it has none."""
@@ -207,24 +246,11 @@ class Renderer:
             PromptError: the marker does not occur, or the template refuses the messages.
             PlaceUnknown: the template rewrites the answer so that its place is unknown.
         """
-        user = f"{self.instruction}\n{query}" if self.in_prompt else query
-        if self.template is not None:
-            prompt = f"{self.head}{user}{self.middle}"
-            full = f"{prompt}{output}{self.tail}"
-            places = (len(prompt), len(prompt) + len(output), self.tail)
-        else:
-            messages = self._messages(query)
-            prompt = self._apply(messages, generation=True)
-            full = self._apply([*messages, {"role": "assistant", "content": output}])
-            places = self._place_output(full, prompt, messages, output)
-        start, end, tail = places
-        user_end = start - len(self.middle) if full[:start].endswith(self.middle) else None
-        if user_end is None and full.startswith(prompt) and prompt.endswith(self.generation):
-            user_end = len(prompt) - len(self.generation)
-        if user_end is None:
-            user_end = max(full.rfind(user.strip(), 0, start) + len(user.strip()), 0)
+        prompt, full, user_end, start, end, tail = self._render(query, output)
         matches = full.startswith(prompt)
-        marker = self._place_marker(full, user_end, start)
+        marker = self._find_marker(self.marker, prompt, full, user_end, start) if self.marker else None
+        if self.marker and not marker and not self._marker_is_the_templates:
+            raise self._no_marker(prompt, full, user_end, start)
         if marker:
             completion = marker[1]
         else:
@@ -241,55 +267,120 @@ class Renderer:
             user=_place_user(full, user_end, query),
             marker=marker,
             matches=matches,
+            changed=_difference(output.strip(), full[start:end].strip()),
         )
 
-    def _place_output(self, full, prompt, messages, output):
-        """(start, end, tail): where the output stands in the rendered text."""
-        body = full[: len(full) - len(self.tail)] if full.endswith(self.tail) else None
-        if body is not None:
-            for variant in (output, output.strip(), output.rstrip(), output.lstrip()):
-                if body.endswith(self.middle + variant):
-                    return len(body) - len(variant), len(body), self.tail
-        # The template treats this answer in its own way (a </think> in it, say): ask it with this row's prompt.
-        before, _, after = self._apply([*messages, {"role": "assistant", "content": _OUTPUT}]).rpartition(_OUTPUT)
-        if full.startswith(before) and full.endswith(after) and len(full) >= len(before) + len(after):
-            return len(before), len(full) - len(after), after
-        if full.startswith(prompt) and full.endswith(after):
-            return len(prompt), len(full) - len(after), after
+    def _render(self, query, output):
+        """(prompt, full, user_end, start, end, tail): a row's texts, and the places of its two messages in the full one.
+
+        `full[start:end]` is the output and `tail` what follows it. `user_end` is where the template's own text before the
+        output begins, or None where the template writes it in another way for this row.
+        """
+        if self.template is not None:
+            user = f"{self.instruction}\n{query}" if self.in_prompt else query
+            prompt = f"{self.head}{user}{self.middle}"
+            start = len(prompt)
+            end = start + len(output)
+            return prompt, f"{prompt}{output}{self.tail}", start - len(self.middle), start, end, self.tail
+        messages = self._messages(query)
+        try:
+            prompt = self._apply(messages, generation=True)
+            full = self._answered(messages, output)
+            if full is not None:
+                for variant in (output, output.strip(), output.rstrip(), output.lstrip()):
+                    if full.endswith(self.middle + variant + self.tail):
+                        end = len(full) - len(self.tail)
+                        start = end - len(variant)
+                        return prompt, full, start - len(self.middle), start, end, self.tail
+            # The template treats this answer in its own way (a </think> in it, say): ask it with a stand-in instead.
+            before, _, after = self._answered(messages, _OUTPUT).rpartition(_OUTPUT)
+        except PromptError as error:
+            raise RowRefused(str(error)) from error
+        user_end = len(before) - len(self.middle) if before.endswith(self.middle) else None
+        if user_end is None and prompt.endswith(self.generation) and before.startswith(prompt):
+            user_end = len(prompt) - len(self.generation)
+        places = full and _place_output(full, before, after, user_end, output)
+        if places:
+            return prompt, full, user_end, *places, after
+        if not output.strip():
+            # Some templates refuse an empty answer or leave its turn open: it gets the turn of any other answer.
+            return prompt, before + after, user_end, len(before), len(before), after
         raise PlaceUnknown(
             "The chat template rewrites this answer so that its place in the text cannot be known: "
             f"it begins {output[:60]!r}. Change the row, or set template to a file of your own."
         )
 
-    def _place_marker(self, full, user_end, start):
-        """The marker's last occurrence in the template's own text between the row's prompt and its output."""
-        if not self.marker:
+    def _answered(self, messages, output):
+        """The training text of messages and an answer, or None where the template refuses an empty one."""
+        try:
+            return self._apply([*messages, {"role": "assistant", "content": output}])
+        except PromptError:
+            if output.strip():
+                raise
             return None
-        at = full.rfind(self.marker, user_end, start)
+
+    def _find_marker(self, marker, prompt, full, user_end, start, *_):
+        """(start, end) of a marker's last occurrence in the template's own text between prompt and output, or None."""
+        # Where the template's text cannot be told from the row's prompt, only the text right before the output is its own.
+        at = full.rfind(marker, max(start - len(marker), 0) if user_end is None else user_end, start)
         if at < 0 and self.template is not None and not self.middle.strip():
             # With nothing but white space between them, the prompt's own end may carry the marker ("Answer:").
-            end = len(full[:start].rstrip()) if not self.marker[-1].isspace() else start
-            at = end - len(self.marker) if full[:end].endswith(self.marker) else -1
-        if at < 0:
-            advice = "Leave model.completion_start"
-            if self.suggestion:
-                advice = f"Set model.completion_start to {self.suggestion!r}, or leave it"
-            around = full[max(0, start - 60) : start + 20]
-            raise PromptError(
-                f"completion_start {self.marker!r} does not occur in the template's text before the output. "
-                f"There the text reads {around!r} (the output begins after {full[max(0, start - 20):start]!r}). "
-                f"{advice} empty to begin where the generation prompt ends."
-            )
-        return at, at + len(self.marker)
+            end = len(full[:start].rstrip()) if not marker[-1].isspace() else start
+            at = end - len(marker) if full[:end].endswith(marker) else -1
+        return (at, at + len(marker)) if at >= 0 else None
+
+    def _no_marker(self, prompt, full, user_end, start, *_):
+        """The error of a marker that does not occur."""
+        advice = "Leave model.completion_start"
+        if self.suggestion:
+            advice = f"Set model.completion_start to {self.suggestion!r}, or leave it"
+        around = full[max(0, start - 60) : start + 20]
+        return PromptError(
+            f"completion_start {self.marker!r} does not occur in the template's text before the output. "
+            f"There the text reads {around!r} (the output begins after {full[max(0, start - 20):start]!r}). "
+            f"{advice} empty to begin where the generation prompt ends."
+        )
 
     def _end_of_turn(self, tail):
-        """How much of the text after the output belongs to the turn, and the EOS to append if it has none."""
-        eos = self.tokenizer.eos_token or ""
+        """How much of the text after the output belongs to the turn, and the EOS to append if it has none.
+
+        The turn ends with the first token that generation stops at, or with the first added token where there is none.
+        """
+        first = None
         for match in self._specials.finditer(tail) if self._specials else ():
-            if match.group() in self._header and match.group() != eos:
-                return match.start(), eos  # a new turn begins, and nothing has ended this one
-            return match.end(), ""
-        return len(tail), eos
+            if match.group() in self.stops:
+                return match.end(), ""
+            if match.group() in self._header:  # a new turn begins
+                return (first, "") if first else (match.start(), self.tokenizer.eos_token or "")
+            first = first or match.end()
+        return (first, "") if first else (len(tail), self.tokenizer.eos_token or "")
+
+
+def _place_output(full, before, after, user_end, output):
+    """(start, end) of an output in the text, known from the text around a stand-in, or None."""
+    end = len(full) - len(after)
+    if not full.endswith(after):
+        return None
+    if full.startswith(before) and len(before) <= end:
+        return len(before), end
+    # The template writes something else before this answer. The output begins where the texts part, or before that, where
+    # it begins like the template's own text (both with <think>): wherever it agrees with the text for longest.
+    shared = len(os.path.commonprefix([full[:end], before]))
+    output = output.strip()
+    if user_end is None or shared < user_end or not output:
+        return None
+    places = range(shared, user_end - 1, -1)
+    return max(places, key=lambda at: len(os.path.commonprefix([full[at:end], output]))), end
+
+
+def _difference(given, written):
+    """The parts in which two texts differ, between what they share at both ends, or None."""
+    if given == written:
+        return None
+    start = len(os.path.commonprefix([given, written]))
+    given, written = given[start:], written[start:]
+    same = len(os.path.commonprefix([given[::-1], written[::-1]]))
+    return given[: len(given) - same], written[: len(written) - same]
 
 
 def _pattern(tokenizer, special_only):
@@ -302,6 +393,8 @@ def _pattern(tokenizer, special_only):
 
 
 def _place_user(full, end, query):
+    if end is None:
+        return None
     for variant in (query, query.strip(), query.rstrip(), query.lstrip()):
         if variant and full[:end].endswith(variant):
             return end - len(variant), end

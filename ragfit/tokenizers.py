@@ -86,6 +86,31 @@ def _certain_class(source, revision=None):
     return getattr(transformers, name, None)
 
 
+def stop_token_ids(name, revision=None) -> list[int]:
+    """The ids that a model's generation stops at: `eos_token_id` of its generation configuration, as transformers reads it.
+
+    Args:
+        name: a folder or a name on the hub.
+
+    Returns:
+        The ids; empty where the model's files do not say.
+    """
+    if not name or is_demo(name):
+        return []
+    source = str(find_model(name) or name)
+    for file in ("generation_config.json", "config.json"):  # the second where there is no first, as in transformers
+        path = _file(source, file, revision)
+        if path is None:
+            continue
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            return []  # loading the model says what is wrong with it
+        ids = ids if isinstance(ids, list) else [ids]
+        return [number for number in ids if isinstance(number, int)]
+    return []
+
+
 def _file(source, name, revision):
     """A file of a folder or, through the hub's cache, of a model's name; None where there is none."""
     if Path(source).is_dir():

@@ -362,6 +362,17 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
     assert "1 cut" in str(prepared.report)
 
 
+def test_a_row_that_fits_nowhere_leaves_nothing_behind_for_the_dev_row_of_its_number(prepare):
+    # The training row is cut to a piece before it is tokenized, and dropped for its answer.
+    rows = [{"prompt": "word " * 4000, "answers": "7" * 300}, *ROWS]
+    dev = [{"prompt": " ".join(f"Word{i}." for i in range(200)), "answers": "753"}]
+    prepared = prepare(rows, max_sequence_len=120, over_length="cut_start", dev_split=dev)
+    assert prepared.report.train.dropped == {"too long": [0]} and list(prepared.report.dev.cut) == [0]
+    query, _, _ = prepared.row(0, "dev")
+    assert query and dev[0]["prompt"].endswith(query)
+    assert prepared.tokenizer.decode(prepared.dev[0]["input_ids"]) == prepared.rendered(0, "dev").text
+
+
 def test_a_row_just_as_long_as_the_limit_stays(prepare):
     length = len(prepare(ROWS[:1]).train[0]["input_ids"])
     assert prepare(ROWS[:1], max_sequence_len=length).report.train.kept == [0]

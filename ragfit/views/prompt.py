@@ -4,6 +4,7 @@ import bisect
 import difflib
 import re
 
+from ragfit.findings import became
 from ragfit.masking import IGNORE_INDEX
 from ragfit.views import style
 from ragfit.views.pieces import token_texts
@@ -50,6 +51,8 @@ class PromptView(View):
             yield "The instruction is not in the prompt: the template drops it. Set model.instruction_in_prompt=true."
         if self.cut:
             yield f"The row's prompt was cut to fit model.max_sequence_len: {self.cut}."
+        if self.rendered.changed:
+            yield f"The template changed the output: {became(*self.rendered.changed)}. What it writes is what is learned."
 
     def html(self):
         rows = []

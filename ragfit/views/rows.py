@@ -65,7 +65,14 @@ def prepare_row(prepared, number, part="train", settings=None):
         cfg.model[key] = getattr(settings, key)
     instruction = settings.instruction if settings.instruction.strip() else ""
     template = settings.template if settings.template.strip() else None
-    renderer = Renderer(prepared.tokenizer, instruction, template, settings.instruction_in_prompt, settings.completion_start)
+    renderer = Renderer(
+        prepared.tokenizer,
+        instruction,
+        template,
+        settings.instruction_in_prompt,
+        settings.completion_start,
+        prepared.renderer.stop_ids,
+    )
     work, result, kept = _run(cfg, renderer, prepared, number, part)
     trained = bool(kept)
     if not trained and result.rejected_lengths:

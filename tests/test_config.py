@@ -321,7 +321,7 @@ def test_other_bad_files(write, tmp_path):
     with pytest.raises(ConfigError, match="latin.yaml cannot be read"):
         load_config("latin.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(ConfigError, match="folder.yaml cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="config: folder.yaml is a folder. Name the file in it."):
         load_config("folder.yaml")
     with pytest.raises(ConfigError, match=r"no configuration 'trainig'.* mean training\?.* paper/training-asqa"):
         load_config("trainig")
@@ -561,16 +561,17 @@ def test_normalized_for_the_command_line():
     cfg = read_config("training")
     given = ["limit=3", "train.seed=1", "train.warmup_steps=5", "train.seed=1,2", "~limit"]
     assert normalize_overrides(given, cfg) == [
-        "limit=3",
+        "++limit=3",
         "++train.seed=1",
         "++train.warmup_ratio=null",
         "++train.warmup_steps=5",
         "++train.seed=1,2",
-        "~limit",
+        "++limit=null",
     ]
     assert normalize_overrides(["hydra.run.dir=x", "hydra/launcher=basic", "~dev_split"], cfg) == [
         "hydra.run.dir=x",
         "hydra/launcher=basic",
+        "++dev_split=null",
     ]
 
 

@@ -69,6 +69,10 @@ def prepare(cfg, tokenizer=None, cache=True):
         cache,
     )
     report.data_file = str(cfg.data_file)
+    if changed := [name for name, (source, _) in sources.items() if not source.unchanged()]:
+        found = Collected()
+        found.everywhere("data file changed", f"the rows for {' and '.join(changed)}")
+        report.findings = found.findings() + report.findings  # not in the cache: it is said of this run alone
     return Prepared(
         train=train_set,
         dev=dev_set,

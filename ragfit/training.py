@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
-from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, user_path, without_secrets
+from ragfit.config import CONFIGS, find_path, finish, normalize_overrides, read_config, save_config, user_path, without_secrets
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.preparation import prepare
 from ragfit.saving import gathered_weights, save_checkpoint
@@ -399,7 +399,7 @@ def _config_file(args):
         return find_path(args.config_path, "--config-path").resolve() / name
     if args.config_dir:
         return find_path(args.config_dir, "--config-dir").resolve() / name
-    folders = (Path("configs").resolve(), PROJECT_ROOT / "configs")
+    folders = (Path("configs").resolve(), CONFIGS)
     return next((folder / name for folder in folders if (folder / name).is_file()), folders[1] / name)
 
 

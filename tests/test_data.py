@@ -108,7 +108,7 @@ def test_files_that_cannot_be_read(tmp_path):
     ):
         with pytest.raises(DataError, match=f"{name}.jsonl.gz is a damaged gzip file: .*Write it again"):
             open_rows(write(tmp_path, data, f"{name}.jsonl.gz"))
-    with pytest.raises(DataError, match="is a folder. Name the file in it."):
+    with pytest.raises(DataError, match="has no known format"):
         open_rows(tmp_path)
     for name in ("rows.csv", "rows.txt", "rows", "rows.jsonl.bz2", "rows.JSONL"):
         with pytest.raises(DataError, match="has no known format. Use one of .jsonl, .json"):

@@ -51,7 +51,7 @@ from ragfit.secrets import FROM_ENVIRONMENT, MASK, environment_keys, from_enviro
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Beside the package in a source tree, where users edit them; an installed wheel has them inside the package.
 CONFIGS = PROJECT_ROOT / ("configs" if (PROJECT_ROOT / "configs" / "training.yaml").is_file() else "ragfit/configs")
-MOST_VALUES = 100_000  # in a YAML file, aliases counted as often as they repeat something
+MOST_VALUES = 10_000  # in a YAML file, aliases counted as often as they repeat something
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
@@ -224,8 +224,18 @@ def _written(path) -> dict[str, tuple[int, yaml.Node]]:
     return found
 
 
+@contextlib.contextmanager
+def _temporary_folder():
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except OSError as error:
+        problem = f"The temporary folder cannot be written: {error.strerror}"
+        raise ConfigError(f"{problem}. Free room there, or set TMPDIR to another folder.") from error
+
+
 def _compose(path, overrides):
-    with tempfile.TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
         text = path.read_text(encoding="utf-8-sig")
         if re.search(r"^defaults\s*:", text, re.MULTILINE):
             folder, name = path.resolve().parent, path.name

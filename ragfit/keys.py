@@ -242,6 +242,7 @@ def kinds(annotation) -> frozenset[str]:
 
 def nearest(key, extra=()) -> str | None:
     """The known dotted key that `key` most likely means."""
+    key = key[:100]  # difflib takes minutes over a key of 100,000 characters
     *parent, last = key.split(".")
     if last in SYNONYMS:
         return SYNONYMS[last]

@@ -400,7 +400,7 @@ def _config_file(args):
     if args.config_dir:
         return find_path(args.config_dir, "--config-dir").resolve() / name
     folders = (Path("configs").resolve(), CONFIGS)
-    return next((folder / name for folder in folders if (folder / name).is_file()), folders[1] / name)
+    return next((folder / name for folder in folders if user_path(folder / name, "--config-name").is_file()), folders[1] / name)
 
 
 def _without_overrides(argv, overrides):

@@ -178,6 +178,7 @@ def test_kinds(annotation, expected):
 )
 def test_nearest(key, expected):
     assert nearest(key) == expected
+    assert nearest(key + "x" * 1_000_000) in (None, expected)  # and that at once
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

@@ -337,7 +337,7 @@ def at(tree, key) -> tuple[dict, str]:
 
 def is_dotted(part, key):
     """Whether a key of a YAML file's `part` ("" is the top level) is a dotted one, such as `train.learning_rate`."""
-    return part in ("", *STRICT) and "." in str(key) and annotation_of(f"{part}.{key}".lstrip("."), True) is not None
+    return part in ("", *STRICT) and isinstance(key, str) and "." in key and annotation_of(f"{part}.{key}".lstrip("."), True) is not None
 
 
 def nested(tree):

@@ -411,6 +411,7 @@ def test_dotted_keys_inside_a_part(write):
         ("defaults: [base]\ntrain.seed: 2\n", "line 2: train.seed is set, but a list of defaults may say otherwise. Write it as a key below train:."),
         (SMALL + "train.learning_rat: 5\n", r"train.learning_rat is an unknown key \(my.yaml, line 4\). Did you mean train.learning_rate"),
         (SMALL + "train.seed: x\n", r"train.seed is 'x' \(my.yaml, line 4\). It takes a whole number"),
+        (SMALL.replace("gpt2", "gpt2, 1.5: x"), r"model.1.5 is an unknown key \(my.yaml, line 1\)"),
         (SMALL + "a.b: 5\n", r"a.b is an unknown key \(my.yaml, line 4\)"),
     ],
 )  # fmt: skip

@@ -5,9 +5,11 @@ is none of these is an error, names of earlier library versions are translated, 
 declares. Importing this module imports no torch: the libraries' fields are read off their sources.
 """
 
+import contextlib
 import copy
 import difflib
 import json
+import math
 import os
 import re
 import tempfile
@@ -35,35 +37,76 @@ from ragfit.keys import (
     check_bounds,
     coerce,
     get,
+    is_dotted,
     is_hf_train,
     kinds,
     known_keys,
+    nested,
+    shown,
     unknown_key,
 )
 from ragfit.overrides import literal, normalize_overrides
 from ragfit.secrets import FROM_ENVIRONMENT, MASK, environment_keys, from_environment, is_secret_name, without_secrets
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# Beside the package in a source tree, where users edit them; an installed wheel has them inside the package.
+CONFIGS = PROJECT_ROOT / ("configs" if (PROJECT_ROOT / "configs" / "training.yaml").is_file() else "ragfit/configs")
+MOST_VALUES = 10_000  # in a YAML file, aliases counted as often as they repeat something
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
 
 
-def find_existing(value) -> Path | None:
+def user_path(value, key="path") -> Path:
+    """A path as a user gives it, with the home folder in the place of `~`; every such path comes through here.
+
+    Raises:
+        ConfigError: naming `key`, where the system cannot even look it up: the text of an instruction in the place of its
+            file, a NUL character, the home of nobody, a folder that may not be entered.
+    """
+    try:
+        path = Path(value).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise ConfigError(f"{key}: {shown(str(value))} cannot be looked up: {reason}. {_other_path(key, 'another path')}") from error
+    return path
+
+
+def _other_path(key, otherwise):
+    return f"Set {key} to {'the path of a file that holds the text' if key in ('instruction', 'template') else otherwise}."
+
+
+def _places(path) -> tuple[Path, ...]:
+    """Where a path is looked up: from the working directory, then from the project's root."""
+    in_configs = path.parts[:1] == ("configs",)
+    return path, CONFIGS.joinpath(*path.parts[1:]) if in_configs else PROJECT_ROOT / path
+
+
+def find_existing(value, key="path") -> Path | None:
     """`value` as a path, looked up from the working directory, then the project's root; None where neither has it."""
     if not value:
         return None
-    path = Path(value).expanduser()
-    return next((place for place in (path, PROJECT_ROOT / path) if place.exists()), None)
+    places = (user_path(place, key) for place in _places(user_path(value, key)))
+    return next((place for place in places if place.exists()), None)
 
 
-def find_path(value, what) -> Path:
-    """As `find_existing`, with a `ConfigError` naming the key `what` and both places where there is no such path."""
-    found = find_existing(value)
+def find_path(value, key) -> Path:
+    """As `find_existing`, with a `ConfigError` naming the key and both places where there is no such path."""
+    found = find_existing(value, key)
     if found is None:
-        path = Path(value or "").expanduser()
-        places = " or ".join(dict.fromkeys(str(place / path) for place in (Path.cwd(), PROJECT_ROOT)))
-        raise ConfigError(f"{what}: there is no {str(value)!r} at {places}. Set {what} to a path that exists.")
+        places = " or ".join(dict.fromkeys(shown(str(Path.cwd() / place)).strip("'") for place in _places(user_path(value or "", key))))
+        raise ConfigError(f"{key}: there is no {shown(str(value))} at {places}. {_other_path(key, 'a path that exists')}")
+    return found
+
+
+def find_file(value, key) -> Path:
+    """As `find_path`, of a regular file: whoever reads a pipe or a device may wait without end."""
+    found = find_path(value, key)
+    if not found.is_file():
+        what = "a folder. Name the file in it" if found.is_dir() else "a pipe or a device. Write its content into a file"
+        raise ConfigError(f"{key}: {found} is {what}.")
     return found
 
 
@@ -73,7 +116,7 @@ def find_model(name, key="model.model_name_or_path") -> Path | None:
     Raises:
         ConfigError: a file, or what can only be a path and does not exist.
     """
-    found = find_existing(name)
+    found = find_existing(name, key)
     if found is not None and not found.is_dir():
         raise ConfigError(f"{key}: {name} is a file. Give the folder with the model's files, or a name on the hub.")
     text = str(name)
@@ -86,16 +129,16 @@ def find_config(config) -> Path:
     """The YAML file of a configuration's name (`paper/training-asqa`) or path."""
     text = os.fspath(config)
     stem = re.sub(r"\.ya?ml$", "", text)
-    if stem != text and (path := find_existing(text)):
-        return path
-    folders = list(dict.fromkeys((Path.cwd() / "configs", PROJECT_ROOT / "configs")))
+    if stem != text and find_existing(text, "config"):
+        return find_file(text, "config")
+    folders = list(dict.fromkeys((Path.cwd() / "configs", CONFIGS)))
     for folder in folders:
-        if stem and (folder / f"{stem}.yaml").is_file():
+        if stem and user_path(folder / f"{stem}.yaml", "config").is_file():
             return folder / f"{stem}.yaml"
     names = sorted({p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")})
     near = difflib.get_close_matches(stem, names, 1, 0.5) or [n for n in names if n.endswith(f"/{stem}")]
     raise ConfigError(
-        f"config: there is no configuration {text!r} in {' or '.join(map(str, folders))}. "
+        f"config: there is no configuration {shown(text)} in {' or '.join(map(str, folders))}. "
         + (f"Did you mean {near[0]}? " if near else "")
         + f"Give a path ending in .yaml or one of: {', '.join(names) or '(none found)'}."
     )
@@ -127,30 +170,45 @@ def load_config(config="training", overrides=()):
 def read_config(config):
     """The configuration as its YAML file says it, composed without overrides, neither translated nor checked."""
     path = find_config(config)
-    _lines(path)
-    return _compose(path, [])
+    _written(path)
+    return OmegaConf.create(nested(OmegaConf.to_container(_compose(path, []))))
 
 
-def _lines(path) -> dict[str, int]:
-    """The line of each dotted key of a YAML file; syntax errors, duplicate keys and empty files are errors."""
-    lines = {}
+def _written(path) -> dict[str, tuple[int, yaml.Node]]:
+    """Line and value of each dotted key of a YAML file; syntax errors, duplicate keys and empty files are errors."""
+    found, dotted, sizes = {}, [], {}
+
+    def size(node):
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # until it is known: of a node that holds itself
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            parts = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
 
     def walk(node, prefix):
         for key, value in node.value:
             name, line = f"{prefix}{key.value}", key.start_mark.line + 1
-            if lines.setdefault(name, line) != line and key.value != "<<":
-                problem = f"{name} is there twice (line {lines[name]})"
+            if name in found and key.value != "<<":
+                problem = f"{name} is there twice (line {found[name][0]})"
                 raise ConfigError(f"{path}, line {line}: {problem}. Remove one of them.")
-            if isinstance(value, yaml.MappingNode) and value.start_mark.index > key.start_mark.index:  # no alias
+            found[name] = line, value
+            dotted.extend([name] * is_dotted(prefix.rstrip("."), key.value))
+            if isinstance(value, yaml.MappingNode) and key.value != "<<":
                 walk(value, f"{name}.")
 
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+        if root and size(root) > MOST_VALUES:
+            problem = f"holds more than {MOST_VALUES:,} values, with its aliases (*name) written out"
+            raise ConfigError(f"{path} {problem}. Write what is needed, without aliases.")
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
         raise ConfigError(f"{path}, line {line}: this is no YAML: {error.problem}. Correct that line.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Save it as UTF-8 text.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply. Begin it like configs/training.yaml.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
     if root is None:
@@ -158,11 +216,26 @@ def _lines(path) -> dict[str, int]:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path} is no mapping of keys to values. Begin it like configs/training.yaml.")
     walk(root, "")
-    return lines
+    for name in dotted:
+        above = [part for part in found if name.startswith(f"{part}.") and not isinstance(found[part][1], yaml.MappingNode)]
+        if "defaults" in found or above:
+            other = f"{above[0]} (line {found[above[0]][0]}) holds no keys" if above else "a list of defaults may say otherwise"
+            raise ConfigError(f"{path}, line {found[name][0]}: {name} is set, but {other}. Write it as a key below {name.rpartition('.')[0]}:.")
+    return found
+
+
+@contextlib.contextmanager
+def _temporary_folder():
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except OSError as error:
+        problem = f"The temporary folder cannot be written: {error.strerror}"
+        raise ConfigError(f"{problem}. Free room there, or set TMPDIR to another folder.") from error
 
 
 def _compose(path, overrides):
-    with tempfile.TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
         text = path.read_text(encoding="utf-8-sig")
         if re.search(r"^defaults\s*:", text, re.MULTILINE):
             folder, name = path.resolve().parent, path.name
@@ -196,7 +269,7 @@ def finish(cfg, source=None):
     """
     try:
         tree = OmegaConf.to_container(cfg, resolve=True)
-        tree = tree if isinstance(tree, dict) else {}
+        tree = nested(tree) if isinstance(tree, dict) else {}
         notes = tree.pop("translated", None) or {}
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
         read = environment_keys(dict(_leaves(OmegaConf.to_container(cfg, resolve=False)))) if OmegaConf.is_config(cfg) else {}
@@ -204,6 +277,8 @@ def finish(cfg, source=None):
             if not isinstance(value, dict):
                 found = "empty" if value is None else repr(value)
                 raise Wrong(part, f"{part} is {found}, not keys and values", f"Write keys under {part}:, indented.")
+        if source:
+            _as_written(tree, _written(Path(source)))
         hf_train = _translate(tree, notes)
         _check_keys(tree, hf_train)
         missing = next((key for key, value in _leaves(tree) if value == "???"), None)
@@ -231,13 +306,22 @@ def finish(cfg, source=None):
 def _where(source, wrong):
     if source is None:
         return ""
-    lines, names = _lines(Path(source)), [wrong.key, *(old for old, new in RENAMED.items() if new == wrong.key)]
+    lines, names = _written(Path(source)), [wrong.key, *(old for old, new in RENAMED.items() if new == wrong.key)]
     if wrong.value is not None:
         cfg = read_config(source)
         if all(OmegaConf.select(cfg, name) != wrong.value for name in names):
             return f" (an override of {source})"
-    line = next((lines[name] for name in (*names, wrong.key.rpartition(".")[0]) if name in lines), None)
+    line = next((lines[name][0] for name in (*names, wrong.key.rpartition(".")[0]) if name in lines), None)
     return f" ({source}, line {line})" if line else f" ({source})"
+
+
+def _as_written(tree, written):
+    """Give text its letters back, where YAML read a number: the revision `0123456` (octal, to YAML) or `12e4567`."""
+    for key, (_, node) in written.items():
+        mapping, name = at(tree, key)
+        number = isinstance(mapping.get(name), int | float) and not isinstance(mapping[name], bool)
+        if number and kinds(annotation_of(key) or "Any") <= {"str", "null"} and "${" not in node.value:
+            mapping[name] = node.value
 
 
 def _translate(tree, notes) -> bool:
@@ -323,6 +407,12 @@ def _check_values(tree, hf_train):
     if tree["train"].get("num_train_epochs") == 0 and (tree["train"].get("max_steps") or 0) <= 0:
         problem = "train.num_train_epochs is 0, so nothing would be trained"
         raise Wrong("train.num_train_epochs", problem, "Set a number above 0, or train.max_steps.", 0)
+    output_dir = tree["train"].get("output_dir") or ""
+    if output_dir.startswith("~"):  # here and for all: transformers alone would see the home folder in it
+        tree["train"]["output_dir"] = str(user_path(output_dir, "train.output_dir"))
+    if tree.get("input_key") and tree["input_key"] == tree.get("output_key"):
+        problem = f"output_key is {shown(tree['output_key'])}, as input_key is, so the model would learn to repeat its prompt"
+        raise Wrong("output_key", problem, "Set output_key to the key of a row with the text to learn.", tree["output_key"])
     if tree["train"].get("resume_from_checkpoint"):  # which transformers only hands on to scripts
         wrong = tree["train"]["resume_from_checkpoint"]
         raise Wrong("train.resume_from_checkpoint", "train.resume_from_checkpoint is set, which nothing reads", "Set resume_checkpoint.", wrong)

@@ -17,6 +17,7 @@ from pathlib import Path
 import xxhash
 
 from ragfit.errors import DataError, first_line
+from ragfit.keys import shown
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
 
@@ -44,16 +45,23 @@ class JsonlRows(Sequence):
                     self._offsets.append(offset)
                     self._lines.append(number)
                 offset += len(line)
+            self._end = offset
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror or error}. Check the file and its permissions.") from error
 
     def _unzipped(self):
-        plain = tempfile.TemporaryFile()
         try:
+            plain = tempfile.TemporaryFile()
             with gzip.open(self.path, "rb") as packed:
                 shutil.copyfileobj(packed, plain)
+            plain.flush()
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{self.path} is a damaged gzip file: {error}. Write it again.") from error
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be unpacked into the temporary folder: {error.strerror}. "
+                "Free room there, or set TMPDIR to another folder."
+            ) from error
         return plain
 
     def __len__(self):
@@ -78,8 +86,17 @@ class JsonlRows(Sequence):
     def __getitem__(self, i):
         if not 0 <= i < len(self):
             raise IndexError(i)
+        try:
+            return self._row(i)
+        except DataError as error:
+            if self.unchanged():
+                raise
+            problem = "the file was written to since it was opened, and this row is not what it was"
+            raise DataError(f"{self.where(i)}: {problem}. Start again, and leave the file as it is meanwhile.") from error
+
+    def _row(self, i):
         # pread leaves no file position behind, so forked workers can share the file.
-        end = self._offsets[i + 1] if i + 1 < len(self) else os.fstat(self._file.fileno()).st_size
+        end = self._offsets[i + 1] if i + 1 < len(self) else self._end
         # Blank lines that follow belong to no row.
         raw = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i]).rstrip()
         try:
@@ -95,7 +112,7 @@ class JsonlRows(Sequence):
                 f"Each line must be one JSON object.{hint}"
             ) from error
         except _Twice as error:
-            raise DataError(f"{self.where(i)}: the key {error.args[0]!r} is there twice. Keep one of them.") from error
+            raise DataError(f"{self.where(i)}: the key {shown(error.args[0])} is there twice. Keep one of them.") from error
         except ValueError as error:  # a number of thousands of digits
             raise DataError(f"{self.where(i)}: a number of more than 4,300 digits. Write such a number as text.") from error
         except RecursionError as error:
@@ -114,10 +131,9 @@ class _Twice(Exception):
 
 
 def _once(pairs):
-    row = dict(pairs)
+    row, seen = dict(pairs), set()
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Twice(next(key for key in keys if keys.count(key) > 1))
+        raise _Twice(next(key for key, _ in pairs if key in seen or seen.add(key)))
     return row
 
 
@@ -189,13 +205,13 @@ def open_rows(path, name=None):
     if path is None:
         return _open_named(name)
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path} is a folder. Name the file in it.")
     if path.name.endswith(".parquet"):
         from datasets import Dataset
+        from pyarrow.parquet import read_metadata
 
         try:
-            return TableRows(Dataset.from_parquet(str(path)), path)
+            # `datasets` fails on a table without rows.
+            return TableRows(Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else Dataset.from_dict({}), path)
         except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
             raise DataError(f"{path} is not a readable Parquet file: {first_line(error)}. Write it again.") from error
     if not path.name.endswith(SUFFIXES):
@@ -266,9 +282,8 @@ def text_of(row, key, where, config_key):
         DataError: the key is missing, or holds something else.
     """
     if key not in row:
-        raise DataError(
-            f"{where}: there is no key {key!r}; the row has {', '.join(map(repr, row)) or 'no keys'}. Set {config_key} to one of them."
-        )
+        keys = ", ".join(map(shown, list(row)[:20])) + (f", … ({len(row):,} keys)" if len(row) > 20 else "")
+        raise DataError(f"{where}: there is no key {key!r}; the row has {keys or 'no keys'}. Set {config_key} to one of them.")
     value = row[key]
     while isinstance(value, (list, tuple)):
         value = value[0] if len(value) else ""

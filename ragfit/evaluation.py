@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ragfit.answers import dev_loss, generate, longest_answer
-from ragfit.config import find_path, load_config
+from ragfit.config import find_path, load_config, user_path
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.metrics import SHORT_ANSWERS, gold_of, scores
 from ragfit.overrides import override
@@ -49,6 +49,7 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
 
     if rows is not None and (not isinstance(rows, int) or rows < 0):
         raise ConfigError(f"rows is {rows!r}. Give the number of rows to answer, or None for all.")
+    save = user_path(save, "save") if save else save  # said before the answers are generated, not after
     prepared, trained = trainer.prepared, trainer.state.global_step > 0
     part = "dev" if prepared.dev is not None else "train"
     kept = getattr(prepared.report, part).kept[:rows]

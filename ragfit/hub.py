@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from ragfit.config import user_path
 from ragfit.errors import ConfigError, RagfitError, first_line
 from ragfit.secrets import mask
 
@@ -42,7 +43,8 @@ def check_reachable(name, key, repo_type="model"):
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import get_session
 
-    if constants.is_offline_mode() or Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)).is_dir():
+    cached = user_path(Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)), key)
+    if constants.is_offline_mode() or cached.is_dir():
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
@@ -107,9 +109,10 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         check_tag(argv[1])
-        if not any(Path(argv[0]).glob("*.safetensors")):
-            raise ConfigError(f"{argv[0]} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
-        sys.exit(0 if push(*argv) else 1)
+        folder = user_path(argv[0], "checkpoint")
+        if not any(folder.glob("*.safetensors")):
+            raise ConfigError(f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
+        sys.exit(0 if push(folder, argv[1]) else 1)
     except RagfitError as error:
         sys.exit(f"error: {error}")
 

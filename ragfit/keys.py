@@ -242,6 +242,7 @@ def kinds(annotation) -> frozenset[str]:
 
 def nearest(key, extra=()) -> str | None:
     """The known dotted key that `key` most likely means."""
+    key = key[:100]  # difflib takes minutes over a key of 100,000 characters
     *parent, last = key.split(".")
     if last in SYNONYMS:
         return SYNONYMS[last]
@@ -332,6 +333,32 @@ def at(tree, key) -> tuple[dict, str]:
     for part in above:
         tree = tree.get(part) if isinstance(tree, dict) else None
     return (tree if isinstance(tree, dict) else {}), last
+
+
+def is_dotted(part, key):
+    """Whether a key of a YAML file's `part` ("" is the top level) is a dotted one, such as `train.learning_rate`."""
+    return part in ("", *STRICT) and isinstance(key, str) and "." in key and annotation_of(f"{part}.{key}".lstrip("."), True) is not None
+
+
+def nested(tree):
+    """Put what a dotted key says where it belongs. What is there already wins: an override, for a file may not say both."""
+
+    def fill(mapping, key, value):
+        if isinstance(value, dict) and isinstance(mapping.get(key), dict):
+            for name, part in value.items():
+                fill(mapping[key], name, part)
+        else:
+            mapping.setdefault(key, value)
+
+    for part in ("", *STRICT):
+        mapping = get(tree, part) if part else tree
+        for key in [key for key in mapping if is_dotted(part, key)] if isinstance(mapping, dict) else ():
+            first, *below = key.split(".")
+            value = mapping.pop(key)
+            for name in reversed(below):
+                value = {name: value}
+            fill(mapping, first, value)
+    return tree
 
 
 def get(tree, key):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ragfit.config import find_existing, find_path
+from ragfit.config import find_existing, find_path, user_path
 from ragfit.errors import ConfigError, RagfitError, first_line
 
 # What inference needs again and save_pretrained does not write.
@@ -40,7 +40,7 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None):
         ConfigError: there is nothing to merge, the folder is taken, the disk is too small, or the adapter and the base
             do not belong together.
     """
-    folder, out = find_path(checkpoint, "checkpoint"), Path(out)
+    folder, out = find_path(checkpoint, "checkpoint"), user_path(out, "out")
     settings, model_keys = _adapter(folder), model_keys_of(folder)
     base = base or model_keys.get("model_name_or_path") or settings.get("base_model_name_or_path")
     if not base:

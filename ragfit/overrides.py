@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from ragfit.errors import ConfigError, first_line
-from ragfit.keys import RENAMED, annotation_of, at, get, is_hf_train, kinds, unknown_key
+from ragfit.keys import RENAMED, annotation_of, get, is_hf_train, kinds, known_keys, unknown_key
 
 
 def override(key, value) -> str:
@@ -116,13 +116,12 @@ def normalize_overrides(overrides, cfg) -> list[str]:
             if kinds(annotation) <= {"str", "null"} and not isinstance(o.value(), str | None):
                 if not o.is_sweep_override():
                     text = override(text.partition("=")[0], raw.strip())  # [/INST] is a marker, not a list
-            mapping, name = at(tree, key)
-            if o.type == OverrideType.CHANGE and (name not in mapping or isinstance(o.value(), dict)):
-                text = f"++{text}"
+            # Hydra, which sees neither a key that is not in the file nor one with dots, adds or changes it so.
+            text = f"++{text}" if o.type == OverrideType.CHANGE else text
             found += [f"++{k}=null" for k in siblings] + [text]
+        elif key in known_keys():  # empty is not set, and Hydra refuses to delete what is null
+            found += [f"++{k}=null" for k in (*siblings, key)]
         elif key in given or get(tree, key) is not None:
             found.append(text)
-        else:  # Hydra refuses to delete what is null
-            found += [f"++{k}=null" for k in siblings]
         given.add(key)
     return found

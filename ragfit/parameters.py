@@ -89,9 +89,14 @@ def _watch_injected_cell():
 
 
 def _keep_records(lines):
-    if not lines or lines[0].strip() != "# Parameters":
-        return lines
-    return [re.sub(r"^(model|train) = (\{.*\})$", r'\1 = __import__("ragfit").overrides_for("\1", \2)', line) for line in lines]
+    lines = list(lines)
+    for node in _assignments("".join(lines)):
+        part = ast.unparse(node.targets[0])
+        if part in ("model", "train") and isinstance(node.value, ast.Dict):
+            # On as many lines as before (black breaks long ones), so that an error names the right one.
+            record = f'{part} = __import__("ragfit").overrides_for("{part}", {ast.unparse(node.value)})\n'
+            lines[node.lineno - 1 : node.end_lineno] = [record, *["\n"] * (node.end_lineno - node.lineno)]
+    return lines
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,15 @@ def split_overrides(text) -> list[str]:
 
 def _injected(cells) -> list[str]:
     """Names assigned in the cell that papermill injected; a misspelt one is only a warning to papermill."""
-    source = next((cell for cell in reversed(cells) if cell.partition("\n")[0].strip() == "# Parameters"), "")
+    found = next(filter(None, map(_assignments, reversed(cells))), [])
+    return [re.match(r"\w*", ast.unparse(target))[0] for node in found for target in node.targets]
+
+
+def _assignments(cell) -> list[ast.Assign]:
+    """The assignments of the cell that papermill injected; none where it is another cell."""
+    if cell.partition("\n")[0].strip() != "# Parameters":
+        return []
     try:
-        body = ast.parse(source).body
+        return [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
     except SyntaxError:  # a cell of the user's, with IPython's own syntax
         return []
-    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    return [re.match(r"\w*", ast.unparse(target))[0] for target in targets]

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 
 from ragfit.cache import fetch, key_of
-from ragfit.config import find_existing, find_path
+from ragfit.config import find_existing, find_file
 from ragfit.data import SUFFIXES, choose, open_rows, read_text, split, text_of
 from ragfit.errors import ConfigError, DataError, PromptError
 from ragfit.findings import KINDS, Collected, became
@@ -42,10 +42,10 @@ def prepare(cfg, tokenizer=None, cache=True):
     _require(cfg)
     instruction = ""
     if cfg.instruction:
-        instruction = read_text(find_path(cfg.instruction, "instruction"), "instruction")
+        instruction = read_text(find_file(cfg.instruction, "instruction"), "instruction")
     template = None
     if cfg.template:
-        template = read_text(find_path(cfg.template, "template"), "template")
+        template = read_text(find_file(cfg.template, "template"), "template")
     rows, train, dev_rows, dev = _choose_rows(cfg)
     from ragfit.tokenizers import load_tokenizer, stop_token_ids
 
@@ -69,6 +69,10 @@ def prepare(cfg, tokenizer=None, cache=True):
         cache,
     )
     report.data_file = str(cfg.data_file)
+    if changed := [name for name, (source, _) in sources.items() if not source.unchanged()]:
+        found = Collected()
+        found.everywhere("data file changed", f"the rows for {' and '.join(changed)}")
+        report.findings = found.findings() + report.findings  # not in the cache: it is said of this run alone
     return Prepared(
         train=train_set,
         dev=dev_set,
@@ -110,10 +114,8 @@ def _require(cfg):
 
 
 def _choose_rows(cfg):
-    path = find_existing(cfg.data_file)
-    if path is None and _looks_like_a_file(cfg.data_file):
-        find_path(cfg.data_file, "data_file")  # raises, naming the places looked at
-    rows = open_rows(path, cfg.data_file)
+    on_hub = not _looks_like_a_file(cfg.data_file) and not find_existing(cfg.data_file, "data_file")
+    rows = open_rows(None if on_hub else find_file(cfg.data_file, "data_file"), cfg.data_file)
     if not len(rows):
         raise DataError(f"{cfg.data_file} has no rows. Check data_file.")
     chosen = choose(len(rows), cfg.shuffle, cfg.limit)
@@ -121,7 +123,7 @@ def _choose_rows(cfg):
     if share is None:
         return rows, chosen, None, None
     if isinstance(share, str):
-        dev_rows = open_rows(find_path(share, "dev_split"), share)
+        dev_rows = open_rows(find_file(share, "dev_split"), share)
         if not len(dev_rows):
             raise DataError(f"{share} has no rows. Check dev_split.")
         return rows, chosen, dev_rows, list(range(len(dev_rows)))

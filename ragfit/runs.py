@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from ragfit import status
+from ragfit.config import user_path
 from ragfit.errors import ConfigError, RagfitError
 
 CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
@@ -41,7 +42,7 @@ def table_of_runs(*roots):
     import pandas
 
     folders = {}
-    for root in map(Path, roots):
+    for root in (user_path(root, "folder") for root in roots):
         if not root.is_dir():
             raise ConfigError(f"There is no folder {root}. Name a run's train.output_dir, or a folder that holds some.")
         for folder in find_runs(root):

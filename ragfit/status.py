@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from ragfit.config import user_path
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.secrets import mask
 
@@ -174,6 +175,7 @@ def run_status(folder):
     """
     from ragfit.views.run import StatusView
 
+    folder = user_path(folder, "folder")
     facts = read(folder)
     if facts is None:
         raise ConfigError(f"{folder} has no {FILE}: no run has begun there. Name a run's train.output_dir.")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
-from ragfit.config import PROJECT_ROOT, find_path, finish, normalize_overrides, read_config, save_config, without_secrets
+from ragfit.config import CONFIGS, find_path, finish, normalize_overrides, read_config, save_config, user_path, without_secrets
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.preparation import prepare
 from ragfit.saving import gathered_weights, save_checkpoint
@@ -195,7 +195,7 @@ def check_vocabulary(model, prepared):
 def check_writable(output_dir):
     """Raise before training where the adapter could not be saved after it."""
     try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        user_path(output_dir, "train.output_dir").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
@@ -222,7 +222,7 @@ def resume_path(cfg):
     if wanted is True or str(wanted).lower() == "true":
         from ragfit.trainer import OUTPUT_DIR
 
-        folder = cfg.train.get("output_dir") or OUTPUT_DIR
+        folder = user_path(cfg.train.get("output_dir") or OUTPUT_DIR, "train.output_dir")
         found, skipped = newest(folder)
         for sentence in skipped:
             logger.warning("resume_checkpoint: %s", sentence)
@@ -399,8 +399,8 @@ def _config_file(args):
         return find_path(args.config_path, "--config-path").resolve() / name
     if args.config_dir:
         return find_path(args.config_dir, "--config-dir").resolve() / name
-    folders = (Path("configs").resolve(), PROJECT_ROOT / "configs")
-    return next((folder / name for folder in folders if (folder / name).is_file()), folders[1] / name)
+    folders = (Path("configs").resolve(), CONFIGS)
+    return next((folder / name for folder in folders if user_path(folder / name, "--config-name").is_file()), folders[1] / name)
 
 
 def _without_overrides(argv, overrides):

@@ -51,6 +51,15 @@ def jsonl(*rows):
     return b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
 
 
+def parquet(**columns):
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
 @pytest.fixture
 def place(tmp_path, tiny_llama, monkeypatch):
     """The working directory: own.yaml, rows.jsonl and model/ without weights."""
@@ -58,6 +67,7 @@ def place(tmp_path, tiny_llama, monkeypatch):
     (tmp_path / "model" / "model.safetensors").unlink()
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*ROWS))
     (tmp_path / "own.yaml").write_text(CONFIG)
+    os.mkfifo(tmp_path / "pipe.jsonl")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -161,14 +171,15 @@ VALUES = [
     ("resume_checkpoint=model", "^resume_checkpoint: a run cannot go on from model: it has no trainer_state.json. Name another"),
     ("hfhub_tag='a b'", "^hfhub_tag: 'a b' is no repository name .*Set hfhub_tag to name or org/name"),
     ("use_wandb=perhaps", "^use_wandb is 'perhaps' .*true or false"),
-    ("instruction=model", "^model .instruction. cannot be read: Is a directory"),
+    ("instruction=model", "^instruction: model is a folder. Name the file in it"),
     ("template=nowhere.txt", "^template: there is no 'nowhere.txt' at "),
     ("data_file=null", "^data_file is not set. Set it, for instance"),
-    ("data_file=model", "^model is a folder. Name the file in it"),
+    ("data_file=model", "^data_file: model is a folder. Name the file in it"),
     ("data_file=nowhere.jsonl", "^data_file: there is no 'nowhere.jsonl' at "),
     ("data_file=own.yaml", "^own.yaml has no known format. Use one of .jsonl"),
     ("data_file=org/name", "^There is no file org/name, and no data set of that name could be loaded: .*Check data_file, or the network"),
     ("input_key=question", "^rows.jsonl, line 1: there is no key 'question'; the row has 'prompt', 'answers'. Set input_key to one"),
+    ("output_key=prompt", "^output_key is 'prompt', as input_key is, .*Set output_key to the key of a row"),
     ("output_key=null", "^output_key is not set. Set it, for instance output_key=answers"),
     ("model.lora.r='4", "cannot be read: .*Write key=value, and quote text"),
     ("limit=1,2", "Ambiguous value for argument .*Correct the file or the override"),
@@ -177,7 +188,18 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "expected"), VALUES, ids=[words for words, _ in VALUES])
+LONG = "read-the-documents-" * 20  # a text in the place of its file
+for key in ("data_file", "instruction", "template", "dev_split", "resume_checkpoint", "model.model_name_or_path", "model.trained_adapter", "train.output_dir"):
+    VALUES += [
+        (f"{key}={LONG}", f"^{re.escape(key)}: 'read-the-.*… .382 characters. cannot be looked up: File name too long. Set {re.escape(key)} to "),
+        (f"{key}=~nosuchuser/x", f"^{re.escape(key)}: '~nosuchuser/x' cannot be looked up: Could not determine home directory. Set "),
+        (f"{key}='a\0b'", f"^{re.escape(key)}: 'a.x00b' cannot be looked up: embedded null byte. Set "),
+    ]
+for key in ("data_file", "instruction", "template", "dev_split"):
+    VALUES += [(f"{key}=pipe.jsonl", f"^{key}: pipe.jsonl is a pipe or a device. Write its content into a file.")]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), VALUES, ids=[words[:40].replace("\0", "NUL") for words, _ in VALUES])
 def test_a_value(overrides, expected, place):
     words = overrides.split(" ") if overrides.count("=") > 1 and "{" not in overrides else [overrides]
     check(refusal(words), expected)
@@ -236,6 +258,7 @@ FILES = [
     ("a huge number", {"rows.jsonl": b'{"n": ' + b"9" * 6000 + b"}\n"}, "line 1: a number of more than 4,300 digits. Write such a number as text"),
     ("damaged gzip", {"r.jsonl.gz": gzip.compress(jsonl(*ROWS) * 100)[:-40]}, "^r.jsonl.gz is a damaged gzip file: .*Write it again"),
     ("no Parquet", {"r.parquet": b"PAR1xxxx"}, "^r.parquet is not a readable Parquet file: .*Write it again"),
+    ("a Parquet file without rows", {"r.parquet": parquet(prompt=[], answers=[])}, "^r.parquet has no rows. Check data_file"),
     ("CSV", {"r.csv": b"prompt,answers\n"}, "^r.csv has no known format. Use one of .jsonl"),
     ("empty instruction", {"i.txt": b" \n"}, r"^i.txt \(instruction\) is empty. Write the text there, or leave instruction empty"),
     ("instruction not UTF-8", {"i.txt": b"caf\xe9"}, r"^i.txt \(instruction\) is not UTF-8 at byte 3. Save it as UTF-8"),
@@ -450,6 +473,11 @@ def test_a_full_disk(place, small_disk, tiny_llama):
     assert not list(small_disk.glob("out/checkpoint*"))
 
 
+def test_a_full_disk_for_what_is_unpacked(place, small_disk):
+    Path("r.jsonl.gz").write_bytes(gzip.compress(jsonl(*question_rows(3000))))
+    one_line(module("data_file=r.jsonl.gz", TMPDIR=str(small_disk)), "r.jsonl.gz cannot be unpacked into the temporary folder: No space left on device. Free room there, or set TMPDIR")
+
+
 def test_a_full_disk_for_the_demo_model(place, small_disk):
     subprocess.run(["mount", "-o", "remount,nr_inodes=1", str(small_disk)], check=True)  # no file fits, before 93 MB are fetched
     result = module("model.model_name_or_path=demo:smollm2-135m-instruct", RAGFIT_CACHE=str(small_disk), RAGFIT_CACHE_GB="0")
@@ -459,6 +487,14 @@ def test_a_full_disk_for_the_demo_model(place, small_disk):
 def test_a_disk_that_is_read_only(place, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     check(refusal([f"train.output_dir={small_disk}/out"]), r"^train.output_dir: .*/disk/out cannot be written: Read-only file system. Set train.output_dir")
+
+
+@pytest.mark.parametrize("name", ["status", "runs", "merge", "evaluation", "hub"])
+def test_a_folder_that_cannot_be_looked_up(name, place):
+    more = {"merge": ["out"], "hub": ["org/name"]}
+    for given, reason in ((LONG, "File name too long"), ("~nosuchuser/x", "Could not determine home directory")):
+        result = command(sys.executable, "-m", f"ragfit.{name}", given, *more.get(name, ()))
+        one_line(result, f"(folder|checkpoint): '.*cannot be looked up: {reason}. Set (folder|checkpoint) to another path.")
 
 
 # --- From papermill ----------------------------------------------------------------------------------------------------

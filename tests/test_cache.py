@@ -288,7 +288,7 @@ def test_other_sources_are_told_by_their_content(tmp_path, monkeypatch, kind):
         return ragfit.data.TableRows(datasets.load_dataset(folder, split=split), name)
 
     if kind == "hub":
-        monkeypatch.setattr("ragfit.preparation.find_existing", lambda name: None)
+        monkeypatch.setattr("ragfit.preparation.find_existing", lambda name, key: None)
         monkeypatch.setattr("ragfit.preparation._looks_like_a_file", lambda name: False)
         monkeypatch.setattr("ragfit.preparation.open_rows", open_named)
     first = write(ROWS, "a")

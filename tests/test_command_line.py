@@ -111,12 +111,13 @@ ERRORS = [
     ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=[qkv_proj' cannot be read: "),
     ("-cn paper/training-aqsa", "error: config: there is no configuration "),
     ("--multirun train.hub_token=hf_mine train.seed=1,2", "error: train.hub_token: --multirun writes its overrides to multirun.yaml. Give a token"),
+    (f"-cn {'x' * 300}", "error: --config-name: '"),
     ("-cp no/such/folder", "error: --config-path: there is no 'no/such/folder' at "),
     ("--config-dir no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), ERRORS, ids=[words for words, _ in ERRORS])
+@pytest.mark.parametrize(("words", "message"), ERRORS, ids=[words[:60] for words, _ in ERRORS])
 def test_errors_end_with_a_sentence(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:

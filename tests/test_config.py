@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -18,12 +20,15 @@ from ragfit.config import (
     PROJECT_ROOT,
     differences,
     find_existing,
+    find_file,
+    find_model,
     find_path,
     finish,
     load_config,
     read_config,
     save_config,
     to_yaml,
+    user_path,
 )
 from ragfit.errors import ConfigError
 from ragfit.keys import kinds, nearest
@@ -173,6 +178,7 @@ def test_kinds(annotation, expected):
 )
 def test_nearest(key, expected):
     assert nearest(key) == expected
+    assert nearest(key + "x" * 1_000_000) in (None, expected)  # and that at once
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -251,6 +257,59 @@ def test_where_files_are_found(write, tmp_path):
         find_path("no.txt", "instruction")
 
 
+UNREACHABLE = [
+    ("Answer the question with the documents below. " * 8, "'Answer the .*… .3.. characters. cannot be looked up: File name too long"),
+    ("rows/" * 900 + "rows", "'rows/rows/.*… .4,5.. characters. cannot be looked up: File name too long"),
+    ("~nosuchuser/rows", "'~nosuchuser/rows.*' cannot be looked up: Could not determine home directory"),
+    ("a\0b", r"'a\\x00b.*' cannot be looked up: embedded null byte"),
+    ("\ud800", ".* cannot be looked up: .*surrogates not allowed"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), UNREACHABLE, ids=["a text", "long", "nobody's home", "NUL", "half a character"])
+def test_a_path_that_cannot_be_looked_up(value, message):
+    """Whatever is to be found there: one sentence with the key, one of what to do."""
+    for find, key, advice in (
+        (lambda value: user_path(value, "train.output_dir"), "train.output_dir", "another path"),
+        (lambda value: find_file(value, "instruction"), "instruction", "the path of a file that holds the text"),
+        (find_model, "model.model_name_or_path", "another path"),
+        (lambda value: load_config(f"{value}.yaml"), "config", "another path"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{key}: {message}\. Set {key} to {advice}\.$"):
+            find(value)
+
+
+def test_a_folder_that_may_not_be_entered(write, tmp_path):
+    write("", "locked/rows.jsonl")
+    (tmp_path / "locked").chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)  # nobody: root may enter every folder
+    try:
+        with pytest.raises(ConfigError, match="^data_file: 'locked/rows.jsonl' cannot be looked up: Permission denied. Set data_file to another path.$"):
+            find_file("locked/rows.jsonl", "data_file")
+    finally:
+        if root:
+            os.seteuid(0)
+        (tmp_path / "locked").chmod(0o700)
+
+
+def test_only_regular_files_are_read(write, tmp_path):
+    """A pipe would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match="^config: pipe.yaml is a pipe or a device. Write its content into a file.$"):
+        load_config("pipe.yaml")
+    with pytest.raises(ConfigError, match="^instruction: /dev/zero is a pipe or a device"):
+        find_file("/dev/zero", "instruction")
+    with pytest.raises(ConfigError, match="^data_file: . is a folder. Name the file in it.$"):
+        find_file(".", "data_file")
+
+
+def test_the_home_folder_stands_for_a_tilde_wherever_the_run_is_looked_for(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config(write(SMALL), ["train.output_dir=~/runs"]).train.output_dir == f"{tmp_path}/runs"
+
+
 def test_folders_beside_the_file_are_no_groups(write, tmp_path):
     name = write(SMALL)
     (tmp_path / "experiment").mkdir()
@@ -316,12 +375,87 @@ def test_bad_files(write, text, message):
         load_config(write(text))
 
 
+DOTTED = [
+    ("train.seed: 5", [], "train.seed", 5),
+    ("train.seed: 5", ["train.seed=6"], "train.seed", 6),
+    ("train.seed: 5", ["~train.seed"], "train.seed", None),
+    ("train.warmup_ratio: 0.5", [], "train.warmup_steps", 0.5),
+    ("train.warmup_ratio: 0.5", ["train.warmup_steps=7"], "train.warmup_steps", 7),
+    ("train.output_dir: ./${experiment}\nexperiment: x", [], "train.output_dir", "./x"),
+    ("train.lr_scheduler_kwargs.min_lr: 1e-5", [], "train.lr_scheduler_kwargs", {"min_lr": 1e-5}),
+    ("model.lora.use_dora: true", ["model.lora.r=9"], "model.lora", {"r": 9, "use_dora": True}),
+    ("model.lora.use_dora: true", ["model.lora=null"], "model.lora", None),
+    ("model.lora.rank_pattern: {a.b: 3}", [], "model.lora.rank_pattern", {"a.b": 3}),
+]
+
+
+@pytest.mark.parametrize(("line", "overrides", "key", "value"), DOTTED)
+def test_dotted_keys_of_a_file_are_what_they_say(write, line, overrides, key, value):
+    cfg = load_config(write(f"{SMALL}{line}\n"), overrides)
+    found = OmegaConf.select(cfg, key)
+    assert (plain(found) if OmegaConf.is_config(found) else found) == value
+    assert load_config(write(to_yaml(cfg))) == cfg
+
+
+def test_dotted_keys_inside_a_part(write):
+    cfg = load_config(write("model: {model_name_or_path: gpt2, lora.r: 3}\nmodel.lora: {use_dora: true}\n"), ["model.lora.bias=all"])
+    assert plain(cfg.model.lora) == {"r": 3, "use_dora": True, "bias": "all"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALL + "train.learning_rate: 5\n", r"^my.yaml, line 4: train.learning_rate is there twice \(line 2\). Remove one of them.$"),
+        ("model: {lora.r: 1}\nmodel.lora.r: 2\n", r"line 2: model.lora.r is there twice \(line 1\)"),
+        ("model: {lora: }\nmodel.lora.r: 2\n", r"line 2: model.lora.r is set, but model.lora \(line 1\) holds no keys. Write it as a key below model.lora:.$"),
+        ("defaults: [base]\ntrain.seed: 2\n", "line 2: train.seed is set, but a list of defaults may say otherwise. Write it as a key below train:."),
+        (SMALL + "train.learning_rat: 5\n", r"train.learning_rat is an unknown key \(my.yaml, line 4\). Did you mean train.learning_rate"),
+        (SMALL + "train.seed: x\n", r"train.seed is 'x' \(my.yaml, line 4\). It takes a whole number"),
+        (SMALL.replace("gpt2", "gpt2, 1.5: x"), r"model.1.5 is an unknown key \(my.yaml, line 1\)"),
+        (SMALL + "a.b: 5\n", r"a.b is an unknown key \(my.yaml, line 4\)"),
+    ],
+)  # fmt: skip
+def test_dotted_keys_that_are_refused(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(text))
+
+
+@pytest.mark.parametrize("text", ["0123456", "12e4567", "1e5", "0x1f", "1_000", "12:30", "1.10", "7"])
+def test_text_that_yaml_reads_as_a_number_stays_the_text_that_was_written(write, text):
+    cfg = load_config(write(SMALL.replace("gpt2", f"gpt2, revision: {text}") + f"experiment: {text}\ndev_split: 0x1f\n"))
+    assert (cfg.model.revision, cfg.experiment, cfg.dev_split) == (text, text, 31)
+    save_config(cfg, "again.yaml")
+    assert load_config("again.yaml") == cfg
+    assert load_config("my.yaml", ["experiment=x"]).model.revision == text
+    assert load_config("my.yaml", ["model.revision=0777"]).model.revision == "0777"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)), "^my.yaml holds more than 10,000 values"),
+        ("a: &a {b: *a}\n", "^my.yaml holds more than 10,000 values, with its aliases .* written out. Write what is needed"),
+        ("a: " + "[" * 3000 + "]" * 3000 + "\n", "^my.yaml is nested too deeply"),
+    ],
+    ids=["a bomb", "itself", "deep"],
+)  # fmt: skip
+def test_a_file_that_grows_when_it_is_read(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(text))
+
+
+def test_learning_the_prompt_is_refused(write):
+    message = r"^output_key is 'q', as input_key is, so the model would learn to repeat its prompt \(my.yaml, line 5\). Set output_key"
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(SMALL + "input_key: q\noutput_key: q\n"))
+
+
 def test_other_bad_files(write, tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"# \xe9\nmodel: {}\n")
     with pytest.raises(ConfigError, match="latin.yaml cannot be read"):
         load_config("latin.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(ConfigError, match="folder.yaml cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="config: folder.yaml is a folder. Name the file in it."):
         load_config("folder.yaml")
     with pytest.raises(ConfigError, match=r"no configuration 'trainig'.* mean training\?.* paper/training-asqa"):
         load_config("trainig")
@@ -329,6 +463,54 @@ def test_other_bad_files(write, tmp_path):
         load_config("training-pubmed")
     with pytest.raises(ConfigError, match="no configuration ''"):
         load_config("")
+
+
+# --- Installed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The folder of an installed wheel, made of the files that git would commit."""
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    if "pip" not in installed or int(installed.get("setuptools", "0").partition(".")[0]) < 77:
+        pytest.skip("offline, pip builds a wheel with the setuptools that is installed, and needs 77 or later")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site-packages")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT_ROOT / name, source)
+    for name in ("ragfit", "configs"):
+        shutil.copytree(PROJECT_ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    offline = "--no-deps --no-index --no-build-isolation -q".split()
+    result = subprocess.run([sys.executable, "-m", "pip", "install", *offline, "--target", target, source], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def test_a_wheel_holds_all_that_the_source_tree_does(wheel):
+    def files(folder):
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+    assert files(wheel / "ragfit") == files(PROJECT_ROOT / "ragfit") | {f"configs/{name}" for name in files(CONFIGS)}
+    assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {"ragfit"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_configurations_of_a_wheel_and_what_they_name(wheel, name, tmp_path):
+    """In an empty folder: the same configuration, its instruction, and the demo's rows."""
+    code = (
+        "import sys, ragfit.config as c; from ragfit.data import open_rows; cfg = c.load_config(sys.argv[1]);"
+        "print(c.find_file(cfg.instruction, 'instruction'), *[len(open_rows(c.find_file(cfg[k], k))) for k in ('data_file', 'dev_split') if 'demo' in str(cfg[k])])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(wheel)}
+    result = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, cwd=tmp_path, env=env)
+    rows = " 138 30" if name == "demo" else ""
+    assert result.stdout == f"{wheel / load_config(name).instruction}{rows}\n", result.stderr
+
+
+def test_the_module_of_a_wheel(wheel, tmp_path):
+    command = [sys.executable, "-m", "ragfit.training", "-cn", "demo", "model.model_name_or_path=./none"]
+    env = {**os.environ, "PYTHONPATH": str(wheel)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert "there is no './none' at " in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 
 # --- Translations -----------------------------------------------------------------------------------------------------
@@ -561,16 +743,17 @@ def test_normalized_for_the_command_line():
     cfg = read_config("training")
     given = ["limit=3", "train.seed=1", "train.warmup_steps=5", "train.seed=1,2", "~limit"]
     assert normalize_overrides(given, cfg) == [
-        "limit=3",
+        "++limit=3",
         "++train.seed=1",
         "++train.warmup_ratio=null",
         "++train.warmup_steps=5",
         "++train.seed=1,2",
-        "~limit",
+        "++limit=null",
     ]
     assert normalize_overrides(["hydra.run.dir=x", "hydra/launcher=basic", "~dev_split"], cfg) == [
         "hydra.run.dir=x",
         "hydra/launcher=basic",
+        "++dev_split=null",
     ]
 
 

@@ -4,12 +4,15 @@ import gzip
 import json
 import os
 import re
+import time
 import tracemalloc
 
 import pytest
+from conftest import make_config, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ragfit
 from ragfit.data import choose, open_rows, read_text, split, text_of
 from ragfit.errors import DataError
 
@@ -108,7 +111,7 @@ def test_files_that_cannot_be_read(tmp_path):
     ):
         with pytest.raises(DataError, match=f"{name}.jsonl.gz is a damaged gzip file: .*Write it again"):
             open_rows(write(tmp_path, data, f"{name}.jsonl.gz"))
-    with pytest.raises(DataError, match="is a folder. Name the file in it."):
+    with pytest.raises(DataError, match="has no known format"):
         open_rows(tmp_path)
     for name in ("rows.csv", "rows.txt", "rows", "rows.jsonl.bz2", "rows.JSONL"):
         with pytest.raises(DataError, match="has no known format. Use one of .jsonl, .json"):
@@ -172,6 +175,60 @@ def test_an_unknown_name_is_neither_file_nor_data_set():
         DataError, match="There is no file nobody/nothing, and no data set of that name could be loaded"
     ):
         open_rows(None, "nobody/nothing")
+
+
+def test_parquet_without_rows(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "rows.parquet")
+    assert list(open_rows(tmp_path / "rows.parquet")) == []
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
+def test_lines_appended_to_an_open_file_are_not_its(tmp_path, end):
+    path = write(tmp_path, b"\n".join(LINES) + end)
+    rows = open_rows(path)
+    with open(path, "ab") as file:
+        file.write(b"\n" + LINES[0] + b"\n")
+    assert list(rows) == ROWS and not rows.unchanged()
+    assert len(open_rows(path)) == 3
+
+
+def test_a_file_that_is_overwritten_while_it_is_read_is_blamed_for_that(tmp_path):
+    path = write(tmp_path, b"\n".join(LINES))
+    rows = open_rows(path)
+    path.write_bytes(b"\n" + LINES[0])
+    with pytest.raises(DataError, match=r"rows.jsonl, line 2: the file was written to since it was opened, .*Start again"):
+        rows[1]
+
+
+def test_a_data_file_that_grew_is_a_finding(write_rows, monkeypatch):
+    path = write_rows([{"prompt": "Where?", "answers": "Rome"}] * 2)
+
+    def open_and_append(*names):
+        rows = open_rows(*names)
+        with open(path, "ab") as file:
+            file.write(LINES[0] + b"\n")
+        return rows
+
+    monkeypatch.setattr("ragfit.preparation.open_rows", open_and_append)
+    report = ragfit.prepare(make_config(path, custom="{query}: {output}"), make_tokenizer()).report
+    assert len(report.train.kept) == 2
+    assert str(report.findings[0]) == (
+        "[warning] data file changed, all rows: The file was written to after it was opened. Lines that were added since are "
+        "not among these rows. Seen: the rows for train. Start again once it is whole."
+    )
+
+
+def test_a_row_of_very_many_keys(tmp_path):
+    """Read in a moment, and not listed whole in a message."""
+    keys = ", ".join(f'"k{i}": 0' for i in range(100_000))
+    rows = open_rows(write(tmp_path, f'{{{keys}}}\n{{{keys}, "k99999": 1}}'.encode()))
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="line 2: the key 'k99999' is there twice. Keep one of them."):
+        rows[1]
+    with pytest.raises(DataError, match=r"the row has 'k0', .*'k19', … \(100,000 keys\). Set input_key to one of them.$"):
+        text_of(rows[0], "prompt", "f, line 1", "input_key")
+    assert time.monotonic() - begin < 10  # 0.3 s alone; minutes where each key was counted
 
 
 # --- Texts ------------------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_a_finding_is_raised_for_the_rows_that_are_wrong(write_rows, kind, case,
 
 
 def test_every_kind_has_a_case():
-    assert {kind for kind, _, _ in CASES} == set(KINDS)
+    assert {kind for kind, _, _ in CASES} == set(KINDS) - {"data file changed"}  # of no row: see test_data.py
 
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)

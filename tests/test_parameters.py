@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ragfit.config import PROJECT_ROOT
 from ragfit.errors import ConfigError
-from ragfit.parameters import from_parameters, overrides_for, split_overrides
+from ragfit.parameters import _keep_records, from_parameters, overrides_for, split_overrides
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +176,49 @@ def test_only_papermills_cell_is_checked():
     assert from_parameters(cell(In=cells, limit=2), extra=("examples",)).cfg.limit == 2
     with pytest.raises(ConfigError, match="no parameter examples"):
         from_parameters(cell(In=cells))
+
+
+# What papermill injects for `-f model.yaml -p model.lora.r 8`: on one line, or on several where black is installed.
+INJECTED = [
+    """# Parameters
+model = {"lora": {"r": 4, "target_modules": ["q_proj"]}, "completion_start": "<|a|>\\n"}
+limit = 4
+train = {"max_steps": 1}
+model.lora.r = 8
+train.learning_rat = 1
+""",
+    """# Parameters
+model = {
+    "lora": {
+        "r": 4,
+        "target_modules": ["q_proj"],
+    },
+    "completion_start": "<|a|>\\n",
+}
+limit = 4
+train = {"max_steps": 1}
+model.lora.r = 8
+train.learning_rat = 1
+""",
+]
+
+
+@pytest.mark.parametrize("source", INJECTED, ids=["one line", "as black writes it"])
+def test_a_key_of_a_mapping_that_papermill_injects_can_be_changed(source):
+    lines = source.splitlines(keepends=True)
+    kept = "".join(_keep_records(lines))
+    names = {}
+    with pytest.raises(ConfigError, match="train.learning_rat is an unknown key") as caught:
+        exec(compile(kept, "cell", "exec"), names)
+    assert caught.tb.tb_next.tb_lineno == len(lines)  # the line that the user sees
+    assert repr(names["model"]) == "model.lora.target_modules = ['q_proj']\nmodel.completion_start = '<|a|>\\n'\nmodel.lora.r = 8"
+    assert (names["train"].max_steps, names["limit"]) == (1, 4)
+
+
+@pytest.mark.parametrize("source", ["", "# Parameters\n%pip list\n", "model = {}\n", "# Parameters\nmodel = None\n", "# Parameters of mine\nmodel = {}\n"])
+def test_other_cells_are_left_as_they_are(source):
+    lines = source.splitlines(keepends=True)
+    assert _keep_records(lines) == lines
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def refuse_plain(keys, keeps):
     """Raise a ConfigError for the first of the keys that hold a secret as it is."""
     for key in keys:
         raise ConfigError(
-            f"{key}: {keeps}, and so whoever reads it gets the secret. Remove it from there; log in with hf auth login, "
+            f"{key}: {keeps}, and this is a secret. Remove it; log in with hf auth login, "
             f"or write ${{oc.env:NAME}} as the value and set NAME in the environment."
         )
 

@@ -345,13 +345,13 @@ def main(argv=None):
 
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        refuse_secrets(argv, "a command line is kept by shells, in lists of processes and in Hydra's files")
+        refuse_secrets(argv, "a command line is kept by shells and in Hydra's files")
         args = get_args_parser().parse_intermixed_args(argv)  # overrides may stand on both sides of an option
         source, options = _config_file(args), _options(args)
         cfg = read_config(source)
         if options or any(word.lstrip("+~").startswith("hydra") for word in args.overrides):
             keys = plain_secrets(OmegaConf.to_container(cfg, resolve=False))
-            refuse_plain(keys, f"{source} gives it as it is, all of which Hydra writes or shows with these options")
+            refuse_plain(keys, f"Hydra writes or shows all of {source} with these options")
         overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, cfg)
     except RagfitError as error:
         sys.exit(f"error: {error}")

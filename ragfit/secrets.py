@@ -6,17 +6,17 @@ MASK = "•••"
 # A key that holds a secret. `eos_token` and its like do not.
 _NAME = re.compile(
     r"(?:.*[_-])?(?:secret|passw(?:or)?d|passphrase|credentials?|authorization|(?:api|access|private|secret|account)[_-]?key|"
-    r"(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|service|security)[_-]?tokens?)|token",
+    r"(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|slack|openai|oauth|service|security|secret|private|client)[_-]?tokens?)|token",
     re.IGNORECASE,
 )
 # Tokens as the services write them, and the user and password of an address. Each is too odd to be a path or a name.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"hf_[A-Za-z0-9]{30,}"
-    r"|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}|sk-(?:proj|svcacct|admin|ant|or)-[\w-]*?(?=[A-Za-z]*\d)[A-Za-z0-9]{16}[\w-]*|sk_live_[A-Za-z0-9]{20,}"
+    r"|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}|sk-(?:proj|svcacct|admin|ant|or)-[\w-]{0,40}?(?=[A-Za-z]{0,15}\d)[A-Za-z0-9]{16}[\w-]*|sk_live_[A-Za-z0-9]{20,}"
     r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])|AIza[\w-]{35}(?![\w-])"
-    r"|xox[a-z]-\d[\w-]{19,}|wandb_v\d_\w{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"
+    r"|xox[a-z]-\d[\w-]{19,}|wandb_v\d_\w{30,}|eyJ[\w-]{8,1000}\.eyJ[\w-]{8,}\.[\w-]{8,})"
     r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"
 )
 _REFERENCE = re.compile(r"""\$\{[^{},]*(?:,\s*(?:null|''|"")?\s*)?\}""")  # `${oc.env:NAME}`, with no default or an empty one

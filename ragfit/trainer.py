@@ -48,7 +48,8 @@ class RagfitTrainer(Resumable, SFTTrainer):
             project_labelled_only(base)
             allocator.keep_freed_memory()
         check_head(base)
-        if "${" in str(without_secrets(cfg)["model"].get("model_name_or_path")):  # from the environment; else checkpoints and trackers are told what it holds
+        if "${" in str(without_secrets(cfg)["model"].get("model_name_or_path")):
+            # From the environment: checkpoints and trackers would be told what it holds.
             base.config.name_or_path = base.name_or_path = ""
             for settings in self.model.peft_config.values() if base is not self.model else ():
                 settings.base_model_name_or_path = None

@@ -184,3 +184,10 @@ def test_a_notebook_shows_no_token(load, tmp_path):
 def test_without_the_environment_nothing_changes(load):
     cfg = load(SMALL + "experiment: a\n", "+train.run_name='${experiment}'", "+model.generation.text='\\${oc.env:X}'")
     assert OmegaConf.create(without_secrets(cfg)) == cfg and cfg.train.run_name == "a"
+
+
+def test_an_evaluation_takes_no_secret():
+    from ragfit.evaluation import main
+
+    with pytest.raises(SystemExit, match="^error: train.hub_token: a command line is kept by shells, and this is a secret"):
+        main(["checkpoint", "train.hub_token=mine"])

@@ -10,10 +10,10 @@ import logging
 import re
 from pathlib import Path
 
-from ragfit.config import find_existing
+from ragfit.config import find_existing, without_secrets
 from ragfit.demo import is_demo
 from ragfit.errors import first_line
-from ragfit.secrets import from_environment, mask, without_secrets
+from ragfit.secrets import mask
 from ragfit.views.style import plain
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def name_base(folder, cfg):
     path = Path(folder) / "adapter_config.json"
     if path.is_file():
         settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = _base(cfg)
+        settings["base_model_name_or_path"] = _base(without_secrets(cfg))
         path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -58,10 +58,10 @@ def model_card(trainer):
     from huggingface_hub import ModelCard, ModelCardData
 
     cfg, prepared, args = without_secrets(trainer.cfg), trainer.prepared, trainer.args
-    base, lora = _base(trainer.cfg), cfg.model.get("lora")
+    base, lora = _base(cfg), cfg["model"].get("lora")
     hub_base = base if _on_hub(base) else None
-    data = _file_name(cfg.data_file)
-    on_hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(:[\w.-]+)?", str(cfg.data_file)) if not find_existing(cfg.data_file) else None
+    data = _file_name(cfg["data_file"])
+    on_hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(:[\w.-]+)?", str(cfg["data_file"])) if not find_existing(cfg["data_file"]) else None
     header = ModelCardData(
         base_model=hub_base,
         base_model_relation=("adapter" if lora else "finetune") if hub_base else None,
@@ -74,7 +74,7 @@ def model_card(trainer):
     blocks = [
         f"# {what} for {code(_base_name(base))}" if lora else f"# {what} of {code(_base_name(base))}",
         f"Trained on {code(data)} for retrieval-augmented generation, with loss on the completion alone (ragfit, TRL's `SFTTrainer`).",
-        *([_earlier(cfg)] if cfg.model.get("trained_adapter") else []),
+        *([_earlier(cfg)] if cfg["model"].get("trained_adapter") else []),
         "## Use",
         _use(cfg, prepared, base, bool(lora)),
         "## Data",
@@ -120,8 +120,8 @@ def table(rows):
 
 def _base(cfg):
     """The base model as the configuration names it; None where the environment does."""
-    name = cfg.model.get("model_name_or_path")
-    return None if not name or "model.model_name_or_path" in from_environment(cfg) else mask(str(name))
+    name = cfg["model"].get("model_name_or_path")
+    return None if not name or "${" in str(name) else str(name)
 
 
 def _on_hub(name):
@@ -142,14 +142,14 @@ def _file_name(path):
 
 def _earlier(cfg):
     return (
-        f"It was trained on top of the adapter {code(_file_name(cfg.model.trained_adapter))}, merged into the base model: "
+        f"It was trained on top of the adapter {code(_file_name(cfg['model']['trained_adapter']))}, merged into the base model: "
         "merge that one first, the base model alone is not what this adapter belongs to."
     )
 
 
 def _use(cfg, prepared, base, lora):
     renderer = prepared.renderer
-    folder = str(cfg.hfhub_tag) if cfg.get("hfhub_tag") else None
+    folder = str(cfg["hfhub_tag"]) if cfg.get("hfhub_tag") else None
     imports = ["from pathlib import Path", ""]
     imports += ["from huggingface_hub import snapshot_download"] if folder else []
     imports += ["from peft import PeftModel"] if lora else []
@@ -157,7 +157,7 @@ def _use(cfg, prepared, base, lora):
     imports += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     place = f"Path(snapshot_download({json.dumps(folder)}))" if folder else 'Path("path/to/checkpoint")  # this folder'
     lines = [*imports, f"folder = {place}"]
-    remote = ", trust_remote_code=True" if cfg.model.get("trust_remote_code") else ""
+    remote = ", trust_remote_code=True" if cfg["model"].get("trust_remote_code") else ""
     if lora:
         if is_demo(base):
             lines += ["base = model_folder()"]
@@ -165,9 +165,9 @@ def _use(cfg, prepared, base, lora):
             lines += [f"base = {json.dumps(base)}"]
         else:
             lines += [f"base = {json.dumps(f'path/to/{_base_name(base)}')}  # the base model's folder"]
-        revision = f", revision={json.dumps(cfg.model.revision)}" if cfg.model.get("revision") else ""
+        revision = f", revision={json.dumps(cfg['model']['revision'])}" if cfg["model"].get("revision") else ""
         lines += [f"model = AutoModelForCausalLM.from_pretrained(base{revision}{remote})"]
-        lines += ["# Merge the earlier adapter here, as told above."] if cfg.model.get("trained_adapter") else []
+        lines += ["# Merge the earlier adapter here, as told above."] if cfg["model"].get("trained_adapter") else []
         lines += ["model = PeftModel.from_pretrained(model, folder)"]
     else:
         lines += [f"model = AutoModelForCausalLM.from_pretrained(folder{remote})"]
@@ -238,9 +238,9 @@ def _training_rows(trainer, cfg, args):
         rows.append(("training loss", _first_and_last(logged["loss"])))
     if logged["eval_loss"]:
         rows.append(("dev loss", _first_and_last(logged["eval_loss"])))
-    quantized = next((name for name in ("load_in_8bit", "load_in_4bit", "quantization_config") if cfg.model.get(name)), None)
+    quantized = next((name for name in ("load_in_8bit", "load_in_4bit", "quantization_config") if cfg["model"].get(name)), None)
     rows += [("base model quantized", {"load_in_8bit": "8 bits", "load_in_4bit": "4 bits"}.get(quantized, "as configured"))] if quantized else []
-    rows += [("max_sequence_len", cfg.model.max_sequence_len)] if cfg.model.get("max_sequence_len") else []
+    rows += [("max_sequence_len", cfg["model"]["max_sequence_len"])] if cfg["model"].get("max_sequence_len") else []
     values = ((name, getattr(args, name, None)) for name in ARGUMENTS)
     rows += [(name, getattr(value, "value", value)) for name, value in values if value is not None and value is not False]
     return rows

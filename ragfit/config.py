@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from ragfit.errors import ConfigError, first_line
 from ragfit.keys import (
@@ -46,12 +47,13 @@ from ragfit.keys import (
     unknown_key,
 )
 from ragfit.overrides import literal, normalize_overrides
-from ragfit.secrets import FROM_ENVIRONMENT, MASK, environment_keys, from_environment, is_secret_name, without_secrets
+from ragfit.secrets import MASK, is_secret_name, masked
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Beside the package in a source tree, where users edit them; an installed wheel has them inside the package.
 CONFIGS = PROJECT_ROOT / ("configs" if (PROJECT_ROOT / "configs" / "training.yaml").is_file() else "ragfit/configs")
 MOST_VALUES = 10_000  # in a YAML file, aliases counted as often as they repeat something
+FROM_ENVIRONMENT = " -> what the environment holds"
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
@@ -251,8 +253,7 @@ def _compose(path, overrides):
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             reason = str(error if str(error) else error.__cause__).replace(str(folder), str(path.parent))
             reason = " ".join(reason.split())
-            given = f" with {' '.join(overrides)}" if overrides else ""
-            raise ConfigError(f"{path}{given}: {reason.rstrip('.')}. Correct the file or the override.") from error
+            raise ConfigError(f"{path}: {reason.rstrip('.')}. Correct the file or the override.") from error
         finally:
             GlobalHydra.instance().hydra = running
 
@@ -272,7 +273,7 @@ def finish(cfg, source=None):
         tree = nested(tree) if isinstance(tree, dict) else {}
         notes = tree.pop("translated", None) or {}
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
-        read = environment_keys(dict(_leaves(OmegaConf.to_container(cfg, resolve=False)))) if OmegaConf.is_config(cfg) else {}
+        read = _environment_texts(cfg)
         for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
             if not isinstance(value, dict):
                 found = "empty" if value is None else repr(value)
@@ -328,7 +329,7 @@ def _translate(tree, notes) -> bool:
     """Move renamed keys in place, noting what became of them; whether the model is this kit's `HFTrain`."""
 
     def note(key, old, new):
-        old = MASK if is_secret_name(key.rpartition(".")[2]) else old
+        old = MASK if is_secret_name(key) else old
         plain = isinstance(old, str) and old.isprintable()
         notes[key] = f"{old if plain else json.dumps(old, default=str)} -> {new}"
 
@@ -360,7 +361,7 @@ def _translate(tree, notes) -> bool:
         elif new == "model.max_sequence_len":
             note(old, value, f"dropped, {new} is {place[new_name]}")
         else:
-            problem = f"{old} is {value!r} and {new}, its present name, is {place[new_name]!r}"
+            problem = f"{old} is {shown(value, old)} and {new}, its present name, is {shown(place[new_name], new)}"
             raise Wrong(old, problem, f"Leave {old} empty.")
     train, report = tree["train"], tree["train"].get("report_to", "none")
     wandb = coerce(tree.get("use_wandb"), kinds(DATA_KEYS["use_wandb"]), "use_wandb")
@@ -438,27 +439,70 @@ def differences(cfg, config) -> list[tuple]:
     Keys that are empty on one side and absent on the other are no difference.
     """
     before = dict(_leaves(OmegaConf.to_container(read_config(config), resolve=False)))
-    after = dict(_leaves(OmegaConf.to_container(cfg, resolve=True))) | from_environment(cfg)
+    after = dict(_leaves(unresolved(cfg)))
     keys = [key for key in dict.fromkeys((*after, *before)) if not key.startswith("translated")]
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
-def to_yaml(cfg) -> str:
-    """The configuration as YAML, with what was translated as comments at the top; `load_config` reads it back.
+def _environment_texts(cfg) -> dict[str, str]:
+    """`{key: text}` of a composed configuration's values that come from the environment, directly or through other keys."""
+    found, asked = {}, []
 
-    What came from the environment is written as the `${oc.env:…}` that it was.
+    def env(*names):
+        asked.append(names)
+        return oc.env(*names)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    try:
+        for key, text in _leaves(OmegaConf.to_container(cfg, resolve=False), lists=True):
+            asked.clear()
+            if "${" in str(text) and (OmegaConf.is_config(value := OmegaConf.select(cfg, key))):
+                OmegaConf.to_container(value, resolve=True)
+            if asked:
+                found[key] = text
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+    return found
+
+
+def unresolved(cfg) -> dict:
+    """A finished configuration as plain values, with what came from the environment as it was written: `${oc.env:…}`."""
+    written = copy.deepcopy(cfg)
+    for key, note in (cfg.get("translated") or {}).items():
+        if not str(note).endswith(FROM_ENVIRONMENT):
+            continue
+        del written.translated[key]
+        if (value := OmegaConf.select(cfg, key)) is None:
+            continue
+        OmegaConf.update(written, key, note.removesuffix(FROM_ENVIRONMENT))
+        try:
+            same = coerce(OmegaConf.select(written, key), kinds(annotation_of(key) or "Any"), key) == value
+        except OmegaConfBaseException:  # the environment does not hold it any more
+            same = True
+        except Wrong:
+            same = False
+        if not same:  # it has been set or translated since
+            OmegaConf.update(written, key, literal(value))
+    return OmegaConf.to_container(written, resolve=False)
+
+
+def without_secrets(cfg) -> dict:
+    """The configuration that may leave the process, for tracker, checkpoint and hub.
+
+    It is `unresolved`, keys that hold a secret (`train.hub_token`) are left out, and texts in the form of a token masked.
     """
-    notes = [f"# {key}: {' '.join(str(note).split())}\n" for key, note in (cfg.get("translated") or {}).items()]
-    shown = copy.deepcopy(cfg)
-    for key, text in from_environment(cfg).items():
-        if OmegaConf.select(shown, key) is not None:
-            OmegaConf.update(shown, key, text, force_add=True)
-        shown.translated.pop(key)  # reading the file says it again
-    return "".join(notes) + OmegaConf.to_yaml(shown, resolve=False)
+    return masked(unresolved(cfg))
+
+
+def to_yaml(cfg) -> str:
+    """`without_secrets` as YAML, with what was translated as comments at the top; `load_config` reads it back."""
+    tree = without_secrets(cfg)
+    notes = (f"# {key}: {' '.join(str(note).split())}\n" for key, note in (tree.get("translated") or {}).items())
+    return "".join(notes) + OmegaConf.to_yaml(OmegaConf.create(tree))
 
 
 def save_config(cfg, path):
-    """Write `to_yaml(cfg)` to `path` in UTF-8: the whole file or none."""
+    """Write `to_yaml(cfg)`, which holds no secret, to `path` in UTF-8: the whole file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -466,9 +510,10 @@ def save_config(cfg, path):
     temporary.replace(path)
 
 
-def _leaves(tree, prefix=""):
+def _leaves(tree, prefix="", lists=False):
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+        inner = dict(enumerate(value)) if lists and isinstance(value, list) else value
+        if isinstance(inner, dict) and inner:
+            yield from _leaves(inner, f"{prefix}{key}.", lists)
         else:
             yield f"{prefix}{key}", value

@@ -1,8 +1,13 @@
 """The kit's errors: one sentence of what is wrong and where, one of what to do."""
 
+from ragfit.secrets import mask
+
 
 class RagfitError(Exception):
-    """Something the user can mend; the message says what, where and how."""
+    """Something the user can mend; the message says what, where and how, and holds no token."""
+
+    def __init__(self, message):
+        super().__init__(mask(str(message)))
 
     def _render_traceback_(self):
         """What IPython shows of this error: the sentence. Where in the kit it was raised mends nothing."""

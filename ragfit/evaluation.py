@@ -17,7 +17,7 @@ from ragfit.answers import dev_loss, generate, longest_answer
 from ragfit.config import find_path, load_config, user_path
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.metrics import SHORT_ANSWERS, gold_of, scores
-from ragfit.overrides import override
+from ragfit.overrides import override, refuse_secrets
 
 ROWS, SUMMARY = "evaluation.jsonl", "evaluation.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
@@ -218,6 +218,7 @@ def main(argv=None):
     args = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        refuse_secrets(args.overrides, "a command line is kept by shells")
         trainer = load_checkpoint(args.checkpoint, args.data, args.overrides)
         out = Path(trainer.args.output_dir)
         if args.data:

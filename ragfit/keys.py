@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from ragfit.errors import ConfigError
+from ragfit.secrets import MASK, is_secret_name
 
 HF_TRAIN = "ragfit.models.hf.HFTrain"
 
@@ -308,7 +309,7 @@ def coerce(value, accepted, key):
     wanted = [names[k] for k in names if k in accepted] + ([f"one of {', '.join(sorted(choices))}"] if choices else [])
     near = difflib.get_close_matches(str(value), choices, 1)
     meant = f"Did you mean {near[0]}? " if near else ""
-    raise Wrong(key, f"{key} is {shown(value)}", f"{meant}It takes {' or '.join(wanted)}.", value)
+    raise Wrong(key, f"{key} is {shown(value, key)}", f"{meant}It takes {' or '.join(wanted)}.", value)
 
 
 def check_bounds(key, value, accepted):
@@ -321,9 +322,9 @@ def check_bounds(key, value, accepted):
     raise Wrong(key, f"{key} is {value}", f"{advice}{', or leave it empty' if 'null' in accepted else ''}.", value)
 
 
-def shown(value):
-    """A value in a message: one line of it, and not all of a long one."""
-    text = repr(value)
+def shown(value, key=""):
+    """A value in a message: one line of it, not all of a long one, and nothing of a secret."""
+    text = MASK if is_secret_name(key) else repr(value)
     return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"
 
 

@@ -8,8 +8,9 @@ from hydra.core.override_parser.types import Override, OverrideType, Quote, Quot
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from ragfit.errors import ConfigError, first_line
+from ragfit.errors import ConfigError
 from ragfit.keys import RENAMED, annotation_of, get, is_hf_train, kinds, known_keys, unknown_key
+from ragfit.secrets import plain_secrets
 
 
 def override(key, value) -> str:
@@ -71,14 +72,48 @@ def _parse(text) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
+def refuse_secrets(words, keeps):
+    """Raise a ConfigError for an override that gives a secret as it is, in any of Hydra's forms and at any depth.
+
+    Args:
+        words: overrides, or all words of a command line.
+        keeps: a clause that says what keeps them.
+    """
+    for word in words:
+        try:
+            given = _parse(word)
+            key, values = given.key_or_group, [given.value()]
+            if given.is_choice_sweep():
+                values = [_parse(f"{key}={value}").value() for value in given.sweep_string_iterator()]
+        except HydraException:
+            key, _, *values = word.lstrip("+~-").partition("=")
+        refuse_plain(plain_secrets([{key: value} for value in values]), keeps)
+
+
+def refuse_plain(keys, keeps):
+    """Raise a ConfigError for the first of the keys that hold a secret as it is."""
+    for key in keys:
+        raise ConfigError(
+            f"{key}: {keeps}, and this is a secret. Remove it; log in with hf auth login, "
+            f"or write ${{oc.env:NAME}} as the value and set NAME in the environment."
+        )
+
+
 def _quoted(text, error):
     """`key=<|assistant|>` with its value quoted, which Hydra's grammar refuses as it stands."""
     match = re.fullmatch(r"(\+{0,2}[\w.]+)=(.*)", text, re.DOTALL)
     pure_text = match and kinds(annotation_of(match[1].lstrip("+")) or "Any") <= {"str", "null"}
     if match and (pure_text or match[2][:1] not in "'\"[{"):
         return override(match[1], match[2])
-    reason = first_line(error)
-    raise ConfigError(f"The override {text!r} cannot be read: {reason}. Write key=value, and quote text: key='a, b'.")
+    raise ConfigError(
+        f"The override {_without_value(text)!r} cannot be read: it is not in Hydra's grammar. "
+        "Write key=value, close brackets and quotes, and quote text: key='a, b'."
+    ) from error
+
+
+def _without_value(text):
+    """An override in a message: the value may be a secret under a misspelt key."""
+    return re.sub("=.*", "=…", text, flags=re.DOTALL)
 
 
 def normalize_overrides(overrides, cfg) -> list[str]:
@@ -108,7 +143,7 @@ def normalize_overrides(overrides, cfg) -> list[str]:
             continue
         annotation = annotation_of(key, any_model)
         if annotation is None:
-            raise ConfigError(f"The override {text!r} names an unknown key, {key}. {unknown_key(key)}")
+            raise ConfigError(f"The override {_without_value(text)!r} names an unknown key, {key}. {unknown_key(key)}")
         group = {k for k in (*RENAMED, *RENAMED.values()) if RENAMED.get(k, k) == RENAMED.get(key, key)} - {key}
         siblings = sorted(k for k in group if k in given or get(tree, k) is not None)
         if not o.is_delete():

@@ -19,8 +19,7 @@ from omegaconf import DictConfig
 from ragfit.config import load_config
 from ragfit.errors import ConfigError
 from ragfit.keys import DATA_KEYS, annotation_of, kinds, unknown_key
-from ragfit.overrides import override
-from ragfit.secrets import plain_secrets
+from ragfit.overrides import override, refuse_secrets
 
 _START = r"(?:~|\+{0,2}[A-Za-z_][\w./@-]*=)"  # how an override begins
 _NUMBER = r"[+-]?\d+(\.\d*)?[eE][+-]?\d+"
@@ -135,11 +134,7 @@ def from_parameters(namespace, extra=()) -> Chosen:
             raise ConfigError(f"{part} is {value!r}. Set single keys, such as -p {part}.some_key value, or a mapping.")
         recorded = value._values if isinstance(value, Overrides) else {part: value} if value else {}
         first += [override(k, v) for key, tree in recorded.items() for k, v in _flat(key, tree).items()]
-    for key in plain_secrets([*first, *last]):
-        raise ConfigError(
-            f"{key}: a notebook keeps its parameters, and so whoever reads it gets the secret. Remove it from this notebook; "
-            f"log in with hf auth login, or write {key}: ${{oc.env:NAME}} into the YAML and set NAME in the environment."
-        )
+    refuse_secrets([*first, *last], "a notebook keeps its parameters")
     config = namespace.get("config") or None
     if not isinstance(config, str | PathLike | None):
         raise ConfigError(f"config is {config!r}. Set a name under configs/ or the path of a YAML file.")

@@ -216,14 +216,11 @@ class Resumable:
 
     def identity(self):
         """What a resumed run must share with this one."""
-        from omegaconf import OmegaConf
-
         from ragfit.config import without_secrets
 
         if self._rows is None:
             self._rows = checkpoints.rows_digest(self.prepared.train)
-        config = OmegaConf.to_container(without_secrets(self.cfg), resolve=True)
-        return {"rows": self._rows, "rows_per_step": rows_per_step(self.args), "config": config}
+        return {"rows": self._rows, "rows_per_step": rows_per_step(self.args), "config": without_secrets(self.cfg)}
 
     def _wait(self):
         self.accelerator.wait_for_everyone()

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ragfit.config import save_config, without_secrets
+from ragfit.config import save_config
 from ragfit.errors import RagfitError, first_line
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def save_checkpoint(trainer, keep_same=False, weights=None):
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(part, state_dict=weights)
         prepared.tokenizer.save_pretrained(part)
-        save_config(without_secrets(cfg), part / "ragfit.yaml")
+        save_config(cfg, part / "ragfit.yaml")
         (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
         if prepared.renderer.template is not None:
             (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")

@@ -1,120 +1,61 @@
-"""What must not leave the process with a configuration: tokens, passwords, and what the environment holds."""
+"""What must not leave the process: a value whose key says that it is secret, and a text in the form of a known token."""
 
-import os
 import re
 
-from omegaconf import OmegaConf
-
-from ragfit.keys import at
-from ragfit.overrides import literal
-
 MASK = "•••"
-FROM_ENVIRONMENT = " -> what the environment holds"
 # A key that holds a secret. `eos_token` and its like do not.
 _NAME = re.compile(
-    r"(?:.*[_.-])?(?:secret|password|passwd|passphrase|credentials?|authorization|(?:api|access|private|secret|account)_?key|"
-    r"(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|service|security)_?tokens?)|tokens?",
+    r"(?:.*[_-])?(?:secret|passw(?:or)?d|passphrase|credentials?|authorization|(?:api|access|private|secret|account)[_-]?key|"
+    r"(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|slack|openai|oauth|service|security|secret|private|client)[_-]?tokens?)|token",
     re.IGNORECASE,
 )
-_ENVIRONMENT_NAME = re.compile(r"(?i)token|secret|passw|credential|api_?key|access_?key|private_?key")
-# Tokens as the services write them, and the user and password of an address.
-_TEXT = re.compile(
-    r"\bhf_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|"
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+# Tokens as the services write them, and the user and password of an address. Each is too odd to be a path or a name.
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"hf_[A-Za-z0-9]{30,}"
+    r"|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}|sk-(?:proj|svcacct|admin|ant|or)-[\w-]{0,40}?(?=[A-Za-z]{0,15}\d)[A-Za-z0-9]{16}[\w-]*|sk_live_[A-Za-z0-9]{20,}"
+    r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])|AIza[\w-]{35}(?![\w-])"
+    r"|xox[a-z]-\d[\w-]{19,}|wandb_v\d_\w{30,}|eyJ[\w-]{8,1000}\.eyJ[\w-]{8,}\.[\w-]{8,})"
+    r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"
 )
+_REFERENCE = re.compile(r"""\$\{[^{},]*(?:,\s*(?:null|''|"")?\s*)?\}""")  # `${oc.env:NAME}`, with no default or an empty one
 
 
-def is_secret_name(name):
+def is_secret_name(key):
     """Whether a key's last part says that its value is a secret."""
-    return bool(_NAME.fullmatch(str(name)))
+    return bool(_NAME.fullmatch(str(key).rpartition(".")[2]))
 
 
 def holds_secret(key, value):
-    """Whether a key and its value are a secret: a name such as `train.hub_token`, and a value that is no switch."""
-    return is_secret_name(key) and value is not None and not isinstance(value, bool | int | float)
-
-
-def plain_secrets(overrides):
-    """The keys of Hydra overrides that give a secret as it is (`train.hub_token=hf_…`), not as `${oc.env:…}`."""
-    given = (text.lstrip("+~").partition("=") for text in overrides)
-    return [key for key, _, value in given if is_secret_name(key) and value not in ("", "null") and "${" not in value]
+    """Whether a key and its value are a secret: a name such as `train.hub_token`, and a value that is no switch or count."""
+    count = isinstance(value, bool) or isinstance(value, int | float) and str(key).lower().endswith(("token", "tokens"))
+    return is_secret_name(key) and value is not None and not count
 
 
 def mask(text, secrets=()):
-    """A text without `secrets`, the environment's tokens and passwords, and what looks like a token of a known service."""
-    known = (value for name, value in os.environ.items() if _ENVIRONMENT_NAME.search(name) and len(value) >= 8)
-    for secret in sorted({*secrets, *known}, key=len, reverse=True):
+    """A text without `secrets` and without what has the form of a known token."""
+    for secret in secrets:
         text = text.replace(secret, MASK)
-    return _TEXT.sub(MASK, text)
+    return _TOKEN.sub(MASK, text)
 
 
-def masked(tree, secrets=()):
+def masked(tree):
     """A tree of dicts and lists without secrets: keys that hold one are left out, and texts are as of `mask`."""
     if isinstance(tree, dict):
-        return {key: masked(value, secrets) for key, value in tree.items() if not holds_secret(key, value)}
+        return {key: masked(value) for key, value in tree.items() if not holds_secret(key, value)}
     if isinstance(tree, list | tuple):
-        return [masked(value, secrets) for value in tree]
-    return mask(tree, secrets) if isinstance(tree, str) else tree
+        return [masked(value) for value in tree]
+    return mask(tree) if isinstance(tree, str) else tree
 
 
-def without_secrets(cfg):
-    """A copy of the configuration that may leave the process, for tracker, checkpoint and hub.
-
-    Keys that hold a secret (`train.hub_token`) are left out, and their values are masked wherever else they stand.
-    What came from the environment stands there as `${oc.env:…}` again.
-    """
-    tree = OmegaConf.to_container(cfg, resolve=True)
-    for key, text in from_environment(cfg).items():
-        mapping, name = at(tree, key)
-        if name in mapping and not is_secret_name(name):
-            mapping[name] = text
-    return OmegaConf.create(literal(masked(tree, _secrets(tree))))
-
-
-def from_environment(cfg):
-    """`{key: interpolation}` of the values that a finished configuration took from the environment."""
-    notes = (cfg.get("translated") or {}).items()
-    return {key: note.removesuffix(FROM_ENVIRONMENT) for key, note in notes if str(note).endswith(FROM_ENVIRONMENT)}
-
-
-def environment_keys(leaves):
-    """The keys whose values come from the environment, directly or through another key.
-
-    Args:
-        leaves: `{dotted key: value}` of a configuration that is not resolved.
-    """
-    texts = {key: re.sub(r"\\\$\{", "", str(value)) for key, value in leaves.items()}  # `\${` interpolates nothing
-    texts = {key: text for key, text in texts.items() if "${" in text}
-    found = {key for key, text in texts.items() if "oc.env" in text}
-    before = 0
-    while len(found) > before:
-        before = len(found)
-        found |= {key for key, text in texts.items() if _refers_to(text, found)}
-    return {key: str(leaves[key]) for key in leaves if key in found}
-
-
-def _refers_to(text, keys):
-    """Whether a text interpolates one of the keys. Resolvers, relative and nested names are not followed: they may."""
-    names = re.findall(r"\$\{\s*([A-Za-z_][\w.]*)\s*\}", text)
-    if not keys or len(names) < text.count("${"):
-        return bool(keys)
-    return any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for key in keys for name in names)
-
-
-def _secrets(tree):
-    """The values of the keys that hold secrets."""
-    found = set()
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        if isinstance(tree, dict) and holds_secret(key, value):
-            found |= {text for text in _texts(value) if len(text) >= 4}
-        elif isinstance(value, dict | list):
-            found |= _secrets(value)
-    return found
-
-
-def _texts(value):
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
-    elif isinstance(value, str):
-        yield value
+def plain_secrets(tree, key="", secret=False):
+    """The dotted keys of a tree that give a secret as it is (`train.hub_token: hf_…`), not as `${oc.env:NAME}`."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from plain_secrets(value, f"{key}.{name}".lstrip("."), secret or holds_secret(name, value))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from plain_secrets(value, key, secret)
+    elif _TOKEN.search(str(tree)) or secret and tree not in (None, "", "???") and not _REFERENCE.fullmatch(str(tree)):
+        yield key

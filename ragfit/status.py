@@ -32,7 +32,7 @@ class RunStatus:
 
     Args:
         folder: `train.output_dir`.
-        secrets: texts that must not be written, besides the environment's.
+        secrets: texts that must not be written.
         resumed_from: the checkpoint that the run goes on from, if any.
         write: whether this process writes (one of several does).
     """

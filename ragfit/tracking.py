@@ -14,12 +14,12 @@ import logging
 import os
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from transformers import TrainerCallback
 
 from ragfit.card import PACKAGES, fence
+from ragfit.config import to_yaml, without_secrets
 from ragfit.errors import ConfigError, Interrupted, first_line
-from ragfit.secrets import mask, without_secrets
+from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
 
@@ -121,18 +121,15 @@ class Tracking:
     # What there is to tell.
 
     def config(self):
-        """The resolved configuration and the packages' versions, as plain values without secrets."""
-        config = OmegaConf.to_container(without_secrets(self.cfg), resolve=True)
+        """The configuration without secrets and the packages' versions, as plain values."""
         versions = {}
         for name in PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
-        return config | {"versions": versions}
+        return without_secrets(self.cfg) | {"versions": versions}
 
     def yaml(self):
-        from ragfit.config import to_yaml
-
-        return to_yaml(without_secrets(self.cfg))
+        return to_yaml(self.cfg)
 
     def counts(self):
         """Rows, tokens and findings as numbers with flat names."""

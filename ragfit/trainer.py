@@ -7,11 +7,12 @@ from omegaconf import OmegaConf
 from trl import SFTConfig, SFTTrainer
 
 from ragfit.collator import DataCollatorForCompletionOnlyLM
+from ragfit.config import without_secrets
 from ragfit.errors import ConfigError
 from ragfit.labelled import check_head, keep_attention, project_labelled_only
 from ragfit.models.hf import bf16_is_fast
 from ragfit.resumable import Resumable
-from ragfit.secrets import from_environment, masked
+from ragfit.secrets import masked
 from ragfit.tracking import prepare_trackers
 
 OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
@@ -47,6 +48,11 @@ class RagfitTrainer(Resumable, SFTTrainer):
             project_labelled_only(base)
             allocator.keep_freed_memory()
         check_head(base)
+        if "${" in str(without_secrets(cfg)["model"].get("model_name_or_path")):
+            # From the environment: checkpoints and trackers would be told what it holds.
+            base.config.name_or_path = base.name_or_path = ""
+            for settings in self.model.peft_config.values() if base is not self.model else ():
+                settings.base_model_name_or_path = None
 
     def train(self, *args, **kwargs):
         try:
@@ -73,15 +79,15 @@ class RagfitTrainer(Resumable, SFTTrainer):
 
 
 class Arguments(SFTConfig):
-    """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints) without secrets.
+    """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints) and told to trackers without secrets.
 
-    `to_dict`, which trackers are given, holds no secret, and `from_environment` in place of what came from there.
+    `from_environment` stands there in place of what came from the environment: the text that it was written as.
     """
 
     from_environment = {}
 
     def __getstate__(self):
-        return masked(self.__dict__)
+        return masked(self.__dict__ | self.from_environment)
 
     def to_dict(self):
         return masked(super().to_dict() | self.from_environment)
@@ -147,8 +153,7 @@ def training_arguments(cfg, prepared):
         prepare_trackers(args)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"train: transformers refuses these arguments: {error}. Change the key it names.") from error
-    keys = from_environment(cfg).items()
-    args.from_environment = {key.removeprefix("train."): text for key, text in keys if key.startswith("train.")}
+    args.from_environment = {name: text for name, text in without_secrets(cfg)["train"].items() if "${" in str(text)}
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:
         # Trainer would take all visible GPUs through DataParallel, which TRL refuses. One process takes one GPU;
         # model.device_map=auto or `accelerate launch` take more.

@@ -17,6 +17,7 @@ import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import CONFIGS, find_path, finish, normalize_overrides, read_config, save_config, user_path, without_secrets
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
+from ragfit.overrides import refuse_plain, refuse_secrets
 from ragfit.preparation import prepare
 from ragfit.saving import gathered_weights, save_checkpoint
 from ragfit.secrets import plain_secrets
@@ -39,7 +40,6 @@ def build_trainer(cfg, prepared, callbacks=()):
     Raises:
         ConfigError: before the weights are read, where that can be known.
     """
-    from omegaconf import OmegaConf
     from transformers import PrinterCallback, ProgressCallback, set_seed
 
     from ragfit.checkpoints import check_same_run, rows_digest
@@ -55,8 +55,7 @@ def build_trainer(cfg, prepared, callbacks=()):
     check_arguments(args)
     check_writable(args.output_dir)
     if resume_from:
-        config = OmegaConf.to_container(without_secrets(cfg), resolve=True)
-        check_same_run(resume_from, config, rows_digest(prepared.train), rows_per_step(args))
+        check_same_run(resume_from, without_secrets(cfg), rows_digest(prepared.train), rows_per_step(args))
     status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
     status.refuse_if_taken()
     with status.loading(), _kept_if_it_fails(cfg, args):
@@ -94,7 +93,7 @@ def _kept_if_it_fails(cfg, args):
 def _keep_config(cfg, args):
     if args.process_index == 0:
         with contextlib.suppress(OSError):
-            save_config(without_secrets(cfg), Path(args.output_dir, "ragfit.yaml"))
+            save_config(cfg, Path(args.output_dir, "ragfit.yaml"))
 
 
 def load_model(cfg):
@@ -342,18 +341,21 @@ def main(argv=None):
     """`python -m ragfit.training`: Hydra's command line over `run`."""
     import hydra
     from hydra._internal.utils import get_args_parser
+    from omegaconf import OmegaConf
 
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        refuse_secrets(argv, "a command line is kept by shells and in Hydra's files")
         args = get_args_parser().parse_intermixed_args(argv)  # overrides may stand on both sides of an option
-        source = _config_file(args)
-        rest = _without_overrides(argv, args.overrides)
-        if args.multirun:
-            _no_secrets(args.overrides)
-        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, read_config(source))
+        source, options = _config_file(args), _options(args)
+        cfg = read_config(source)
+        if options or any(word.lstrip("+~").startswith("hydra") for word in args.overrides):
+            keys = plain_secrets(OmegaConf.to_container(cfg, resolve=False))
+            refuse_plain(keys, f"Hydra writes or shows all of {source} with these options")
+        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, cfg)
     except RagfitError as error:
         sys.exit(f"error: {error}")
-    sys.argv = [sys.argv[0], *overrides, *rest]
+    sys.argv = [sys.argv[0], *overrides, *options]
 
     def task(cfg):
         _task(cfg, source)
@@ -403,28 +405,11 @@ def _config_file(args):
     return next((folder / name for folder in folders if user_path(folder / name, "--config-name").is_file()), folders[1] / name)
 
 
-def _without_overrides(argv, overrides):
-    """The options of a command line, less the overrides and the config path, which were read already."""
-    rest, skip = [], False
-    left = list(overrides)
-    for word in argv:
-        if skip:
-            skip = False
-        elif word in ("-cp", "--config-path", "-cn", "--config-name"):
-            skip = True
-        elif word.startswith(("--config-path=", "--config-name=")):
-            pass
-        elif word in left:
-            left.remove(word)
-        else:
-            rest.append(word)
-    return rest
-
-
-def _no_secrets(overrides):
-    """A sweep's overrides are written into multirun.yaml, which nobody thinks of when the folder is shared."""
-    for key in plain_secrets(overrides):
-        raise ConfigError(f"{key}: --multirun writes its overrides to multirun.yaml. Give a token through hf auth login, or as {key}='${{oc.env:NAME}}'.")
+def _options(args):
+    """The options of a command line as Hydra takes them, without what `_config_file` has read."""
+    both = args.config_path and args.config_dir and find_path(args.config_dir, "--config-dir").resolve()
+    left = vars(args) | {"overrides": None, "config_name": None, "config_path": None, "config_dir": both}
+    return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in left.items() if value]
 
 
 def _hydra_defaults(overrides):

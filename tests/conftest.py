@@ -300,7 +300,10 @@ def tiny_model(tmp_path_factory):
             pad_token_id=tokenizer.pad_token_id,
         )
         folder = tmp_path_factory.mktemp(f"tiny-{arch}")
-        model_class(config).save_pretrained(folder)
+        model = model_class(config)
+        # As chat models have it: generation stops at the template's end of turn too.
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         made[arch] = folder
         return folder

@@ -169,12 +169,11 @@ def test_the_base_model_is_written_as_it_was_configured(build, tmp_path):
 
 def test_nothing_of_the_environment_is_in_a_card(build, tmp_path, tiny_phi3, monkeypatch):
     monkeypatch.setenv("MODELS", str(tiny_phi3))
-    monkeypatch.setenv("MY_TOKEN", "planted-token-1")
-    (tmp_path / "instruction.txt").write_text("Never say planted-token-1.", encoding="utf-8")
+    (tmp_path / "instruction.txt").write_text(f"Never say hf_{'a' * 34}.", encoding="utf-8")
     trainer = build("model.model_name_or_path='${oc.env:MODELS}'")
     folder = save_checkpoint(trainer)
     written = "".join((folder / name).read_text(encoding="utf-8") for name in ("README.md", "ragfit.yaml", "adapter_config.json"))
-    assert str(tiny_phi3) not in written and tiny_phi3.name not in written and "planted" not in written
+    assert str(tiny_phi3) not in written and tiny_phi3.name not in written and "hf_aaa" not in written
     assert "Never say •••." in written
 
 

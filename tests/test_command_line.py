@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from shutil import copytree
 
 import pytest
@@ -104,16 +105,16 @@ def test_help_and_the_configuration_are_shown_at_once(tmp_path):
 
 
 ERRORS = [
-    ("data_file=x.jsonl trane.output_dir=x", "error: The override 'trane.output_dir=x' names an unknown key, trane.output_dir. Did you mean train.output_dir?"),
-    ("model.lora.rank=4", "error: The override 'model.lora.rank=4' names an unknown key, model.lora.rank. Did you mean model.lora."),
-    ("+epochs=3", "error: The override '+epochs=3' names an unknown key, epochs. Did you mean train.num_train_epochs?"),
+    ("data_file=x.jsonl trane.output_dir=x", "error: The override 'trane.output_dir=…' names an unknown key, trane.output_dir. Did you mean train.output_dir?"),
+    ("model.lora.rank=4", "error: The override 'model.lora.rank=…' names an unknown key, model.lora.rank. Did you mean model.lora."),
+    ("+epochs=3", "error: The override '+epochs=…' names an unknown key, epochs. Did you mean train.num_train_epochs?"),
     ("~train.optimm", "error: The override '~train.optimm' names an unknown key, train.optimm. Did you mean train.optim?"),
-    ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=[qkv_proj' cannot be read: "),
+    ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=…' cannot be read: "),
     ("-cn paper/training-aqsa", "error: config: there is no configuration "),
-    ("--multirun train.hub_token=hf_mine train.seed=1,2", "error: train.hub_token: --multirun writes its overrides to multirun.yaml. Give a token"),
     (f"-cn {'x' * 300}", "error: --config-name: '"),
     ("-cp no/such/folder", "error: --config-path: there is no 'no/such/folder' at "),
     ("--config-dir no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
+    ("-cp=configs --config-dir=no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
 ]
 
 
@@ -132,6 +133,9 @@ FOLDERS = [
     ("-cn demo.yaml", "project/configs/demo.yaml"),
     ("-cp configs/paper -cn training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("--config-path=configs/paper --config-name=training-asqa", "project/configs/paper/training-asqa.yaml"),
+    ("-cp=configs/paper -cn=training-asqa", "project/configs/paper/training-asqa.yaml"),
+    ("--config-pa configs/paper --config-n training-asqa", "project/configs/paper/training-asqa.yaml"),
+    ("-cp=mine -cn=own --config-dir=configs", "here/mine/own.yaml"),
     ("-cn paper/training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("-cp mine -cn own", "here/mine/own.yaml"),
     ("-cd mine -cn own", "here/mine/own.yaml"),
@@ -153,3 +157,69 @@ def test_where_a_configuration_is_looked_for(words, expected, tmp_path, monkeypa
     where, _, rest = expected.partition("/")
     source = (PROJECT_ROOT if where == "project" else tmp_path) / rest
     assert OmegaConf.create(capsys.readouterr().out) == OmegaConf.load(source)
+
+
+KEY, VALUE = "train.hub_token", "hf_" + "cAnary7" * 5
+REFUSED = [  # a secret in a command line, and the key that is named
+    ([f"{KEY}=mine"], KEY),
+    ([f"+{KEY}='mine'"], KEY),
+    ([f"~{KEY}=mine"], KEY),
+    ([f"--{KEY}=mine"], KEY),
+    (["train.push_to_hub_token=mine"], "train.push_to_hub_token"),
+    ([KEY + "=${oc.env:NOPE,mine}"], KEY),
+    (["++train={seed: 1, hub_token: mine}"], KEY),
+    (["model.generation={api_key: mine}"], "model.generation.api_key"),
+    (['+model.generation={a: [1, {b: {password: "mine"}}]}'], "model.generation.a.b.password"),
+    (["+model.generation.password=77442211"], "model.generation.password"),
+    (["--multirun", f"{KEY}=mine,other"], KEY),
+    (["-m", "model.generation={api_key: 'mine'},{api_key: other}", "limit=1,2"], "model.generation.api_key"),
+    ([f"train.run_name='run of {VALUE}'"], "train.run_name"),
+    ([f"model.lora.target_modules=[qkv_proj,{VALUE}]"], "model.lora.target_modules"),
+    ([f"train.hub_tokn={VALUE}"], "train.hub_tokn"),
+    ([f"experiment=[{VALUE}"], "experiment"),
+    (["data_file=https://me:mine@example.org/x.jsonl"], "data_file"),
+    (["hydra.run.dir=out", "hydra.job.env_set.HF_TOKEN=mine"], "hydra.job.env_set.HF_TOKEN"),
+]
+
+
+@pytest.mark.parametrize(("words", "key"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_a_secret_is_refused_before_anything_is_written(words, key, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert str(caught.value.code).startswith(f"error: {key}: a command line is kept by shells and in Hydra's files, and this is a secret. ")
+    told = str(caught.value.code) + "".join(capfd.readouterr())
+    assert not [text for text in ("mine", "cAnary", "77442211") if text in told] and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", ["train.hub_tokn=mine", "train.hub_tokn='mine", "model.generation={api_key: mine"])
+def test_the_value_of_an_override_is_in_no_error(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main([words])
+    assert str(caught.value.code).startswith("error: ") and "mine" not in caught.value.code
+
+
+OPTIONS = ["--multirun train.seed=1,2", "hydra.mode=MULTIRUN", "hydra.run.dir=out", "hydra.output_subdir=.hydra", "--cfg job", "--help", "--info=config"]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("model: {model_name_or_path: x}\ntrain: {hub_token: mine}\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["-cp=.", "-cn=own", *options.split()])
+    assert str(caught.value.code).startswith("error: train.hub_token: Hydra writes or shows all of ")
+    assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == ["own.yaml"]
+
+
+@pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.run.dir=hydra hydra.output_subdir=.hydra"])
+def test_a_secret_of_the_environment_is_used_and_written_nowhere(options, place, monkeypatch):
+    monkeypatch.setenv("CANARY", "cAnary7x")
+    (place / "own.yaml").write_text("model: {model_name_or_path: phi3, max_sequence_len: 900}\ntrain: {output_dir: out, max_steps: 1}\n")
+    words = "data_file=asqa.jsonl input_key=prompt output_key=answers limit=2 train.hub_token='${oc.env:CANARY}' train.run_name='${oc.env:CANARY}'"
+    result = command("-cp=.", "-cn=own", *words.split(), *options.split(), cwd=place)
+    assert result.returncode == 0, result.stderr
+    files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert {Path(name).name for name in files} & {"multirun.yaml", "overrides.yaml"} and "training_args.bin" in str(list(files))
+    assert [name for name, content in files.items() if b"cAnary7x" in content] == [] and "cAnary7x" not in result.stdout + result.stderr

@@ -674,14 +674,14 @@ def test_old_name_over_a_file_with_the_new_one():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("learning_rte=1", r"The override 'learning_rte=1' names an unknown key.* Did you mean train.learning_rate\?"),
+        ("learning_rte=1", r"The override 'learning_rte=…' names an unknown key.* Did you mean train.learning_rate\?"),
         ("+learning_rte=1", r"Did you mean train.learning_rate\?"),
         ("++train.x_y_z=1", r"unknown key, train.x_y_z"),
         ("lora.r=1", r"Did you mean model.lora.r\?"),
         ("~train.larning_rate", r"Did you mean train.learning_rate\?"),
         ("train.learning_rate.x=1", r"unknown key, train.learning_rate.x"),
         ("train.learning_rate", r"cannot be read: .* Write key=value"),
-        ("=3", r"The override '=3' names an unknown key"),
+        ("=3", r"The override '=…' names an unknown key"),
         ("model.lora.target_modules=[a,b", r"cannot be read"),
         ("train.learning_rate=fast", r"train.learning_rate is 'fast' \(an override of .*training.yaml\)"),
         ("train.seed=x", r"train.seed is 'x' \(an override of .*training.yaml\)"),

@@ -272,9 +272,17 @@ def test_a_notebook_takes_no_secret(monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "hf_mine")
     train = overrides_for("train")
     train.hub_token = "hf_mine"
-    for given in (cell(train=train), cell(train={"hub_token": "hf_mine"}), cell(overrides="limit=3 ++train.hub_token=hf_mine")):
-        with pytest.raises(ConfigError, match="^train.hub_token: a notebook keeps its parameters") as caught:
+    nested, token = {"generation": {"a": [{"api_key": "hf_mine"}]}}, "hf_" + "mine0" * 7
+    for given, key in (
+        (cell(train=train), "train.hub_token"),
+        (cell(train={"hub_token": "hf_mine"}), "train.hub_token"),
+        (cell(overrides="limit=3 ++train.hub_token=hf_mine"), "train.hub_token"),
+        (cell(overrides="++train={hub_token: hf_mine}"), "train.hub_token"),
+        (cell(model=nested), "model.generation.a.api_key"),
+        (cell(experiment=f"of {token}"), "experiment"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key}: a notebook keeps its parameters, and this is a secret") as caught:
             from_parameters(given)
-        assert "hf_mine" not in str(caught.value)
+        assert "mine" not in str(caught.value)
     assert from_parameters(cell(overrides="train.hub_token='${oc.env:MY_TOKEN}'")).cfg.train.hub_token == "hf_mine"
     assert from_parameters(cell(overrides="train.hub_token=null")).cfg.train.hub_token is None

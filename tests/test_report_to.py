@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 from tiny_runs import question_rows, tiny_config, tiny_trainer
 
 import ragfit
@@ -55,7 +56,7 @@ def finished(tiny_model, tmp_path_factory):
     home.mkdir(), here.mkdir()
     keys = ["train.max_steps=3", "train.save_strategy=no", "train.hub_token=hf_planted0003", "experiment=group", override("train.report_to", INSTALLED)]
     cfg = tiny_config(tiny_model("phi3"), rows, place / "out", *keys)
-    save_config(cfg, place / "run.yaml")
+    OmegaConf.save(cfg, place / "run.yaml")  # with the token in it
     command = [sys.executable, "-c", RUN, place / "run.yaml"]
     result = subprocess.run(command, env=environment(home), cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]

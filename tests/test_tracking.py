@@ -6,13 +6,15 @@ import os
 import struct
 import subprocess
 import sys
+from shutil import copytree
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny_runs import losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
-from ragfit.config import PROJECT_ROOT, save_config
+from ragfit.config import PROJECT_ROOT
 from ragfit.errors import Interrupted
 
 wandb = pytest.importorskip("wandb")
@@ -273,38 +275,34 @@ def test_tracking_is_off_unless_asked_for(config, tmp_path):
 
 
 def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
-    """The command line in a process of its own: secrets in its environment, its arguments, its configuration, its rows
-    and the repository's address, no WANDB_MODE, and nobody at the keyboard."""
+    """The command line in a process of its own: secrets in its environment, its configuration and the repository's
+    address, what it runs on named by the environment, no WANDB_MODE, and nobody at the keyboard."""
     cfg = config("use_wandb=true", "train.hub_token=hf_secret000", "train.save_strategy=steps", "train.save_steps=1")
     cfg.train.model_init_kwargs = {"api_key": "inner-key-444"}
-    save_config(cfg, tmp_path / "configs" / "run.yaml")
-    with open(cfg.data_file, "r+", encoding="utf-8") as file:  # a row that holds a secret of the environment
-        rows = file.read().replace("What is 1 ", "opensesame222 ")
-        file.seek(0)
-        file.write(rows)
+    (tmp_path / "configs").mkdir()
+    OmegaConf.save(cfg, tmp_path / "configs" / "run.yaml")  # with the secrets in it, as a user's own file may have them
+    model = copytree(cfg.model.model_name_or_path, tmp_path / "planted-model-777")
     here = tmp_path / "repository"
     here.mkdir()
     for command in ("init -q", "remote add origin https://me:gitsecret555@example.org/x.git"):
         subprocess.run(["git", *command.split()], cwd=here, check=True)
     env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | SECRETS
-    env |= {"PYTHONPATH": str(PROJECT_ROOT), "ROWS_OF_MINE": cfg.data_file}
-    command = [sys.executable, "-m", "ragfit.training", "-cp", str(tmp_path / "configs"), "-cn", "run", "train.hub_token=hf_secret666",
-               "train.run_name=${oc.env:RUN_NAME_OF_MINE}", "experiment=${oc.env:HF_TOKEN}", "data_file=${oc.env:ROWS_OF_MINE}"]  # fmt: skip
+    env |= {"PYTHONPATH": str(PROJECT_ROOT), "ROWS_OF_MINE": cfg.data_file, "MODEL_OF_MINE": str(model)}
+    command = [sys.executable, "-m", "ragfit.training", "-cp", str(tmp_path / "configs"), "-cn", "run",
+               "model.model_name_or_path=${oc.env:MODEL_OF_MINE}", "train.run_name=${oc.env:RUN_NAME_OF_MINE}", "experiment=${oc.env:HF_TOKEN}", "data_file=${oc.env:ROWS_OF_MINE}"]  # fmt: skip
     result = subprocess.run(command, env=env, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "not logged in to wandb, so the run is kept offline" in result.stdout + result.stderr
     run, settings, history, _, _ = read_run(tmp_path / "out")
     assert any("train/loss" in entry for entry in history)
     assert run.run_group == "${oc.env:HF_TOKEN}" and settings["run_name"] == "${oc.env:RUN_NAME_OF_MINE}"
-    planted = [*SECRETS.values(), "hf_secret000", "hf_secret666", "inner-key-444", "gitsecret555"]
+    planted = [*SECRETS.values(), "hf_secret000", "inner-key-444", "gitsecret555", model.name]
     told = result.stdout + result.stderr
-    assert [secret for secret in planted if secret in told] == []
+    assert [secret for secret in planted if secret in told] == [model.name]  # "Loading …", on the user's own screen
     content = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert len(content) > 20 and any(path.name == "training_args.bin" for path in content)
     for secret in planted:
         found = [str(path) for path, data in content.items() if secret.encode() in data]
-        if secret == SECRETS["RUN_NAME_OF_MINE"]:  # no secret by its name, and Trainer needs it
-            found = [path for path in found if not path.endswith("training_args.bin")]
         assert found == [], secret
     tracked = {str(path): data for path, data in content.items() if path.parts[0] == "wandb"}
     assert [path for path, data in tracked.items() if cfg.data_file.encode() in data] == []

@@ -3,7 +3,6 @@
 import logging
 import pickle
 import re
-import warnings
 from pathlib import Path
 
 import ragfit.allocator  # noqa: F401  (before torch)

@@ -8,7 +8,7 @@ from ragfit.findings import became
 from ragfit.masking import IGNORE_INDEX
 from ragfit.views import style
 from ragfit.views.pieces import token_texts
-from ragfit.views.style import Html, View, colours, escape, flow
+from ragfit.views.style import Html, View, colours, flow
 
 _LOOK = {
     "template": style.SPECIAL,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ragfit.merge import earlier_adapter
-from ragfit.secrets import MASK, holds_secret, mask, without_secrets
+from ragfit.secrets import MASK, holds_secret, masked
 from ragfit.views import style
-from ragfit.views.style import Html, View, escape, flow, plain, short
+from ragfit.views.style import Html, View, escape, flow, plain
 
 _HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
@@ -45,7 +45,7 @@ class DifferencesView(View):
     def _yaml(self):
         from ragfit.config import to_yaml
 
-        return to_yaml(without_secrets(self.cfg))
+        return to_yaml(self.cfg)
 
     def html(self):
         if self.rows:
@@ -185,7 +185,7 @@ def _size(path):
 def _value(key, value):
     if holds_secret(key, value):
         return MASK
-    return "–" if value is None else repr(value) if isinstance(value, str) and not value.strip() else mask(str(value))
+    return "–" if value is None else repr(value) if isinstance(value, str) and not value.strip() else str(masked(value))
 
 
 def _mono(text):

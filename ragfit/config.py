@@ -252,6 +252,9 @@ def _translate(tree, notes) -> bool:
     if str(target).startswith("ragfoundry."):
         note("model._target_", target, target := target.replace("ragfoundry", "ragfit", 1))
     tree["model"] = {"_target_": target} | tree["model"] | {"_target_": target}
+    quantization = get(tree, "model.quantization_config")
+    if is_hf_train(target) and isinstance(quantization, dict) and str(quantization.get("_target_")).rpartition(".")[2] == "BitsAndBytesConfig":
+        note("model.quantization_config._target_", quantization.pop("_target_"), "dropped, it is the class that is made of these keys")
     for key in ("instruction", "template"):
         value = tree.get(key)
         if isinstance(value, str) and re.match(r"(\./)?ragfoundry/", value) and not find_existing(value):
@@ -288,6 +291,11 @@ def _translate(tree, notes) -> bool:
 
 
 def _check_keys(tree, hf_train):
+    for key, value in _leaves(tree):
+        if key.endswith("._target_") and key != "model._target_":
+            problem = f"{key} is {value!r}, but values are plain: no class or function is called to make them"
+            raise Wrong(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
+
     def walk(mapping, prefix):
         for key, value in mapping.items():
             name = f"{prefix}{key}"

@@ -83,7 +83,8 @@ def _certain_class(source, revision=None):
         return None
     if name in _GENERIC or of_type in _GENERIC or of_type == "MistralCommonBackend":
         return transformers.PreTrainedTokenizerFast
-    return getattr(transformers, name, None)
+    cls = getattr(transformers, name, None)  # any name that a downloaded file gives
+    return cls if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedTokenizerBase) else None
 
 
 def _file(source, name, revision):

@@ -103,20 +103,17 @@ def load_model(cfg):
     Returns:
         an object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
     """
-    import hydra
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    # The keys go in as plain values: `instantiate` would resolve text with ${…} in it a second time.
+    # The keys go in as plain values, and no object is made of any of them.
     keys = OmegaConf.to_container(cfg.model, resolve=True)
     target = keys.pop("_target_")
     make = _class(target)
     try:
-        made = {k: instantiate(v) if isinstance(v, dict) and "_target_" in v else v for k, v in keys.items()}
-        loaded = make(**made)
+        loaded = make(**keys)
     except RagfitError:
         raise
-    except (ImportError, TypeError, ValueError, hydra.errors.HydraException) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model._target_: {target} could not be made from the keys of model: {first_line(error)}. "
             "Check the class's name and the keys it takes."

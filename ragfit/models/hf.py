@@ -291,21 +291,42 @@ def check_targets(model, lora):
 
 
 def check_lora(model, lora):
-    """Raise a ConfigError for what PEFT refuses, before the weights are read: it is tried on the model without them."""
+    """Raise a ConfigError for what PEFT refuses, or takes and trains nothing by, before the weights are read.
+
+    It is tried on the model without them.
+    """
     if lora is None:
         return
     import torch
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+    names = [name for name, _ in model.named_modules()]
+    if missing := [name for name in lora.get("modules_to_save") or () if not any(known.endswith(str(name)) for known in names)]:
+        known = dict.fromkeys(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if list(module.parameters(recurse=False)))
+        raise ConfigError(
+            f"model.lora.modules_to_save: {', '.join(map(repr, missing))} matches no module of this model. "
+            f"Its modules with weights are {', '.join(known)}."
+        )
     # Some initializations compute with the weights, which are not there; their names are checked even so.
     try:
         config = LoraConfig(**lora)
         if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_COMPUTED):
             config.init_lora_weights = True
         with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
-            get_peft_model(model, config, low_cpu_mem_usage=True)
+            made = get_peft_model(model, config, low_cpu_mem_usage=True)
     except Exception as error:  # PEFT's kinds, and what odd values make it run into
         raise ConfigError(f"model.lora: PEFT refuses these keys: {first_line(error)}. Change the key it names.") from error
+    if not any(weight.requires_grad for weight in made.parameters()):
+        raise ConfigError("model.lora.inference_mode is set, so nothing would be trained. Remove it.")
+    for layer in made.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            rows, tokens = layer.get_base_layer().weight.shape[0], layer.token_indices[layer.active_adapters[0]]
+            if wrong := [token for token in tokens if not isinstance(token, int) or not 0 <= token < rows] or not tokens:
+                raise ConfigError(
+                    f"model.lora.trainable_token_indices: {tokens if wrong is True else wrong} are no tokens of this model. "
+                    f"Give ids between 0 and {rows - 1}, or leave it empty."
+                )
 
 
 def find_adapter(adapter):
@@ -318,26 +339,70 @@ def find_adapter(adapter):
     try:
         PeftConfig.from_pretrained(source)
     except Exception as error:  # PEFT's, the hub's, JSON's
-        raise ConfigError(_no_adapter(adapter, error)) from error
+        raise ConfigError(_no_adapter(adapter, first_line(error))) from error
     return source
 
 
 def merge_adapter(model, adapter):
     """Merge a trained adapter, of `find_adapter`, into its base model."""
-    from peft import PeftModel
-
+    model = load_adapter(model, adapter, lambda reason: _no_adapter(adapter, reason))
     try:
-        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    except Exception as error:  # weights that do not fit are a RuntimeError, damaged ones of safetensors' own kind
-        raise ConfigError(_no_adapter(adapter, error)) from error
+        merged = model.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:  # of a kind that cannot be merged, or weights that are no numbers
+        raise ConfigError(_no_adapter(adapter, first_line(error))) from error
     if hasattr(merged, "peft_config"):
         del merged.peft_config  # else PEFT takes the new adapter for a second one
     return merged
 
 
-def _no_adapter(adapter, error):
+def load_adapter(model, source, sentence, name="default", is_trainable=False):
+    """Put a trained adapter on a model, all of it or none: PEFT only warns of weights that find no place in it.
+
+    Args:
+        model: a `transformers` model, or a `peft` model, beside whose adapters it is put, or into the one of that name.
+        source: the adapter's folder, or its name on the hub.
+        sentence: makes the error's message from the reason.
+
+    Returns:
+        The `peft.PeftModel`.
+
+    Raises:
+        ConfigError: no adapter, a damaged one, one of another model, or some of its weights are missing or not the model's.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model
+
+    try:
+        if not isinstance(model, PeftModel):
+            config = PeftConfig.from_pretrained(str(source))
+            if config.is_prompt_learning or config.is_adaption_prompt:
+                raise ValueError(f"it is of the kind {config.peft_type.value}, which is no change of the model's weights")
+            config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
+            model = get_peft_model(model, config, name)
+        found = model.load_adapter(str(source), name, is_trainable=is_trainable)
+    except KeyError as error:
+        raise ConfigError(sentence(f"it lacks {_short(error.args[0])}")) from error
+    except Exception as error:  # of PEFT, the hub, JSON, safetensors and pickle, which have no common class
+        raise ConfigError(sentence(" ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__)) from error
+    # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
+    missing = [key for key in found.missing_keys if "vblora_vector_bank" not in key]
+    if missing or found.unexpected_keys:
+        wrong = [f"{what} {_some(keys)}" for what, keys in (("it lacks", missing), ("the model has no", found.unexpected_keys)) if keys]
+        raise ConfigError(sentence(" and ".join(wrong)))
+    return model
+
+
+def _some(keys):
+    more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+    return ", ".join(_short(key) for key in sorted(keys)[:2]) + more
+
+
+def _short(key):
+    return str(key).removeprefix("base_model.model.")
+
+
+def _no_adapter(adapter, reason):
     return (
-        f"model.trained_adapter: no adapter could be loaded from {str(adapter)!r}: {first_line(error)}. "
+        f"model.trained_adapter: no adapter could be loaded from {str(adapter)!r}: {reason}. "
         "Give the folder that holds adapter_config.json and belongs to this model."
     )
 

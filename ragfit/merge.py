@@ -165,9 +165,10 @@ def _load_base(base, dtype, model_keys):
         with torch.no_grad(), weights_bar():
             return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise ConfigError(
-            f"The base model {base} could not be loaded: {first_line(error)}. Name its folder, or its name on the hub, with --base."
-        ) from error
+        advice = "Name its folder, or its name on the hub, with --base"
+        if "custom code" in str(error):
+            advice = "Give --trust-remote-code if you trust the code that comes with it"
+        raise ConfigError(f"The base model {base} could not be loaded: {first_line(error)}. {advice}.") from error
 
 
 def _check_space(model, folder):

@@ -132,11 +132,13 @@ def _read(path):
     """The file's values as they are written, nothing followed, nothing composed by Hydra."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        # No run writes aliases, and a few of them can mean gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise yaml.YAMLError("it has aliases (*name), which no run writes")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 20 or isinstance(event, yaml.AliasEvent):  # a few aliases can mean gigabytes
+                raise yaml.YAMLError("it has aliases (*name), or values within values, as no run writes them")
         whole = OmegaConf.load(io.StringIO(text))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} cannot be read: {plain(first_line(error))}. Take the checkpoint from another copy.") from error
     if not isinstance(whole, DictConfig):
         raise ConfigError(f"{path} is no mapping of keys to values. Take the checkpoint from another copy.")

@@ -380,24 +380,25 @@ def load_adapter(model, source, sentence, name="default", is_trainable=False):
             model = get_peft_model(model, config, name)
         found = model.load_adapter(str(source), name, is_trainable=is_trainable)
     except KeyError as error:
-        raise ConfigError(sentence(f"it lacks {_short(error.args[0])}")) from error
+        raise ConfigError(sentence(f"it lacks {_in_file(error.args[0], name)}")) from error
     except Exception as error:  # of PEFT, the hub, JSON, safetensors and pickle, which have no common class
         raise ConfigError(sentence(" ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__)) from error
     # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
     missing = [key for key in found.missing_keys if "vblora_vector_bank" not in key]
     if missing or found.unexpected_keys:
-        wrong = [f"{what} {_some(keys)}" for what, keys in (("it lacks", missing), ("the model has no", found.unexpected_keys)) if keys]
+        wrong = [f"{what} {_some(keys, name)}" for what, keys in (("it lacks", missing), ("the model has no", found.unexpected_keys)) if keys]
         raise ConfigError(sentence(" and ".join(wrong)))
     return model
 
 
-def _some(keys):
+def _some(keys, adapter):
     more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
-    return ", ".join(_short(key) for key in sorted(keys)[:2]) + more
+    return ", ".join(_in_file(key, adapter) for key in sorted(keys)[:2]) + more
 
 
-def _short(key):
-    return str(key).removeprefix("base_model.model.")
+def _in_file(key, adapter):
+    """A weight's name in the model as it stands in an adapter's file, without what all of them begin with."""
+    return ".".join(part for part in str(key).removeprefix("base_model.model.").split(".") if part != adapter)
 
 
 def _no_adapter(adapter, reason):

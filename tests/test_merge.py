@@ -91,6 +91,8 @@ def test_an_earlier_adapter_is_merged_first(run, tiny_llama, ids, tmp_path):
     expected = logits(plain(tiny_llama, first, second), ids)
     merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(second, tmp_path / "merged"))
     torch.testing.assert_close(logits(merged, ids), expected, rtol=1e-4, atol=1e-5)
+    evaluated = ragfit.load_checkpoint(tmp_path / "merged").model  # into which nothing is merged again
+    torch.testing.assert_close(logits(evaluated, ids), expected, rtol=1e-4, atol=1e-5)
     assert (logits(plain(tiny_llama, second), ids) - expected).abs().max() > 0.01  # alone it is another model
     # Which is said where the adapter is shown.
     view = SavedView(second)

@@ -414,12 +414,12 @@ def _not_loaded(name, error):
         return f"model.attn_implementation: {reason.partition('. ')[0]}. Set another, or leave it empty."
     if "device_map" in reason:
         return f"model.device_map: {reason}. Set it to auto or cuda:0, or leave it empty."
-    if "custom code" in reason:
-        return f"model.trust_remote_code: {name} needs code that comes with it, which is not run. Set model.trust_remote_code=true if you trust it."
     advice = "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)"
     if isinstance(error, pickle.UnpicklingError):
         reason = "its weights are a pickle that holds more than tensors, which could run code and is not read"
         advice = "Take the model's safetensors files"
+    elif "custom code" in reason:
+        reason, advice = "it needs code that comes with it, which is not run", "Set model.trust_remote_code=true if you trust it"
     elif "ignore_mismatched_sizes" in reason:
         reason, advice = "its weights have other shapes than its config.json says", "Fetch the model again"
     return f"model.model_name_or_path: no model could be loaded from {str(name)!r}: {reason}. {advice}."

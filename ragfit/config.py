@@ -252,9 +252,9 @@ def _translate(tree, notes) -> bool:
     if str(target).startswith("ragfoundry."):
         note("model._target_", target, target := target.replace("ragfoundry", "ragfit", 1))
     tree["model"] = {"_target_": target} | tree["model"] | {"_target_": target}
-    quantization = get(tree, "model.quantization_config")
-    if is_hf_train(target) and isinstance(quantization, dict) and str(quantization.get("_target_")).rpartition(".")[2] == "BitsAndBytesConfig":
-        note("model.quantization_config._target_", quantization.pop("_target_"), "dropped, it is the class that is made of these keys")
+    quantization, class_name = at(tree, key := "model.quantization_config._target_")
+    if is_hf_train(target) and str(quantization.get(class_name)).rpartition(".")[2] == "BitsAndBytesConfig":
+        note(key, quantization.pop(class_name), "dropped, it is the class that is made of these keys")
     for key in ("instruction", "template"):
         value = tree.get(key)
         if isinstance(value, str) and re.match(r"(\./)?ragfoundry/", value) and not find_existing(value):

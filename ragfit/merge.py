@@ -50,7 +50,8 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None, trust_remote_code=F
     folder, out = find_path(checkpoint, "checkpoint"), Path(out)
     settings, (tree, set_aside) = _adapter(folder), believed(folder)
     model_keys = tree.get("model", {}) | {"trust_remote_code": trust_remote_code}
-    named = [key for key in set_aside if key.startswith("model.") and not (trust_remote_code and key == "model.trust_remote_code")]
+    given = {"model.trust_remote_code"} if trust_remote_code else set()
+    named = [key for key in set_aside if key.startswith("model.") and key not in given]
     warn(folder, named, "give --trust-remote-code if you trust its code")
     base = base or model_keys.get("model_name_or_path") or settings.get("base_model_name_or_path")
     if not base:
@@ -182,7 +183,8 @@ def _merged(model, folder, base):
     from ragfit.models.hf import load_adapter
 
     def sentence(reason):
-        return f"The adapter in {folder} could not be merged into {base}: {reason}. Name the model that it was trained on with --base."
+        advice = "Name the model that it was trained on with --base"
+        return f"The adapter in {folder} could not be merged into {base}: {reason}. {advice}."
 
     tuned = load_adapter(model, folder, sentence)
     try:

@@ -105,9 +105,9 @@ class Resumable:
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """PEFT reads an adapter as float32; a run in 4 bits trains it in bfloat16. Trainer keeps to itself what did not match."""
+        """PEFT reads an adapter as float32; a run in 4 bits trains it in bfloat16. Trainer ignores keys that do not match."""
         types = {name: weight.dtype for name, weight in self.model.named_parameters() if weight.requires_grad}
-        adapter = any(Path(resume_from_checkpoint, f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin"))
+        adapter = any(Path(resume_from_checkpoint).glob("adapter_model.*"))
         if model is None and adapter and isinstance(self.model, PeftModel):
             load_adapter(self.model, resume_from_checkpoint, lambda reason: (
                 f"resume_checkpoint: the adapter in {resume_from_checkpoint} does not fit this run's: {reason}. "

@@ -45,10 +45,13 @@ def load_tokenizer(name, revision=None, trust_remote_code=False):
     except ConfigError:
         raise
     except Exception as error:  # transformers, the hub and the network raise many kinds
-        reason, advice = first_line(error), "Give a folder with a tokenizer, or a model's name on the hub and a network (or HF_HUB_OFFLINE=1 and a filled cache)"
+        reason, advice = first_line(error), "Give a folder with a tokenizer, or a model's name on the hub and a network"
+        advice += " (or HF_HUB_OFFLINE=1 and a filled cache)"
         if "custom code" in reason:
-            reason, advice = "it needs code that comes with it, which is not run", "Set model.trust_remote_code=true if you trust it"
-        raise ConfigError(f"model.model_name_or_path: no tokenizer could be loaded from {str(name)!r}: {reason}. {advice}.") from error
+            reason = "it needs code that comes with it, which is not run"
+            advice = "Set model.trust_remote_code=true if you trust it"
+        problem = f"model.model_name_or_path: no tokenizer could be loaded from {str(name)!r}: {reason}"
+        raise ConfigError(f"{problem}. {advice}.") from error
 
 
 def _certain_class(source, revision=None):

@@ -27,18 +27,21 @@ logger = logging.getLogger(__name__)
 FILE = "ragfit.yaml"
 _PLACES = ("model.model_name_or_path", "model.trained_adapter", "data_file", "dev_split")
 _MODEL = (
-    "model_name_or_path trained_adapter revision dtype device_map attn_implementation load_in_8bit load_in_4bit quantization_config"
+    "model_name_or_path trained_adapter revision dtype device_map attn_implementation load_in_8bit load_in_4bit "
+    "quantization_config"
 ).split()
 _LORA = (
     "r lora_alpha lora_dropout use_rslora use_dora target_modules exclude_modules modules_to_save bias fan_in_fan_out "
     "layers_pattern layers_to_transform rank_pattern alpha_pattern init_lora_weights peft_type task_type"
 ).split()
 _GENERATION = (
-    "max_new_tokens min_new_tokens max_length min_length do_sample temperature top_k top_p min_p typical_p repetition_penalty "
-    "no_repeat_ngram_size num_beams length_penalty early_stopping bad_words_ids suppress_tokens bos_token_id eos_token_id pad_token_id"
+    "max_new_tokens min_new_tokens max_length min_length do_sample temperature top_k top_p min_p typical_p "
+    "repetition_penalty no_repeat_ngram_size num_beams length_penalty early_stopping bad_words_ids suppress_tokens "
+    "bos_token_id eos_token_id pad_token_id"
 ).split()
 _TRAIN = (
-    "per_device_eval_batch_size seed bf16 fp16 bf16_full_eval fp16_full_eval tf32 use_cpu loss_type label_smoothing_factor pad_to_multiple_of"
+    "per_device_eval_batch_size seed bf16 fp16 bf16_full_eval fp16_full_eval tf32 use_cpu loss_type "
+    "label_smoothing_factor pad_to_multiple_of"
 ).split()
 _BELIEVED = {
     *("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split"),
@@ -50,9 +53,14 @@ _BELIEVED = {
 _OPENED = ("model", "model.lora", "model.generation", "train")
 # The other keys of `train`, and how a run was tracked, mean nothing here and go without a word, except these, which
 # would run, write or send something.
-_NAMED = ("train.deepspeed", "train.fsdp", "train.hub_", "train.push_to_hub", "train.report_to", "train.logging_dir", "train.torch_compile",
-          "train.torchdynamo", "train.use_liger", "train.liger", "train.accelerator_config", "train.parallelism_config")  # fmt: skip
 _QUIET = ("train", "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated")
+_NAMED = tuple(
+    f"train.{name}"
+    for name in (
+        "accelerator_config deepspeed fsdp hub_ liger logging_dir parallelism_config push_to_hub report_to torch_compile "
+        "torchdynamo use_liger"
+    ).split()
+)
 # `${oc.env:NAME}` and `${another.key}`; no other resolver, and none within another.
 _INTERPOLATION = re.compile(r"\$\{(?:(?P<env>oc\.env:\w+(?:,[^${}]*)?)|[A-Za-z_][\w.]*)\}")
 
@@ -60,7 +68,7 @@ _INTERPOLATION = re.compile(r"\$\{(?:(?P<env>oc\.env:\w+(?:,[^${}]*)?)|[A-Za-z_]
 def believed(checkpoint):
     """Read a checkpoint's own configuration.
 
-    Text with `${oc.env:NAME}` is followed only to what is on this disk: a folder, a file or a model in the hub's cache.
+    Text with `${oc.env:NAME}` is followed only to what is on this disk: a folder, a file, a model in the hub's cache.
     Elsewhere it would put what the environment holds, a token maybe, into requests, messages and files. The instruction
     and the template are the checkpoint's own files, never those at the paths that it names.
 
@@ -86,7 +94,7 @@ def believed(checkpoint):
                 walk(value, f"{name}.")
             elif RENAMED.get(name, name) in _BELIEVED and _is_plain(name, value):
                 found[name] = value
-            elif name == "model._target_" and is_hf_train(value) or value in (None, False, "", "none", [], {}, ["none"]):
+            elif value in (None, False, "", "none", [], {}) or name == "model._target_" and is_hf_train(value):
                 pass  # what it would be without it
             elif name.startswith(_NAMED) or name.partition(".")[0] not in _QUIET:
                 set_aside.append(name)
@@ -106,18 +114,20 @@ def warn(checkpoint, set_aside, advice):
     """Name the keys of a checkpoint's own configuration that did not count."""
     if set_aside:
         names = ", ".join(plain(name)[:80] for name in set_aside[:12]) + (", …" if len(set_aside) > 12 else "")
-        logger.warning("%s: set aside: %s. What a downloaded checkpoint says turns nothing on; %s.", Path(checkpoint, FILE), names, advice)
+        what = "What a checkpoint's own file says turns nothing on"
+        logger.warning("%s: set aside: %s. %s; %s.", Path(checkpoint, FILE), names, what, advice)
 
 
 def load_believed(checkpoint, overrides):
-    """The resolved configuration of what counts in a checkpoint, with the user's overrides, which count whatever they say.
+    """The resolved configuration of what counts in a checkpoint, with the user's overrides, which count all the same.
 
     Raises:
         ConfigError: as `believed` and `ragfit.load_config`.
     """
     tree, set_aside = believed(checkpoint)
     given = {text.lstrip("+~").partition("=")[0] for text in overrides}
-    warn(checkpoint, [name for name in set_aside if name not in given], "give it as an override of your own, such as model.trust_remote_code=true")
+    advice = "give it as an override of your own, such as model.trust_remote_code=true"
+    warn(checkpoint, [name for name in set_aside if name not in given], advice)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, FILE)
         path.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(tree))), encoding="utf-8")
@@ -139,14 +149,15 @@ def _read(path):
                 raise yaml.YAMLError("it has aliases (*name), or values within values, as no run writes them")
         whole = OmegaConf.load(io.StringIO(text))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} cannot be read: {plain(first_line(error))}. Take the checkpoint from another copy.") from error
+        reason = plain(first_line(error))
+        raise ConfigError(f"{path} cannot be read: {reason}. Take the checkpoint from another copy.") from error
     if not isinstance(whole, DictConfig):
         raise ConfigError(f"{path} is no mapping of keys to values. Take the checkpoint from another copy.")
     return OmegaConf.to_container(whole, resolve=False)
 
 
 def _is_plain(name, value):
-    """Whether a value is numbers, switches and text, in lists or under keys, and may be followed where it is written `${…}`."""
+    """Whether a value is numbers, switches and text, in lists or under keys, whose `${…}` may be followed."""
     if isinstance(value, dict):
         return all(not str(key).startswith("_") and _is_plain(name, inner) for key, inner in value.items())
     if isinstance(value, list):

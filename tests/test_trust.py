@@ -5,22 +5,18 @@ import json
 import shutil
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
-from transformers import AutoModelForCausalLM
 
 import ragfit
 from ragfit import evaluation, merge
 from ragfit.config import load_config
 from ragfit.errors import ConfigError
 from ragfit.merge import merge_checkpoint
-from ragfit.models.hf import HFTrain
 from ragfit.overrides import override
 from ragfit.tokenizers import load_tokenizer
 from ragfit.trust import believed
-from ragfit.views import SavedView, load_tuned
+from ragfit.views import SavedView
 
 FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=2", "train.lr_scheduler_type=constant"]
 

@@ -302,8 +302,10 @@ def check_lora(model, lora):
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     names = [name for name, _ in model.named_modules()]
-    if missing := [name for name in lora.get("modules_to_save") or () if not any(known.endswith(str(name)) for known in names)]:
-        known = dict.fromkeys(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if list(module.parameters(recurse=False)))
+    wanted = lora.get("modules_to_save") or ()
+    if missing := [name for name in wanted if not any(known.endswith(str(name)) for known in names)]:
+        own = (name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False)))
+        known = dict.fromkeys(name.rsplit(".", 1)[-1] for name in own)
         raise ConfigError(
             f"model.lora.modules_to_save: {', '.join(map(repr, missing))} matches no module of this model. "
             f"Its modules with weights are {', '.join(known)}."
@@ -322,9 +324,10 @@ def check_lora(model, lora):
     for layer in made.modules():
         if isinstance(layer, TrainableTokensLayer):
             rows, tokens = layer.get_base_layer().weight.shape[0], layer.token_indices[layer.active_adapters[0]]
-            if wrong := [token for token in tokens if not isinstance(token, int) or not 0 <= token < rows] or not tokens:
+            wrong = [token for token in tokens if not isinstance(token, int) or not 0 <= token < rows]
+            if wrong or not tokens:
                 raise ConfigError(
-                    f"model.lora.trainable_token_indices: {tokens if wrong is True else wrong} are no tokens of this model. "
+                    f"model.lora.trainable_token_indices: {wrong} are no tokens of this model. "
                     f"Give ids between 0 and {rows - 1}, or leave it empty."
                 )
 
@@ -359,7 +362,7 @@ def load_adapter(model, source, sentence, name="default", is_trainable=False):
     """Put a trained adapter on a model, all of it or none: PEFT only warns of weights that find no place in it.
 
     Args:
-        model: a `transformers` model, or a `peft` model, beside whose adapters it is put, or into the one of that name.
+        model: a `transformers` model; or a `peft` model, which gets it beside its adapters, or in place of its namesake.
         source: the adapter's folder, or its name on the hub.
         sentence: makes the error's message from the reason.
 
@@ -367,27 +370,31 @@ def load_adapter(model, source, sentence, name="default", is_trainable=False):
         The `peft.PeftModel`.
 
     Raises:
-        ConfigError: no adapter, a damaged one, one of another model, or some of its weights are missing or not the model's.
+        ConfigError: no adapter, a damaged one or another model's, or one whose weights are not exactly those expected.
     """
     from peft import PeftConfig, PeftModel, get_peft_model
 
     try:
+        config = PeftConfig.from_pretrained(str(source))
+    except Exception as error:  # of PEFT, the hub, JSON
+        raise ConfigError(sentence(first_line(error))) from error
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ConfigError(sentence(f"it is of the kind {config.peft_type.value}, which changes no weights"))
+    try:
         if not isinstance(model, PeftModel):
-            config = PeftConfig.from_pretrained(str(source))
-            if config.is_prompt_learning or config.is_adaption_prompt:
-                raise ValueError(f"it is of the kind {config.peft_type.value}, which is no change of the model's weights")
             config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
             model = get_peft_model(model, config, name)
         found = model.load_adapter(str(source), name, is_trainable=is_trainable)
-    except KeyError as error:
+    except KeyError as error:  # where PEFT looks for the weights of modules_to_save and the like
         raise ConfigError(sentence(f"it lacks {_in_file(error.args[0], name)}")) from error
-    except Exception as error:  # of PEFT, the hub, JSON, safetensors and pickle, which have no common class
-        raise ConfigError(sentence(" ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__)) from error
+    except Exception as error:  # of PEFT, the hub, safetensors and pickle, which have no common class
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(sentence(reason.rstrip(". "))) from error
     # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
     missing = [key for key in found.missing_keys if "vblora_vector_bank" not in key]
     if missing or found.unexpected_keys:
-        wrong = [f"{what} {_some(keys, name)}" for what, keys in (("it lacks", missing), ("the model has no", found.unexpected_keys)) if keys]
-        raise ConfigError(sentence(" and ".join(wrong)))
+        wrong = {"it lacks": missing, "the model has no": found.unexpected_keys}
+        raise ConfigError(sentence(" and ".join(f"{what} {_some(keys, name)}" for what, keys in wrong.items() if keys)))
     return model
 
 
@@ -419,7 +426,8 @@ def _not_loaded(name, error):
         reason = "its weights are a pickle that holds more than tensors, which could run code and is not read"
         advice = "Take the model's safetensors files"
     elif "custom code" in reason:
-        reason, advice = "it needs code that comes with it, which is not run", "Set model.trust_remote_code=true if you trust it"
+        reason = "it needs code that comes with it, which is not run"
+        advice = "Set model.trust_remote_code=true if you trust it"
     elif "ignore_mismatched_sizes" in reason:
         reason, advice = "its weights have other shapes than its config.json says", "Fetch the model again"
     return f"model.model_name_or_path: no model could be loaded from {str(name)!r}: {reason}. {advice}."

@@ -32,7 +32,8 @@ _MODEL = (
 ).split()
 _LORA = (
     "r lora_alpha lora_dropout use_rslora use_dora target_modules exclude_modules modules_to_save bias fan_in_fan_out "
-    "layers_pattern layers_to_transform rank_pattern alpha_pattern init_lora_weights peft_type task_type"
+    "layers_pattern layers_to_transform rank_pattern alpha_pattern init_lora_weights peft_type task_type lora_bias "
+    "target_parameters trainable_token_indices layer_replication"
 ).split()
 _GENERATION = (
     "max_new_tokens min_new_tokens max_length min_length do_sample temperature top_k top_p min_p typical_p "
@@ -57,8 +58,8 @@ _QUIET = ("train", "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", 
 _NAMED = tuple(
     f"train.{name}"
     for name in (
-        "accelerator_config deepspeed fsdp hub_ liger logging_dir parallelism_config push_to_hub report_to torch_compile "
-        "torchdynamo use_liger"
+        "accelerator_config deepspeed fsdp hub_ liger logging_dir parallelism_config push_to_hub report_to "
+        "torch_compile torchdynamo use_liger"
     ).split()
 )
 # `${oc.env:NAME}` and `${another.key}`; no other resolver, and none within another.
@@ -125,9 +126,9 @@ def load_believed(checkpoint, overrides):
         ConfigError: as `believed` and `ragfit.load_config`.
     """
     tree, set_aside = believed(checkpoint)
-    given = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    given = tuple(text.lstrip("+~").partition("=")[0] + "." for text in overrides)
     advice = "give it as an override of your own, such as model.trust_remote_code=true"
-    warn(checkpoint, [name for name in set_aside if name not in given], advice)
+    warn(checkpoint, [name for name in set_aside if not f"{name}.".startswith(given)], advice)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, FILE)
         path.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(tree))), encoding="utf-8")
@@ -157,24 +158,21 @@ def _read(path):
 
 
 def _is_plain(name, value):
-    """Whether a value is numbers, switches and text, in lists or under keys, whose `${…}` may be followed."""
+    """Whether a value is numbers, switches and text, in lists or under keys, and its `${…}` may be followed."""
     if isinstance(value, dict):
-        return all(not str(key).startswith("_") and _is_plain(name, inner) for key, inner in value.items())
+        return all(not str(key).startswith("_") and _is_plain("", inner) for key, inner in value.items())
     if isinstance(value, list):
-        return all(_is_plain(name, inner) for inner in value)
-    if not isinstance(value, str):
-        return True
-    if name == "model.attn_implementation" and "/" in value:
-        return False  # a kernel of the hub, which is code
+        return all(_is_plain("", inner) for inner in value)
     tokens = [_INTERPOLATION.match(value, start) for start in _interpolations(value)]
-    # One reference to another key, since two of them in each of thirty keys mean gigabytes.
+    # One reference to another key, and none in lists: two of them in each of thirty keys mean gigabytes.
     references = sum(token is not None and not token["env"] for token in tokens)
-    return references <= 1 and all(token and (name in _PLACES or not token["env"]) for token in tokens)
+    return references <= bool(name) and all(token and (name in _PLACES or not token["env"]) for token in tokens)
 
 
-def _interpolations(text):
-    """Where a text has `${` that is not escaped."""
-    return [found.end() - 2 for found in re.finditer(r"(\\*)\$\{", text) if len(found[1]) % 2 == 0]
+def _interpolations(value):
+    """Where a value, if it is text, has `${` that is not escaped."""
+    found = re.finditer(r"(\\*)\$\{", value) if isinstance(value, str) else ()
+    return [token.end() - 2 for token in found if len(token[1]) % 2 == 0]
 
 
 def _resolved(found, set_aside):
@@ -190,7 +188,9 @@ def _resolved(found, set_aside):
             value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except (OmegaConfBaseException, RecursionError):
             value = None
-        if name in _PLACES and isinstance(text, str) and _interpolations(text):
+        if name == "model.attn_implementation" and "/" in str(value):
+            value = None  # a kernel of the hub, which is code
+        if name in _PLACES and _interpolations(text):
             value = value if _on_this_disk(value) else text
         elif value is None and text is not None:
             set_aside.append(name)

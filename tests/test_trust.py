@@ -62,6 +62,9 @@ SET_ASIDE = [
     ("model._target_", "ragfit.models.hf.HFTrain", False),
     ("model._target_", "ragfoundry.models.hf.HFTrain", False),
     ("model.attn_implementation", "evil/kernel", True),
+    ("model.attn_implementation", "${model.model_name_or_path}/kernel", True),
+    ("model.device_map", {"a": "${model.max_sequence_len}"}, True),
+    ("model.device_map", "${model}", True),
     ("model.use_kernels", True, True),
     ("model.generation._target_", "pandas.read_pickle", True),
     ("model.generation.custom_generate", "evil/code", True),
@@ -98,7 +101,8 @@ def test_what_a_checkpoint_may_not_say(key, value, named, tmp_path, monkeypatch)
     monkeypatch.setenv("A_SECRET", "s3cret")
     change(tmp_path / "checkpoint", {"model.max_sequence_len": 7, key: value})
     tree, set_aside = believed(tmp_path / "checkpoint")
-    assert {name: part for name, part in tree.items() if part} in ({"model": {"max_sequence_len": 7}}, {"model": {"max_sequence_len": 7, "completion_start": None}})
+    assert {name: value for name, value in tree.pop("model").items() if value is not None} == {"max_sequence_len": 7}
+    assert not any(tree.values())
     assert bool(set_aside) is named and all(key.startswith(name) for name in set_aside)
 
 
@@ -139,6 +143,14 @@ def test_what_a_checkpoint_may_say(tmp_path, monkeypatch):
     }
     (tmp_path / "models" / "rows.jsonl").touch()
     assert believed(tmp_path / "checkpoint")[0]["data_file"] == str(tmp_path / "models" / "rows.jsonl")
+
+
+def test_what_refers_to_one_another_is_followed(tmp_path):
+    keys = {"model.revision": "${model.max_sequence_len}/kernel", "model.attn_implementation": "${model.revision}"}
+    change(tmp_path / "checkpoint", {"model.max_sequence_len": 7, **keys})
+    tree, set_aside = believed(tmp_path / "checkpoint")
+    assert tree["model"] == {"max_sequence_len": 7, "revision": "7/kernel", "attn_implementation": None}
+    assert set_aside == ["model.attn_implementation"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "a: &x [1]\nb: *x", "a: ${", "[" * 5000, "a: 1\na: 2"])

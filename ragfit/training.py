@@ -178,7 +178,7 @@ def check_vocabulary_of(cfg, prepared):
 
 def check_vocabulary(model, prepared):
     """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
-    size = model.get_input_embeddings().num_embeddings
+    size = model.get_input_embeddings().weight.shape[0]  # PEFT may have wrapped the embedding
     if len(prepared.tokenizer) > size:
         parts = [part for part in (prepared.train, prepared.dev) if part is not None]
         highest = max(max(ids) for part in parts for ids in part["input_ids"])

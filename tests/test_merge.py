@@ -65,6 +65,7 @@ KINDS = {
     "DoRA": ["model.lora.use_dora=true"],
     "all layers and biases": ["model.lora.target_modules=all-linear", "model.lora.bias=all"],
     "a trained head": ["model.lora.modules_to_save=[lm_head]"],
+    "trained tokens": ["model.lora.trainable_token_indices=[3,4]"],
 }
 
 

@@ -48,7 +48,7 @@ def load_tokenizer(name, revision=None, trust_remote_code=False):
         reason, advice = first_line(error), "Give a folder with a tokenizer, or a model's name on the hub and a network"
         advice += " (or HF_HUB_OFFLINE=1 and a filled cache)"
         if "custom code" in reason:
-            reason = "it needs code that comes with it, which is not run"
+            reason = "it needs custom code that comes with it, which is not run"
             advice = "Set model.trust_remote_code=true if you trust it"
         problem = f"model.model_name_or_path: no tokenizer could be loaded from {str(name)!r}: {reason}"
         raise ConfigError(f"{problem}. {advice}.") from error

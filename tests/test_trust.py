@@ -210,7 +210,7 @@ def test_code_of_the_tokenizer_does_not_run(tiny_llama, tmp_path):
         with contextlib.suppress(ConfigError):
             load_tokenizer(folder)
         assert not ran.exists()
-    with pytest.raises(ConfigError, match="no tokenizer .* it needs code that comes with it, which is not run. Set model.trust_remote_code=true"):
+    with pytest.raises(ConfigError, match="no tokenizer .* it needs custom code that comes with it, which is not run. Set model.trust_remote_code=true"):
         load_tokenizer(folder)
     assert type(load_tokenizer(folder, trust_remote_code=True)).__name__ == "OwnTokenizer" and ran.exists()
 

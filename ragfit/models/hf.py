@@ -426,7 +426,7 @@ def _not_loaded(name, error):
         reason = "its weights are a pickle that holds more than tensors, which could run code and is not read"
         advice = "Take the model's safetensors files"
     elif "custom code" in reason:
-        reason = "it needs code that comes with it, which is not run"
+        reason = "it needs custom code that comes with it, which is not run"
         advice = "Set model.trust_remote_code=true if you trust it"
     elif "ignore_mismatched_sizes" in reason:
         reason, advice = "its weights have other shapes than its config.json says", "Fetch the model again"

@@ -337,6 +337,9 @@ def _translate(tree, notes) -> bool:
     if str(target).startswith("ragfoundry."):
         note("model._target_", target, target := target.replace("ragfoundry", "ragfit", 1))
     tree["model"] = {"_target_": target} | tree["model"] | {"_target_": target}
+    quantization, class_name = at(tree, key := "model.quantization_config._target_")
+    if is_hf_train(target) and str(quantization.get(class_name)).rpartition(".")[2] == "BitsAndBytesConfig":
+        note(key, quantization.pop(class_name), "dropped, it is the class that is made of these keys")
     for key in ("instruction", "template"):
         value = tree.get(key)
         if isinstance(value, str) and re.match(r"(\./)?ragfoundry/", value) and not find_existing(value):
@@ -373,6 +376,11 @@ def _translate(tree, notes) -> bool:
 
 
 def _check_keys(tree, hf_train):
+    for key, value in _leaves(tree):
+        if key.endswith("._target_") and key != "model._target_":
+            problem = f"{key} is {value!r}, but values are plain: no class or function is called to make them"
+            raise Wrong(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
+
     def walk(mapping, prefix):
         for key, value in mapping.items():
             name = f"{prefix}{key}"

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ragfit.answers import dev_loss, generate, longest_answer
-from ragfit.config import find_path, load_config, user_path
+from ragfit.config import find_path, user_path
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.metrics import SHORT_ANSWERS, gold_of, scores
 from ragfit.overrides import override, refuse_secrets
+from ragfit.trust import load_believed
 
 ROWS, SUMMARY = "evaluation.jsonl", "evaluation.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
@@ -168,7 +169,8 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     Args:
         checkpoint: the folder `checkpoint` of a run.
         data_file: rows to evaluate on instead of the run's own dev set.
-        overrides: Hydra overrides of the run's configuration, such as `["model.load_in_8bit=false"]`.
+        overrides: Hydra overrides of the run's configuration, such as `["model.load_in_8bit=false"]`. What would run code
+            (`model.trust_remote_code`, a `model._target_` of one's own) counts only here, not in the checkpoint's file.
 
     Raises:
         ConfigError: the folder holds no configuration, or whatever loading raises.
@@ -182,17 +184,12 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     if not (folder / "ragfit.yaml").is_file():
         raise ConfigError(f"{folder} holds no ragfit.yaml. Name the folder checkpoint of a run's train.output_dir.")
     adapter = (folder / "adapter_config.json").is_file()
-    keys = {"train.output_dir": str(folder.parent), "train.eval_strategy": "no", "train.load_best_model_at_end": False}
-    keys |= {"train.eval_on_start": False, "train.disable_tqdm": True, "train.report_to": "none", "use_wandb": False}
-    for key in ("instruction", "template"):  # the run's own, which may have changed since
-        kept = folder / f"{key}.txt"
-        if kept.is_file() and kept.stat().st_size:
-            keys[key] = str(kept)
-    if not adapter:
-        keys["model.model_name_or_path"] = str(folder)
+    keys = {"train.output_dir": str(folder.parent), "train.disable_tqdm": True}
+    if not adapter:  # an earlier adapter is part of these weights
+        keys |= {"model.model_name_or_path": str(folder), "model.trained_adapter": None}
     if data_file:
         keys |= {"data_file": str(find_path(data_file, "--data")), "dev_split": None, "limit": None, "shuffle": None}
-    cfg = load_config(folder / "ragfit.yaml", [*(override(key, value) for key, value in keys.items()), *overrides])
+    cfg = load_believed(folder, [*(override(key, value) for key, value in keys.items()), *overrides])
     prepared = prepare(cfg)
     if data_file:
         prepared.report.dev = prepared.report.train

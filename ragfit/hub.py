@@ -40,11 +40,9 @@ def check_reachable(name, key, repo_type="model"):
     The hub's client would try for half a minute, file by file.
     """
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import get_session
 
-    cached = user_path(Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)), key)
-    if constants.is_offline_mode() or cached.is_dir():
+    if constants.is_offline_mode() or in_cache(name, repo_type, key):
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
@@ -53,6 +51,18 @@ def check_reachable(name, key, repo_type="model"):
             f"{key}: there is no {name} on this disk, and the hub at {constants.ENDPOINT} cannot be reached: {first_line(error)}. "
             f"Set {key} to a path that exists, or mend the network (a proxy is named by HTTPS_PROXY)."
         ) from error
+
+
+def in_cache(name, repo_type="model", key="model.model_name_or_path"):
+    """Whether the hub's cache on this disk holds something of a repository; not for what is no repository's name."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return user_path(Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)), key).is_dir()
+    except HFValidationError:
+        return False
 
 
 def push(folder, tag, token=None):

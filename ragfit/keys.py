@@ -101,6 +101,7 @@ BOUNDS = {
     "shuffle": (0, 2**32 - 1),
     "model.max_sequence_len": (1, None),
     "model.lora.r": (1, None),
+    "model.lora.lora_alpha": (1, None),
     "model.lora.lora_dropout": (0, 1),
     "train.learning_rate": (0, None),
     "train.num_train_epochs": (0, None),

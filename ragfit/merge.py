@@ -5,23 +5,24 @@
 
 import argparse
 import contextlib
+import glob
 import json
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
 from ragfit.config import find_existing, find_path, user_path
 from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.trust import believed, warn
 
 # What inference needs again and save_pretrained does not write.
 KEPT = ("ragfit.yaml", "instruction.txt", "template.txt")
 
 
-def merge_checkpoint(checkpoint, out, base=None, dtype=None):
+def merge_checkpoint(checkpoint, out, base=None, dtype=None, trust_remote_code=False):
     """Merge an adapter into the base model that it was trained on, and save model, tokenizer and instruction.
 
     The base is loaded in full (in its own type, never quantized), an earlier adapter of `model.trained_adapter` is merged
@@ -32,6 +33,8 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None):
         out: the folder to write, which must not exist or be empty; it is written whole or not at all.
         base: the base model's folder or name, where it has moved.
         dtype: the type of the merged weights ("bfloat16", …); the base's own by default.
+        trust_remote_code: run code that comes with the base model or the tokenizer. What the checkpoint's own files say
+            of it does not count.
 
     Returns:
         Path of the folder.
@@ -40,77 +43,90 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None):
         ConfigError: there is nothing to merge, the folder is taken, the disk is too small, or the adapter and the base
             do not belong together.
     """
+    from safetensors import SafetensorError
+
+    from ragfit.models.hf import merge_adapter
+
     folder, out = find_path(checkpoint, "checkpoint"), user_path(out, "out")
-    settings, model_keys = _adapter(folder), model_keys_of(folder)
+    settings, (tree, set_aside) = _adapter(folder), believed(folder)
+    model_keys = tree.get("model", {}) | {"trust_remote_code": trust_remote_code}
+    given = {"model.trust_remote_code"} if trust_remote_code else set()
+    named = [key for key in set_aside if key.startswith("model.") and key not in given]
+    warn(folder, named, "give --trust-remote-code if you trust its code")
     base = base or model_keys.get("model_name_or_path") or settings.get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{folder} does not say which base model it belongs to. Name it with --base.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty. Name a new folder for the merged model.")
-    earlier = earlier_adapter(folder)
+    earlier = model_keys.get("trained_adapter")
     if earlier and not find_existing(earlier) and Path(earlier).is_absolute():
         raise ConfigError(
             f"{folder} was trained on top of the adapter {earlier} (model.trained_adapter), which is not there any more. "
             "Bring it back: without it the merged model is another one."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    model = _load_base(base, dtype, model_keys)
-    _check_space(model, out.parent)
-    if earlier:
-        from ragfit.models.hf import merge_adapter
-
-        model = merge_adapter(model, earlier)
-    model = _merged(model, folder, base)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.part-", dir=out.parent))
     try:
-        model.save_pretrained(part)
-        _tokenizer(folder, base, model_keys).save_pretrained(part)
-        for name in KEPT:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, part / name)
-        part.chmod(0o755)  # mkdtemp's folders are the owner's alone
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror or error}. Name a folder with enough space.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _part_of(out) as part:
+            model = _load_base(base, dtype, model_keys)
+            _check_space(model, out.parent)
+            if earlier:
+                model = merge_adapter(model, earlier)
+            _merged(model, folder, base).save_pretrained(part)
+            _tokenizer(folder, base, model_keys).save_pretrained(part)
+            for name in KEPT:
+                if (folder / name).is_file():
+                    shutil.copy(folder / name, part / name)
+            part.chmod(0o755)  # mkdtemp's folders are the owner's alone
+            if out.exists():
+                out.rmdir()
+            part.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"{out} cannot be written: {reason}. Name a folder with enough space.") from error
     return out
+
+
+@contextlib.contextmanager
+def _part_of(out):
+    """A hidden folder beside `out` to write it in. What killed merges into `out` left there is removed."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"Another merge is writing {out}. Wait for it, or name another folder.") from None
+    try:
+        for dead in out.parent.glob(f".{glob.escape(out.name)}.part-*"):  # the living hold the lock
+            shutil.rmtree(dead, ignore_errors=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.part-", dir=out.parent))
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def earlier_adapter(checkpoint):
     """The adapter that was merged into the base before this one was trained (`model.trained_adapter`), or None."""
-    return model_keys_of(checkpoint).get("trained_adapter")
+    return _model_keys(checkpoint).get("trained_adapter")
 
 
 def quantized_in_training(checkpoint):
     """How a run's base was quantized: "8-bit", "4-bit", "quantized", or None."""
-    keys = model_keys_of(checkpoint)
+    keys = _model_keys(checkpoint)
     eight, four = keys.get("load_in_8bit"), keys.get("load_in_4bit")
     return "8-bit" if eight else "4-bit" if four else "quantized" if keys.get("quantization_config") else None
 
 
-def model_keys_of(checkpoint):
-    """The keys of `model` of a run's saved configuration, or {} where there is none.
-
-    What the run took from the environment is read there again; where it is not set, the text `${oc.env:…}` stays.
-    """
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
+def _model_keys(checkpoint):
+    """What counts of the keys of `model`; {} where the configuration cannot be read, which merging says."""
     try:
-        tree = OmegaConf.load(Path(checkpoint, "ragfit.yaml"))
-        keys = OmegaConf.to_container(tree.model)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException):
+        return believed(checkpoint)[0].get("model", {})
+    except ConfigError:
         return {}
-    if not isinstance(tree.model, DictConfig):
-        return {}
-    for key in keys:
-        with contextlib.suppress(OmegaConfBaseException):
-            value = tree.model[key]
-            keys[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    return keys
 
 
 def _adapter(folder):
@@ -134,7 +150,7 @@ def _load_base(base, dtype, model_keys):
     from ragfit.models.hf import choose_dtype, resolve
     from ragfit.progress import weights_bar
 
-    remote = {"trust_remote_code": bool(model_keys.get("trust_remote_code")), "revision": model_keys.get("revision")}
+    remote = {"trust_remote_code": model_keys["trust_remote_code"], "revision": model_keys.get("revision")}
     kind = choose_dtype(dtype) if dtype else "auto"
     try:
         source = resolve(base)
@@ -150,9 +166,10 @@ def _load_base(base, dtype, model_keys):
         with torch.no_grad(), weights_bar():
             return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise ConfigError(
-            f"The base model {base} could not be loaded: {first_line(error)}. Name its folder, or its name on the hub, with --base."
-        ) from error
+        advice = "Name its folder, or its name on the hub, with --base"
+        if "custom code" in str(error):
+            advice = "Give --trust-remote-code if you trust the code that comes with it"
+        raise ConfigError(f"The base model {base} could not be loaded: {first_line(error)}. {advice}.") from error
 
 
 def _check_space(model, folder):
@@ -163,18 +180,17 @@ def _check_space(model, folder):
 
 
 def _merged(model, folder, base):
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from ragfit.models.hf import load_adapter
 
+    def sentence(reason):
+        advice = "Name the model that it was trained on with --base"
+        return f"The adapter in {folder} could not be merged into {base}: {reason}. {advice}."
+
+    tuned = load_adapter(model, folder, sentence)
     try:
-        tuned = PeftModel.from_pretrained(model, str(folder))
-        if not hasattr(tuned.base_model, "merge_and_unload"):
-            raise ConfigError(f"{folder} holds an adapter of a kind that cannot be merged. Load it with peft instead.")
         return tuned.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:  # another model's, or weights that are no numbers
-        raise ConfigError(
-            f"The adapter in {folder} could not be merged into {base}: {first_line(error)}. Name the model that it was trained on with --base."
-        ) from error
+    except (RuntimeError, ValueError) as error:  # of a kind that cannot be merged, or weights that are no numbers
+        raise ConfigError(sentence(first_line(error))) from error
 
 
 def _tokenizer(folder, base, model_keys):
@@ -182,7 +198,7 @@ def _tokenizer(folder, base, model_keys):
     from ragfit.tokenizers import load_tokenizer
 
     name = folder if (folder / "tokenizer_config.json").is_file() else base
-    return load_tokenizer(str(name), model_keys.get("revision"), bool(model_keys.get("trust_remote_code")))
+    return load_tokenizer(str(name), model_keys.get("revision"), model_keys["trust_remote_code"])
 
 
 def main(argv=None):
@@ -192,10 +208,12 @@ def main(argv=None):
     parser.add_argument("out", help="a new folder for the merged model")
     parser.add_argument("--base", help="the base model's folder or name, where it has moved")
     parser.add_argument("--dtype", help="the type of the merged weights, such as bfloat16; the base's own by default")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written is removed
     try:
-        out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype)
+        out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
     except RagfitError as error:
         sys.exit(f"error: {error}")
     how = quantized_in_training(args.checkpoint)

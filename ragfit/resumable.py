@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, nested_gather
 from transformers.trainer_utils import rotate_checkpoints
 
 from ragfit import checkpoints
 from ragfit.errors import RagfitError, first_line
+from ragfit.models.hf import load_adapter
 
 
 class Resumable:
@@ -102,10 +104,17 @@ class Resumable:
             self._tr_loss, norm, self.model, None, self.state.epoch, None, None, learning_rate=rate
         )
 
-    def _load_from_checkpoint(self, *args, **kwargs):
-        """PEFT reads an adapter as float32; a run in 4 bits trains it in bfloat16."""
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """PEFT reads an adapter as float32; a run in 4 bits trains it in bfloat16. Trainer ignores keys that do not match."""
         types = {name: weight.dtype for name, weight in self.model.named_parameters() if weight.requires_grad}
-        super()._load_from_checkpoint(*args, **kwargs)
+        adapter = any(Path(resume_from_checkpoint).glob("adapter_model.*"))
+        if model is None and adapter and isinstance(self.model, PeftModel):
+            load_adapter(self.model, resume_from_checkpoint, lambda reason: (
+                f"resume_checkpoint: the adapter in {resume_from_checkpoint} does not fit this run's: {reason}. "
+                "Name a checkpoint of this run, or leave resume_checkpoint empty to start anew."
+            ), self.model.active_adapter, is_trainable=True)  # fmt: skip
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         for name, weight in self.model.named_parameters():
             if name in types:
                 weight.data = weight.data.to(types[name])

@@ -45,10 +45,13 @@ def load_tokenizer(name, revision=None, trust_remote_code=False):
     except ConfigError:
         raise
     except Exception as error:  # transformers, the hub and the network raise many kinds
-        raise ConfigError(
-            f"model.model_name_or_path: no tokenizer could be loaded from {name!r}: {first_line(error)}. "
-            "Give a folder with a tokenizer, or a model's name on the hub and a network (or HF_HUB_OFFLINE=1 and a filled cache)."
-        ) from error
+        reason, advice = first_line(error), "Give a folder with a tokenizer, or a model's name on the hub and a network"
+        advice += " (or HF_HUB_OFFLINE=1 and a filled cache)"
+        if "custom code" in reason:
+            reason = "it needs custom code that comes with it, which is not run"
+            advice = "Set model.trust_remote_code=true if you trust it"
+        problem = f"model.model_name_or_path: no tokenizer could be loaded from {str(name)!r}: {reason}"
+        raise ConfigError(f"{problem}. {advice}.") from error
 
 
 def _certain_class(source, revision=None):
@@ -83,7 +86,8 @@ def _certain_class(source, revision=None):
         return None
     if name in _GENERIC or of_type in _GENERIC or of_type == "MistralCommonBackend":
         return transformers.PreTrainedTokenizerFast
-    return getattr(transformers, name, None)
+    cls = getattr(transformers, name, None)  # any name that a downloaded file gives
+    return cls if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedTokenizerBase) else None
 
 
 def stop_token_ids(name, revision=None) -> list[int]:

@@ -102,20 +102,17 @@ def load_model(cfg):
     Returns:
         an object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
     """
-    import hydra
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    # The keys go in as plain values: `instantiate` would resolve text with ${…} in it a second time.
+    # The keys go in as plain values, and no object is made of any of them.
     keys = OmegaConf.to_container(cfg.model, resolve=True)
     target = keys.pop("_target_")
     make = _class(target)
     try:
-        made = {k: instantiate(v) if isinstance(v, dict) and "_target_" in v else v for k, v in keys.items()}
-        loaded = make(**made)
+        loaded = make(**keys)
     except RagfitError:
         raise
-    except (ImportError, TypeError, ValueError, hydra.errors.HydraException) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model._target_: {target} could not be made from the keys of model: {first_line(error)}. "
             "Check the class's name and the keys it takes."
@@ -180,7 +177,7 @@ def check_vocabulary_of(cfg, prepared):
 
 def check_vocabulary(model, prepared):
     """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
-    size = model.get_input_embeddings().num_embeddings
+    size = model.get_input_embeddings().weight.shape[0]  # PEFT may have wrapped the embedding
     if len(prepared.tokenizer) > size:
         parts = [part for part in (prepared.train, prepared.dev) if part is not None]
         highest = max(max(ids) for part in parts for ids in part["input_ids"])

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig, VBLoRAConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -17,6 +18,7 @@ import ragfit
 from ragfit.config import PROJECT_ROOT
 from ragfit.errors import ConfigError
 from ragfit.merge import merge_checkpoint
+from ragfit.models.hf import HFTrain
 from ragfit.overrides import override
 from ragfit.views import SavedView
 
@@ -63,6 +65,7 @@ KINDS = {
     "DoRA": ["model.lora.use_dora=true"],
     "all layers and biases": ["model.lora.target_modules=all-linear", "model.lora.bias=all"],
     "a trained head": ["model.lora.modules_to_save=[lm_head]"],
+    "trained tokens": ["model.lora.trainable_token_indices=[3,4]"],
 }
 
 
@@ -89,6 +92,8 @@ def test_an_earlier_adapter_is_merged_first(run, tiny_llama, ids, tmp_path):
     expected = logits(plain(tiny_llama, first, second), ids)
     merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(second, tmp_path / "merged"))
     torch.testing.assert_close(logits(merged, ids), expected, rtol=1e-4, atol=1e-5)
+    evaluated = ragfit.load_checkpoint(tmp_path / "merged").model  # into which nothing is merged again
+    torch.testing.assert_close(logits(evaluated, ids), expected, rtol=1e-4, atol=1e-5)
     assert (logits(plain(tiny_llama, second), ids) - expected).abs().max() > 0.01  # alone it is another model
     # Which is said where the adapter is shown.
     view = SavedView(second)
@@ -189,6 +194,99 @@ def test_what_is_refused(run, tiny_llama, tmp_path):
     refused(checkpoint, new, "could not be merged")
     (checkpoint / "adapter_config.json").write_text("{")
     refused(checkpoint, new, "adapter_config.json is no JSON")
+
+
+# What became of an adapter's keys, and what is said of it.
+KEYS = {
+    "no prefix": (lambda key: key.removeprefix("base_model.model."), "it lacks model.layers.0.self_attn.q_proj.lora_A.weight, .* and 6 more and the model has no"),
+    "another prefix": (lambda key: key.replace("model.model.layers", "model.layers"), "the model has no layers.0.self_attn.q_proj.lora_A.*weight, .* and 6 more"),
+    "another architecture": (lambda key: key.replace("q_proj", "query"), "and the model has no model.layers.0.self_attn.query"),
+    "half of them": (lambda key: key if "layers.0" in key else None, "it lacks model.layers.1.self_attn.q_proj.lora_A.weight, .* and 2 more. "),
+    "none": (lambda key: None, "it lacks model.layers.0"),
+    "one too many": (lambda key: [key, "base_model.model.extra.lora_A.weight"], "the model has no extra.lora_A"),
+}
+
+
+def change_keys(folder, change):
+    """Rename an adapter's keys by a function, which may give several or None."""
+    path, new = folder / "adapter_model.safetensors", {}
+    for key, weight in load_file(path).items():
+        names = change(key) or []
+        new |= {name: weight.clone() for name in ([names] if isinstance(names, str) else names)}
+    save_file(new, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_that_do_not_match(kind, run, tiny_llama, rows, tmp_path):
+    """Wherever an adapter is loaded: PEFT only warns, and the base alone would pass for the tuned model."""
+    change, message = KEYS[kind]
+    checkpoint = run("train.save_steps=2")
+    for folder in (checkpoint, checkpoint.parent / "checkpoint-4"):
+        change_keys(folder, change)
+    with pytest.raises(ConfigError, match=f"could not be merged into .*{message}.*--base"):
+        merge_checkpoint(checkpoint, tmp_path / "merged")
+    assert not list(tmp_path.glob("*merged*"))
+    with pytest.raises(ConfigError, match=f"^model.trained_adapter: .*{message}"):
+        HFTrain(str(tiny_llama), lora={"target_modules": ["q_proj"]}, trained_adapter=str(checkpoint))
+    with pytest.raises(ConfigError, match=f"^checkpoint: the adapter in .* does not fit .*{message}"):
+        ragfit.load_checkpoint(checkpoint)
+    (checkpoint.parent / "checkpoint-4" / "ragfit_checkpoint.json").unlink()  # as of one that this kit has not written
+    cfg = tiny_config(tiny_llama, rows, checkpoint.parent, *FAST, "train.max_steps=6", "resume_checkpoint=true")
+    with pytest.raises(ConfigError, match=f"^resume_checkpoint: the adapter in .*checkpoint-4 does not fit this run's: .*{message}"):
+        ragfit.train(tiny_trainer(cfg))
+
+
+def test_a_trained_head_that_is_missing(run, tiny_llama, tmp_path):
+    checkpoint = run("model.lora.modules_to_save=[lm_head]")
+    change_keys(checkpoint, lambda key: None if "lm_head" in key else key)
+    with pytest.raises(ConfigError, match="could not be merged into .*it lacks lm_head.weight"):
+        merge_checkpoint(checkpoint, tmp_path / "merged")
+    with pytest.raises(ConfigError, match="does not fit .*it lacks lm_head.weight"):
+        ragfit.load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("settings", [
+    IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+    VBLoRAConfig(target_modules=["q_proj"], vector_length=4, num_vectors=8, topk=1),
+    LoHaConfig(target_modules=["q_proj"]),
+    LoraConfig(target_modules=["q_proj", "embed_tokens"], use_dora=True),
+    LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]),
+], ids=lambda settings: type(settings).__name__)  # fmt: skip
+def test_other_adapters_of_peft(settings, tiny_llama, ids, tmp_path):
+    """All of their keys count as found."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), settings)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(tmp_path / "adapter", tmp_path / "merged", base=str(tiny_llama)))
+    torch.testing.assert_close(logits(merged, ids), logits(model, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_is_not_merged(tiny_llama, tmp_path):
+    settings = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), settings).save_pretrained(tmp_path / "prompt")
+    with pytest.raises(ConfigError, match="of the kind PROMPT_TUNING, which changes no weights"):
+        merge_checkpoint(tmp_path / "prompt", tmp_path / "merged", base=str(tiny_llama))
+
+
+def test_a_killed_merge_leaves_nothing_for_long(run, tmp_path):
+    """Killed while it writes; the next merge removes what is left, and asks for the disk's space only then."""
+    checkpoint = run()
+    waits = "import signal, time\nfrom transformers import LlamaForCausalLM as model\nmodel.save_pretrained = lambda self, part: ((part / 'half').touch(), print('writing', flush=True), time.sleep(60))\n"
+    code = f"{waits}from ragfit.merge import main\nmain([{str(checkpoint)!r}, 'merged'])"
+    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
+    for signal_name, left in (("SIGKILL", 2), ("SIGTERM", 0)):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "writing\n"
+        with pytest.raises(ConfigError, match="Another merge is writing .*merged"):
+            merge_checkpoint(checkpoint, tmp_path / "merged")
+        process.send_signal(getattr(signal, signal_name))
+        process.wait()
+        assert len(list(tmp_path.glob(".merged*"))) == left  # a part and a lock that nobody holds
+    merge_checkpoint(checkpoint, tmp_path / "merged")
+    assert not list(tmp_path.glob(".merged*"))
 
 
 def test_an_empty_folder_is_taken(run, tmp_path):

@@ -1,6 +1,5 @@
 """Loading models: real Llama and Phi-3 architectures made tiny, real bitsandbytes on the CPU, real PEFT."""
 
-import datetime
 import json
 import warnings
 
@@ -56,8 +55,8 @@ def test_another_class_is_made_from_the_keys_of_model(tmp_path, tiny_llama):
     assert type(loaded) is TwoAttributes
     assert loaded.seen == {"completion_start": "<|assistant|>", "scale": 1e-4, "nested": {"a": [1]}}
     keys["nested"] = {"_target_": "datetime.timedelta", "days": 2}
-    loaded = load_model(target_config(tmp_path, f"{__name__}.TwoAttributes", **keys))
-    assert loaded.seen["nested"] == datetime.timedelta(days=2)
+    with pytest.raises(ConfigError, match="model.nested._target_ is 'datetime.timedelta', but values are plain"):
+        target_config(tmp_path, f"{__name__}.TwoAttributes", **keys)
 
 
 def test_another_class_trains(tmp_path, tiny_llama, rows):
@@ -309,6 +308,27 @@ def test_targets_that_match_nothing_list_the_linear_layers(tiny_phi3, rows, tmp_
         f"model.lora.target_modules: {missing!r} matches no layer of this model. "
         "Its linear layers are o_proj, qkv_proj, gate_up_proj, down_proj, lm_head."
     )
+
+
+# Keys that PEFT takes, and that then train nothing, something else, or fail in the first step.
+TRAINS_NOTHING = [
+    ("inference_mode", True, "model.lora.inference_mode is set, so nothing would be trained. Remove it."),
+    ("modules_to_save", ["lm_head", "nope"], "model.lora.modules_to_save: 'nope' matches no module of this model. Its modules with weights are embed_tokens, "),
+    ("trainable_token_indices", [1, 99999], r"model.lora.trainable_token_indices: \[99999\] are no tokens of this model. Give ids between 0 and "),
+    ("trainable_token_indices", {"lm_head": [-1]}, r"model.lora.trainable_token_indices: \[-1\] are no tokens"),
+    ("trainable_token_indices", [], r"model.lora.trainable_token_indices: \[\] are no tokens"),
+    ("lora_alpha", 0, "model.lora.lora_alpha is 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), TRAINS_NOTHING, ids=[f"{key}={value}" for key, value, _ in TRAINS_NOTHING])
+def test_lora_keys_that_would_train_nothing(tiny_phi3, rows, tmp_path, key, value, message):
+    from shutil import copytree
+
+    folder = copytree(tiny_phi3, tmp_path / "broken-phi3")
+    (folder / "model.safetensors").write_bytes(b"no weights")  # had they been read, the error would be another one
+    with pytest.raises(ConfigError, match=message):
+        load_model(tiny_config(folder, rows, tmp_path, override(f"model.lora.{key}", value)))
 
 
 def test_broken_weights_are_a_configuration_error(tiny_phi3, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ragfit.config import differences, load_config, save_config, to_yaml, without_secrets
-from ragfit.merge import model_keys_of
 from ragfit.secrets import MASK, is_secret_name, mask, masked
+from ragfit.trust import believed
 from ragfit.views import DifferencesView
 
 SMALL = "model: {model_name_or_path: m}\ntrain: {output_dir: out}\n"
@@ -106,7 +106,7 @@ def test_what_the_environment_holds_is_looked_for_in_no_other_text(load, monkeyp
     save_config(cfg, tmp_path / "ragfit.yaml")
     saved = load_config(tmp_path / "ragfit.yaml")
     assert (saved.model.model_name_or_path, saved.train.output_dir, saved.data_file) == ("/data/models/qwen3", "training", "training-rows.jsonl")
-    assert model_keys_of(tmp_path)["model_name_or_path"] == "/data/models/qwen3"
+    assert believed(tmp_path)[0]["model"]["model_name_or_path"] == "/data/models/qwen3"
     assert MASK not in str(without_secrets(cfg)) + DifferencesView(cfg, differences(cfg, tmp_path / "c.yaml"), "c").text()
 
 

@@ -290,21 +290,45 @@ def check_targets(model, lora):
 
 
 def check_lora(model, lora):
-    """Raise a ConfigError for what PEFT refuses, before the weights are read: it is tried on the model without them."""
+    """Raise a ConfigError for what PEFT refuses, or takes and trains nothing by, before the weights are read.
+
+    It is tried on the model without them.
+    """
     if lora is None:
         return
     import torch
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+    names = [name for name, _ in model.named_modules()]
+    wanted = lora.get("modules_to_save") or ()
+    if missing := [name for name in wanted if not any(known.endswith(str(name)) for known in names)]:
+        own = (name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False)))
+        known = dict.fromkeys(name.rsplit(".", 1)[-1] for name in own)
+        raise ConfigError(
+            f"model.lora.modules_to_save: {', '.join(map(repr, missing))} matches no module of this model. "
+            f"Its modules with weights are {', '.join(known)}."
+        )
     # Some initializations compute with the weights, which are not there; their names are checked even so.
     try:
         config = LoraConfig(**lora)
         if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_COMPUTED):
             config.init_lora_weights = True
         with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
-            get_peft_model(model, config, low_cpu_mem_usage=True)
+            made = get_peft_model(model, config, low_cpu_mem_usage=True)
     except Exception as error:  # PEFT's kinds, and what odd values make it run into
         raise ConfigError(f"model.lora: PEFT refuses these keys: {first_line(error)}. Change the key it names.") from error
+    if not any(weight.requires_grad for weight in made.parameters()):
+        raise ConfigError("model.lora.inference_mode is set, so nothing would be trained. Remove it.")
+    for layer in made.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            rows, tokens = layer.get_base_layer().weight.shape[0], layer.token_indices[layer.active_adapters[0]]
+            wrong = [token for token in tokens if not isinstance(token, int) or not 0 <= token < rows]
+            if wrong or not tokens:
+                raise ConfigError(
+                    f"model.lora.trainable_token_indices: {wrong} are no tokens of this model. "
+                    f"Give ids between 0 and {rows - 1}, or leave it empty."
+                )
 
 
 def find_adapter(adapter):
@@ -317,26 +341,75 @@ def find_adapter(adapter):
     try:
         PeftConfig.from_pretrained(source)
     except Exception as error:  # PEFT's, the hub's, JSON's
-        raise ConfigError(_no_adapter(adapter, error)) from error
+        raise ConfigError(_no_adapter(adapter, first_line(error))) from error
     return source
 
 
 def merge_adapter(model, adapter):
     """Merge a trained adapter, of `find_adapter`, into its base model."""
-    from peft import PeftModel
-
+    model = load_adapter(model, adapter, lambda reason: _no_adapter(adapter, reason))
     try:
-        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    except Exception as error:  # weights that do not fit are a RuntimeError, damaged ones of safetensors' own kind
-        raise ConfigError(_no_adapter(adapter, error)) from error
+        merged = model.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:  # of a kind that cannot be merged, or weights that are no numbers
+        raise ConfigError(_no_adapter(adapter, first_line(error))) from error
     if hasattr(merged, "peft_config"):
         del merged.peft_config  # else PEFT takes the new adapter for a second one
     return merged
 
 
-def _no_adapter(adapter, error):
+def load_adapter(model, source, sentence, name="default", is_trainable=False):
+    """Put a trained adapter on a model, all of it or none: PEFT only warns of weights that find no place in it.
+
+    Args:
+        model: a `transformers` model; or a `peft` model, which gets it beside its adapters, or in place of its namesake.
+        source: the adapter's folder, or its name on the hub.
+        sentence: makes the error's message from the reason.
+
+    Returns:
+        The `peft.PeftModel`.
+
+    Raises:
+        ConfigError: no adapter, a damaged one or another model's, or one whose weights are not exactly those expected.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model
+
+    try:
+        config = PeftConfig.from_pretrained(str(source))
+    except Exception as error:  # of PEFT, the hub, JSON
+        raise ConfigError(sentence(first_line(error))) from error
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ConfigError(sentence(f"it is of the kind {config.peft_type.value}, which changes no weights"))
+    try:
+        if not isinstance(model, PeftModel):
+            config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
+            model = get_peft_model(model, config, name)
+        found = model.load_adapter(str(source), name, is_trainable=is_trainable)
+    except KeyError as error:  # where PEFT looks for the weights of modules_to_save and the like
+        raise ConfigError(sentence(f"it lacks {_in_file(error.args[0], name)}")) from error
+    except Exception as error:  # of PEFT, the hub, safetensors and pickle, which have no common class
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(sentence(reason.rstrip(". "))) from error
+    # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
+    missing = [key for key in found.missing_keys if "vblora_vector_bank" not in key]
+    if missing or found.unexpected_keys:
+        wrong = {"it lacks": missing, "the model has no": found.unexpected_keys}
+        raise ConfigError(sentence(" and ".join(f"{what} {_some(keys, name)}" for what, keys in wrong.items() if keys)))
+    return model
+
+
+def _some(keys, adapter):
+    more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+    return ", ".join(_in_file(key, adapter) for key in sorted(keys)[:2]) + more
+
+
+def _in_file(key, adapter):
+    """A weight's name in the model as it stands in an adapter's file, without what all of them begin with."""
+    return ".".join(part for part in str(key).removeprefix("base_model.model.").split(".") if part != adapter)
+
+
+def _no_adapter(adapter, reason):
     return (
-        f"model.trained_adapter: no adapter could be loaded from {str(adapter)!r}: {first_line(error)}. "
+        f"model.trained_adapter: no adapter could be loaded from {str(adapter)!r}: {reason}. "
         "Give the folder that holds adapter_config.json and belongs to this model."
     )
 
@@ -351,6 +424,9 @@ def _not_loaded(name, error):
     if isinstance(error, pickle.UnpicklingError):
         reason = "its weights are a pickle that holds more than tensors, which could run code and is not read"
         advice = "Take the model's safetensors files"
+    elif "custom code" in reason:
+        reason = "it needs custom code that comes with it, which is not run"
+        advice = "Set model.trust_remote_code=true if you trust it"
     elif "ignore_mismatched_sizes" in reason:
         reason, advice = "its weights have other shapes than its config.json says", "Fetch the model again"
     return f"model.model_name_or_path: no model could be loaded from {str(name)!r}: {reason}. {advice}."

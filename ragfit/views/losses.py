@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 from ragfit.config import find_existing, find_path
-from ragfit.errors import ConfigError, first_line
+from ragfit.errors import ConfigError
 from ragfit.masking import IGNORE_INDEX
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
@@ -75,6 +75,8 @@ def load_tuned(trainer, checkpoint=None):
     Raises:
         ConfigError: there is no adapter in the folder, or the model takes none.
     """
+    from ragfit.models.hf import load_adapter
+
     folder = find_path(checkpoint, "checkpoint") if checkpoint else _last_run(trainer.cfg)
     if folder is None:
         return "There is no trained adapter yet: these are the losses of the base model. Run train.ipynb, or set checkpoint."
@@ -86,12 +88,10 @@ def load_tuned(trainer, checkpoint=None):
     if TUNED in model.peft_config:
         model.set_adapter(next(name for name in model.peft_config if name != TUNED))
         model.delete_adapter(TUNED)
-    try:
-        model.load_adapter(str(folder), TUNED)
-    except (RuntimeError, ValueError, OSError) as error:  # another model's adapter, a damaged file
-        reason = first_line(error)
-        raise ConfigError(f"checkpoint: the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}. "
-                          "Name an adapter of this model.") from error  # fmt: skip
+    load_adapter(model, folder, lambda reason: (
+        f"checkpoint: the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}. "
+        "Name an adapter of this model."
+    ), TUNED)  # fmt: skip
     model.set_adapter(TUNED)
     return f"The tuned model is the base model with the adapter in {folder}."
 

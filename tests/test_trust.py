@@ -1,0 +1,264 @@
+"""A checkpoint of a stranger's: what its own files say runs no code, reads nothing of the user's, and is named."""
+
+import contextlib
+import json
+import shutil
+
+import pytest
+import yaml
+from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+
+import ragfit
+from ragfit import evaluation, merge
+from ragfit.config import load_config
+from ragfit.errors import ConfigError
+from ragfit.merge import merge_checkpoint
+from ragfit.overrides import override
+from ragfit.tokenizers import load_tokenizer
+from ragfit.trust import believed
+from ragfit.views import SavedView
+
+FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=2", "train.lr_scheduler_type=constant"]
+
+
+@pytest.fixture
+def rows(write_rows):
+    return write_rows(question_rows(6))
+
+
+@pytest.fixture
+def checkpoint(tiny_llama, rows, tmp_path):
+    """The folder of a finished run."""
+    return ragfit.train(tiny_trainer(tiny_config(tiny_llama, rows, tmp_path / "run", "dev_split=2", *FAST)))
+
+
+def change(checkpoint, keys):
+    """Write keys, dotted ones below a part, into a checkpoint's ragfit.yaml."""
+    path = checkpoint / "ragfit.yaml"
+    tree = yaml.safe_load(path.read_text()) if path.exists() else {}
+    for key, value in keys.items():
+        *above, last = key.split(".")
+        place = tree
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    checkpoint.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(tree))
+
+
+def warned(caplog):
+    """What was set aside, by the warnings."""
+    return [record.getMessage() for record in caplog.records if record.name == "ragfit.trust"]
+
+
+# --- What counts ----------------------------------------------------------------------------------------------------
+
+# A key, a value, and whether it is named as set aside. None of these counts.
+SET_ASIDE = [
+    ("model.trust_remote_code", True, True),
+    ("model.trust_remote_code", "true", True),
+    ("model.trust_remote_code", False, False),  # nothing is lost by it
+    ("model._target_", "evil.Model", True),
+    ("model._target_", "ragfit.models.hf.HFTrain", False),
+    ("model._target_", "ragfoundry.models.hf.HFTrain", False),
+    ("model.attn_implementation", "evil/kernel", True),
+    ("model.attn_implementation", "${model.model_name_or_path}/kernel", True),
+    ("model.device_map", {"a": "${model.max_sequence_len}"}, True),
+    ("model.device_map", "${model}", True),
+    ("model.use_kernels", True, True),
+    ("model.generation._target_", "pandas.read_pickle", True),
+    ("model.generation.custom_generate", "evil/code", True),
+    ("model.generation.trust_remote_code", True, True),
+    ("model.generation.eos_token_id", {"_target_": "evil.Model"}, True),
+    ("model.quantization_config", {"_target_": "evil.Model", "load_in_4bit": True}, True),
+    ("model.lora.megatron_core", "evil", True),
+    ("model.lora.target_modules", [{"_target_": "evil.Model"}], True),
+    ("model.device_map", {"": {"_target_": "evil.Model"}}, True),
+    ("model.completion_start", "${oc.env:A_SECRET}", True),
+    ("model.completion_start", "${oc.decode:1}", True),
+    ("model.completion_start", "${oc.env:${data_file}}", True),
+    ("model.completion_start", "${train.run_name}", True),
+    ("model.model_name_or_path", "${oc.create:${oc.env:A_SECRET}}", True),
+    ("train.deepspeed", "evil.json", True),
+    ("train.hub_token", "x", True),
+    ("train.push_to_hub", True, True),
+    ("train.report_to", "wandb", True),
+    ("train.report_to", "none", False),
+    ("train.logging_dir", "/evil", True),
+    ("train.use_liger_kernel", True, True),
+    ("train.learning_rate", 0.1, False),
+    ("train.output_dir", "/evil", False),
+    ("hfhub_tag", "evil/evil", False),
+    ("instruction", "/etc/hostname", True),
+    ("template", "~/.ssh/config", True),
+    ("defaults", ["evil"], True),
+    ("hydra.searchpath", ["pkg://evil"], True),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "named"), SET_ASIDE, ids=[f"{key}={value}" for key, value, _ in SET_ASIDE])
+def test_what_a_checkpoint_may_not_say(key, value, named, tmp_path, monkeypatch):
+    monkeypatch.setenv("A_SECRET", "s3cret")
+    change(tmp_path / "checkpoint", {"model.max_sequence_len": 7, key: value})
+    tree, set_aside = believed(tmp_path / "checkpoint")
+    assert {name: value for name, value in tree.pop("model").items() if value is not None} == {"max_sequence_len": 7}
+    assert not any(tree.values())
+    assert bool(set_aside) is named and all(key.startswith(name) for name in set_aside)
+
+
+def test_what_a_checkpoint_may_say(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("A_SECRET", "s3cret")
+    keys = {
+        "model.model_name_or_path": "${oc.env:MODELS}",
+        "model.trained_adapter": "${oc.env:MODELS}/${oc.env:A_SECRET}",  # nothing is there
+        "model.completion_start": r"\${x}",
+        "model.revision": "${model.max_sequence_len}",
+        "model.max_sequence_len": 7,
+        "model.lora.rank_pattern": {"o_proj": 2},
+        "model.generation.temperature": 1e-5,
+        "data_file": "${model.model_name_or_path}/rows.jsonl",
+        "dev_split": 0.1,
+        "train.bf16": True,
+    }
+    change(tmp_path / "checkpoint", keys)
+    (tmp_path / "checkpoint" / "template.txt").write_text("{query}{output}")
+    tree, set_aside = believed(tmp_path / "checkpoint")
+    assert set_aside == []
+    assert tree == {
+        "model": {
+            "model_name_or_path": str(tmp_path / "models"),
+            "trained_adapter": "${oc.env:MODELS}/${oc.env:A_SECRET}",
+            "completion_start": "${x}",
+            "revision": 7,
+            "max_sequence_len": 7,
+            "lora": {"rank_pattern": {"o_proj": 2}},
+            "generation": {"temperature": 1e-5},
+        },
+        "data_file": "${model.model_name_or_path}/rows.jsonl",  # there is no such file yet
+        "dev_split": 0.1,
+        "train": {"bf16": True},
+        "template": str(tmp_path / "checkpoint" / "template.txt"),
+    }
+    (tmp_path / "models" / "rows.jsonl").touch()
+    assert believed(tmp_path / "checkpoint")[0]["data_file"] == str(tmp_path / "models" / "rows.jsonl")
+
+
+def test_what_refers_to_one_another_is_followed(tmp_path):
+    keys = {"model.revision": "${model.max_sequence_len}/kernel", "model.attn_implementation": "${model.revision}"}
+    change(tmp_path / "checkpoint", {"model.max_sequence_len": 7, **keys})
+    tree, set_aside = believed(tmp_path / "checkpoint")
+    assert tree["model"] == {"max_sequence_len": 7, "revision": "7/kernel", "attn_implementation": None}
+    assert set_aside == ["model.attn_implementation"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "a: &x [1]\nb: *x", "a: ${", "[" * 5000, "a: 1\na: 2"])
+def test_a_file_that_cannot_be_read(text, tmp_path):
+    (tmp_path / "ragfit.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="ragfit.yaml (cannot be read|is no mapping).*Take the checkpoint from another copy"):
+        believed(tmp_path)
+
+
+# --- Code that comes with a checkpoint ------------------------------------------------------------------------------
+
+
+def with_code(folder, ran):
+    """Give a model's folder code of its own, for the model and the tokenizer, which leaves a file behind when it runs."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "owncode", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'owncode'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+
+
+def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tmp_path, caplog):
+    base, ran = shutil.copytree(tiny_llama, tmp_path / "base"), tmp_path / "ran"
+    with_code(base, ran)
+    change(checkpoint, {"model.trust_remote_code": True, "model.model_name_or_path": str(base)})
+    with pytest.raises(ConfigError, match="could not be loaded.*Give --trust-remote-code"):
+        merge_checkpoint(checkpoint, tmp_path / "merged")
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        ragfit.load_checkpoint(checkpoint)
+    assert not ran.exists()
+    for line, advice in zip(warned(caplog), ("--trust-remote-code", "override"), strict=True):
+        assert "ragfit.yaml: set aside: model.trust_remote_code." in line and advice in line
+    caplog.clear()
+    merge_checkpoint(checkpoint, tmp_path / "merged", trust_remote_code=True)
+    assert ran.exists()
+    ran.unlink()
+    (tmp_path / "base" / "own.py").write_text((base / "own.py").read_text() + "\n")  # not the module that is loaded already
+    trainer = ragfit.load_checkpoint(checkpoint, overrides=["model.trust_remote_code=true"])
+    assert ran.exists() and type(trainer.model.get_base_model()).__name__ == "OwnModel"
+    assert warned(caplog) == []
+
+
+def test_code_of_the_tokenizer_does_not_run(tiny_llama, tmp_path):
+    folder, ran = shutil.copytree(tiny_llama, tmp_path / "model"), tmp_path / "ran"
+    with_code(folder, ran)
+    shutil.copy(tiny_llama / "config.json", folder / "config.json")
+    path = folder / "tokenizer_config.json"
+    keys = json.loads(path.read_text())
+    auto_map = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
+    for tokenizer_class in ("PreTrainedTokenizerFast", "AutoModelForCausalLM", "utils", None, "OwnTokenizer"):
+        path.write_text(json.dumps(keys | {"tokenizer_class": tokenizer_class, "auto_map": auto_map}))
+        with contextlib.suppress(ConfigError):
+            load_tokenizer(folder)
+        assert not ran.exists()
+    with pytest.raises(ConfigError, match="no tokenizer .* it needs custom code that comes with it, which is not run. Set model.trust_remote_code=true"):
+        load_tokenizer(folder)
+    assert type(load_tokenizer(folder, trust_remote_code=True)).__name__ == "OwnTokenizer" and ran.exists()
+
+
+def test_a_module_in_the_working_directory_is_not_imported(checkpoint, tmp_path, monkeypatch, caplog, capsys):
+    """`python -m` looks for modules there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("A_SECRET", "s3cret")
+    (tmp_path / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+        "from ragfit.models.hf import HFTrain\nclass Model(HFTrain):\n    pass\ndef call(**keys): ...\n"
+    )
+    (tmp_path / "secret.txt").write_text("s3cret")
+    change(checkpoint, {
+        "model._target_": "evil.Model", "model.generation": {"_target_": "evil.call"}, "hydra": {"searchpath": ["pkg://evil"]},
+        "defaults": ["evil"], "instruction": str(tmp_path / "secret.txt"), "model.completion_start": "${oc.env:A_SECRET}",
+    })  # fmt: skip
+    (checkpoint / "instruction.txt").unlink()
+    evaluation.main([str(checkpoint), "--rows", "1"])
+    merge.main([str(checkpoint), "merged"])
+    assert not (tmp_path / "ran").exists() and "s3cret" not in caplog.text + capsys.readouterr().out
+    of_evaluation, of_merge = warned(caplog)
+    for key in ("model._target_", "model.generation._target_", "model.completion_start", "hydra", "defaults", "instruction"):
+        assert key in of_evaluation
+    assert "model._target_" in of_merge
+    caplog.clear()
+    evaluation.main([str(checkpoint), "--rows", "1", "model._target_=evil.Model"])
+    assert (tmp_path / "ran").exists() and "model._target_" not in " ".join(warned(caplog))
+
+
+def test_a_secret_of_the_environment_is_not_shown(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("A_SECRET", "s3cret")
+    change(checkpoint, {"model.trained_adapter": "org/${oc.env:A_SECRET}"})
+    assert "s3cret" not in repr(SavedView(checkpoint)) and "${oc.env:A_SECRET}" in repr(SavedView(checkpoint))
+    for act in (ragfit.load_checkpoint, lambda folder: merge_checkpoint(folder, tmp_path / "merged")):
+        with pytest.raises(ConfigError) as caught:
+            act(checkpoint)
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["generation", "quantization_config", "lora", "device_map"])
+def test_no_object_is_made_of_a_value(key, tiny_llama, rows, tmp_path):
+    """In one's own configuration too."""
+    value = {"inner": {"_target_": "pandas.read_pickle", "filepath_or_buffer": "x.pkl"}}
+    with pytest.raises(ConfigError, match=f"model.{key}.inner._target_ is 'pandas.read_pickle', but values are plain"):
+        tiny_config(tiny_llama, rows, tmp_path, override(f"model.{key}", value))
+    path = tmp_path / "own.yaml"
+    path.write_text(f"model:\n  model_name_or_path: a\n  {key}:\n    _target_: pandas.read_pickle\n")
+    with pytest.raises(ConfigError, match=rf"model.{key}._target_ .*own.yaml, line 4\)"):
+        load_config(path)

@@ -44,6 +44,7 @@ from ragfit.overrides import literal, normalize_overrides
 from ragfit.secrets import FROM_ENVIRONMENT, MASK, environment_keys, from_environment, is_secret_name, without_secrets
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
@@ -313,6 +314,7 @@ def _coerce_key(tree, key):
 
 
 def _check_values(tree, hf_train):
+    tree["train"]["output_dir"] = os.path.expanduser(tree["train"].get("output_dir") or OUTPUT_DIR)
     if tree.get("shuffle") is True or tree.get("shuffle") is False:
         tree["shuffle"] = 42 if tree["shuffle"] else None
     model, share = tree["model"], tree.get("dev_split")

@@ -44,7 +44,7 @@ def table_of_runs(*roots):
     import pandas
 
     folders = {}
-    for root in map(Path, roots):
+    for root in map(Path, map(os.path.expanduser, roots)):
         if not os.path.isdir(root):
             raise ConfigError(f"There is no folder {root}. Name a run's train.output_dir, or a folder that holds some.")
         for folder in find_runs(root):

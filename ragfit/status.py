@@ -274,6 +274,7 @@ def run_status(folder):
     """
     from ragfit.views.run import StatusView
 
+    folder = os.path.expanduser(folder)
     facts = read(folder)
     if facts is None:
         raise ConfigError(f"{folder} has no {FILE} that a run wrote: none has begun there. Name a run's train.output_dir.")

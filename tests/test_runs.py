@@ -29,19 +29,20 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     words = [override(key, value) for key, value in keys.items()]
     words += "output_key=answers train.output_dir=sweep dev_split=3 model.load_in_8bit=false train.optim=adamw_torch".split()
     words += "train.max_steps=2 train.logging_steps=1 --multirun".split()
-    words += ["model.lora.target_modules=[q_proj],[nope],[v_proj,q_proj]", "train.learning_rate=0.001,0.05"]
+    words += ["model.lora.target_modules=[q_proj],[nope],[v_proj,q_proj]", "train.learning_rate=0.001,fast,0.05"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     command = [sys.executable, "-m", "ragfit.training", *words]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1 and "'nope' matches no layer of this model" in result.stderr
 
     frame = ragfit.table_of_runs(tmp_path / "sweep")
-    assert list(frame.index) == ["0", "1", "2", "3", "4", "5"]
-    assert list(frame.columns[:2]) == ["model.lora.target_modules", "train.learning_rate"]
-    assert frame["model.lora.target_modules"].tolist() == ["q_proj"] * 2 + ["nope"] * 2 + ["v_proj, q_proj"] * 2
-    assert frame["train.learning_rate"].tolist() == [0.001, 0.05] * 3
-    assert frame["state"].tolist() == ["finished"] * 2 + ["failed"] * 2 + ["finished"] * 2
-    assert frame["problem"].dropna().index.tolist() == ["2", "3"] and "nope" in frame["problem"]["2"]
+    assert list(frame.index) == ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
+    assert frame["model.lora.target_modules"].tolist() == ["q_proj"] * 3 + ["nope"] * 3 + ["v_proj, q_proj"] * 3
+    assert frame["train.learning_rate"].tolist() == [0.001, "fast", 0.05] * 3
+    assert frame["state"].tolist() == ["finished", "failed", "finished"] + ["failed"] * 3 + ["finished", "failed", "finished"]
+    assert frame["problem"].dropna().index.tolist() == ["1", "3", "4", "5", "7"] and "nope" in frame["problem"]["3"]
+    assert frame["problem"]["1"].startswith("train.learning_rate is 'fast'")  # refused for its configuration
+    assert "failed, before the first step: train.learning_rate is 'fast'" in repr(ragfit.run_status(tmp_path / "sweep" / "1"))
     done = frame[frame["state"] == "finished"]
     assert done["step"].tolist() == [2] * 4 and done["dev_loss"].nunique() == 4 and (done["seconds"] > 0).all()
     printed = [line.split()[-1] for line in result.stdout.splitlines() if line.startswith("dev loss")]
@@ -52,7 +53,7 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
 
     main([str(tmp_path / "sweep")])
     said = capsys.readouterr().out
-    assert said.startswith("6 runs:") and f"★ {done['dev_loss'].min():.4f}" in said and "failed" in said
+    assert said.startswith("9 runs:") and f"★ {done['dev_loss'].min():.4f}" in said and "failed" in said
 
 
 def test_evaluations_and_several_roots(tiny_llama, rows, tmp_path):

@@ -505,15 +505,30 @@ def test_a_folder_that_another_process_trains_into_is_refused(overrides, out):
     assert verdict(read(out))[0] == "finished"
 
 
-def test_of_two_runs_that_are_started_together_one_trains(overrides, out):
-    log = out.parent / "log"
-    both = [process(run, overrides(out, "train.max_steps=100000", "train.save_strategy=no"), (), None, log) for _ in range(2)]
+def test_of_two_runs_that_begin_together_one_trains(overrides, out):
+    """Both have loaded their models, and begin at the same moment."""
+    go, both = out.parent / "go", []
+    for _ in range(2):
+        both.append(process(train_on, overrides(out, "train.max_steps=100000", "train.save_strategy=no"), go))
+        wait_for(lambda: (read(out) or {}).get("pid") == both[-1].pid and read(out)["doing"] == "waiting to train", both[-1].is_alive)
+    go.touch()
     wait_for(lambda: not all(one.is_alive() for one in both), lambda: True)
     refused, trains = sorted(both, key=lambda one: one.is_alive())
-    assert refused.exitcode == 1 and f"is training into {out}" in log.read_text()
+    refused.join()
+    assert refused.exitcode == 3
     wait_for(lambda: (read(out) or {}).get("step"), trains.is_alive)
     assert read(out)["pid"] == trains.pid and verdict(read(out))[0] == "running"
     trains.kill()
+
+
+def train_on(overrides, go):
+    trainer = tiny_trainer(ragfit.load_config("training", overrides))
+    while not go.exists():
+        pass
+    try:
+        ragfit.train(trainer)
+    except ConfigError as error:
+        sys.exit(3 if "is training into" in str(error) else 1)
 
 
 def test_a_trainer_that_waited_while_another_run_took_its_folder(overrides, out):

@@ -13,11 +13,12 @@ import yaml
 
 from ragfit import status
 from ragfit.errors import ConfigError, RagfitError
+from ragfit.keys import REMOVED, RENAMED
 
 CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
 # Different for every run by necessity, or no setting at all.
-_NOT_COMPARED = ("train.output_dir", "train.run_name", "resume_checkpoint", "translated")
+_NOT_COMPARED = ("train.output_dir", "train.run_name", "train.report_to", "resume_checkpoint", "translated")
 _OWN = re.compile(r"checkpoint|checkpoint[.-]\d+|checkpoint\.part-.*|earlier\.\d+")
 # What is read of a run's files (`ragfit.status.fitting`).
 _LOG = {"global_step": int, "log_history": [{"loss": float, "eval_loss": float, "train_runtime": float}]}
@@ -105,7 +106,9 @@ def _config(folder):
         except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
             continue
         if flat is not None:
-            return {key: value for key, value in flat.items() if not key.startswith(_NOT_COMPARED)}
+            # A run that was refused, or one of an earlier version, may have earlier names.
+            kept = ((RENAMED.get(key, key), value) for key, value in flat.items() if value is not None and key not in REMOVED)
+            return {key: value for key, value in kept if not key.startswith(_NOT_COMPARED)}
     return {}
 
 

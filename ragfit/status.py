@@ -65,7 +65,7 @@ class RunStatus:
         except Timeout:
             facts = read(folder) or {}
             running = facts.get("state") == "running"
-            who = f"process {facts.get('pid')} on {facts.get('host')}" if running else "another process"
+            who = f"process {facts.get('pid')} on {facts.get('host')}" if running else f"another process, which holds {lock.lock_file},"
             since = f" since {facts.get('started')} ({_steps(facts)})" if running else ""
             raise ConfigError(
                 f"train.output_dir: {who} is training into {folder}{since}. "
@@ -99,9 +99,12 @@ class RunStatus:
         return facts.get("before") or {} if _waits_here(facts) else facts
 
     def _never_trained(self):
+        folder = self.path.parent
+        if not self.write or not _waits_here(read(folder) or {}):
+            return
         with contextlib.suppress(ConfigError), self.alone():
-            facts = read(self.path.parent) or {}
-            if self.write and _waits_here(facts):
+            facts = read(folder) or {}
+            if _waits_here(facts):
                 if facts.get("before"):
                     self._put(facts["before"])
                 else:

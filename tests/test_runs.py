@@ -37,6 +37,7 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
 
     frame = ragfit.table_of_runs(tmp_path / "sweep")
     assert list(frame.index) == ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
+    assert list(frame.columns[:3]) == ["model.lora.target_modules", "train.learning_rate", "state"]
     assert frame["model.lora.target_modules"].tolist() == ["q_proj"] * 3 + ["nope"] * 3 + ["v_proj, q_proj"] * 3
     assert frame["train.learning_rate"].tolist() == [0.001, "fast", 0.05] * 3
     assert frame["state"].tolist() == ["finished", "failed", "finished"] + ["failed"] * 3 + ["finished", "failed", "finished"]
@@ -108,7 +109,7 @@ DAMAGED = {
     "cut short": b'{"state": "fini', "empty": b"", "null": b"null", "a number": b"3", "a list": b"[1]", "a text": b'"x"', "no text": b"\x00\xff\xfe",
     "deep": b"[" * 100_000, "long": b'{"x": ' + b"9" * 5000 + b"}", "no keys of ours": b'{"a": 1}', "utf-16": '{"state": "finished"}'.encode("utf-16"),
     "wrong tags": b"a: !!bool 3\nb: !!int ''\n", "aliases": b"a: &a {x: 1}\nb: &b {x: *a}\n", "tags": b"a: !!python/object:os.system {}\n",
-    "itself": b"a: &a {b: *a}", "odd values": b"a: 2026-01-01\n? [1, 2]\n: x\nb: !!set {x}\nc: [[1], {d: 1}]\n1: .nan\n", "half": b'"\\ud800": "\\udfff"\n',
+    "itself": b"a: &a {b: *a}", "our columns": b"state: [x]\nproblem: 3\ndev_loss: high\nstep: one\nrun: 1\n", "odd values": b"a: 2026-01-01\n? [1, 2]\n: x\nb: !!set {x}\nc: [[1], {d: 1}]\n1: .nan\n", "half": b'"\\ud800": "\\udfff"\n',
 }  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def test_a_damaged_or_foreign_file_spoils_no_other_run(tmp_path, name):
 @pytest.mark.parametrize(("name", "whole"), [("status.json", FACTS), ("evaluation.json", SCORES)])
 def test_a_value_of_another_kind_spoils_no_other_run(tmp_path, name, whole):
     write_run(tmp_path / "whole")
-    changes = [{key: value} for key in whole for value in WRONG] + [{"earlier": {"saved": 3}}, {"before": 3, "doing": "waiting to train"}]
+    changes = [{key: value} for key in whole for value in WRONG] + [{"earlier": {"saved": "x"}}, {"before": 3, "doing": "waiting to train"}]
     for number, change in enumerate(changes):
         write_run(tmp_path / str(number), **{name: json.dumps(whole | change)})
     frame = assert_table(tmp_path, *map(str, range(len(changes))))

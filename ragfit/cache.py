@@ -35,6 +35,7 @@ import xxhash
 from ragfit.errors import ConfigError, DataError
 from ragfit.findings import Finding
 from ragfit.prepared import Cut, Part, Report
+from ragfit.progress import say
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ def _make(root, key, make, rows):
         lock.acquire(timeout=0)
     except Timeout:
         if int(os.environ.get("LOCAL_RANK") or 0) == 0:
-            log.warning("Another process is preparing these rows; waiting for it.")
+            say("Another process is preparing these rows; waiting for it.")
         lock.acquire()
     try:
         found = _read(root / key)

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from ragfit.errors import ConfigError, first_line
+from ragfit.progress import say
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ def set_aside(output_dir, resumed=None):
     """
     output = Path(output_dir)
     for path in (output / STAGING).glob("*"):
-        logger.warning("%s was half-written when an earlier run ended; it is removed.", path.name)
+        say(f"{path.name} was half-written when an earlier run ended; it is removed.")
     shutil.rmtree(output / STAGING, ignore_errors=True)
     resumed = Path(resumed).resolve() if resumed else None
     stays = step_of(resumed) if resumed is not None and resumed.parent == output.resolve() else None
@@ -249,5 +250,5 @@ def _move_aside(folders, output):
     aside.mkdir()
     for path in folders:
         path.rename(aside / path.name)
-    logger.warning("Kept %s of an earlier run in %s.", ", ".join(sorted(path.name for path in folders)), aside)
+    say(f"Kept {', '.join(sorted(path.name for path in folders))} of an earlier run in {aside}.")
     return aside

@@ -54,6 +54,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT_ROOT / ("configs" if (PROJECT_ROOT / "configs" / "training.yaml").is_file() else "ragfit/configs")
 MOST_VALUES = 10_000  # in a YAML file, aliases counted as often as they repeat something
 FROM_ENVIRONMENT = " -> what the environment holds"
+OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
@@ -416,9 +417,10 @@ def _check_values(tree, hf_train):
     if tree["train"].get("num_train_epochs") == 0 and (tree["train"].get("max_steps") or 0) <= 0:
         problem = "train.num_train_epochs is 0, so nothing would be trained"
         raise Wrong("train.num_train_epochs", problem, "Set a number above 0, or train.max_steps.", 0)
-    output_dir = tree["train"].get("output_dir") or ""
-    if output_dir.startswith("~"):  # here and for all: transformers alone would see the home folder in it
-        tree["train"]["output_dir"] = str(user_path(output_dir, "train.output_dir"))
+    output_dir = tree["train"].get("output_dir") or OUTPUT_DIR
+    home = user_path(output_dir, "train.output_dir")
+    # Here and for all who ask later: transformers alone would see the home folder in it.
+    tree["train"]["output_dir"] = str(home) if output_dir.startswith("~") else output_dir
     if tree.get("input_key") and tree["input_key"] == tree.get("output_key"):
         problem = f"output_key is {shown(tree['output_key'])}, as input_key is, so the model would learn to repeat its prompt"
         raise Wrong("output_key", problem, "Set output_key to the key of a row with the text to learn.", tree["output_key"])

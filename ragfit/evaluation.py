@@ -36,7 +36,8 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
         rows: how many rows to answer; None for all.
         answer_marker: text such as `<ANSWER>:`; only what follows it in an answer is compared.
         base_loss: the dev loss from before training, where it is known; else it is measured with the adapter off.
-        max_new_tokens: the longest answer, in tokens; see `ragfit.answers.longest_answer` for the default.
+        max_new_tokens: the longest answer, in tokens; by default that of `model.generation`, and where there is none
+            as `ragfit.answers.longest_answer` says.
         save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary), which replace
             those of an earlier evaluation; by default the run's output folder where the trainer has trained. False: none.
 
@@ -44,22 +45,26 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
         EvaluationView, with the attributes `rows` (as in the JSONL), `summary` and `saved`.
 
     Raises:
-        ConfigError: `rows` is negative.
+        ConfigError: `rows` is negative, or `max_new_tokens` not above 0.
     """
     from ragfit.views import EvaluationView
 
     if rows is not None and (not isinstance(rows, int) or rows < 0):
         raise ConfigError(f"rows is {rows!r}. Give the number of rows to answer, or None for all.")
     save = user_path(save, "save") if save else save  # said before the answers are generated, not after
+    if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
+        raise ConfigError(f"max_new_tokens is {max_new_tokens!r}. Give a number of tokens above 0, or None for the default.")
     prepared, trained = trainer.prepared, trainer.state.global_step > 0
     part = "dev" if prepared.dev is not None else "train"
     kept = getattr(prepared.report, part).kept[:rows]
-    limit = (trainer.cfg.model.get("generation") or {}).get("max_new_tokens") or max_new_tokens or longest_answer(prepared, part)
+    settings = dict(trainer.cfg.model.get("generation") or {})
+    limit = max_new_tokens or settings.get("max_new_tokens") or longest_answer(prepared, part)
+    settings["max_new_tokens"] = limit
     measured = [_row(prepared, number, part, answer_marker) for number in kept]
     table = [row for row, _ in measured]
     losses = {"base": base_loss, "tuned": dev_loss(trainer)}
     prompts = [prepared.rendered(index, part).prompt for index in range(len(kept))]
-    settings, batch = trainer.cfg.model.get("generation"), trainer.args.per_device_eval_batch_size
+    batch = trainer.args.per_device_eval_batch_size
     for name in MODELS if hasattr(trainer.model, "disable_adapter") else MODELS[1:]:
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
             if name == "base" and base_loss is None:
@@ -142,7 +147,7 @@ def save_evaluation(folder, summary, table=None):
     Returns:
         The path of the rows, or of the summary where there are none.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     texts = {SUMMARY: json.dumps(summary, ensure_ascii=False, indent=1) + "\n"}
     if table:

@@ -1,4 +1,4 @@
-"""Progress bars as text: a notebook keeps such a line as it ended, and a widget's as it began."""
+"""What a user is told on the way: news, and progress bars as text, of which a notebook keeps how they ended."""
 
 import contextlib
 import sys
@@ -11,11 +11,21 @@ def in_notebook():
     return shell is not None and hasattr(shell, "kernel")
 
 
+def news_stream():
+    """Where news and bars go: stdout in a notebook, which paints stderr red, and elsewhere stderr, off the results."""
+    return sys.stdout if in_notebook() else sys.stderr
+
+
+def say(text):
+    """Tell the user something that is no warning. An unconfigured notebook shows nothing that is logged as news."""
+    print(text, file=news_stream(), flush=True)
+
+
 def progress_bar(*args, **kwargs):
-    """A `tqdm.tqdm`, on stdout in a notebook (which paints stderr red), drawn once a second."""
+    """A `tqdm.tqdm` where news go, drawn once a second."""
     from tqdm import tqdm
 
-    return tqdm(*args, **{"file": sys.stdout if in_notebook() else sys.stderr, "mininterval": 1.0, **kwargs})
+    return tqdm(*args, **{"file": news_stream(), "mininterval": 1.0, **kwargs})
 
 
 @contextlib.contextmanager

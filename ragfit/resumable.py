@@ -277,11 +277,10 @@ class RunCallback(TrainerCallback):
     def _asked(self):
         if self.trainer.stop is None:
             return False
-        asked = self.trainer.stop.asked() is not None
-        if self.trainer.args.world_size > 1:
-            flag = torch.tensor(float(asked), device=self.trainer.args.device)
-            asked = self.trainer.accelerator.reduce(flag, "sum").item() > 0
-        return asked
+        if self.trainer.args.world_size > 1:  # what one process is asked, all are
+            signal = torch.tensor(self.trainer.stop.asked() or 0, device=self.trainer.args.device)
+            self.trainer.stop.ask(int(self.trainer.accelerator.gather(signal).max()) or None)
+        return self.trainer.stop.asked() is not None
 
     def _tell(self, **facts):
         if self.trainer.status:

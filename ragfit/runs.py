@@ -3,7 +3,6 @@
     python -m ragfit.runs trained_models
 """
 
-import json
 import os
 import re
 import sys
@@ -15,11 +14,16 @@ import yaml
 from ragfit import status
 from ragfit.config import user_path
 from ragfit.errors import ConfigError, RagfitError
+from ragfit.keys import REMOVED, RENAMED
 
 CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
 # Different for every run by necessity, or no setting at all.
-_NOT_COMPARED = ("train.output_dir", "train.run_name", "resume_checkpoint", "translated")
+_NOT_COMPARED = ("train.output_dir", "train.run_name", "train.report_to", "resume_checkpoint", "translated")
+_OWN = re.compile(r"checkpoint|checkpoint[.-]\d+|checkpoint\.part-.*|earlier\.\d+")
+# What is read of a run's files (`ragfit.status.fitting`).
+_LOG = {"global_step": int, "log_history": [{"loss": float, "eval_loss": float, "train_runtime": float}]}
+_EVALUATION = {"written": datetime, "rows": int, **{key: {"tuned": float} for key in ("dev_loss", *METRICS)}}
 
 
 def table_of_runs(*roots):
@@ -47,13 +51,13 @@ def table_of_runs(*roots):
             raise ConfigError(f"There is no folder {root}. Name a run's train.output_dir, or a folder that holds some.")
         for folder in find_runs(root):
             name = os.path.relpath(folder, root) if len(roots) == 1 else str(folder)
-            folders.setdefault(folder.resolve(), root.name if name == "." else name)
+            folders.setdefault(folder.resolve(), status.printable(root.name if name == "." else name))
     if not folders:
         raise ConfigError(f"There is no run in {', '.join(map(str, roots))}. Name a run's train.output_dir, or a folder that holds some.")
     configs = [_config(folder) for folder in folders]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     # A run that left no configuration (an older one, killed) says nothing about a key.
-    varied = [key for key in keys if len({json.dumps(config.get(key)) for config in configs if config}) > 1]
+    varied = [key for key in keys if len({repr(config.get(key)) for config in configs if config}) > 1]
     rows = [
         {**{key: config.get(key) for key in varied}, **_outcome(folder)} for folder, config in zip(folders, configs, strict=True)
     ]
@@ -62,29 +66,50 @@ def table_of_runs(*roots):
 
 
 def find_runs(root):
-    """Output folders of runs in a folder and below, in natural order (`2` before `10`)."""
+    """Output folders of runs in a folder and below, in natural order (`2` before `10`).
+
+    A run's own `checkpoint`, `checkpoint.N`, `checkpoint-STEP` and `earlier.N` are no runs of their own.
+    """
     found = []
     for path, names, files in os.walk(root):
-        names[:] = sorted((n for n in names if not n.startswith((".", "checkpoint", "earlier."))), key=_natural)
-        if {status.FILE, CONFIG} & set(files) or Path(path, "checkpoint", CONFIG).is_file():
+        run = bool({status.FILE, CONFIG} & set(files)) or _is_own(path, "checkpoint") and os.path.isfile(os.path.join(path, "checkpoint", CONFIG))
+        names[:] = sorted((n for n in names if not n.startswith(".") and not (run and _is_own(path, n))), key=_natural)
+        if run:
             found.append(Path(path))
     return found
+
+
+def _is_own(path, name):
+    """Whether a folder in a run's is one of its checkpoints, which have no status."""
+    return _OWN.fullmatch(name) and not os.path.isfile(os.path.join(path, name, status.FILE))
 
 
 def _natural(name):
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases: no run writes one, and with them a few lines can be endless."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
 def _config(folder):
     """The run's configuration by dotted key: the one it began with, or its checkpoint's."""
     for path in (folder / CONFIG, folder / "checkpoint" / CONFIG):
         try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None
+            flat = dict(_leaves(tree)) if isinstance(tree, dict) else None
+        # The file's errors, and PyYAML's, which are of any kind where a value is not of its tag (`!!bool 3`).
+        except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
             continue
-        if isinstance(tree, dict):
-            flat = dict(_leaves(tree))
-            return {key: value for key, value in flat.items() if not key.startswith(_NOT_COMPARED)}
+        if flat is not None:
+            # A run that was refused, or one of an earlier version, may have earlier names.
+            kept = ((RENAMED.get(key, key), value) for key, value in flat.items() if value is not None and key not in REMOVED)
+            return {key: value for key, value in kept if not key.startswith(_NOT_COMPARED)}
     return {}
 
 
@@ -93,7 +118,8 @@ def _leaves(tree, prefix=""):
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else value
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield status.printable(f"{prefix}{key}"), value if isinstance(value, int | float | None) else status.printable(text)
 
 
 def _outcome(folder):
@@ -101,11 +127,11 @@ def _outcome(folder):
     facts = status.read(folder) or {}
     began = facts.get("started") or ""
     state, problem = (status.verdict(facts)[0], facts.get("reason")) if facts else (None, None)
-    if not facts and (folder / "checkpoint").is_dir():
+    if not facts and os.path.isdir(folder / "checkpoint"):
         state = "finished"
-    log = (_json(folder / LOG) or {}) if not _older(folder / LOG, began) else {}
+    log = (status.read_json(folder / LOG, _LOG) or {}) if not _older(folder / LOG, began) else {}
     history = log.get("log_history") or []
-    evaluation = _json(folder / "evaluation.json") or {}
+    evaluation = status.read_json(folder / "evaluation.json", _EVALUATION) or {}
     if (evaluation.get("written") or "") < began:
         evaluation = {}
     dev = (evaluation.get("dev_loss") or {}).get("tuned")
@@ -123,22 +149,14 @@ def _outcome(folder):
 
 
 def _last(history, key):
-    return next((entry[key] for entry in reversed(history) if isinstance(entry, dict) and key in entry), None)
-
-
-def _json(path):
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return next((entry[key] for entry in reversed(history) if key in entry), None)
 
 
 def _older(path, began):
     """Whether a file was written before a time, to the second."""
     try:
         return bool(began) and datetime.fromtimestamp(int(path.stat().st_mtime), UTC) < datetime.fromisoformat(began)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return False
 
 

@@ -1,15 +1,13 @@
 """The finished run on disk: `output_dir/checkpoint` with adapter, tokenizer, configuration, instruction and card."""
 
 import filecmp
-import logging
 import shutil
 import tempfile
 from pathlib import Path
 
 from ragfit.config import save_config
 from ragfit.errors import RagfitError, first_line
-
-logger = logging.getLogger(__name__)
+from ragfit.progress import say
 
 
 def gathered_weights(trainer):
@@ -52,7 +50,7 @@ def save_checkpoint(trainer, keep_same=False, weights=None):
             while (output / f"checkpoint.{number}").exists():
                 number += 1
             target.rename(output / f"checkpoint.{number}")
-            logger.info("Kept the earlier %s as checkpoint.%d", target, number)
+            say(f"Kept the earlier {target} as checkpoint.{number}.")
         part.chmod(0o755)  # mkdtemp's folders are the owner's alone; a shared cluster needs this one readable
         part.rename(target)
     except BaseException as error:

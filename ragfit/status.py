@@ -9,6 +9,7 @@ then; the reader here looks for the process and says "killed".
 import atexit
 import contextlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -22,7 +23,9 @@ from ragfit.config import user_path
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.secrets import mask
 
-FILE = "status.json"
+logger = logging.getLogger(__name__)
+
+FILE, LOCK = "status.json", ".status.lock"
 EVERY = 5.0  # seconds between two signs of life
 LOADING, WAITING, TRAINING, SAVING = "loading the model", "waiting to train", "training", "saving the adapter"
 
@@ -43,44 +46,90 @@ class RunStatus:
         self.secrets = [secret for secret in secrets if secret]
         self.facts, self._next = {}, 0.0
 
-    def refuse_if_taken(self):
-        """Raise a ConfigError where another live process of this machine is training into the folder."""
-        facts = read(self.path.parent) or {}
-        theirs = facts.get("doing") in (TRAINING, SAVING) and facts.get("pid") != os.getpid()
-        if self.write and theirs and _alive(facts):
+    @contextlib.contextmanager
+    def alone(self):
+        """While this lasts the folder is this run's, and only then is the status written.
+
+        It is the system's lock on a file, so it ends with the process, however that ends. A trainer that waits to
+        train holds none.
+
+        Raises:
+            ConfigError: another run holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        folder, lock = self.path.parent, FileLock(self.path.with_name(LOCK))
+        try:
+            if self.write:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+        except Timeout:
+            facts = read(folder) or {}
+            running = facts.get("state") == "running"
+            who = f"process {facts.get('pid')} on {facts.get('host')}" if running else f"another process, which holds {lock.lock_file},"
+            since = f" since {facts.get('started')} ({_steps(facts)})" if running else ""
             raise ConfigError(
-                f"train.output_dir: process {facts['pid']} is training into {self.path.parent} since "
-                f"{facts['started']} ({_steps(facts)}). Wait for it, or set train.output_dir to another folder."
-            )
+                f"train.output_dir: {who} is training into {folder}{since}. "
+                "Wait for it, or set train.output_dir to another folder."
+            ) from None
+        except (OSError, NotImplementedError) as error:  # some network file systems lock nothing
+            logger.warning(
+                "train.output_dir: %s cannot be locked (%s), so a second run into it would not be noticed. "
+                "Give each run a folder of its own.", folder, first_line(error),
+            )  # fmt: skip
+        try:
+            yield
+        finally:
+            lock.release()  # does nothing where it is not held
 
     @contextlib.contextmanager
     def loading(self):
         """Around loading the model. A trainer that never trains leaves the status as it was before."""
-        before = read(self.path.parent) or {}
-        if before.get("doing") == WAITING and before.get("pid") == os.getpid():
-            before = before.get("before") or {}  # another trainer of this process, which did not train either
-        self.facts = {"started": _now(), **_process(), **self.resumed, "earlier": _finished(before), "before": before}
-        with self.outcome():
-            self.set(state="running", doing=LOADING)
-            yield
-        self.set(doing=WAITING)
+        with self.alone():
+            before = self._before()
+            self.facts = {"started": _now(), **_process(), **self.resumed, "earlier": _finished(before), "before": before}
+            with self.outcome():
+                self.set(state="running", doing=LOADING)
+                yield
+            self.set(doing=WAITING)
         atexit.register(self._never_trained)
 
+    def _before(self):
+        """The status of the run before, or {}: a trainer of this process that has not trained was none."""
+        facts = read(self.path.parent) or {}
+        return facts.get("before") or {} if _waits_here(facts) else facts
+
     def _never_trained(self):
-        now = read(self.path.parent) or {}
-        if self.write and now.get("doing") == WAITING and now.get("pid") == os.getpid():
-            if self.facts["before"]:
-                self._put(self.facts["before"])
-            else:
-                self.path.unlink(missing_ok=True)
+        folder = self.path.parent
+        if not self.write or not _waits_here(read(folder) or {}):
+            return
+        with contextlib.suppress(ConfigError), self.alone():
+            facts = read(folder) or {}
+            if _waits_here(facts):
+                if facts.get("before"):
+                    self._put(facts["before"])
+                else:
+                    self.path.unlink(missing_ok=True)
 
     def begin(self):
-        """The run begins: from here on the folder is this process's. Returns the status of the run before, or {}."""
-        before = self.facts["before"]
+        """The run begins. Returns the status of the run before, or {}."""
+        before = self._before()
         atexit.unregister(self._never_trained)
-        self.facts = {"started": _now(), **_process(), **self.resumed, "earlier": self.facts["earlier"]}
+        self.facts = {"started": _now(), **_process(), **self.resumed, "earlier": _finished(before)}
         self.set(state="running", doing=TRAINING)
         return before
+
+    def refused(self, error):
+        """Write that the run failed before a model was loaded for it; whether this had not been told already."""
+        told = True
+        with contextlib.suppress(RagfitError), self.alone():
+            before = self._before()
+            told = _mine(before)
+            if not told:
+                self.facts = {"started": _now(), **_process(), "earlier": _finished(before)}
+                with self.outcome():
+                    raise error
+        return not told
 
     @contextlib.contextmanager
     def outcome(self):
@@ -121,23 +170,72 @@ class RunStatus:
 
     def _put(self, facts):
         temporary = self.path.with_name(f".{FILE}.{os.getpid()}")
+        text = json.dumps({key: value for key, value in facts.items() if value is not None}, indent=1).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({key: value for key, value in facts.items() if value is not None}, indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_bytes(text)
             temporary.replace(self.path)
-        except OSError:  # a full disk
+        except OSError:  # a full disk, on which the old file still has its blocks: the text is written over it
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+                with open(self.path, "r+b") as file:
+                    if len(text) <= os.fstat(file.fileno()).st_blocks * 512:
+                        file.write(text)
+                        file.truncate()
+
+
+# What a status holds, and of which kind it is: `fitting` leaves out what is otherwise.
+_RUN = {
+    "state": str, "doing": str, "reason": str, "saved": str, "resumed_from": str, "last_checkpoint": str, "host": str,
+    "started": datetime, "updated": datetime, "pid": int, "process_started": float, "step": int, "total_steps": int,
+    "loss": float, "seconds_per_step": float, "earlier": {"state": str, "updated": datetime, "saved": str},
+}  # fmt: skip
+LARGEST = 2**26  # bytes of a file that a run may have written
 
 
 def read(folder):
-    """The facts of a folder's `status.json`, or None where there is none that can be read."""
+    """The facts of a folder's `status.json`, or None where there is none that a run wrote and that can be read."""
+    facts = read_json(Path(folder) / FILE, {**_RUN, "before": _RUN}) or {}
+    known = facts.get("state") in ("running", "finished", "failed", "interrupted") and {"started", "updated"} <= facts.keys()
+    return facts if known else None
+
+
+def read_json(path, shape):
+    """The object in a JSON file as `fitting` leaves it, or None where there is none: the file may be anybody's.
+
+    Args:
+        shape: see `fitting`.
+    """
     try:
-        facts = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if not os.path.isfile(path) or os.path.getsize(path) > LARGEST:  # reading a pipe would never end
+            return None
+        return fitting(json.loads(Path(path).read_bytes()), shape)
+    except (OSError, ValueError, RecursionError):
         return None
-    return facts if isinstance(facts, dict) else None
+
+
+def fitting(value, shape):
+    """A value that was read, where it has the shape that is expected, else None.
+
+    Args:
+        shape: a type (`float` takes whole numbers too, `datetime` a time as ISO text with its zone), a list of one
+            shape for lists of such values, or `{key: shape}` for objects; their other keys and values are left out.
+    """
+    if isinstance(shape, dict):
+        found = {key: fitting(value.get(key), kind) for key, kind in shape.items()} if isinstance(value, dict) else None
+        return found and {key: part for key, part in found.items() if part is not None}
+    if isinstance(shape, list):
+        found = [fitting(part, shape[0]) for part in value] if isinstance(value, list) else []
+        return [part for part in found if part is not None]
+    if shape is datetime:
+        try:
+            return value if datetime.fromisoformat(value).tzinfo else None
+        except (TypeError, ValueError):
+            return None
+    if isinstance(value, str) and shape is str:
+        return printable(value)
+    number = isinstance(value, int) and abs(value) < 2**63 and not isinstance(value, bool)
+    return value if number and shape in (int, float) or isinstance(value, float) and shape is float else None
 
 
 def verdict(facts, now=None):
@@ -167,6 +265,11 @@ def verdict(facts, now=None):
     return "running", f"running{at} on {facts.get('host')}, {_steps(facts)}"
 
 
+def printable(text):
+    """A text that can be printed and kept, whatever bytes a file or a folder's name had."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def run_status(folder):
     """What became of the run in an output folder, as a `StatusView`.
 
@@ -178,7 +281,7 @@ def run_status(folder):
     folder = user_path(folder, "folder")
     facts = read(folder)
     if facts is None:
-        raise ConfigError(f"{folder} has no {FILE}: no run has begun there. Name a run's train.output_dir.")
+        raise ConfigError(f"{folder} has no {FILE} that a run wrote: none has begun there. Name a run's train.output_dir.")
     return StatusView(folder, facts, *verdict(facts))
 
 
@@ -196,6 +299,14 @@ def _alive(facts):
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - facts["process_started"]) < 60
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
+
+
+def _mine(facts):
+    return facts.get("pid") == os.getpid() and _alive(facts)
+
+
+def _waits_here(facts):
+    return facts.get("doing") == WAITING and _mine(facts)
 
 
 def _finished(facts):

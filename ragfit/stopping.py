@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 
+from ragfit.progress import in_notebook
+
 NAMES = {number: number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
 
@@ -45,6 +47,11 @@ class StopSignals:
             self._asked = signal.SIGHUP
         return self._asked
 
+    def ask(self, number):
+        """Ask as the signal of that number would, unless it is None or one has come already."""
+        if self._asked is None and number is not None:
+            self._asked, self._since = number, time.monotonic()
+
     @property
     def why(self):
         gone = self._poller is not None and os.getppid() != self._parent and self._asked == signal.SIGHUP
@@ -57,10 +64,10 @@ class StopSignals:
             if number == signal.SIGINT and self._asked == signal.SIGINT and now - self._since > 0.5:
                 raise KeyboardInterrupt
             return
-        self._asked, self._since = number, now
+        self.ask(number)
         again = " Ctrl-C again stops at once, without saving." if number == signal.SIGINT else ""
         text = f"\n{NAMES[number]}: stopping as soon as this batch is done, and saving a checkpoint.{again}\n"
-        os.write(2, text.encode())  # print could be what was interrupted
+        os.write(1 if in_notebook() else 2, text.encode())  # print could be what was interrupted
 
 
 class _AnyParent(int):

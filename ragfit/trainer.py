@@ -15,8 +15,6 @@ from ragfit.resumable import Resumable
 from ragfit.secrets import masked
 from ragfit.tracking import prepare_trackers
 
-OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
-
 
 class RagfitTrainer(Resumable, SFTTrainer):
     """`trl.SFTTrainer` over rows of `ragfit.prepare`.
@@ -119,7 +117,6 @@ def training_arguments(cfg, prepared):
         "packing": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    given["output_dir"] = given.get("output_dir") or OUTPUT_DIR
     given.setdefault("logging_nan_inf_filter", False)  # else a loss that is no number is logged as an average
     cuda = torch.cuda.is_available() and not given.get("use_cpu")
     if not torch.accelerator.is_available():

@@ -15,10 +15,21 @@ from pathlib import Path
 
 import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
-from ragfit.config import CONFIGS, find_path, finish, normalize_overrides, read_config, save_config, user_path, without_secrets
+from ragfit.config import (
+    CONFIGS,
+    OUTPUT_DIR,
+    find_path,
+    finish,
+    normalize_overrides,
+    read_config,
+    save_config,
+    user_path,
+    without_secrets,
+)
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.overrides import refuse_plain, refuse_secrets
 from ragfit.preparation import prepare
+from ragfit.progress import say
 from ragfit.saving import gathered_weights, save_checkpoint
 from ragfit.secrets import plain_secrets
 from ragfit.status import SAVING, RunStatus, verdict
@@ -57,7 +68,6 @@ def build_trainer(cfg, prepared, callbacks=()):
     if resume_from:
         check_same_run(resume_from, without_secrets(cfg), rows_digest(prepared.train), rows_per_step(args))
     status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
-    status.refuse_if_taken()
     with status.loading(), _kept_if_it_fails(cfg, args):
         set_seed(args.seed)  # the adapter's weights are drawn while the model loads
         check_vocabulary_of(cfg, prepared)
@@ -86,14 +96,14 @@ def _kept_if_it_fails(cfg, args):
     try:
         yield
     except BaseException:
-        _keep_config(cfg, args)
+        if args.process_index == 0:
+            _keep_config(cfg, args.output_dir)
         raise
 
 
-def _keep_config(cfg, args):
-    if args.process_index == 0:
-        with contextlib.suppress(OSError):
-            save_config(cfg, Path(args.output_dir, "ragfit.yaml"))
+def _keep_config(cfg, folder):
+    with contextlib.suppress(OSError):
+        save_config(cfg, Path(folder, "ragfit.yaml"))
 
 
 def load_model(cfg):
@@ -216,9 +226,7 @@ def resume_path(cfg):
     if wanted in (None, False, ""):
         return None
     if wanted is True or str(wanted).lower() == "true":
-        from ragfit.trainer import OUTPUT_DIR
-
-        folder = user_path(cfg.train.get("output_dir") or OUTPUT_DIR, "train.output_dir")
+        folder = cfg.train.output_dir
         found, skipped = newest(folder)
         for sentence in skipped:
             logger.warning("resume_checkpoint: %s", sentence)
@@ -226,7 +234,7 @@ def resume_path(cfg):
             return str(found)
         facts = read(folder) or {}
         if not skipped and facts.get("state") in ("running", "interrupted", "failed") and not facts.get("last_checkpoint"):
-            logger.warning("resume_checkpoint: the run in %s ended before its first checkpoint, so it starts anew.", folder)
+            say(f"resume_checkpoint: the run in {folder} ended before its first checkpoint, so it starts anew.")
             return None
         whole = f"no checkpoint that is whole ({'; '.join(skipped)})" if skipped else "no checkpoint"
         raise ConfigError(
@@ -256,21 +264,28 @@ def train(trainer):
 
     Raises:
         Interrupted: the run was asked to stop, and has.
-        RagfitError: the trainer has trained already, or a checkpoint could not be saved.
+        RagfitError: the trainer has trained already or was made to evaluate, another run has the folder, or a
+            checkpoint could not be saved.
     """
     from ragfit.stopping import StopSignals
     from ragfit.tracking import tracked
 
     cfg, status = trainer.cfg, trainer.status
+    if status is None:
+        raise RagfitError(
+            "This trainer was made by ragfit.load_checkpoint, to evaluate a finished run. Make one with ragfit.build_trainer: "
+            f"model.trained_adapter={Path(trainer.args.output_dir, 'checkpoint')} in its configuration trains on from that "
+            "run's adapter, and resume_checkpoint=true goes on with a run that was stopped."
+        )
     if trainer.state.global_step:
         raise RagfitError(
             f"This trainer has trained already, to step {trainer.state.global_step}. Make a new one with ragfit.build_trainer "
             "(in the notebook: run from the cell with `trainer = None`); resume_checkpoint=true goes on from the newest checkpoint."
         )
-    status.refuse_if_taken()
-    with status.outcome(), contextlib.ExitStack() as stack:
+    with status.alone(), status.outcome(), contextlib.ExitStack() as stack:
         before = status.begin()
-        _keep_config(cfg, trainer.args)
+        if trainer.is_world_process_zero():
+            _keep_config(cfg, trainer.args.output_dir)
         if trainer.resume_from and trainer.is_world_process_zero():
             told = f" The run before was {verdict(before)[1]}." if before else ""
             print(f"going on from {trainer.resume_from}.{told}", flush=True)
@@ -365,27 +380,28 @@ def main(argv=None):
         sys.exit(1)  # it has been said
 
 
-def _task(cfg, source):
+def _task(composed, source):
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    hydra_cfg = HydraConfig.get()
+    hydra_cfg, cfg, main = HydraConfig.get(), None, os.environ.get("RANK", "0") == "0"
+    sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, hydra_cfg.runtime.output_dir
     try:
-        cfg = finish(cfg, source)
-        if hydra_cfg.mode == RunMode.MULTIRUN:
-            from ragfit.trainer import OUTPUT_DIR
-
-            cfg.train.output_dir = str(Path(cfg.train.get("output_dir") or OUTPUT_DIR, str(hydra_cfg.job.num)))
+        cfg = finish(composed, source)
+        if sweep:
+            cfg.train.output_dir = folder = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
         run(cfg)
     except Interrupted as error:
-        if os.environ.get("RANK", "0") == "0":
+        if main:
             print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(128 + error.signal)
     except RagfitError as error:
-        if hydra_cfg.mode == RunMode.MULTIRUN:
-            print(f"error: run {hydra_cfg.job.num}: {error}", file=sys.stderr, flush=True)
-            raise  # Hydra goes on with the other runs, and fails at the end
-        sys.exit(f"error: {error}")
+        if not sweep:
+            sys.exit(f"error: {error}")
+        print(f"error: run {hydra_cfg.job.num}: {error}", file=sys.stderr, flush=True)
+        if main and RunStatus(folder).refused(error):  # what the table of runs says of it
+            _keep_config(composed if cfg is None else cfg, folder)
+        raise  # Hydra goes on with the other runs, and fails at the end
 
 
 def _config_file(args):
@@ -415,7 +431,7 @@ def _hydra_defaults(overrides):
 
     if any(word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")) for word in overrides):
         return []
-    OmegaConf.register_new_resolver("ragfit_output", lambda folder: folder or "./trained_models", replace=True)
+    OmegaConf.register_new_resolver("ragfit_output", lambda folder: os.path.expanduser(folder or OUTPUT_DIR), replace=True)
     sweep = "hydra.sweep.dir='${ragfit_output:${oc.select:train.output_dir,null}}'"  # multirun.yaml beside the runs
     return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout", sweep]
 

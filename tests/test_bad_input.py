@@ -89,7 +89,7 @@ def check(message, expected):
     assert "hf_abc" not in message
     # Nothing half-written: at most what became of the run, and under which configuration.
     left = {path.name for path in Path("out").rglob("*")} if Path("out").is_dir() else set()
-    assert left <= {"status.json", "ragfit.yaml"}, left
+    assert left <= {"status.json", ".status.lock", "ragfit.yaml"}, left
     assert "hf_abc" not in "".join(path.read_text() for path in Path("out").glob("*"))
 
 

@@ -555,7 +555,7 @@ def test_under_torchrun_rows_are_prepared_once(many, tmp_path, folder, keep):
     assert prepare({"data_file": many}).report.cached == keep
 
 
-def test_waiting_for_another_process_is_said(data, folder, caplog):
+def test_waiting_for_another_process_is_said(data, folder, capsys):
     from threading import Event, Thread
 
     from filelock import FileLock
@@ -575,4 +575,4 @@ def test_waiting_for_another_process_is_said(data, folder, caplog):
     held.wait()
     assert not prepare(data).report.cached
     thread.join()
-    assert "Another process is preparing these rows; waiting for it." in caplog.text
+    assert "Another process is preparing these rows; waiting for it." in capsys.readouterr().err

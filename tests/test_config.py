@@ -556,7 +556,7 @@ def test_the_module_of_a_wheel(wheel, tmp_path):
 def test_train_values(write, train, result, note):
     train = train if train.startswith("{") else "{" + train + "}"
     cfg = load_config(write(f"model: {{model_name_or_path: a}}\ntrain: {train}\n"))
-    assert plain(cfg.train) == {"report_to": "none", **result}
+    assert plain(cfg.train) == {"report_to": "none", "output_dir": "./trained_models", **result}
     assert list(cfg.translated.values()) == ([note] if note else [])
     assert finish(cfg) == cfg
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ragfit
 from ragfit.answers import generate, longest_answer
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, RagfitError
 from ragfit.evaluation import load_checkpoint, main, save_evaluation, summarize
 from ragfit.metrics import Gold, citations, gold_of, normalize, scores
 from ragfit.overrides import override
@@ -231,6 +231,8 @@ def test_without_a_dev_set_or_an_adapter(tiny_llama, rows, out):
     assert view.saved is None and not (out / "evaluation.jsonl").exists()  # nothing was trained yet
     with pytest.raises(ConfigError, match="rows is -1"):
         ragfit.evaluate(trainer, rows=-1)
+    with pytest.raises(ConfigError, match="max_new_tokens is 0. Give a number of tokens above 0"):
+        ragfit.evaluate(trainer, max_new_tokens=0)
 
 
 def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
@@ -273,13 +275,15 @@ def test_the_longest_answer(tiny_llama, write_rows, out):
 def test_generation_settings_reach_generate(tiny_llama, rows, out):
     stop = AutoTokenizer.from_pretrained(tiny_llama).convert_tokens_to_ids("?")
 
-    def answers(settings):
+    def answers(settings, longest=12):
         cfg = tiny_config(tiny_llama, rows, out, override("model.generation", settings))
-        return ragfit.evaluate(tiny_trainer(cfg), rows=1, max_new_tokens=12).rows[0]["tuned"]
+        view = ragfit.evaluate(tiny_trainer(cfg), rows=1, max_new_tokens=longest)
+        return view.rows[0]["tuned"], view.summary["max_new_tokens"]
 
     greedy_answer = answers({"do_sample": False})
-    assert answers({"max_new_tokens": 2}) == answers({"max_new_tokens": 2, "eos_token_id": stop})
-    assert len(answers({"max_new_tokens": 2})) < len(greedy_answer)
+    assert greedy_answer[1] == 12 and answers({"max_new_tokens": 12}, None) == greedy_answer
+    assert answers({"max_new_tokens": 2}, None) == answers({"eos_token_id": [stop]}, 2) != greedy_answer
+    assert answers({"max_new_tokens": 2}) == greedy_answer  # what is asked for in the call wins
     assert answers({"do_sample": True, "temperature": 50.0}) != greedy_answer
     assert answers({"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True})
 
@@ -321,6 +325,12 @@ def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
     found = ragfit.evaluate(load_checkpoint(checkpoint), rows=2, max_new_tokens=5)
     assert found.rows == expected.rows and found.columns == ["tuned"]
     assert found.summary["dev_loss"]["tuned"] == pytest.approx(expected.summary["dev_loss"]["tuned"])
+
+
+def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
+    *_, checkpoint = trained
+    with pytest.raises(RagfitError, match=f"made by ragfit.load_checkpoint, .* model.trained_adapter={checkpoint} .* resume_checkpoint"):
+        ragfit.train(load_checkpoint(checkpoint))
 
 
 def test_a_folder_without_a_run(tmp_path, monkeypatch):

@@ -1,23 +1,43 @@
-"""Bars are text, which a saved notebook keeps as it ended."""
+"""News and bars: text, which a saved notebook keeps as it ended, and not among its errors."""
 
 import itertools
 import re
+import signal
 import sys
 import types
 
 import pytest
 from transformers.utils import logging
 
+from ragfit.checkpoints import set_aside
 from ragfit.progress import progress_bar, weights_bar
+from ragfit.stopping import StopSignals
 
 
-@pytest.mark.parametrize("notebook", [False, True])
-def test_a_bar_ends_as_text(notebook, monkeypatch, capsys):
+@pytest.fixture(params=[False, True], ids=["elsewhere", "notebook"])
+def notebook(request, monkeypatch):
     import ipykernel  # noqa: F401  (that it is imported does not make this a notebook)
 
-    if notebook:
+    if request.param:
         shell = types.SimpleNamespace(kernel=object())
         monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    return request.param
+
+
+def test_news_is_not_red_in_a_notebook(notebook, tmp_path, capfd):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / ".saving" / "checkpoint-6").mkdir(parents=True)
+    set_aside(tmp_path)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    with StopSignals():
+        signal.raise_signal(signal.SIGINT)
+    out, err = capfd.readouterr()
+    said, other = (out, err) if notebook else (err, out)
+    assert "checkpoint-6 was half-written" in said and f"Kept checkpoint-5 of an earlier run in {tmp_path}/earlier.1." in said
+    assert "SIGINT: stopping as soon as this batch is done" in said and other == ""
+
+
+def test_a_bar_ends_as_text(notebook, capsys):
     assert list(progress_bar(range(4), desc="counting")) == [0, 1, 2, 3]
     out, err = capsys.readouterr()
     assert re.search(r"counting: 100%.* 4/4 ", out if notebook else err) and (err if notebook else out) == ""

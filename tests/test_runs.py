@@ -29,19 +29,21 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     words = [override(key, value) for key, value in keys.items()]
     words += "output_key=answers train.output_dir=sweep dev_split=3 model.load_in_8bit=false train.optim=adamw_torch".split()
     words += "train.max_steps=2 train.logging_steps=1 --multirun".split()
-    words += ["model.lora.target_modules=[q_proj],[nope],[v_proj,q_proj]", "train.learning_rate=0.001,0.05"]
+    words += ["model.lora.target_modules=[q_proj],[nope],[v_proj,q_proj]", "train.learning_rate=0.001,fast,0.05"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     command = [sys.executable, "-m", "ragfit.training", *words]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1 and "'nope' matches no layer of this model" in result.stderr
 
     frame = ragfit.table_of_runs(tmp_path / "sweep")
-    assert list(frame.index) == ["0", "1", "2", "3", "4", "5"]
-    assert list(frame.columns[:2]) == ["model.lora.target_modules", "train.learning_rate"]
-    assert frame["model.lora.target_modules"].tolist() == ["q_proj"] * 2 + ["nope"] * 2 + ["v_proj, q_proj"] * 2
-    assert frame["train.learning_rate"].tolist() == [0.001, 0.05] * 3
-    assert frame["state"].tolist() == ["finished"] * 2 + ["failed"] * 2 + ["finished"] * 2
-    assert frame["problem"].dropna().index.tolist() == ["2", "3"] and "nope" in frame["problem"]["2"]
+    assert list(frame.index) == ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
+    assert list(frame.columns[:3]) == ["model.lora.target_modules", "train.learning_rate", "state"]
+    assert frame["model.lora.target_modules"].tolist() == ["q_proj"] * 3 + ["nope"] * 3 + ["v_proj, q_proj"] * 3
+    assert frame["train.learning_rate"].tolist() == [0.001, "fast", 0.05] * 3
+    assert frame["state"].tolist() == ["finished", "failed", "finished"] + ["failed"] * 3 + ["finished", "failed", "finished"]
+    assert frame["problem"].dropna().index.tolist() == ["1", "3", "4", "5", "7"] and "nope" in frame["problem"]["3"]
+    assert frame["problem"]["1"].startswith("train.learning_rate is 'fast'")  # refused for its configuration
+    assert "failed, before the first step: train.learning_rate is 'fast'" in repr(ragfit.run_status(tmp_path / "sweep" / "1"))
     done = frame[frame["state"] == "finished"]
     assert done["step"].tolist() == [2] * 4 and done["dev_loss"].nunique() == 4 and (done["seconds"] > 0).all()
     printed = [line.split()[-1] for line in result.stdout.splitlines() if line.startswith("dev loss")]
@@ -52,7 +54,7 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
 
     main([str(tmp_path / "sweep")])
     said = capsys.readouterr().out
-    assert said.startswith("6 runs:") and f"★ {done['dev_loss'].min():.4f}" in said and "failed" in said
+    assert said.startswith("9 runs:") and f"★ {done['dev_loss'].min():.4f}" in said and "failed" in said
 
 
 def test_evaluations_and_several_roots(tiny_llama, rows, tmp_path):
@@ -96,10 +98,99 @@ def test_what_is_left_of_odd_runs(tmp_path):
     assert_harmless(RunsView(frame)._repr_html_())
 
 
+FACTS = {
+    "state": "running", "doing": "training", "host": "elsewhere", "pid": 7, "process_started": 9, "step": 3, "total_steps": 9, "loss": 2.5,
+    "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:00:00+00:00", "seconds_per_step": 1.5,
+    "earlier": {"state": "finished", "updated": "2025-01-01T00:00:00+00:00", "saved": "out/checkpoint"},
+}  # fmt: skip
+SCORES = {"written": "2026-01-02T00:00:00+00:00", "rows": 4, "dev_loss": {"tuned": 1.5}, "f1": {"base": 0.25, "tuned": 0.5}}
+WRONG = [None, True, "3", "\ud800", [], [3], {}, {"tuned": "x"}, 10**30, float("nan"), float("inf"), -1, "2026-01-01", "2026-01-01T00:00:00"]
+DAMAGED = {
+    "cut short": b'{"state": "fini', "empty": b"", "null": b"null", "a number": b"3", "a list": b"[1]", "a text": b'"x"', "no text": b"\x00\xff\xfe",
+    "deep": b"[" * 100_000, "long": b'{"x": ' + b"9" * 5000 + b"}", "no keys of ours": b'{"a": 1}', "utf-16": '{"state": "finished"}'.encode("utf-16"),
+    "wrong tags": b"a: !!bool 3\nb: !!int ''\n", "aliases": b"a: &a {x: 1}\nb: &b {x: *a}\n", "tags": b"a: !!python/object:os.system {}\n",
+    "itself": b"a: &a {b: *a}", "our columns": b"state: [x]\nproblem: 3\ndev_loss: high\nstep: one\nrun: 1\n", "odd values": b"a: 2026-01-01\n? [1, 2]\n: x\nb: !!set {x}\nc: [[1], {d: 1}]\n1: .nan\n", "half": b'"\\ud800": "\\udfff"\n',
+}  # fmt: skip
+
+
+def write_run(folder, **files):
+    folder.mkdir(parents=True)
+    files = {"status.json": json.dumps(FACTS), "ragfit.yaml": "model: {lora: {r: 4}}", "evaluation.json": json.dumps(SCORES)} | files
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def assert_table(root, *names):
+    """All runs are in the table, the whole one as it is, and both drawings of it harm nobody; the status is told too."""
+    frame = ragfit.table_of_runs(root)
+    assert sorted(frame.index) == sorted([*names, "whole"])
+    assert frame.loc["whole", ["state", "step", "dev_loss", "f1", "answers"]].tolist() == ["silent", 3, 1.5, 0.5, 4]
+    view = RunsView(frame)
+    assert len(view.text().encode()) < 9999
+    assert_harmless(view._repr_html_())
+    for name in names:
+        try:
+            status = ragfit.run_status(root / name)
+        except ConfigError as error:
+            assert "has no status.json that a run wrote" in str(error)  # noqa: PT017
+        else:
+            assert_harmless(status._repr_html_())
+            status.text().encode()
+    return frame
+
+
+@pytest.mark.parametrize("name", ["status.json", "ragfit.yaml", "evaluation.json", "trainer_state.json"])
+def test_a_damaged_or_foreign_file_spoils_no_other_run(tmp_path, name):
+    write_run(tmp_path / "whole")
+    for damage, content in DAMAGED.items():
+        write_run(tmp_path / damage, **{name: content})
+    for kind in ("a folder", "a pipe", "a link to itself", "huge"):
+        write_run(tmp_path / kind)
+        path = tmp_path / kind / name
+        path.unlink(missing_ok=True)
+        if kind == "a folder":
+            path.mkdir()
+        elif kind == "a pipe":
+            os.mkfifo(path)
+        elif kind == "huge":
+            with open(path, "wb") as file:
+                file.truncate(2**40)
+        else:
+            path.symlink_to(path)
+    assert_table(tmp_path, *DAMAGED, "a folder", "a pipe", "a link to itself", "huge")
+
+
+@pytest.mark.parametrize(("name", "whole"), [("status.json", FACTS), ("evaluation.json", SCORES)])
+def test_a_value_of_another_kind_spoils_no_other_run(tmp_path, name, whole):
+    write_run(tmp_path / "whole")
+    changes = [{key: value} for key in whole for value in WRONG] + [{"earlier": {"saved": "x"}}, {"before": 3, "doing": "waiting to train"}]
+    for number, change in enumerate(changes):
+        write_run(tmp_path / str(number), **{name: json.dumps(whole | change)})
+    frame = assert_table(tmp_path, *map(str, range(len(changes))))
+    kinds = {column: {type(value) for value in frame[column].dropna()} for column in ("step", "dev_loss", "f1", "answers")}
+    assert all(found <= {int, float} for found in kinds.values()), kinds
+
+
+def test_a_folder_s_name_that_is_no_text(tmp_path):
+    write_run(tmp_path / "whole")
+    write_run(tmp_path / os.fsdecode(b"\xff"))
+    assert ragfit.table_of_runs(tmp_path).index.tolist() == ["whole", "\\udcff"]
+
+
+def test_a_run_s_own_checkpoints_are_no_runs_and_other_folders_of_that_name_are(tmp_path):
+    runs = ["checkpoint", "checkpoint-8b", "exp/checkpoints/r8", "exp/checkpoints/r8/checkpoint-9", "exp/checkpoint/r4", "exp/checkpoint-100", "earlier.1/r2"]
+    for name in runs:
+        write_run(tmp_path / name)
+    for name in ("checkpoint", "checkpoint.1", "checkpoint-20", "checkpoint.part-x1", "earlier.1/checkpoint-5"):
+        own = tmp_path / "exp" / "checkpoints" / "r8" / name
+        own.mkdir(parents=True)
+        (own / "ragfit.yaml").write_text("model: {}")
+    assert sorted(str(path.relative_to(tmp_path)) for path in find_runs(tmp_path)) == sorted(runs)
+
+
 def test_natural_order(tmp_path):
     for number in (10, 9, 0):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "ragfit.yaml").write_text("model: {}")
+        write_run(tmp_path / str(number))
     assert [path.name for path in find_runs(tmp_path)] == ["0", "9", "10"]
 
 

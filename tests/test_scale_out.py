@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tiny_runs import MARKER, question_rows
@@ -88,8 +89,9 @@ def test_what_is_said_is_said_once(runs, launcher):
     assert output.count("saved ") == 1
 
 
-def test_sigterm_of_the_launcher_ends_both_with_a_checkpoint(tiny_model, tmp_path):
-    """As SLURM sends it: torchrun passes it on, and both processes stop after the same step."""
+@pytest.mark.parametrize("to", ["the launcher", "0", "1"])
+def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
+    """As SLURM sends it: torchrun passes it on. Or one process alone gets it: both stop after the same step, and say why."""
     from ragfit.checkpoints import problem
 
     output = tmp_path / "out"
@@ -102,10 +104,12 @@ def test_sigterm_of_the_launcher_ends_both_with_a_checkpoint(tiny_model, tmp_pat
         time.sleep(0.2)
         if "\nstep " in (tmp_path / "log").read_text():
             break
-    process.terminate()
+    ranks = {one.environ().get("RANK"): one for one in psutil.Process(process.pid).children(recursive=True)}
+    (process if to == "the launcher" else ranks[to]).terminate()
     assert process.wait(60) != 0
     status = json.loads((output / "status.json").read_text())
-    assert status["state"] == "interrupted" and "SIGTERM" in status["reason"], (tmp_path / "log").read_text()[-3000:]
+    assert status["state"] == "interrupted" and "stopped by SIGTERM" in status["reason"], (tmp_path / "log").read_text()[-3000:]
+    assert "TypeError" not in (tmp_path / "log").read_text()
     assert status["last_checkpoint"] == f"{output}/checkpoint-{status['step']}"
     assert problem(status["last_checkpoint"]) is None
     files = {path.name for path in (output / f"checkpoint-{status['step']}").iterdir()}

@@ -1,6 +1,8 @@
 """Runs that are killed, interrupted or run out of disk, in processes of their own, and what comes of resuming them."""
 
 import atexit
+import contextlib
+import errno
 import json
 import os
 import pickle
@@ -17,6 +19,7 @@ import pytest
 import torch
 from killed_runs import SETTINGS, adapter, logged, process, run
 from tiny_runs import MARKER, notebook_parameters, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from transformers import TrainerCallback
 
 import ragfit
 from ragfit.checkpoints import RECORD, newest, problem
@@ -493,13 +496,114 @@ def test_a_folder_that_another_process_trains_into_is_refused(overrides, out):
     other = process(run, overrides(out, "train.max_steps=100000", "train.save_strategy=no", "train.logging_steps=1000"))
     wait_for(lambda: (read(out) or {}).get("doing") == "training", other.is_alive)
     cfg = ragfit.load_config("training", overrides(out, "train.max_steps=1"))
-    with pytest.raises(ConfigError, match=f"train.output_dir: process {other.pid} is training into {out} since"):
+    with pytest.raises(ConfigError, match=f"train.output_dir: process {other.pid} on .* is training into {out} since"):
         tiny_trainer(cfg)
     assert verdict(read(out))[0] == "running"
     other.kill()
     other.join()
     ragfit.train(tiny_trainer(cfg))
     assert verdict(read(out))[0] == "finished"
+
+
+def test_of_two_runs_that_begin_together_one_trains(overrides, out):
+    """Both have loaded their models, and begin at the same moment."""
+    go, both = out.parent / "go", []
+    for _ in range(2):
+        both.append(process(train_on, overrides(out, "train.max_steps=100000", "train.save_strategy=no"), go))
+        wait_for(lambda: (read(out) or {}).get("pid") == both[-1].pid and read(out)["doing"] == "waiting to train", both[-1].is_alive)
+    go.touch()
+    wait_for(lambda: not all(one.is_alive() for one in both), lambda: True)
+    refused, trains = sorted(both, key=lambda one: one.is_alive())
+    refused.join()
+    assert refused.exitcode == 3
+    wait_for(lambda: (read(out) or {}).get("step"), trains.is_alive)
+    assert read(out)["pid"] == trains.pid and verdict(read(out))[0] == "running"
+    trains.kill()
+
+
+def train_on(overrides, go):
+    trainer = tiny_trainer(ragfit.load_config("training", overrides))
+    while not go.exists():
+        pass
+    try:
+        ragfit.train(trainer)
+    except ConfigError as error:
+        sys.exit(3 if "is training into" in str(error) else 1)
+
+
+def test_a_trainer_that_waited_while_another_run_took_its_folder(overrides, out):
+    """It is refused, and leaves the other's files as they are; it trains once the other is gone, which it tells."""
+    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1")))
+    other = process(hold, out)
+    wait_for(lambda: (read(out) or {}).get("pid") == other.pid, other.is_alive)
+    before = (out / "status.json").read_bytes()
+    with pytest.raises(ConfigError, match=f"process {other.pid} on .* is training into {out}"):
+        ragfit.train(trainer)
+    assert (out / "status.json").read_bytes() == before and not (out / "ragfit.yaml").exists()
+    other.kill()  # the lock goes with the process
+    other.join()
+    assert ragfit.train(trainer) == out / "checkpoint"
+
+
+def hold(out):
+    from ragfit.status import RunStatus
+
+    with RunStatus(out).loading():
+        time.sleep(300)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_locks_nothing_is_told_and_trained_on(overrides, out, number, monkeypatch, recwarn, caplog):
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for _ in range(2):
+        ragfit.train(tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1"))))
+    said = [*caplog.messages, *(str(warning.message) for warning in recwarn)]
+    assert any(f"{out} cannot be locked" in text or "flock not supported" in text for text in said)
+
+
+def test_a_full_disk_to_the_last_byte(overrides, out):
+    """Nothing new can be written, and the status says so all the same: over its own file."""
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system takes rights that are not given here")
+    try:
+        trainer = tiny_trainer(ragfit.load_config("training", overrides(out)), [Fills(out / "full")])
+        with pytest.raises(RagfitError, match=f"checkpoint-3 could not be saved in {out}.*No space left"):
+            ragfit.train(trainer)
+        assert shutil.disk_usage(out).free == 0
+        state, sentence = verdict(read(out))
+        assert state == "failed" and "checkpoint-3 could not be saved" in sentence and "step 3 of" in sentence
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+class Fills(TrainerCallback):
+    """Fills the disk before the third step."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            with contextlib.suppress(OSError), open(self.path, "ab", buffering=0) as file:
+                while file.write(b"x" * 4096):
+                    pass
+
+
+def test_home_in_output_dir_is_one_place_throughout(overrides, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cfg = ragfit.load_config("training", overrides("~/out", "train.max_steps=3"))
+    assert cfg.train.output_dir == str(tmp_path / "out")
+    assert ragfit.train(tiny_trainer(cfg)) == tmp_path / "out" / "checkpoint"
+    again = ragfit.load_config("training", overrides("~/out", "train.max_steps=4", "resume_checkpoint=true"))
+    assert ragfit.training.resume_path(again) == str(tmp_path / "out" / "checkpoint-3")
+    assert ragfit.run_status("~/out").state == "finished" and ragfit.table_of_runs("~/out").index.tolist() == ["out"]
+    assert not (tmp_path / "~").exists()
+    assert ragfit.load_config("training", ["data_file=x", "train.output_dir=null"]).train.output_dir == "./trained_models"
 
 
 def test_a_status_through_a_failure(overrides, out):
@@ -523,6 +627,8 @@ def test_a_status_through_a_failure(overrides, out):
     assert view.state == "failed" and "ValueError: ••• and •••" in str(view) and "hf_" not in (out / "status.json").read_text()
     assert f"its adapter was saved in {out}/checkpoint" in str(view) and "start it again" in str(view)
     assert "failed" in view._repr_html_()
+    ragfit.train(tiny_trainer(cfg))  # the failed one holds the folder no longer
+    assert read(out)["state"] == "finished"
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -97,5 +97,5 @@ def load_tuned(trainer, checkpoint=None):
 
 
 def _last_run(cfg):
-    folder = find_existing(Path(cfg.train.get("output_dir") or ".", "checkpoint"))
+    folder = find_existing(Path(cfg.train.output_dir, "checkpoint"))
     return folder if folder and (folder / "adapter_config.json").is_file() else None

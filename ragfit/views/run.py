@@ -118,7 +118,7 @@ class StatusView(View):
             ("last checkpoint", facts.get("last_checkpoint")),
             ("went on from", facts.get("resumed_from")),
             ("adapter", facts.get("saved")),
-            ("an earlier run", f"finished {earlier['updated']}; its adapter was saved in {earlier['saved']}" if earlier else None),
+            ("an earlier run", f"finished {earlier['updated']}; its adapter was saved in {earlier['saved']}" if {"updated", "saved"} <= earlier.keys() else None),
         ]
         if self.state in ("failed", "interrupted", "killed"):
             on = "resume_checkpoint=true, with all else as it was"

@@ -28,13 +28,13 @@ import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import measure_pairs, parser, print_ratio, print_versions, timed, tokenizer_folder  # noqa: E402
+from common import measure_pairs, parser, print_ratio, print_versions, random_text, timed, tokenizer_folder  # noqa: E402
 
 INSTRUCTION = "Answer the question with the documents. Say so where they do not hold the answer."
 
 
 def read_documents(folder):
-    """(documents, [(question, answer)]) of the JSONL files of a folder."""
+    """(documents, [(question, answer)]) of the JSONL files of a folder, or of random words where it has none."""
     documents, asked = {}, []
     for path in sorted(Path(folder).glob("asqa-*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -42,7 +42,8 @@ def read_documents(folder):
             documents |= dict.fromkeys(row["positive_passages"])
             asked.append((row["query"], row["generated_answer"]))
     if not asked:
-        sys.exit(f"There is no asqa-*.jsonl in {folder}. Name the folder with --data.")
+        asked = [(random_text(seed, 8), random_text(seed + 1000, 20)) for seed in range(99)]
+        documents = [random_text(seed, 60) for seed in range(500)]
     return list(documents), asked
 
 

@@ -11,6 +11,7 @@ a user would write it; `--allocator` gives it ragfit's allocator settings as wel
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import PAIRS, parser, print_ratio, print_versions
+from common import PAIRS, parser, print_ratio, print_versions, random_text
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
@@ -130,15 +131,16 @@ def rows(case, folder):
 
 
 def row(case, folder):
-    """Ids of real text of the wanted length."""
+    """Ids of the wanted length: of real text, and of random text where that ends."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text, files = "", sorted(Path(case["data"]).glob("*.jsonl"))
-    lines = (json.loads(line)["prompt"] for file in files for line in file.open(encoding="utf-8"))
+    real = (json.loads(line)["prompt"] for file in files for line in file.open(encoding="utf-8"))
+    texts = itertools.chain(real, map(random_text, itertools.count()))
     ids = []
     while len(ids) < case["tokens"]:
-        text += next(lines)
+        text += next(texts)
         ids = tokenizer.encode(text, add_special_tokens=False)
     return ids[: case["tokens"]]
 

@@ -6,13 +6,12 @@ is that of the widget's own callback, as a front end sets it, until the new view
 
 import json
 import os
-import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from common import PAIRS, parser, print_versions, timed
+from common import PAIRS, parser, print_versions, random_text, timed
 
 PACKAGES = ("ragfit", "datasets", "ipywidgets", "jinja2", "tokenizers", "transformers")
 MARKERS = {"smollm2-135m-instruct": "<|im_start|>assistant\n", "zephyr-7b-beta": "<|assistant|>\n", "llama-2-7b-chat": "[/INST]"}
@@ -22,8 +21,7 @@ def words(data, seed):
     """Words of real documents, or of a seed's own drawing."""
     path = data / "asqa-raft-cot-train.jsonl"
     if not path.is_file():
-        draw = random.Random(seed)
-        return [f"{draw.choice('abcdefgh')}{draw.randrange(10**5)}" for _ in range(6000)]
+        return random_text(seed).split(" ")
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line)["prompt"] for _, line in zip(range(4 * seed + 4), file)]
     return "\n\n".join(rows[-4:]).split(" ")

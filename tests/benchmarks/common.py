@@ -8,6 +8,7 @@ import argparse
 import gc
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -18,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 PACKAGES = ("ragfit", "datasets", "jinja2", "peft", "pyarrow", "tokenizers", "torch", "transformers", "trl")
 PAIRS = 5
+
+
+def random_text(seed, words=6000):
+    """A text of a seed's own drawing, for where `--data` has none."""
+    draw = random.Random(seed)
+    return " ".join(f"{draw.choice('abcdefgh')}{draw.randrange(10**5)}" for _ in range(words))
 
 
 def print_versions(packages=PACKAGES):

@@ -1,0 +1,31 @@
+"""The benchmarks' rows: of real text where there is some, and drawn at random elsewhere. None is run here."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 40])
+def test_the_row_of_a_step_has_the_wanted_length(tiny_llama, tmp_path, rows):
+    from bench_step import row
+
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": "What is the largest city?"}) + "\n" for _ in range(rows)))
+    ids = row({"data": tmp_path, "tokens": 300}, tiny_llama)
+    assert len(ids) == 300 and len(set(ids)) > 5
+
+
+@pytest.mark.parametrize("tokens", [200, 900])
+def test_rows_to_prepare_where_there_is_no_data(tmp_path, tokens):
+    from bench_prepare import write_rows
+
+    tokenizer = make_tokenizer("digits")
+    write_rows(tmp_path / "rows.jsonl", tmp_path / "nowhere", 3, tokens, tokenizer)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all(len(tokenizer.encode(row["prompt"])) > tokens - 200 for row in rows)

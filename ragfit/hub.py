@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def main(argv=None):
             raise ConfigError(f"{argv[0]} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
         sys.exit(0 if push(*argv) else 1)
     except RagfitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
 
 
 if __name__ == "__main__":

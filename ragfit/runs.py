@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from ragfit import status
-from ragfit.errors import ConfigError, RagfitError
+from ragfit.errors import ConfigError, RagfitError, for_terminal
 
 CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
@@ -151,7 +151,7 @@ def main(argv=None):
     try:
         print(RunsView(table_of_runs(*argv)))
     except RagfitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ragfit.models.hf import COMPUTED, resolve
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 100_000_000  # parameters of a copy, most of them its vocabulary's
+LARGEST = 100_000_000  # parameters of a copy, most of them its vocabulary's; half as many where all of them are trained
 TOKENS = 16  # of a row that are read
 # What a text model's other sizes are called.
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "n_inner", "ffn_dim")
@@ -48,18 +48,22 @@ def try_run(cfg, prepared, args):
         ConfigError: with the key, what the library says, and what to do.
     """
     with _unseen():
-        model = small_copy(cfg.model)
-        if model is None:
-            return
-        check_vocabulary(model, prepared)
-        check_positions(model, prepared)
-        _try_answer(model, prepared, cfg.model.get("generation"), args.per_device_eval_batch_size)
-        _try_step(cfg, prepared, args, model)
+        _try_all(cfg, prepared, args)
+
+
+def _try_all(cfg, prepared, args):
+    model = small_copy(cfg.model)
+    if model is None:
+        return
+    check_vocabulary(model, prepared)
+    check_positions(model, prepared)
+    _try_answer(model, prepared, cfg.model.get("generation"), args.per_device_eval_batch_size)
+    _try_step(cfg, prepared, args, model)
 
 
 @contextlib.contextmanager
 def _unseen():
-    """What the libraries warn of on the way they say again in the run itself."""
+    """Nothing is said, since the libraries say it again in the run itself, and no memory is kept."""
     from transformers.utils.logging import warning_once
 
     before = logging.root.manager.disable
@@ -70,6 +74,7 @@ def _unseen():
             warnings.simplefilter("ignore")
             yield
     finally:
+        gc.collect()  # a trainer and its model hold each other
         gc.unfreeze()
         logging.disable(before)
         warning_once.cache_clear()
@@ -99,7 +104,8 @@ def small_copy(keys):
         config = narrowed(AutoConfig.from_pretrained(source, trust_remote_code=remote, revision=keys.get("revision")))
         with torch.device("meta"):
             size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config, trust_remote_code=remote).parameters())
-        if size > LARGEST:
+        lora = keys.get("lora")
+        if size > (LARGEST if lora and not lora.get("modules_to_save") else LARGEST // 2):
             return None
         with no_init_weights():  # which takes most of the time
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote, dtype=torch.float32)

@@ -2,7 +2,10 @@
 
 import contextlib
 
+from ragfit.errors import explained
 
+
+@explained("The dev loss")
 def dev_loss(trainer):
     """The mean loss per completion token on the dev set, as Trainer reports it, without logging it.
 
@@ -41,7 +44,10 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None, batch_size
         A list of `(answer, cut)`: text without special tokens, and whether `max_new_tokens` ended it.
     """
     import torch
+    from omegaconf import OmegaConf
 
+    if OmegaConf.is_config(settings):
+        settings = OmegaConf.to_container(settings, resolve=True)  # transformers asks for lists and dicts
     tokenizer, encoder = prepared.tokenizer, prepared.encoder
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
@@ -63,7 +69,7 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None, batch_size
             padding = [width - len(ids[i]) for i in batch]
             inputs = torch.tensor([[pad] * left + ids[i] for i, left in zip(batch, padding, strict=True)], device=model.device)
             mask = torch.tensor([[0] * left + [1] * (width - left) for left in padding], device=model.device)
-            output = model.generate(input_ids=inputs, attention_mask=mask, **settings)
+            output = model.generate(input_ids=inputs, attention_mask=mask, tokenizer=tokenizer, **settings)
             for i, new in zip(batch, output[:, width:].tolist(), strict=True):
                 text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
                 answers[i] = text, len(new) >= settings["max_new_tokens"] and not ends & set(new)

@@ -30,6 +30,8 @@ _NO_MATTER = (
     "train.hub_", "train.push_to_hub", "train.disable_tqdm",
 )  # fmt: skip
 
+_BASE = ("model.model_name_or_path", "model.trained_adapter")
+
 
 def step_of(folder):
     """The N of a folder named `checkpoint-N`, or None."""
@@ -175,8 +177,8 @@ def check_same_run(folder, cfg, rows, rows_per_step):
         rows_per_step: rows of one optimizer step, over all processes.
 
     Raises:
-        ConfigError: the rows differ (the place in them is a number of batches), or the adapter's shape and scale do.
-            Other differences are warned of.
+        ConfigError: the rows differ (the place in them is a number of batches), or the base model, the optimizer, or the
+            adapter's shape and scale do. Other differences are warned of.
     """
     facts = record(folder)
     if not facts:
@@ -199,6 +201,13 @@ def check_same_run(folder, cfg, rows, rows_per_step):
             f"resume_checkpoint: {', '.join(lora)} differs from the run that wrote {folder}, whose adapter has another "
             f"shape or scale. Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
         )
+    # A folder that has only moved keeps its name.
+    moved = [key for key in changed if key in _BASE and _folder(facts["config"], key) == _folder(cfg, key)]
+    if other := [key for key in changed if key in (*_BASE, "train.optim") and key not in moved]:
+        raise ConfigError(
+            f"resume_checkpoint: {', '.join(other)} differs from the run that wrote {folder}, whose adapter belongs to its base model, "
+            f"and whose optimizer's state to its optimizer. Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
+        )
     if changed:
         logger.warning(
             "resume_checkpoint: %s differs from the run that wrote %s; the run goes on with the new value, and is not "
@@ -211,6 +220,10 @@ def check_same_run(folder, cfg, rows, rows_per_step):
             "processes as they were.",
             rows_per_step, folder, facts["rows_per_step"],
         )  # fmt: skip
+
+
+def _folder(config, key):
+    return Path(str(config["model"].get(key.removeprefix("model.")))).name
 
 
 def _differences(before, after, prefix=""):

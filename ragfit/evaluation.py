@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ragfit.answers import dev_loss, generate, longest_answer
 from ragfit.config import find_path, user_path
-from ragfit.errors import ConfigError, RagfitError
+from ragfit.errors import ConfigError, RagfitError, explained, for_terminal
 from ragfit.metrics import SHORT_ANSWERS, gold_of, scores
 from ragfit.overrides import override, refuse_secrets
 from ragfit.trust import load_believed
@@ -25,6 +25,7 @@ METRICS = ("exact_match", "f1", "recall", "citations")
 MODELS = ("base", "tuned")
 
 
+@explained("The evaluation")
 def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_tokens=None, save=None):
     """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.
 
@@ -168,6 +169,7 @@ def save_evaluation(folder, summary, table=None):
 # A checkpoint of an earlier run.
 
 
+@explained("Loading the checkpoint")
 def load_checkpoint(checkpoint, data_file=None, overrides=()):
     """A trainer with the model of a finished run, to evaluate it.
 
@@ -182,7 +184,8 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     """
     from ragfit.preparation import prepare
     from ragfit.trainer import RagfitTrainer, training_arguments
-    from ragfit.training import check_vocabulary, load_model
+    from ragfit.training import load_model
+    from ragfit.trial import check_vocabulary
     from ragfit.views.losses import load_tuned
 
     folder = find_path(checkpoint, "checkpoint")
@@ -227,7 +230,7 @@ def main(argv=None):
             out /= f"evaluation-{Path(args.data).name.partition('.')[0]}"
         print(evaluate(trainer, args.rows, args.marker, save=args.out or out))
     except RagfitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ragfit.config import user_path
-from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def main(argv=None):
             raise ConfigError(f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
         sys.exit(0 if push(folder, argv[1]) else 1)
     except RagfitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
 
 
 if __name__ == "__main__":

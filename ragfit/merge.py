@@ -15,13 +15,14 @@ import tempfile
 from pathlib import Path
 
 from ragfit.config import find_existing, find_path, user_path
-from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.errors import ConfigError, RagfitError, explained, first_line, for_terminal
 from ragfit.trust import believed, warn
 
 # What inference needs again and save_pretrained does not write.
 KEPT = ("ragfit.yaml", "instruction.txt", "template.txt")
 
 
+@explained("Merging")
 def merge_checkpoint(checkpoint, out, base=None, dtype=None, trust_remote_code=False):
     """Merge an adapter into the base model that it was trained on, and save model, tokenizer and instruction.
 
@@ -215,7 +216,7 @@ def main(argv=None):
     try:
         out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
     except RagfitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
     how = quantized_in_training(args.checkpoint)
     if how:
         print(f"The adapter was trained on {how} weights and merged into full ones, so answers can differ a little from those of the run.")

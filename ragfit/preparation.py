@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ragfit.cache import fetch, key_of
 from ragfit.config import find_existing, find_file
 from ragfit.data import SUFFIXES, choose, open_rows, read_text, split, text_of
-from ragfit.errors import ConfigError, DataError, PromptError
+from ragfit.errors import ConfigError, DataError, PromptError, explained
 from ragfit.findings import KINDS, Collected, became
 from ragfit.masking import Encoder, to_arrow
 from ragfit.prepared import Cut, Part, Prepared, Report
@@ -22,6 +22,7 @@ _PIECE = 64  # characters for each token of model.max_sequence_len: a longer tex
 _AHEAD = 2  # batches that are tokenized while others are rendered and labelled
 
 
+@explained("Preparing the rows")
 def prepare(cfg, tokenizer=None, cache=True):
     """Read, render, tokenize and label the rows that a configuration names.
 

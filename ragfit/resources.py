@@ -46,6 +46,12 @@ def preflight(trainer):
     ]
     warnings = [str(finding) for finding in report.findings if finding.severity == "warning"]
     warnings += hint
+    longest, made_for = max(sum(pair) for part in (report.train, report.dev) for pair in part.lengths), positions(model.config)
+    if made_for and longest > made_for:
+        warnings.append(
+            f"The longest row has {longest:,} tokens, and the model was made for {made_for:,} positions: beyond them it reads badly, "
+            f"without an error. Set model.max_sequence_len={made_for}, or scale its positions (rope_parameters in its config.json)."
+        )
     if str(model.dtype) in HALVES and not hasattr(model, "peft_config"):
         warnings.append(
             f"All weights are trained, and they are {name_of(model.dtype)}: an update much smaller than its weight is lost in rounding. "
@@ -59,6 +65,18 @@ def preflight(trainer):
     if steps == 0:
         warnings.append("There are no steps to take. Check train.max_steps and train.num_train_epochs.")
     return PreflightView(items, warnings)
+
+
+def positions(config):
+    """How many positions a model was made for, its scaling of rotary ones included; None where its configuration is silent."""
+    text = config.get_text_config()
+    most, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+    scaled = [
+        int(one["factor"] * (one.get("original_max_position_embeddings") or most))
+        for one in (rope, *rope.values())  # some models have one for each kind of layer
+        if isinstance(one, dict) and one.get("factor") and most
+    ]
+    return max([most, *scaled]) if most else None
 
 
 def parameters(model):

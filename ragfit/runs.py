@@ -13,7 +13,7 @@ import yaml
 
 from ragfit import status
 from ragfit.config import user_path
-from ragfit.errors import ConfigError, RagfitError
+from ragfit.errors import ConfigError, RagfitError, for_terminal
 from ragfit.keys import REMOVED, RENAMED
 
 CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
@@ -170,7 +170,7 @@ def main(argv=None):
     try:
         print(RunsView(table_of_runs(*argv)))
     except RagfitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from ragfit.config import user_path
-from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
+from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ def main(argv=None):
     try:
         view = run_status(argv[0])
     except ConfigError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
     print(view)
     sys.exit(0 if view.state in ("running", "finished") else 1)
 

@@ -14,6 +14,7 @@ from ragfit.models.hf import bf16_is_fast
 from ragfit.resumable import Resumable
 from ragfit.secrets import masked
 from ragfit.tracking import prepare_trackers
+from ragfit.trial import tried
 
 
 class RagfitTrainer(Resumable, SFTTrainer):
@@ -98,7 +99,7 @@ def training_arguments(cfg, prepared):
     cut, packed nor labelled again. What the configuration leaves open is chosen for the device.
 
     Raises:
-        ConfigError: evaluation without a dev set, or arguments that transformers refuses.
+        ConfigError: evaluation without a dev set, or an argument that transformers refuses.
     """
     import torch
 
@@ -145,14 +146,24 @@ def training_arguments(cfg, prepared):
     if cfg.get("use_wandb"):
         others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
-    try:
-        args = Arguments(**given)
-        prepare_trackers(args)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"train: transformers refuses these arguments: {error}. Change the key it names.") from error
+    args = tried(lambda keys: Arguments(**keys), given, lambda name: {k: v for k, v in given.items() if k != name}, None, "train", given)
+    prepare_trackers(args)
     args.from_environment = {name: text for name, text in without_secrets(cfg)["train"].items() if "${" in str(text)}
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:
         # Trainer would take all visible GPUs through DataParallel, which TRL refuses. One process takes one GPU;
         # model.device_map=auto or `accelerate launch` take more.
         args._n_gpu = 1
+    if args.dataloader_drop_last:
+        _check_batches(args, prepared)
     return args
+
+
+def _check_batches(args, prepared):
+    """Where the last batch is dropped for want of rows, there must be another one."""
+    for part, rows in (("train", prepared.train), ("eval", prepared.dev)):
+        needed = getattr(args, f"{part}_batch_size") * args.world_size
+        if rows is not None and len(rows) < needed:
+            raise ConfigError(
+                f"train.dataloader_drop_last drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}. "
+                f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size."
+            )

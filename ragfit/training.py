@@ -26,7 +26,7 @@ from ragfit.config import (
     user_path,
     without_secrets,
 )
-from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
+from ragfit.errors import ConfigError, Interrupted, RagfitError, explained, first_line, for_terminal
 from ragfit.overrides import refuse_plain, refuse_secrets
 from ragfit.preparation import prepare
 from ragfit.progress import say
@@ -37,6 +37,7 @@ from ragfit.status import SAVING, RunStatus, verdict
 logger = logging.getLogger(__name__)
 
 
+@explained("Making the trainer")
 def build_trainer(cfg, prepared, callbacks=()):
     """Load the model and make the trainer.
 
@@ -57,26 +58,23 @@ def build_trainer(cfg, prepared, callbacks=()):
     from ragfit.hub import check_tag
     from ragfit.resumable import rows_per_step
     from ragfit.trainer import RagfitTrainer, training_arguments
+    from ragfit.trial import check_vocabulary, try_run
     from ragfit.views.curve import loss_curve
 
     resume_from = resume_path(cfg)
     if cfg.get("hfhub_tag"):
         check_tag(cfg.hfhub_tag)
     args = training_arguments(cfg, prepared)
-    check_arguments(args)
     check_writable(args.output_dir)
     if resume_from:
         check_same_run(resume_from, without_secrets(cfg), rows_digest(prepared.train), rows_per_step(args))
     status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
-    with status.loading(), _kept_if_it_fails(cfg, args):
+    with status.loading(), _kept_if_it_fails(cfg, args), explained("Loading the model"):
+        try_run(cfg, prepared, args)
         set_seed(args.seed)  # the adapter's weights are drawn while the model loads
-        check_vocabulary_of(cfg, prepared)
         loaded = load_model(cfg)
         check_vocabulary(loaded.model, prepared)
-        try:
-            trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"train: TRL refuses this run: {first_line(error)}. Change the key it names.") from error
+        trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
     trainer.status, trainer.resume_from = status, resume_from
     # One live display instead of transformers' bar and its printed dictionaries.
     for callback in (ProgressCallback, PrinterCallback):
@@ -148,54 +146,6 @@ def _class(target):
     if not isinstance(found, type):
         raise ConfigError(f"model._target_: {target} is no class. Name a class with the attributes model and tokenizer.")
     return found
-
-
-def check_arguments(args):
-    """Raise a ConfigError for a tracker, an optimizer or a schedule that could not be made once the model is loaded."""
-    import torch
-    from transformers import Trainer, get_scheduler
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        get_reporting_integration_callbacks(args.report_to)
-    except ValueError as error:
-        raise ConfigError(f"train.report_to: {first_line(error)}. Name one of them, or leave train.report_to empty.") from error
-    weight = torch.nn.Parameter(torch.zeros(1))
-    asks_for_the_model = args.optim.value.startswith(("galore", "apollo", "lomo", "adalomo"))
-    try:
-        with contextlib.suppress(*[ValueError] * asks_for_the_model):
-            Trainer.get_optimizer_cls_and_kwargs(args)
-        scheduled = torch.optim.SGD([weight], lr=args.learning_rate)
-        get_scheduler(args.lr_scheduler_type, scheduled, 1, 10, scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}))
-    except Exception as error:  # of transformers, of a missing package, of wrong keywords
-        raise ConfigError(
-            f"train: this optimizer or schedule cannot be made: {first_line(error)}. "
-            "Change train.optim, train.optim_args, train.lr_scheduler_type or train.lr_scheduler_kwargs."
-        ) from error
-
-
-def check_vocabulary_of(cfg, prepared):
-    """`check_vocabulary` before the weights are read, where the model is this kit's to load."""
-    from ragfit.keys import is_hf_train
-    from ragfit.models.hf import resolve, skeleton
-
-    model = cfg.model
-    if is_hf_train(model.get("_target_")):
-        source = resolve(model.model_name_or_path)
-        check_vocabulary(skeleton(source, bool(model.get("trust_remote_code")), model.get("revision")), prepared)
-
-
-def check_vocabulary(model, prepared):
-    """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
-    size = model.get_input_embeddings().weight.shape[0]  # PEFT may have wrapped the embedding
-    if len(prepared.tokenizer) > size:
-        parts = [part for part in (prepared.train, prepared.dev) if part is not None]
-        highest = max(max(ids) for part in parts for ids in part["input_ids"])
-        if highest >= size:
-            raise ConfigError(
-                f"The rows hold the token id {highest}, but the model's embedding has {size} rows. "
-                "Set model.model_name_or_path so that tokenizer and model belong together."
-            )
 
 
 def check_writable(output_dir):
@@ -282,7 +232,7 @@ def train(trainer):
             f"This trainer has trained already, to step {trainer.state.global_step}. Make a new one with ragfit.build_trainer "
             "(in the notebook: run from the cell with `trainer = None`); resume_checkpoint=true goes on from the newest checkpoint."
         )
-    with status.alone(), status.outcome(), contextlib.ExitStack() as stack:
+    with status.alone(), status.outcome(), explained("The run"), contextlib.ExitStack() as stack:
         before = status.begin()
         if trainer.is_world_process_zero():
             _keep_config(cfg, trainer.args.output_dir)
@@ -323,6 +273,7 @@ def _stopped(trainer):
     raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
 
 
+@explained("The run")
 def run(cfg):
     """The whole run of the command line: prepare, look, train, save. Returns the checkpoint's folder."""
     from ragfit.answers import dev_loss
@@ -366,7 +317,7 @@ def main(argv=None):
             refuse_plain(keys, f"Hydra writes or shows all of {source} with these options")
         overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, cfg)
     except RagfitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(for_terminal(error))
     sys.argv = [sys.argv[0], *overrides, *options]
 
     def task(cfg):
@@ -397,8 +348,8 @@ def _task(composed, source):
         sys.exit(128 + error.signal)
     except RagfitError as error:
         if not sweep:
-            sys.exit(f"error: {error}")
-        print(f"error: run {hydra_cfg.job.num}: {error}", file=sys.stderr, flush=True)
+            sys.exit(for_terminal(error))
+        print(for_terminal(error, f"run {hydra_cfg.job.num}: "), file=sys.stderr, flush=True)
         if main and RunStatus(folder).refused(error):  # what the table of runs says of it
             _keep_config(composed if cfg is None else cfg, folder)
         raise  # Hydra goes on with the other runs, and fails at the end

@@ -15,7 +15,8 @@ from ragfit.progress import weights_bar
 from ragfit.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
-_COMPUTED = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga")
+# Initializations that compute with the weights.
+COMPUTED = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga")
 
 
 class HFTrain:
@@ -82,7 +83,6 @@ class HFTrain:
         source = resolve(model_name_or_path)
         remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
         dtype = choose_dtype(dtype or torch_dtype)
-        check_generation(generation)
         adapter = find_adapter(trained_adapter) if trained_adapter else None
         bare = skeleton(source, **remote, attn_implementation=attn_implementation)
         check_targets(bare, lora)
@@ -183,24 +183,6 @@ def own_quantization(keys):
     if not (made.load_in_8bit or made.load_in_4bit):
         raise ConfigError("model.quantization_config sets neither load_in_8bit nor load_in_4bit. Set one of them there.")
     return made
-
-
-def check_generation(generation):
-    """Raise a ConfigError for keys that `generate` does not know, which it would say only after the training."""
-    if not generation:
-        return
-    from transformers import GenerationConfig
-
-    made = GenerationConfig()
-    try:
-        unknown = made.update(**generation)
-        made.validate()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"model.generation: {first_line(error)}. Change the key it names.") from error
-    if unknown:
-        raise ConfigError(
-            f"model.generation: generate has no {', '.join(map(repr, unknown))}. Use keys of transformers.GenerationConfig, such as max_new_tokens."
-        )
 
 
 def keep_4bit_layout(model):
@@ -312,7 +294,7 @@ def check_lora(model, lora):
     # Some initializations compute with the weights, which are not there; their names are checked even so.
     try:
         config = LoraConfig(**lora)
-        if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_COMPUTED):
+        if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(COMPUTED):
             config.init_lora_weights = True
         with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
             made = get_peft_model(model, config, low_cpu_mem_usage=True)

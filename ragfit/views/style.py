@@ -6,8 +6,9 @@ and dark themes, and carries a cue that does not need colour, because GitHub dro
 """
 
 import html
-import unicodedata
 from pathlib import Path
+
+from ragfit.printable import plain, visible  # noqa: F401  (`plain` for the views)
 
 # Pairs of (background, foreground), contrast at least 4.5:1.
 PAPER = ("#ffffff", "#1f2328")
@@ -38,14 +39,6 @@ AS_IT_STANDS = "mathjax_ignore tex2jax_ignore"
 SANS = "font-family:system-ui,-apple-system,Segoe UI,Roboto,sans-serif"
 MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 
-_NAMES = {
-    "\n": "⏎\n", "\t": "→\t", "\x7f": "␡", "\xad": "⟨SHY⟩", "\u061c": "⟨ALM⟩", "\u200b": "⟨ZWSP⟩", "\u200c": "⟨ZWNJ⟩",
-    "\u200d": "⟨ZWJ⟩", "\u200e": "⟨LRM⟩", "\u200f": "⟨RLM⟩", "\u2028": "⟨LS⟩", "\u2029": "⟨PS⟩", "\u202a": "⟨LRE⟩",
-    "\u202b": "⟨RLE⟩", "\u202c": "⟨PDF⟩", "\u202d": "⟨LRO⟩", "\u202e": "⟨RLO⟩", "\u2060": "⟨WJ⟩", "\u2066": "⟨LRI⟩",
-    "\u2067": "⟨RLI⟩", "\u2068": "⟨FSI⟩", "\u2069": "⟨PDI⟩", "\ufeff": "⟨BOM⟩",
-}  # fmt: skip
-
-
 class Html(str):
     """Text that is HTML already and is not escaped again."""
 
@@ -58,32 +51,6 @@ def escape(text):
 def attribute(text):
     """Text for a double-quoted attribute; an apostrophe costs one byte, not six."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-
-
-def _picture(char):
-    if char in _NAMES:
-        return _NAMES[char]
-    if char < " ":
-        return chr(0x2400 + ord(char))
-    kind = unicodedata.category(char)
-    if kind == "Zs":
-        return "⍽"
-    return char if kind == "Cn" else f"⟨U+{ord(char):04X}⟩"
-
-
-def visible(text):
-    """Text with every character seen: control, format and bidi characters, odd spaces and runs of spaces as pictures.
-
-    A newline is `⏎` and stays a newline; a single space stays a space.
-    """
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else _picture(char) for char in text)
-    return text.replace("  ", "··").replace("· ", "··") if "  " in text else text
-
-
-def plain(text):
-    """Text for a log: as it stands, but nothing in it can move the cursor or reorder a line."""
-    return "".join(char if char.isprintable() or char == "\n" else _picture(char) for char in str(text))
 
 
 def flow(text):

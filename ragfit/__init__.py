@@ -30,7 +30,7 @@ _HOME = {
 }
 _MODULES = {
     "answers", "cache", "checkpoints", "collator", "config", "data", "demo", "errors", "evaluation", "findings", "hub", "keys", "masking", "merge", "metrics", "models", "overrides", "parameters",
-    "preparation", "prepared", "prompts", "resources", "runs", "status", "tokenizers", "tracking", "trainer", "training", "views",
+    "preparation", "prepared", "printable", "prompts", "resources", "runs", "status", "tokenizers", "tracking", "trainer", "training", "trial", "views",
 }
 
 __all__ = sorted(_HOME)

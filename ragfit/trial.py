@@ -330,8 +330,8 @@ def tried(attempt, keys, without, plain, room, names):
         said = whole_text(error)
 
         def mentioned(name):
-            words = [name.rpartition(".")[2], *re.findall(r"\w{4,}", str(names[name]))]
-            return any(word in said for word in words)
+            values = re.findall(r"\w{4,}", str(names[name]))
+            return name.rpartition(".")[2] in said, any(word in said for word in values)
 
         likely = sorted(names, key=mentioned, reverse=True)
         guilty = next((name for name in likely if passes(without(name))), None)

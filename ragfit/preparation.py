@@ -50,7 +50,7 @@ def prepare(cfg, tokenizer=None, cache=True):
     rows, train, dev_rows, dev = _choose_rows(cfg)
     from ragfit.tokenizers import load_tokenizer, stop_token_ids
 
-    name, revision = cfg.model.model_name_or_path, cfg.model.get("revision")
+    name, revision = cfg.model.get("model_name_or_path"), cfg.model.get("revision")
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision, bool(cfg.model.get("trust_remote_code")))
     renderer = Renderer(

@@ -298,7 +298,7 @@ def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, mon
         "ragfit.training.resume_path": lambda: ragfit.build_trainer(cfg, prepared),
         "ragfit.evaluation.generate": lambda: ragfit.evaluate(trainer, rows=1),
         "ragfit.evaluation.load_believed": lambda: ragfit.load_checkpoint(tmp_path / "out" / "checkpoint"),
-        "ragfit.merge.model_keys_of": lambda: ragfit.merge_checkpoint(tmp_path / "out" / "checkpoint", tmp_path / "merged"),
+        "ragfit.merge.believed": lambda: ragfit.merge_checkpoint(tmp_path / "out" / "checkpoint", tmp_path / "merged"),
         "ragfit.resumable.RunCallback.on_step_end": lambda: ragfit.train(tiny_trainer(cfg)),
     }
     ragfit.train(trainer)

@@ -270,11 +270,13 @@ def finish(cfg, source=None):
         source: the YAML file it came from, for the messages.
     """
     try:
-        tree = OmegaConf.to_container(cfg, resolve=True)
-        tree = nested(tree) if isinstance(tree, dict) else {}
+        tree = OmegaConf.to_container(cfg, resolve=False)
+        cfg = OmegaConf.create(nested(tree) if isinstance(tree, dict) else {})
+        tree, read = OmegaConf.to_container(cfg, resolve=True), _environment_texts(cfg)
         notes = tree.pop("translated", None) or {}
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
-        read = _environment_texts(cfg)
+        for part in {"model", "train"} & read.keys():  # what is saved could not tell its keys from those that were added
+            raise Wrong(part, f"{part} is {read[part]}, all of it from the environment", f"Write keys under {part}:, and ${{oc.env:…}} as their values.")
         for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
             if not isinstance(value, dict):
                 found = "empty" if value is None else repr(value)
@@ -454,6 +456,19 @@ def differences(cfg, config) -> list[tuple]:
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
+def _nodes(cfg, prefix=""):
+    """`(dotted key, node, name)` of all that is in a configuration, `node[name]` its value: a name may have dots itself."""
+    for name in range(len(cfg)) if OmegaConf.is_list(cfg) else list(cfg):
+        yield f"{prefix}{name}", cfg, name
+        if not OmegaConf.is_interpolation(cfg, name) and not OmegaConf.is_missing(cfg, name) and OmegaConf.is_config(cfg[name]):
+            yield from _nodes(cfg[name], f"{prefix}{name}.")
+
+
+def _value(node, name):
+    value = node[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
 def _environment_texts(cfg) -> dict[str, str]:
     """`{key: text}` of a composed configuration's values that come from the environment, directly or through other keys."""
     found, asked = {}, []
@@ -464,12 +479,12 @@ def _environment_texts(cfg) -> dict[str, str]:
 
     OmegaConf.register_new_resolver("oc.env", env, replace=True)
     try:
-        for key, text in _leaves(OmegaConf.to_container(cfg, resolve=False), lists=True):
+        for key, node, name in _nodes(cfg):
             asked.clear()
-            if "${" in str(text) and (OmegaConf.is_config(value := OmegaConf.select(cfg, key))):
-                OmegaConf.to_container(value, resolve=True)
+            if OmegaConf.is_interpolation(node, name):
+                _value(node, name)
             if asked:
-                found[key] = text
+                found[key] = OmegaConf.to_container(node, resolve=False)[name]
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     return found
@@ -478,21 +493,23 @@ def _environment_texts(cfg) -> dict[str, str]:
 def unresolved(cfg) -> dict:
     """A finished configuration as plain values, with what came from the environment as it was written: `${oc.env:…}`."""
     written = copy.deepcopy(cfg)
+    places = {key: (node, name) for key, node, name in _nodes(written)}
     for key, note in (cfg.get("translated") or {}).items():
         if not str(note).endswith(FROM_ENVIRONMENT):
             continue
         del written.translated[key]
-        if (value := OmegaConf.select(cfg, key)) is None:
+        node, name = places.get(key, (None, None))
+        if node is None or (value := _value(node, name)) is None:
             continue
-        OmegaConf.update(written, key, note.removesuffix(FROM_ENVIRONMENT))
+        node[name] = note.removesuffix(FROM_ENVIRONMENT)
         try:
-            same = coerce(OmegaConf.select(written, key), kinds(annotation_of(key) or "Any"), key) == value
+            same = coerce(_value(node, name), kinds(annotation_of(key) or "Any"), key) == value
         except OmegaConfBaseException:  # the environment does not hold it any more
             same = True
         except Wrong:
             same = False
         if not same:  # it has been set or translated since
-            OmegaConf.update(written, key, literal(value))
+            node[name] = literal(value)
     return OmegaConf.to_container(written, resolve=False)
 
 
@@ -520,10 +537,9 @@ def save_config(cfg, path):
     temporary.replace(path)
 
 
-def _leaves(tree, prefix="", lists=False):
+def _leaves(tree, prefix=""):
     for key, value in tree.items():
-        inner = dict(enumerate(value)) if lists and isinstance(value, list) else value
-        if isinstance(inner, dict) and inner:
-            yield from _leaves(inner, f"{prefix}{key}.", lists)
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

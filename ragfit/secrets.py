@@ -2,6 +2,8 @@
 
 import re
 
+import yaml
+
 MASK = "•••"
 # A key that holds a secret. `eos_token` and its like do not.
 _NAME = re.compile(
@@ -19,7 +21,8 @@ _TOKEN = re.compile(
     r"|xox[a-z]-\d[\w-]{19,}|wandb_v\d_\w{30,}|eyJ[\w-]{8,1000}\.eyJ[\w-]{8,}\.[\w-]{8,})"
     r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"
 )
-_REFERENCE = re.compile(r"""\$\{[^{},]*(?:,\s*(?:null|''|"")?\s*)?\}""")  # `${oc.env:NAME}`, with no default or an empty one
+# `${oc.env:NAME}`, with no default or an empty one, and `${another.key}`; what another resolver is given is a value.
+_REFERENCE = re.compile(r"""\$\{\s*(?:oc\.env:[^{},:]*(?:,\s*(?:null|''|"")?\s*)?|[\w.]+)\s*\}""")
 
 
 def is_secret_name(key):
@@ -53,9 +56,22 @@ def plain_secrets(tree, key="", secret=False):
     """The dotted keys of a tree that give a secret as it is (`train.hub_token: hf_…`), not as `${oc.env:NAME}`."""
     if isinstance(tree, dict):
         for name, value in tree.items():
-            yield from plain_secrets(value, f"{key}.{name}".lstrip("."), secret or holds_secret(name, value))
+            hidden = secret or any(holds_secret(part, value) for part in str(name).split("."))
+            yield from plain_secrets(value, f"{key}.{name}".lstrip("."), hidden)
     elif isinstance(tree, list | tuple):
         for value in tree:
             yield from plain_secrets(value, key, secret)
+    elif isinstance(tree, str) and not secret and isinstance(inner := _inner(tree), dict | list):
+        yield from plain_secrets(inner, key)
     elif _TOKEN.search(str(tree)) or secret and tree not in (None, "", "???") and not _REFERENCE.fullmatch(str(tree)):
         yield key
+
+
+def _inner(text):
+    """What a text says that is read as keys and values, or as a list, where one is expected: `'{api_key: …}'`."""
+    if text.strip()[:1] not in ("{", "["):
+        return None
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None

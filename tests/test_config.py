@@ -384,6 +384,7 @@ DOTTED = [
     ("train.warmup_ratio: 0.5", [], "train.warmup_steps", 0.5),
     ("train.warmup_ratio: 0.5", ["train.warmup_steps=7"], "train.warmup_steps", 7),
     ("train.output_dir: ./${experiment}\nexperiment: x", [], "train.output_dir", "./x"),
+    ("train.run_name: r${train.seed}\ntrain.seed: 5", ["limit=3"], "train.run_name", "r5"),
     ("train.lr_scheduler_kwargs.min_lr: 1e-5", [], "train.lr_scheduler_kwargs", {"min_lr": 1e-5}),
     ("model.lora.use_dora: true", ["model.lora.r=9"], "model.lora", {"r": 9, "use_dora": True}),
     ("model.lora.use_dora: true", ["model.lora=null"], "model.lora", None),

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ragfit.config import differences, load_config, save_config, to_yaml, without_secrets
+from ragfit.errors import ConfigError
 from ragfit.secrets import MASK, is_secret_name, mask, masked
 from ragfit.trust import believed
 from ragfit.views import DifferencesView
@@ -147,6 +148,30 @@ def test_what_the_environment_holds_is_used_but_does_not_leave(load, environment
     assert again.data_file == cfg.data_file and again.train.warmup_steps == 0.0625 and "hub_token" not in again.train
     other = load_config(tmp_path / "saved.yaml", ["data_file=other.jsonl"])
     assert without_secrets(other)["data_file"] == "other.jsonl" and without_secrets(again)["data_file"] == "${oc.env:DATA,rows}.jsonl"
+
+
+@pytest.mark.parametrize("text", [
+    "train.run_name: ${oc.env:DATA}\n",  # a dotted key
+    "model.lora.rank_pattern: {layers.0.q_proj: '${oc.env:DATA}'}\n",  # keys with dots and brackets of their own
+    "model.generation: {'a[0]': '${oc.env:DATA}', 1: '${oc.env:DATA}', x: [[{b.c: '${oc.env:DATA}'}]]}\n",
+    "model.generation: {a: '${oc.env:DATA}'}\nmodel.lora.rank_pattern: ${model.generation}\n",
+    "model.lora.rank_pattern: ${oc.decode:${oc.env:MAPPING}}\n",
+])  # fmt: skip
+@pytest.mark.parametrize("overrides", [[], ["limit=3"]])
+def test_wherever_the_environment_is_asked(load, environment, monkeypatch, text, overrides, tmp_path):
+    monkeypatch.setenv("MAPPING", "{layers.0: planted4}")
+    cfg = load(SMALL + text, *overrides)
+    save_config(cfg, tmp_path / "saved.yaml")
+    assert "planted" in str(cfg) and "planted" not in (tmp_path / "saved.yaml").read_text()
+    again = load_config(tmp_path / "saved.yaml")
+    assert (again.model, again.train) == (cfg.model, cfg.train)
+
+
+@pytest.mark.parametrize("part", ["model", "train"])
+def test_a_part_is_not_all_of_the_environment(load, monkeypatch, part):
+    monkeypatch.setenv("PART", "{seed: 1}")
+    with pytest.raises(ConfigError, match=f"^{part} is .*, all of it from the environment .*Write keys under {part}:"):
+        load(f"{part}: ${{oc.decode:${{oc.env:PART}}}}\n")
 
 
 def test_a_value_that_was_set_since_is_its_own(load, environment, monkeypatch):

@@ -13,8 +13,10 @@ from ragfit.keys import RENAMED, annotation_of, get, is_hf_train, kinds, known_k
 from ragfit.secrets import plain_secrets
 
 
-def override(key, value) -> str:
+def override(key, value, environment=False) -> str:
     """A Hydra override, `key=value`, that parses back to exactly this Python value.
+
+    With `environment`, `${oc.env:NAME}` in it is followed, as in a YAML file.
 
     >>> override("model.completion_start", "<|assistant|>")
     "model.completion_start='<|assistant|>'"
@@ -35,7 +37,7 @@ def override(key, value) -> str:
             raise ConfigError(f"{key}: a {type(value).__name__} is no value. Use text, a number, a list or a mapping.")
         if value == "???":
             raise ConfigError(f"{key}: '???' means a missing value to Hydra. Give the value.")
-        return QuotedString(literal(value), Quote.single).with_quotes()
+        return QuotedString(literal(value, environment), Quote.single).with_quotes()
 
     text = f"{key}={write(value)}"
     if "{" in text and not _keys_survive(text, value):
@@ -59,13 +61,13 @@ def _keys_survive(text, value):
         return False
 
 
-def literal(tree):
-    """`tree` with `${` escaped, so that OmegaConf does not read it as an interpolation."""
+def literal(tree, environment=False):
+    """`tree` with `${` escaped, so that OmegaConf does not read it as an interpolation; with `environment` but for `${oc.env:`."""
     if isinstance(tree, dict):
-        return {key: literal(value) for key, value in tree.items()}
+        return {key: literal(value, environment) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [literal(value) for value in tree]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", tree) if isinstance(tree, str) else tree
+        return [literal(value, environment) for value in tree]
+    return re.sub(r"(\\*)\$\{" + r"(?!oc\.env:)" * environment, r"\1\1\\${", tree) if isinstance(tree, str) else tree
 
 
 def _parse(text) -> Override:

@@ -64,10 +64,10 @@ class Overrides:
         return "\n".join(f"{k} = {v!r}" for k, v in mine.items()) or f"{self._key}: as the configuration says"
 
 
-def overrides_for(part, values=None) -> Overrides:
-    """A record of assignments to `part`, "model" or "train", empty but for a mapping of `values`."""
+def overrides_for(part, values=None, before=None) -> Overrides:
+    """A record of assignments to `part`, "model" or "train": those of the record `before`, if it is one, and a mapping of `values`."""
     _watch_injected_cell()
-    found = Overrides(part)
+    found = Overrides(part, dict(before._values) if isinstance(before, Overrides) else None)
     for name, value in (values or {}).items():
         setattr(found, name, value)
     return found
@@ -93,7 +93,7 @@ def _keep_records(lines):
         part = ast.unparse(node.targets[0])
         if part in ("model", "train") and isinstance(node.value, ast.Dict):
             # On as many lines as before (black breaks long ones), so that an error names the right one.
-            record = f'{part} = __import__("ragfit").overrides_for("{part}", {ast.unparse(node.value)})\n'
+            record = f'{part} = __import__("ragfit").overrides_for("{part}", {ast.unparse(node.value)}, globals().get("{part}"))\n'
             lines[node.lineno - 1 : node.end_lineno] = [record, *["\n"] * (node.end_lineno - node.lineno)]
     return lines
 
@@ -112,7 +112,7 @@ def from_parameters(namespace, extra=()) -> Chosen:
     """The configuration that a notebook's parameters choose.
 
     Reads `config`, `overrides`, `model`, `train` and the data keys; None means what the configuration says. The
-    file gives way to the plain parameters, and these to `overrides`. With neither a configuration nor a data file the
+    file gives way to the plain parameters, and these to `overrides`. `${oc.env:NAME}` in a parameter is followed. With neither a configuration nor a data file the
     demo is chosen; with a data file alone, `configs/training.yaml`.
 
     Args:
@@ -127,13 +127,13 @@ def from_parameters(namespace, extra=()) -> Chosen:
         if name not in (*known, "translated"):
             raise ConfigError(f"There is no parameter {name}. {unknown_key(name, known)}")
     last = split_overrides(namespace.get("overrides"))
-    first = [override(key, namespace[key]) for key in DATA_KEYS if namespace.get(key) not in (None, "")]
+    first = [override(key, namespace[key], environment=True) for key in DATA_KEYS if namespace.get(key) not in (None, "")]
     for part in ("model", "train"):
         value = namespace.get(part)
         if not isinstance(value, Overrides | dict | None):
             raise ConfigError(f"{part} is {value!r}. Set single keys, such as -p {part}.some_key value, or a mapping.")
         recorded = value._values if isinstance(value, Overrides) else {part: value} if value else {}
-        first += [override(k, v) for key, tree in recorded.items() for k, v in _flat(key, tree).items()]
+        first += [override(k, v, environment=True) for key, tree in recorded.items() for k, v in _flat(key, tree).items()]
     refuse_secrets([*first, *last], "a notebook keeps its parameters")
     config = namespace.get("config") or None
     if not isinstance(config, str | PathLike | None):

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from omegaconf import OmegaConf
 
-from ragfit.config import PROJECT_ROOT
+from ragfit.config import PROJECT_ROOT, to_yaml
 from ragfit.errors import ConfigError
 from ragfit.parameters import _keep_records, from_parameters, overrides_for, split_overrides
 
@@ -213,6 +213,23 @@ def test_a_key_of_a_mapping_that_papermill_injects_can_be_changed(source):
     assert caught.tb.tb_next.tb_lineno == len(lines)  # the line that the user sees
     assert repr(names["model"]) == "model.lora.target_modules = ['q_proj']\nmodel.completion_start = '<|a|>\\n'\nmodel.lora.r = 8"
     assert (names["train"].max_steps, names["limit"]) == (1, 4)
+
+
+def test_a_mapping_leaves_the_keys_that_a_file_gives_with_dots(monkeypatch):
+    names = {"model": overrides_for("model")}
+    source = "# Parameters\nmodel.revision = 'a'\nmodel.lora.r = 3\nmodel = {'lora': {'r': 4}, 'lora.use_dora': True}\n"
+    exec("".join(_keep_records(source.splitlines(keepends=True))), names)
+    assert repr(names["model"]) == "model.revision = 'a'\nmodel.lora.r = 4\nmodel.lora.use_dora = True"
+
+
+def test_what_the_environment_holds_in_a_parameter(monkeypatch):
+    """As in a YAML file: the message that refuses a secret says to write it so."""
+    monkeypatch.setenv("MINE", "planted")
+    train = overrides_for("train")
+    train.hub_token = train.run_name = "${oc.env:MINE}"
+    cfg = from_parameters(cell(train=train, data_file="${oc.env:MINE}/${x}.jsonl", model={"generation": {"a": ["${oc.env:MINE}"]}})).cfg
+    assert (cfg.train.hub_token, cfg.train.run_name, cfg.data_file, cfg.model.generation.a) == ("planted", "planted", "planted/${x}.jsonl", ["planted"])
+    assert "planted" not in to_yaml(cfg)
 
 
 @pytest.mark.parametrize("source", ["", "# Parameters\n%pip list\n", "model = {}\n", "# Parameters\nmodel = None\n", "# Parameters of mine\nmodel = {}\n"])

@@ -192,6 +192,8 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     if not (folder / "ragfit.yaml").is_file():
         raise ConfigError(f"{folder} holds no ragfit.yaml. Name the folder checkpoint of a run's train.output_dir.")
     adapter = (folder / "adapter_config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():  # a run's output folder has a ragfit.yaml too
+        raise ConfigError(f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
     keys = {"train.output_dir": str(folder.parent), "train.disable_tqdm": True}
     if not adapter:  # an earlier adapter is part of these weights
         keys |= {"model.model_name_or_path": str(folder), "model.trained_adapter": None}

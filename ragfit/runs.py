@@ -14,7 +14,7 @@ import yaml
 from ragfit import status
 from ragfit.config import user_path
 from ragfit.errors import ConfigError, RagfitError, for_terminal
-from ragfit.keys import REMOVED, RENAMED
+from ragfit.keys import HF_TRAIN, REMOVED, RENAMED
 
 CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
@@ -68,11 +68,13 @@ def table_of_runs(*roots):
 def find_runs(root):
     """Output folders of runs in a folder and below, in natural order (`2` before `10`).
 
-    A run's own `checkpoint`, `checkpoint.N`, `checkpoint-STEP` and `earlier.N` are no runs of their own.
+    A run's own `checkpoint`, `checkpoint.N`, `checkpoint-STEP` and `earlier.N`, and models that were merged or copied, are
+    no runs of their own.
     """
     found = []
     for path, names, files in os.walk(root):
-        run = bool({status.FILE, CONFIG} & set(files)) or _is_own(path, "checkpoint") and os.path.isfile(os.path.join(path, "checkpoint", CONFIG))
+        model = {"adapter_config.json", "config.json"} & set(files)  # an adapter or a merged model keeps its run's configuration
+        run = status.FILE in files or CONFIG in files and not model or _is_own(path, "checkpoint") and os.path.isfile(os.path.join(path, "checkpoint", CONFIG))
         names[:] = sorted((n for n in names if not n.startswith(".") and not (run and _is_own(path, n))), key=_natural)
         if run:
             found.append(Path(path))
@@ -107,7 +109,8 @@ def _config(folder):
         except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
             continue
         if flat is not None:
-            # A run that was refused, or one of an earlier version, may have earlier names.
+            # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
+            flat = {"model._target_": HF_TRAIN} | flat
             kept = ((RENAMED.get(key, key), value) for key, value in flat.items() if value is not None and key not in REMOVED)
             return {key: value for key, value in kept if not key.startswith(_NOT_COMPARED)}
     return {}

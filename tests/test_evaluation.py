@@ -336,6 +336,9 @@ def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
 def test_a_folder_without_a_run(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: .*holds no ragfit.yaml. Name the folder checkpoint"):
         main([str(tmp_path)])
+    (tmp_path / "ragfit.yaml").write_text("model: {}")  # as an output folder has it
+    with pytest.raises(SystemExit, match="error: .*holds no adapter and no model. Name the folder checkpoint"):
+        main([str(tmp_path)])
     with pytest.raises(SystemExit, match="error: checkpoint: there is no"):
         main([str(tmp_path / "nowhere")])
 

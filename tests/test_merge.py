@@ -271,6 +271,14 @@ def test_a_prompt_is_not_merged(tiny_llama, tmp_path):
         merge_checkpoint(tmp_path / "prompt", tmp_path / "merged", base=str(tiny_llama))
 
 
+@pytest.mark.parametrize("settings", [{"peft_type": "SHADOW", "shadow_model": "other"}, {"peft_type": "XLORA", "hidden_size": 16, "adapters": {"a": "other"}}])
+def test_an_adapter_has_no_other_folder_read(settings, tiny_llama, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=f"of the kind {settings['peft_type']}, whose settings name other models"):
+        merge_checkpoint(tmp_path / "adapter", tmp_path / "merged", base=str(tiny_llama))
+
+
 def test_a_killed_merge_leaves_nothing_for_long(run, tmp_path):
     """Killed while it writes; the next merge removes what is left, and asks for the disk's space only then."""
     checkpoint = run()

@@ -188,6 +188,22 @@ def test_a_run_s_own_checkpoints_are_no_runs_and_other_folders_of_that_name_are(
     assert sorted(str(path.relative_to(tmp_path)) for path in find_runs(tmp_path)) == sorted(runs)
 
 
+def test_a_merged_model_and_a_copied_adapter_are_no_runs(tmp_path):
+    write_run(tmp_path / "r8")
+    for name, file in (("merged", "config.json"), ("best", "adapter_config.json")):
+        (tmp_path / name).mkdir()
+        for part in ("ragfit.yaml", file):
+            (tmp_path / name / part).write_text("{}")
+    assert find_runs(tmp_path) == [tmp_path / "r8"]
+
+
+def test_a_run_that_was_refused_need_not_name_the_class(tmp_path):
+    for name, target in (("0", "  _target_: ragfit.models.hf.HFTrain\n"), ("1", "")):
+        write_run(tmp_path / name)
+        (tmp_path / name / "ragfit.yaml").write_text(f"model:\n{target}  max_sequence_len: {name}\n")
+    assert list(ragfit.table_of_runs(tmp_path))[0] == "model.max_sequence_len"
+
+
 def test_natural_order(tmp_path):
     for number in (10, 9, 0):
         write_run(tmp_path / str(number))

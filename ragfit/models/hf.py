@@ -361,6 +361,8 @@ def load_adapter(model, source, sentence, name="default", is_trainable=False):
         raise ConfigError(sentence(first_line(error))) from error
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise ConfigError(sentence(f"it is of the kind {config.peft_type.value}, which changes no weights"))
+    if config.peft_type in ("XLORA", "SHADOW"):  # a stranger's adapter would have other folders read, or fetched
+        raise ConfigError(sentence(f"it is of the kind {config.peft_type.value}, whose settings name other models"))
     try:
         if not isinstance(model, PeftModel):
             config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's

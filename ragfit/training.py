@@ -315,7 +315,7 @@ def main(argv=None):
         if options or any(word.lstrip("+~").startswith("hydra") for word in args.overrides):
             keys = plain_secrets(OmegaConf.to_container(cfg, resolve=False))
             refuse_plain(keys, f"Hydra writes or shows all of {source} with these options")
-        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, cfg)
+        overrides = _hydra_defaults(args.overrides, cfg) + normalize_overrides(args.overrides, cfg)
     except RagfitError as error:
         sys.exit(for_terminal(error))
     sys.argv = [sys.argv[0], *overrides, *options]
@@ -376,13 +376,20 @@ def _options(args):
     return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in left.items() if value]
 
 
-def _hydra_defaults(overrides):
-    """Keep Hydra from filling the working directory, unless the user set its folders."""
+def _hydra_defaults(overrides, cfg):
+    """Keep Hydra from filling the working directory, unless the user set its folders.
+
+    Hydra sees what is set under `train`; `cfg`, the file alone, has what it says with dots (`train.output_dir: x`) too.
+    """
     from omegaconf import OmegaConf
 
     if any(word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")) for word in overrides):
         return []
-    OmegaConf.register_new_resolver("ragfit_output", lambda folder: os.path.expanduser(folder or OUTPUT_DIR), replace=True)
+
+    def output(folder):
+        return os.path.expanduser(folder or OmegaConf.select(cfg, "train.output_dir") or OUTPUT_DIR)
+
+    OmegaConf.register_new_resolver("ragfit_output", output, replace=True)
     sweep = "hydra.sweep.dir='${ragfit_output:${oc.select:train.output_dir,null}}'"  # multirun.yaml beside the runs
     return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout", sweep]
 

@@ -85,6 +85,19 @@ def test_several_runs(place):
     assert load_config(place / "out" / "1" / "checkpoint" / "ragfit.yaml").train.output_dir == "out/1"
 
 
+def test_several_runs_of_a_file_with_dotted_keys(place, monkeypatch):
+    """A run that is refused has its folder beside the others', and what the environment holds is in none."""
+    monkeypatch.setenv("CANARY", "cAnary7x")
+    lines = "model.model_name_or_path: phi3\nmodel: {lora.r: 4}\ntrain.output_dir: out\ntrain.max_steps: 1\ntrain.run_name: ${oc.env:CANARY}-${model.lora.r}\n"
+    (place / "own.yaml").write_text(f"{lines}data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\n")
+    before = names(place)
+    result = command(*"-cp=. -cn=own --multirun model.lora.target_modules=[o_proj] model.lora.r=2,x".split(), cwd=place)
+    assert "error: run 1: model.lora.r is 'x'" in result.stderr
+    assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
+    assert "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
+    assert not [path for path in place.rglob("*") if path.is_file() and b"cAnary7x" in path.read_bytes()]
+
+
 def test_an_error_of_the_run_is_one_line(place):
     words = "data_file=asqa.jsonl output_key=answer model.model_name_or_path=phi3"
     result = command(*words.split(), "model.completion_start=<|assistant|>", cwd=place)

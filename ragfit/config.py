@@ -272,8 +272,10 @@ def finish(cfg, source=None):
     try:
         tree = OmegaConf.to_container(cfg, resolve=False)
         cfg = OmegaConf.create(nested(tree) if isinstance(tree, dict) else {})
+        notes = cfg.pop("translated", None) or {}
+        if OmegaConf.is_dict(notes):  # they are told, and nothing that they say is followed
+            notes = {key: notes[key] for key in notes if not OmegaConf.is_interpolation(notes, key)}
         tree, read = OmegaConf.to_container(cfg, resolve=True), _environment_texts(cfg)
-        notes = tree.pop("translated", None) or {}
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
         for part in {"model", "train"} & read.keys():  # what is saved could not tell its keys from those that were added
             raise Wrong(part, f"{part} is {read[part]}, all of it from the environment", f"Write keys under {part}:, and ${{oc.env:…}} as their values.")
@@ -493,7 +495,7 @@ def _environment_texts(cfg) -> dict[str, str]:
 def unresolved(cfg) -> dict:
     """A finished configuration as plain values, with what came from the environment as it was written: `${oc.env:…}`."""
     written = copy.deepcopy(cfg)
-    places = {key: (node, name) for key, node, name in _nodes(written)}
+    places = {key: (node, name) for key, node, name in _nodes(written) if not key.startswith("translated.")}
     for key, note in (cfg.get("translated") or {}).items():
         if not str(note).endswith(FROM_ENVIRONMENT):
             continue

@@ -174,6 +174,12 @@ def test_a_part_is_not_all_of_the_environment(load, monkeypatch, part):
         load(f"{part}: ${{oc.decode:${{oc.env:PART}}}}\n")
 
 
+def test_notes_of_a_file_are_told_and_not_followed(load, environment):
+    note = "${oc.env:DATA} -> what the environment holds"
+    cfg = load(SMALL + f"translated: {{model.revision: '{note}', translated.x: '\\{note}', train.seed: 1 -> 2}}\n")
+    assert "planted" not in to_yaml(cfg) and cfg.translated["train.seed"] == "1 -> 2"
+
+
 def test_a_value_that_was_set_since_is_its_own(load, environment, monkeypatch):
     cfg = load(ENVIRONMENT)
     cfg.data_file, cfg.model.generation.a = "mine.jsonl", None

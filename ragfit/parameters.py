@@ -65,7 +65,7 @@ class Overrides:
 
 
 def overrides_for(part, values=None, before=None) -> Overrides:
-    """A record of assignments to `part`, "model" or "train": those of the record `before`, if it is one, and a mapping of `values`."""
+    """A record of assignments to `part`, "model" or "train": those of `before`, if it is a record, then a mapping of `values`."""
     _watch_injected_cell()
     found = Overrides(part, dict(before._values) if isinstance(before, Overrides) else None)
     for name, value in (values or {}).items():
@@ -112,8 +112,8 @@ def from_parameters(namespace, extra=()) -> Chosen:
     """The configuration that a notebook's parameters choose.
 
     Reads `config`, `overrides`, `model`, `train` and the data keys; None means what the configuration says. The
-    file gives way to the plain parameters, and these to `overrides`. `${oc.env:NAME}` in a parameter is followed. With neither a configuration nor a data file the
-    demo is chosen; with a data file alone, `configs/training.yaml`.
+    file gives way to the plain parameters, and these to `overrides`. `${oc.env:NAME}` in a parameter is followed. With
+    neither a configuration nor a data file the demo is chosen; with a data file alone, `configs/training.yaml`.
 
     Args:
         namespace: the notebook's `globals()`.

@@ -621,10 +621,10 @@ def test_a_status_through_a_failure(overrides, out):
 
     trainer = tiny_trainer(cfg)
     trainer.compute_loss = lambda *args, **kwargs: 1 / 0 if trainer.state.global_step else cause(f"hf_secret12345678 and hf_{'a' * 34}")
-    with pytest.raises(ValueError, match="hf_secret"):
+    with pytest.raises(RagfitError, match="The run failed: hf_secret"):
         ragfit.train(trainer)
     view = ragfit.run_status(out)
-    assert view.state == "failed" and "ValueError: ••• and •••" in str(view) and "hf_" not in (out / "status.json").read_text()
+    assert view.state == "failed" and "The run failed: ••• and •••" in str(view) and "hf_" not in (out / "status.json").read_text()
     assert f"its adapter was saved in {out}/checkpoint" in str(view) and "start it again" in str(view)
     assert "failed" in view._repr_html_()
     ragfit.train(tiny_trainer(cfg))  # the failed one holds the folder no longer

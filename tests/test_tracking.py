@@ -15,7 +15,7 @@ from tiny_runs import losses, one_thread, question_rows, tiny_config, tiny_train
 
 import ragfit
 from ragfit.config import PROJECT_ROOT
-from ragfit.errors import Interrupted
+from ragfit.errors import Interrupted, RagfitError
 
 wandb = pytest.importorskip("wandb")
 
@@ -200,7 +200,7 @@ def test_a_failing_run_is_marked_as_failed(config, tmp_path):
         def on_step_end(self, *args, **kwargs):
             raise RuntimeError("out of memory, say")
 
-    with pytest.raises(RuntimeError, match="say"):
+    with pytest.raises(RagfitError, match="The run failed: out of memory, say. Lower train.per_device_train_batch_size"):
         ragfit.train(tiny_trainer(config("use_wandb=true"), [Fail()]))
     *_, summary, code = read_run(tmp_path / "out")
     assert code == 1 and summary["outcome"] == "failed" and "checkpoint" not in summary and wandb.run is None

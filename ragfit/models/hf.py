@@ -398,7 +398,7 @@ def _no_adapter(adapter, reason):
 
 def _not_loaded(name, error):
     reason = first_line(error)
-    if "attn_implementation" in reason:
+    if re.search("attn_implementation|flash_attn|FlashAttention", reason):
         return f"model.attn_implementation: {reason.partition('. ')[0]}. Set another, or leave it empty."
     if "device_map" in reason:
         return f"model.device_map: {reason}. Set it to auto or cuda:0, or leave it empty."

@@ -208,7 +208,7 @@ def _try_answer(model, prepared, settings, batch_size):
 
     def answer(settings):
         limit = settings.get("max_new_tokens")
-        one = {"max_new_tokens": 1} if isinstance(limit, int) and limit > 0 else {}
+        one = {"max_new_tokens": 1} if limit is None or isinstance(limit, int) and limit > 0 else {}
         generate(model, prepared, [prompt, prompt[TOKENS:]], 1, settings | one, batch_size)
 
     tried(answer, settings, lambda key: {k: v for k, v in settings.items() if k != key}, {}, "model.generation", settings)

@@ -286,6 +286,8 @@ def test_generation_settings_reach_generate(tiny_llama, rows, out):
     assert answers({"max_new_tokens": 2}) == greedy_answer  # what is asked for in the call wins
     assert answers({"do_sample": True, "temperature": 50.0}) != greedy_answer
     assert answers({"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True})
+    assert answers({"bad_words_ids": [[stop]], "watermarking_config": {"greenlist_ratio": 0.5, "bias": 2.0}})
+    assert answers({"max_new_tokens": None}) == greedy_answer
 
 
 # --- A checkpoint of an earlier run ----------------------------------------------------------------------------------

@@ -78,16 +78,16 @@ def inference(model):
     import torch
 
     training, cache = model.training, model.config.use_cache
-    checkpointing = getattr(model, "is_gradient_checkpointing", False)
+    checkpointing = getattr(model, "is_activation_checkpointing", False)
     model.eval()
     model.config.use_cache = True
     if checkpointing:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     try:
         with torch.inference_mode():
             yield
     finally:
         model.config.use_cache = cache
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.train(training)

@@ -37,17 +37,13 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None, batch_size
 
     Args:
         prompts: a list of inference prompts as text.
-        settings: keyword arguments of `generate` that go before the greedy default.
+        settings: keyword arguments of `generate` that go before the greedy default, as plain lists and dicts.
         batch_size: how many to continue together.
 
     Returns:
         A list of `(answer, cut)`: text without special tokens, and whether `max_new_tokens` ended it.
     """
     import torch
-    from omegaconf import OmegaConf
-
-    if OmegaConf.is_config(settings):
-        settings = OmegaConf.to_container(settings, resolve=True)  # transformers asks for lists and dicts
     tokenizer, encoder = prepared.tokenizer, prepared.encoder
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
@@ -82,16 +78,16 @@ def inference(model):
     import torch
 
     training, cache = model.training, model.config.use_cache
-    checkpointing = getattr(model, "is_gradient_checkpointing", False)
+    checkpointing = getattr(model, "is_activation_checkpointing", False)
     model.eval()
     model.config.use_cache = True
     if checkpointing:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     try:
         with torch.inference_mode():
             yield
     finally:
         model.config.use_cache = cache
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.train(training)

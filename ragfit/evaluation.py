@@ -48,6 +48,8 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
     Raises:
         ConfigError: `rows` is negative, or `max_new_tokens` not above 0.
     """
+    from omegaconf import OmegaConf
+
     from ragfit.views import EvaluationView
 
     if rows is not None and (not isinstance(rows, int) or rows < 0):
@@ -58,7 +60,7 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
     prepared, trained = trainer.prepared, trainer.state.global_step > 0
     part = "dev" if prepared.dev is not None else "train"
     kept = getattr(prepared.report, part).kept[:rows]
-    settings = dict(trainer.cfg.model.get("generation") or {})
+    settings = OmegaConf.to_container(trainer.cfg.model).get("generation") or {}  # transformers asks for lists and dicts
     limit = max_new_tokens or settings.get("max_new_tokens") or longest_answer(prepared, part)
     settings["max_new_tokens"] = limit
     measured = [_row(prepared, number, part, answer_marker) for number in kept]

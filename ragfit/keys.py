@@ -121,8 +121,8 @@ BOUNDS = {
     "train.save_steps": (0, None),
     "train.eval_steps": (0, None),
     "train.save_total_limit": (0, None),
-    "train.dataloader_num_workers": (0, None),
-    "train.pad_to_multiple_of": (1, None),
+    "train.dataloader_num_workers": (0, 1024),
+    "train.pad_to_multiple_of": (1, 65536),
     "train.seed": (0, 2**32 - 1),
     "train.data_seed": (0, 2**32 - 1),
 }

@@ -142,7 +142,8 @@ class Resumable:
             "last_step": self._globalstep_last_logged,
             "metrics": {name: [float(value) for value in values] for name, values in self._metrics["train"].items()},
             "tokens": self._total_train_tokens,
-            **self._at_step,
+            # A tensor is read here alone: on a GPU that waits for the step.
+            **{name: value.item() if torch.is_tensor(value) else value for name, value in self._at_step.items()},
         }
 
     def _set_log(self, log):
@@ -163,8 +164,7 @@ class Resumable:
     # Saving.
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
-        norm = grad_norm.item() if self.control.should_save and torch.is_tensor(grad_norm) else grad_norm
-        self._at_step = {"grad_norm": norm, "learning_rate": learning_rate}
+        self._at_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
         if self.args.world_size == 1:
             # A run that is asked to stop in the middle of a step goes back to here.

@@ -208,7 +208,7 @@ def _try_answer(model, prepared, settings, batch_size):
 
     def answer(settings):
         limit = settings.get("max_new_tokens")
-        one = {"max_new_tokens": 1} if isinstance(limit, int) and limit > 0 else {}
+        one = {"max_new_tokens": 1} if limit is None or isinstance(limit, int) and limit > 0 else {}
         generate(model, prepared, [prompt, prompt[TOKENS:]], 1, settings | one, batch_size)
 
     tried(answer, settings, lambda key: {k: v for k, v in settings.items() if k != key}, {}, "model.generation", settings)
@@ -329,11 +329,12 @@ def tried(attempt, keys, without, plain, room, names):
             return None
         said = whole_text(error)
 
-        def mentioned(name):
-            values = re.findall(r"\w{4,}", str(names[name]))
-            return name.rpartition(".")[2] in said, any(word in said for word in values)
+        def likelihood(name):
+            key, values = name.rpartition(".")[2], re.findall(r"\w{4,}", str(names[name]))
+            # A longer name is of a detail, such as `optim_args`, and without the shorter one, `optim`, nothing reads it.
+            return key in said, any(word in said for word in values), len(key)
 
-        likely = sorted(names, key=mentioned, reverse=True)
+        likely = sorted(names, key=likelihood, reverse=True)
         guilty = next((name for name in likely if passes(without(name))), None)
         key = room if guilty is None else guilty if guilty.startswith(("train.", "model.")) else f"{room}.{guilty}"
         change = f"Change the key of {room} that it names" if guilty is None else f"Change or remove {key}"

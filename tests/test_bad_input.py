@@ -129,6 +129,7 @@ VALUES = [
     ("model.dtype=float99", "^model.dtype: 'float99' is no floating-point type of torch. Use float32"),
     ("model.dtype=int8", "^model.dtype: 'int8' is no floating-point type"),
     ("model.attn_implementation=nope", "^model.attn_implementation: .*nope.* is not supported. Set another"),
+    ("model.attn_implementation=flash_attention_2", "^model.attn_implementation: FlashAttention2 .* Set another"),
     ("model.device_map=nonsense", "^model.device_map: .*nonsense. Set it to auto"),
     ("model.generation={max_tokens:5}", "^model.generation.max_tokens: .*not used by the model.* Change or remove model.generation.max_tokens"),
     ("model.trained_adapter=./nowhere", "^model.trained_adapter: there is no './nowhere' at "),
@@ -157,6 +158,8 @@ VALUES = [
     ("train.warmup_ratio=-1", "^train.warmup_steps is -1 .*at least 0"),
     ("train.seed=-1", "^train.seed is -1 .*between 0 and"),
     ("train.dataloader_num_workers=-1", "^train.dataloader_num_workers is -1 "),
+    ("train.dataloader_num_workers=1e9", "^train.dataloader_num_workers is 1000000000 .*between 0 and 1024"),
+    ("train.pad_to_multiple_of=1e9", "^train.pad_to_multiple_of is 1000000000 .*between 1 and 65536"),
     ("train.neftune_noise_alpha=-3", "^train.neftune_noise_alpha is -3 "),
     ("train.pad_to_multiple_of=-8", "^train.pad_to_multiple_of is -8 "),
     ("train.eval_strategy=steps", "^train.eval_strategy=steps needs a dev set. Set dev_split to a share"),
@@ -344,6 +347,18 @@ def test_weights(breaks, expected, place, tiny_llama):
     (place / "model" / "model.safetensors").write_bytes(good)
     breaks(place / "model", good)
     check(refusal([]), expected)
+
+
+LATE = [
+    ("model.lora.init_lora_weights=pissa_niter_x", "^model.lora: PEFT refuses these keys: .*'x'. Change"),
+    ("model.lora.init_lora_weights=corda", "^model.lora: PEFT refuses these keys: .*preprocess_corda"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), LATE)
+def test_an_adapter_that_fails_only_on_the_weights(words, expected, place, tiny_llama):
+    shutil.copy(tiny_llama / "model.safetensors", place / "model")
+    check(refusal(words.split()), expected)
 
 
 class Malicious:

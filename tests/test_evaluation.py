@@ -249,12 +249,13 @@ def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
         assert generate(trainer.model, prepared, prompts, 9, batch_size=size) == alone
 
 
-def test_cut_answers_are_told(trained):
+def test_cut_answers_are_told(trained, recwarn):
     trainer, _, _ = trained
     answers = generate(trainer.model, trainer.prepared, [trainer.prepared.rendered(i).prompt for i in range(4)], 40)
     assert not any(cut for _, cut in answers)  # the tuned model ends its turn
     view = ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
     assert all(row["tuned_cut"] for row in view.rows) and "tuned: 2 of 2 answers were cut at 2 tokens" in repr(view)
+    assert trainer.model.is_activation_checkpointing and not [str(warning.message) for warning in recwarn]  # red in a notebook
 
 
 def test_the_longest_answer(tiny_llama, write_rows, out):
@@ -286,6 +287,8 @@ def test_generation_settings_reach_generate(tiny_llama, rows, out):
     assert answers({"max_new_tokens": 2}) == greedy_answer  # what is asked for in the call wins
     assert answers({"do_sample": True, "temperature": 50.0}) != greedy_answer
     assert answers({"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True})
+    assert answers({"bad_words_ids": [[stop]], "watermarking_config": {"greenlist_ratio": 0.5, "bias": 2.0}})
+    assert answers({"max_new_tokens": None}) == greedy_answer
 
 
 # --- A checkpoint of an earlier run ----------------------------------------------------------------------------------

@@ -248,3 +248,11 @@ def test_a_run_with_checkpointing_equals_one_without(tiny_llama, write_rows, tmp
     checkpointed, same_times = run("checkpointed", "train.gradient_checkpointing=true")
     assert same_times == times > 0
     assert all(torch.equal(checkpointed[name], weight) for name, weight in plain.items())
+
+
+def test_the_loss_of_a_router_is_no_other_head():
+    """`train.router_aux_loss_coef` is put into the configuration, where TRL looks for it; the model keeps its own."""
+    model = make_model("olmoe", SHAPE | {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True})
+    model.config.router_aux_loss_coef = 0.5
+    add_fused_lm_head(model)
+    check_head(model)

@@ -132,8 +132,9 @@ def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out
         (("dev_split=3", "train.eval_strategy=epoch", "train.logging_strategy=epoch", "train.save_steps=5"), 5),
         (("train.max_steps=7",), 7),
         (("train.optim=paged_adamw_8bit", "model.load_in_4bit=true", "train.bf16=true"), 3),
+        (("dev_split=3", "train.eval_strategy=steps", "train.eval_steps=3", "train.save_strategy=best", "train.metric_for_best_model=eval_loss"), 3),
     ],
-    ids=["order by length", "due at the end of an epoch", "after the last step", "a bfloat16 adapter"],
+    ids=["order by length", "due at the end of an epoch", "after the last step", "a bfloat16 adapter", "saved because it is the best"],
 )
 def test_what_resuming_could_change(overrides, out, through, more, step):
     """Killed right after the checkpoint of that step."""

@@ -45,6 +45,8 @@ REFUSED = [
     ("train.adam_beta2=0", "train.adam_beta2", "betas must be"),
     ("train.optim=apollo_adamw", "train.optim", "apollo"),
     ("train.optim_args=foo", "train.optim_args", ""),
+    ("train.optim=sgd train.optim_args='momentum=x'", "train.optim_args", "could not convert"),
+    (f"{EVALUATED} train.eval_accumulation_steps=0", "train.eval_accumulation_steps", "by zero"),
     ("train.lr_scheduler_type=polynomial train.lr_scheduler_kwargs={lr_end:9}", "train.lr_scheduler_kwargs", "lr_end"),
     ("train.lr_scheduler_kwargs={made_up:1}", "train.lr_scheduler_kwargs", "made_up"),
     ("train.gradient_checkpointing=true train.gradient_checkpointing_kwargs={made_up:1}", "train.gradient_checkpointing_kwargs", "made_up"),
@@ -59,6 +61,7 @@ REFUSED = [
     ("model.generation={max_new_tokens:x}", "model.generation.max_new_tokens", ""),
     ("model.generation={made_up:1}", "model.generation.made_up", "not used by the model"),
     ("model.generation={temperature:x,do_sample:true}", "model.generation.temperature", "strictly positive float"),
+    ("model.generation={temperature:0.0,do_sample:true}", "model.generation.temperature", "strictly positive float"),
     ("model.generation={num_beams:2,early_stopping:x}", "model.generation.early_stopping", "must be a boolean"),
     ("model.generation={assistant_model:x}", "model.generation.assistant_model", ""),
     ("model.generation={cache_implementation:made_up}", "model.generation.cache_implementation", "made_up"),
@@ -106,6 +109,7 @@ TAKEN = [
     "model.generation={num_beams:2,do_sample:true}",
     "model.generation={stop_strings:['.']}",
     "model.generation={bad_words_ids:[[7]]}",
+    "model.generation={max_new_tokens:null}",
 ]
 
 

@@ -9,7 +9,7 @@ import ragfit.allocator  # noqa: F401  (before torch)
 import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
 from ragfit.config import find_model
 from ragfit.demo import is_demo, model_folder
-from ragfit.errors import ConfigError, first_line
+from ragfit.errors import ConfigError, first_line, whole_text
 from ragfit.hub import check_reachable
 from ragfit.progress import weights_bar
 from ragfit.tokenizers import load_tokenizer
@@ -133,7 +133,12 @@ class HFTrain:
         if lora is not None:
             from peft import LoraConfig, get_peft_model
 
-            self.model = get_peft_model(self.model, LoraConfig(**lora))
+            try:
+                self.model = get_peft_model(self.model, LoraConfig(**lora))
+            except torch.OutOfMemoryError:
+                raise  # has advice of its own
+            except Exception as error:  # some initializations meet the weights only here, and quantized ones refuse some keys
+                raise ConfigError(_no_lora(error)) from error
 
 
 def resolve(name):
@@ -299,7 +304,7 @@ def check_lora(model, lora):
         with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
             made = get_peft_model(model, config, low_cpu_mem_usage=True)
     except Exception as error:  # PEFT's kinds, and what odd values make it run into
-        raise ConfigError(f"model.lora: PEFT refuses these keys: {first_line(error)}. Change the key it names.") from error
+        raise ConfigError(_no_lora(error)) from error
     if not any(weight.requires_grad for weight in made.parameters()):
         raise ConfigError("model.lora.inference_mode is set, so nothing would be trained. Remove it.")
     for layer in made.modules():
@@ -398,9 +403,13 @@ def _no_adapter(adapter, reason):
     )
 
 
+def _no_lora(error):
+    return f"model.lora: PEFT refuses these keys: {whole_text(error)}. Change the key it names."
+
+
 def _not_loaded(name, error):
     reason = first_line(error)
-    if "attn_implementation" in reason:
+    if re.search("attn_implementation|flash_attn|FlashAttention", reason):
         return f"model.attn_implementation: {reason.partition('. ')[0]}. Set another, or leave it empty."
     if "device_map" in reason:
         return f"model.device_map: {reason}. Set it to auto or cuda:0, or leave it empty."

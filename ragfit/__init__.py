@@ -8,29 +8,29 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "load_config": "config",
-    "save_config": "config",
-    "to_yaml": "config",
-    "from_parameters": "parameters",
-    "overrides_for": "parameters",
-    "prepare": "preparation",
-    "Prepared": "preparation",
-    "build_trainer": "training",
-    "train": "training",
-    "run": "training",
-    "run_status": "status",
-    "preflight": "resources",
-    "evaluate": "evaluation",
-    "load_checkpoint": "evaluation",
-    "merge_checkpoint": "merge",
-    "table_of_runs": "runs",
-    "dev_loss": "answers",
-    "differences": "config",
+    "load_config": "config.load",
+    "save_config": "config.save",
+    "to_yaml": "config.save",
+    "differences": "config.load",
+    "from_parameters": "config.notebook",
+    "overrides_for": "config.notebook",
+    "prepare": "data.prepare",
+    "Prepared": "data.report",
+    "build_trainer": "training.run",
+    "train": "training.run",
+    "run": "training.run",
+    "preflight": "training.preflight",
+    "load_checkpoint": "training.reload",
+    "evaluate": "evaluation.evaluate",
+    "dev_loss": "evaluation.generate",
+    "run_status": "runs.status",
+    "merge_checkpoint": "runs.merge",
+    "table_of_runs": "runs.table",
     "RagfitError": "errors",
 }
-_MODULES = {
-    "answers", "cache", "checkpoints", "collator", "config", "data", "demo", "errors", "evaluation", "findings", "hub", "keys", "masking", "merge", "metrics", "models", "overrides", "parameters",
-    "preparation", "prepared", "printable", "prompts", "resources", "runs", "status", "tokenizers", "tracking", "trainer", "training", "trial", "views",
+_ROOMS = {
+    "collator", "config", "data", "demo", "draw", "errors", "evaluation", "files",
+    "hub", "merge", "models", "runs", "secrets", "status", "training", "views",
 }
 
 __all__ = sorted(_HOME)
@@ -39,10 +39,10 @@ __all__ = sorted(_HOME)
 def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(f"ragfit.{_HOME[name]}"), name)
-    if name in _MODULES:
+    if name in _ROOMS:
         return importlib.import_module(f"ragfit.{name}")
     raise AttributeError(f"module 'ragfit' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *_HOME, *_MODULES})
+    return sorted({*globals(), *_HOME, *_ROOMS})

@@ -1,7 +1,7 @@
 """The batch the model gets: prepared rows plus padding, nothing else."""
 
+from ragfit.data.mask import IGNORE_INDEX, Encoder
 from ragfit.errors import PromptError
-from ragfit.masking import IGNORE_INDEX, Encoder
 
 
 class DataCollatorForCompletionOnlyLM:
@@ -117,7 +117,7 @@ class _Labeller:
     """Finds the first token with loss in ids alone."""
 
     def __init__(self, tokenizer, marker):
-        from ragfit.prompts import Renderer
+        from ragfit.data.prompt import Renderer
 
         self.tokenizer, self.marker, self.tail = tokenizer, marker, ""
         self.encoder = Encoder(tokenizer)

@@ -1,12 +1,9 @@
 """The kit's errors: one sentence of what is wrong and where, one of what to do."""
 
-import contextlib
-import errno
 import os
-import re
 import traceback
 
-from ragfit.printable import in_one_line, plain
+from ragfit.draw.text import in_one_line, plain
 from ragfit.secrets import mask
 
 TRACEBACK = "RAGFIT_TRACEBACK"
@@ -74,60 +71,3 @@ def _frames(error):
         return []
     return [mask(plain(line)) for part in traceback.format_exception(error) for line in part.splitlines()]
 
-
-# What the libraries say when something gives out that is no single key's fault, and what helps.
-MEMORY = (
-    "Lower train.per_device_train_batch_size (train.gradient_accumulation_steps makes up for it) or model.max_sequence_len, "
-    "set train.gradient_checkpointing=true, or load the model in 4 bits (model.load_in_4bit=true)"
-)
-CAUSES = (
-    ("out of memory|can't allocate memory|cannot allocate memory|bad_alloc|^MemoryError", MEMORY),
-    ("no space left|disk quota|file too large", "Make room there, or set train.output_dir to another disk"),
-    ("device-side assert|index out of range|out of bounds", "Check that the tokenizer belongs to model.model_name_or_path, and lower model.max_sequence_len"),
-    ("size mismatch|loading state_dict|parameter group", "Check that resume_checkpoint, model.trained_adapter and model.model_name_or_path belong together"),
-    ("dataloader worker", "Set train.dataloader_num_workers=0"),
-    ("bitsandbytes", "Set model.load_in_8bit=false and model.load_in_4bit=false, or another train.optim"),
-    ("flash.?attention|flash_attn", "Set model.attn_implementation=sdpa"),
-    ("trust_remote_code|custom code", "Set model.trust_remote_code=true if you trust the code that comes with the model"),
-    ("nccl|gloo|timed out after|rendezvous", "Check that all processes run and reach each other"),
-    ("max retries|connection|offline|couldn't reach|name resolution", "Check the network, or set model.model_name_or_path and data_file to local files"),
-)  # fmt: skip
-
-
-@contextlib.contextmanager
-def explained(doing):
-    """The one place where what a library raises becomes a sentence of this kit's.
-
-    For the public functions, as a decorator or around a block. The kit's own errors, a user's interrupt and the end of
-    the process pass as they are.
-
-    Args:
-        doing: what fails then, as the subject of a sentence, such as "Training".
-
-    Raises:
-        RagfitError: from the library's error, with the key that is most likely meant and the library's own words.
-    """
-    try:
-        yield
-    except RagfitError:
-        raise
-    except Exception as error:  # of any library, or of this kit's own code
-        advice = _advice(error)
-        raise RagfitError(f"{doing} failed: {whole_text(error)}. {advice}. {TRACEBACK}=1 shows where it happened.") from error
-
-
-def _advice(error):
-    """What to do about another library's error, half a sentence."""
-    if isinstance(error, OSError) and error.filename is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"Check that {plain(error.filename)!r} exists and that you may read and write it"
-    said = whole_text(error)
-    for pattern, advice in CAUSES:
-        if re.search(pattern, said, re.IGNORECASE):
-            return advice
-    from ragfit.keys import known_keys
-
-    # Libraries write the names of arguments as they are; only those of several words are no words of a sentence.
-    words = set(re.findall(r"\w+_\w+", said))
-    if named := [key for key in known_keys() if key.rpartition(".")[2] in words]:
-        return f"Change or remove {' or '.join(named[:3])}"
-    return "If its text names a key of yours, change that one; otherwise it may be a fault of this kit or of that library"

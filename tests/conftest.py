@@ -357,7 +357,7 @@ def real_tokenizers(request):
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}")
     if request.param not in _loaded:
-        from ragfit.tokenizers import load_tokenizer
+        from ragfit.models.tokenizer import load_tokenizer
 
         _loaded[request.param] = load_tokenizer(str(folder))
         _loaded[request.param].kit_name = request.param

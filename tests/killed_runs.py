@@ -16,7 +16,7 @@ VARYING = ("runtime", "per_second", "total_flos")  # of a log entry: what the cl
 def process(target, *args):
     """A started process that runs `target(*args)`; it takes a moment, not the ten seconds of the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ragfit.training", "ragfit.trainer", "ragfit.models.hf", "peft", "killed_runs"])
+    context.set_forkserver_preload(["ragfit.training", "ragfit.training.trainer", "ragfit.models.hf", "peft", "killed_runs"])
     started = context.Process(target=target, args=args, daemon=True)  # not left behind by a test that fails
     started.start()
     return started

@@ -22,7 +22,7 @@ import pytest
 from tiny_runs import question_rows
 
 import ragfit
-from ragfit.config import PROJECT_ROOT
+from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import RagfitError
 
 CONFIG = """\
@@ -74,7 +74,7 @@ def place(tmp_path, tiny_llama, monkeypatch):
 
 def refusal(overrides, config="own.yaml"):
     """What the run says in the end."""
-    from ragfit.training import run
+    from ragfit.training.run import run
 
     with pytest.raises(RagfitError) as caught:
         run(ragfit.load_config(config, overrides))

@@ -15,7 +15,7 @@ import pytest
 from conftest import CHAT_TEMPLATES, make_config, make_tokenizer
 
 import ragfit
-from ragfit import cache
+from ragfit.data import cache
 from ragfit.errors import ConfigError, DataError
 from ragfit.views import LengthsView, PromptView, ReportView, TokenView
 
@@ -229,11 +229,11 @@ def test_other_code_or_another_version_is_prepared_anew(data, monkeypatch, name)
 
 
 def test_the_code_that_decides_is_in_the_key():
-    """Every module of the kit that preparing imports is hashed, but for those that only find files or load."""
-    code = "import ragfit.preparation, sys; print(*sorted(m.split('.')[1] for m in sys.modules if m.startswith('ragfit.')))"
+    """Every module of the room `data` is hashed, and preparing imports no other that decides rows."""
+    code = "import ragfit.data.prepare, sys; print(*sorted(m.split('.')[1] for m in sys.modules if m.startswith('ragfit.')))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    elsewhere = {"config", "errors", "keys", "overrides", "printable", "progress", "secrets"}
-    assert set(run.stdout.split()) - elsewhere == set(cache._MODULES)
+    assert set(run.stdout.split()) - {"config", "draw", "errors", "secrets"} == {"data"}
+    assert len(cache._SOURCES) == len(list(Path(cache.__file__).parent.glob("*.py"))) > 5
 
 
 def test_a_dated_template_is_prepared_anew_on_another_day(data, monkeypatch):
@@ -285,12 +285,12 @@ def test_other_sources_are_told_by_their_content(tmp_path, monkeypatch, kind):
 
     def open_named(path, name=None):
         folder, _, split = str(name).partition(":")
-        return ragfit.data.TableRows(datasets.load_dataset(folder, split=split), name)
+        return ragfit.data.rows.TableRows(datasets.load_dataset(folder, split=split), name)
 
     if kind == "hub":
-        monkeypatch.setattr("ragfit.preparation.find_existing", lambda name, key: None)
-        monkeypatch.setattr("ragfit.preparation._looks_like_a_file", lambda name: False)
-        monkeypatch.setattr("ragfit.preparation.open_rows", open_named)
+        monkeypatch.setattr("ragfit.data.prepare.find_existing", lambda name, key: None)
+        monkeypatch.setattr("ragfit.data.prepare._looks_like_a_file", lambda name: False)
+        monkeypatch.setattr("ragfit.data.prepare.open_rows", open_named)
     first = write(ROWS, "a")
     assert not prepare({"data_file": first}).report.cached
     again = prepare({"data_file": first})
@@ -362,7 +362,7 @@ def test_what_a_killed_process_leaves_is_never_read(folder, write_rows):
     code = """
 import os, signal, sys; sys.path.insert(0, sys.argv[1])
 from conftest import make_config, make_tokenizer
-import ragfit.preparation as preparation
+import ragfit.data.prepare as preparation
 os.environ.pop("RAGFIT_CACHE_GB")
 to_arrow, batches = preparation.to_arrow, []
 def killed(rows):
@@ -390,7 +390,7 @@ def test_an_error_leaves_nothing(data, folder):
 
 
 def test_rows_of_a_file_that_is_written_to_meanwhile_are_not_kept(data, folder, monkeypatch, caplog):
-    from ragfit.preparation import Preparer
+    from ragfit.data.prepare import Preparer
 
     run = Preparer.run
 
@@ -492,7 +492,7 @@ import sys, os, json, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from conftest import make_config, make_tokenizer
-import ragfit, ragfit.preparation, datasets, logging
+import ragfit, ragfit.data.prepare, datasets, logging
 os.environ.pop("RAGFIT_CACHE_GB")
 logging.basicConfig(level=logging.INFO)
 folder, options = Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -9,9 +9,9 @@ from markdown_it import MarkdownIt
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
-from ragfit import card
-from ragfit.overrides import override
-from ragfit.training import save_checkpoint
+from ragfit.config.overrides import override
+from ragfit.runs import card
+from ragfit.training.run import save_checkpoint
 
 FAST = ("train.max_steps=2", "train.save_strategy=no")
 TAGS = {"h1", "h2", "p", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "strong", "em", "ul", "li"}

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragfit.collator import DataCollatorForCompletionOnlyLM
+from ragfit.data.mask import Encoder
+from ragfit.data.prompt import Renderer
 from ragfit.errors import PromptError
-from ragfit.masking import Encoder
-from ragfit.prompts import Renderer
 
 torch = pytest.importorskip("torch")
 

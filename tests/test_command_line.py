@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tiny_runs import question_rows
 
-from ragfit.config import PROJECT_ROOT, load_config
-from ragfit.training import main
+from ragfit.config.load import load_config
+from ragfit.config.paths import PROJECT_ROOT
+from ragfit.training.__main__ import main
 
 # A template whose marker can be typed in a shell, with a system role.
 TEMPLATE = (

@@ -15,24 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ragfit import keys
-from ragfit.config import (
-    PROJECT_ROOT,
-    differences,
-    find_existing,
-    find_file,
-    find_model,
-    find_path,
-    finish,
-    load_config,
-    read_config,
-    save_config,
-    to_yaml,
-    user_path,
-)
+from ragfit.config import schema as keys
+from ragfit.config.load import differences, finish, load_config, read_config
+from ragfit.config.overrides import normalize_overrides, override
+from ragfit.config.paths import PROJECT_ROOT, find_existing, find_file, find_model, find_path, user_path
+from ragfit.config.save import save_config, to_yaml
+from ragfit.config.schema import kinds, nearest
 from ragfit.errors import ConfigError
-from ragfit.keys import kinds, nearest
-from ragfit.overrides import normalize_overrides, override
 
 CONFIGS = PROJECT_ROOT / "configs"
 SHIPPED = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
@@ -134,7 +123,7 @@ def test_fields_read_off_the_sources_are_the_classes_fields():
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, ragfit.config as c, ragfit.parameters; c.load_config('demo');"
+        "import sys, ragfit.config.load as c, ragfit.config.notebook; c.load_config('demo');"
         "print([m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_ROOT)
@@ -500,8 +489,8 @@ def test_a_wheel_holds_all_that_the_source_tree_does(wheel):
 def test_configurations_of_a_wheel_and_what_they_name(wheel, name, tmp_path):
     """In an empty folder: the same configuration, its instruction, and the demo's rows."""
     code = (
-        "import sys, ragfit.config as c; from ragfit.data import open_rows; cfg = c.load_config(sys.argv[1]);"
-        "print(c.find_file(cfg.instruction, 'instruction'), *[len(open_rows(c.find_file(cfg[k], k))) for k in ('data_file', 'dev_split') if 'demo' in str(cfg[k])])"
+        "import sys, ragfit; from ragfit.config.paths import find_file; from ragfit.data.rows import open_rows; cfg = ragfit.load_config(sys.argv[1]);"
+        "print(find_file(cfg.instruction, 'instruction'), *[len(open_rows(find_file(cfg[k], k))) for k in ('data_file', 'dev_split') if 'demo' in str(cfg[k])])"
     )
     env = {**os.environ, "PYTHONPATH": str(wheel)}
     result = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, cwd=tmp_path, env=env)
@@ -776,7 +765,7 @@ def test_inside_hydra_main_and_multirun(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import hydra\nfrom hydra.core.hydra_config import HydraConfig\n"
-        "from ragfit.config import finish, load_config\n"
+        "from ragfit.config.load import finish, load_config\n"
         "@hydra.main(version_base=None, config_path=None)\n"
         "def main(cfg):\n"
         "    cfg = finish(cfg)\n"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ragfit
-from ragfit.data import choose, open_rows, read_text, split, text_of
+from ragfit.data.rows import choose, open_rows, read_text, split, text_of
 from ragfit.errors import DataError
 
 ROWS = [{"prompt": "a", "answers": ["x"]}, {"prompt": "b é 東 👩‍👩‍👧\u2028\x85", "answers": []}]
@@ -210,7 +210,7 @@ def test_a_data_file_that_grew_is_a_finding(write_rows, monkeypatch):
             file.write(LINES[0] + b"\n")
         return rows
 
-    monkeypatch.setattr("ragfit.preparation.open_rows", open_and_append)
+    monkeypatch.setattr("ragfit.data.prepare.open_rows", open_and_append)
     report = ragfit.prepare(make_config(path, custom="{query}: {output}"), make_tokenizer()).report
     assert len(report.train.kept) == 2
     assert str(report.findings[0]) == (

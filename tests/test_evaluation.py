@@ -10,11 +10,12 @@ from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ragfit
-from ragfit.answers import generate, longest_answer
+from ragfit.config.overrides import override
 from ragfit.errors import ConfigError, RagfitError
-from ragfit.evaluation import load_checkpoint, main, save_evaluation, summarize
-from ragfit.metrics import Gold, citations, gold_of, normalize, scores
-from ragfit.overrides import override
+from ragfit.evaluation.generate import generate, longest_answer
+from ragfit.evaluation.metrics import Gold, citations, gold_of, normalize, scores
+from ragfit.evaluation.results import save_evaluation, summarize
+from ragfit.training.reload import load_checkpoint, main
 from ragfit.views import EvaluationView
 
 # --- Metrics ---------------------------------------------------------------------------------------------------------

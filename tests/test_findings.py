@@ -4,7 +4,7 @@ import pytest
 from conftest import CHAT_TEMPLATES, KINDS_OF_TOKENIZER, NO_SYSTEM, make_config, make_tokenizer, real_rows
 
 import ragfit
-from ragfit.findings import KINDS, Collected, Finding
+from ragfit.data.findings import KINDS, Collected, Finding
 
 CLEAN = [{"prompt": f"Document 1: Rome {i}. Where?", "answers": [f"7{i} BC"]} for i in range(4)]
 CLEAN_DEV = [{"prompt": f"Document 2: Oslo {i}. Where?", "answers": [f"8{i} BC"]} for i in range(2)]

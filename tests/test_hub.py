@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from tiny_runs import question_rows, tiny_config, tiny_trainer
 
 import ragfit
-from ragfit import status
-from ragfit.config import PROJECT_ROOT
+from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError
-from ragfit.hub import check_tag
+from ragfit.runs import status
+from ragfit.runs.hub import check_tag
 
 CONTENT = {"adapter_model.safetensors": b"\x00weights" * 100, "ragfit.yaml": b"model: {}\n", "instruction.txt": "東京".encode()}
 
@@ -102,7 +102,7 @@ def test_a_failed_push_says_how_to_push_later(folder, settings, environment, rea
 
 
 def test_a_hub_that_never_answers(folder):
-    code = "import sys, ragfit.hub; ragfit.hub.SILENCE = 0.5; ragfit.hub.main(sys.argv[1:])"
+    code = "import sys, ragfit.hub; ragfit.runs.hub.SILENCE = 0.5; ragfit.runs.hub.main(sys.argv[1:])"
     with hub("silence", failing="/repos/create") as there:
         result = python(there.environment(), "-c", code, folder, "org/my-adapter")
     assert result.returncode == 1 and "timed out" in result.stderr and "push it later with" in result.stderr

@@ -12,14 +12,14 @@ from conftest import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragfit.config import load_config
-from ragfit.overrides import override
-from ragfit.parameters import from_parameters
-from ragfit.preparation import prepare
+from ragfit.config.load import load_config
+from ragfit.config.notebook import from_parameters
+from ragfit.config.overrides import override
+from ragfit.data.prepare import prepare
 from ragfit.views import RagView, RowView, explore, rows_with_findings
-from ragfit.views.interactive import spell, typed
-from ragfit.views.rag import answers_of, documents_of, words_of
-from ragfit.views.rows import Settings
+from ragfit.views.documents import answers_of, documents_of, words_of
+from ragfit.views.explorer import spell, typed
+from ragfit.views.row import Settings
 
 ROWS = [
     {"prompt": "Question: what is the capital of France?\n\nDocuments:\n[1] Paris is the capital.", "answers": ["Paris [1]"]},
@@ -298,7 +298,7 @@ def test_without_a_front_end_there_is_a_note_and_no_widget(setup):
 
 def test_with_a_front_end_it_is_the_widget(setup, monkeypatch):
     _, prepared, _ = setup()
-    monkeypatch.setattr("ragfit.views.interactive.live", lambda: True)
+    monkeypatch.setattr("ragfit.views.explorer.live", lambda: True)
     bundle = explore(prepared)._repr_mimebundle_()
     assert bundle.keys() == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import transformers
+from tiny_runs import adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
 
 from ragfit.errors import ConfigError
-from ragfit.labelled import check_head, keep_attention, project_labelled_only, right_padded
-from tiny_runs import adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from ragfit.training.cpu import check_head, keep_attention, project_labelled_only, right_padded
 
 VOCABULARY = 199
 SHAPE = {
@@ -179,7 +179,7 @@ def test_a_head_that_does_something_else_is_refused():
 @pytest.mark.parametrize("shape", ["train.per_device_train_batch_size=1", "train.per_device_train_batch_size=3"])
 def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, keys, shape):
     """Two accumulated batches a step, three steps: the same logged figures and the same adapter."""
-    import ragfit.trainer
+    import ragfit.training.trainer
 
     data = write_rows(question_rows(18))
 
@@ -191,7 +191,7 @@ def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, k
         return [[entry[f] for f in figures] for entry in trainer.state.log_history if "loss" in entry], adapter_weights(trainer.model)
 
     ours, our_weights = run("ours")
-    monkeypatch.setattr(ragfit.trainer, "project_labelled_only", lambda model: None)
+    monkeypatch.setattr(ragfit.training.trainer, "project_labelled_only", lambda model: None)
     theirs, their_weights = run("theirs")
     assert len(ours) == 3
     for own, other in zip(ours, theirs, strict=True):

@@ -18,9 +18,9 @@ from conftest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ragfit.data.mask import IGNORE_INDEX, Encoder, Masked, exact_backend, to_arrow
+from ragfit.data.prompt import Renderer
 from ragfit.errors import PromptError
-from ragfit.masking import IGNORE_INDEX, Encoder, Masked, exact_backend, to_arrow
-from ragfit.prompts import Renderer
 
 # --- The oracle -------------------------------------------------------------------------------------------------------
 

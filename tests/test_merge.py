@@ -15,11 +15,11 @@ from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # no
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import ragfit
-from ragfit.config import PROJECT_ROOT
+from ragfit.config.overrides import override
+from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError
-from ragfit.merge import merge_checkpoint
 from ragfit.models.hf import HFTrain
-from ragfit.overrides import override
+from ragfit.runs.merge import merge_checkpoint
 from ragfit.views import SavedView
 
 FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=4", "train.lr_scheduler_type=constant"]
@@ -283,7 +283,7 @@ def test_a_killed_merge_leaves_nothing_for_long(run, tmp_path):
     """Killed while it writes; the next merge removes what is left, and asks for the disk's space only then."""
     checkpoint = run()
     waits = "import signal, time\nfrom transformers import LlamaForCausalLM as model\nmodel.save_pretrained = lambda self, part: ((part / 'half').touch(), print('writing', flush=True), time.sleep(60))\n"
-    code = f"{waits}from ragfit.merge import main\nmain([{str(checkpoint)!r}, 'merged'])"
+    code = f"{waits}from ragfit.runs.merge import main\nmain([{str(checkpoint)!r}, 'merged'])"
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
     for signal_name, left in (("SIGKILL", 2), ("SIGTERM", 0)):
         process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)

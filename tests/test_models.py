@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from tiny_runs import MARKER, adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
-from ragfit.config import load_config
+from ragfit.config.load import load_config
+from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
 from ragfit.models.hf import HFTrain, bf16_is_fast, choose_dtype, linear_layers, skeleton
-from ragfit.overrides import override
-from ragfit.training import load_model
+from ragfit.models.load import load_model
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj"], "task_type": "CAUSAL_LM"}
 

@@ -7,9 +7,10 @@ import nbformat
 import pytest
 from omegaconf import OmegaConf
 
-from ragfit.config import PROJECT_ROOT, to_yaml
+from ragfit.config.notebook import _keep_records, from_parameters, overrides_for, split_overrides
+from ragfit.config.paths import PROJECT_ROOT
+from ragfit.config.save import to_yaml
 from ragfit.errors import ConfigError
-from ragfit.parameters import _keep_records, from_parameters, overrides_for, split_overrides
 
 
 @pytest.fixture(autouse=True)
@@ -243,12 +244,12 @@ def notebook(tmp_path):
     """A notebook with our parameters cell; it writes the chosen configuration to `out.yaml`."""
     book = nbformat.v4.new_notebook()
     names = "config = None\ndata_file = None\noutput_key = None\nlimit = None\nuse_wandb = None\noverrides = None"
-    setting = "from ragfit.parameters import from_parameters, overrides_for\n"
+    setting = "from ragfit.config.notebook import from_parameters, overrides_for\n"
     setting += f'{names}\nmodel = overrides_for("model")\ntrain = overrides_for("train")'
     book.cells = [
         nbformat.v4.new_code_cell(setting, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "from ragfit.config import save_config\n"
+            "from ragfit.config.save import save_config\n"
             "chosen = from_parameters(globals())\n"
             f"save_config(chosen.cfg, {str(tmp_path / 'out.yaml')!r})\nprint(chosen.config, chosen.demo)"
         ),

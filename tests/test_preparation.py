@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 
 import ragfit
 from ragfit.collator import DataCollatorForCompletionOnlyLM
-from ragfit.data import choose, split
+from ragfit.data.fit import fit
+from ragfit.data.mask import Encoder
+from ragfit.data.prompt import Renderer
+from ragfit.data.rows import choose, split
 from ragfit.errors import ConfigError, DataError, PromptError
-from ragfit.masking import Encoder
-from ragfit.preparation import fit
-from ragfit.prompts import Renderer
 
 ROWS = [{"prompt": f"Document {i}. Where?", "answers": [f"7{i} BC"]} for i in range(10)]
 
@@ -483,7 +483,7 @@ def test_a_folder_without_a_tokenizer(tmp_path, write_rows):
 def test_a_real_tokenizer_is_loaded_as_auto_tokenizer_would(name):
     from transformers import AutoTokenizer
 
-    from ragfit.tokenizers import load_tokenizer
+    from ragfit.models.tokenizer import load_tokenizer
 
     folder = str(real_folder() / name)
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
@@ -501,8 +501,8 @@ def test_batches_in_flight_are_what_each_row_is_alone(prepare, monkeypatch, kind
     """Rows are rendered, tokenized and cut in several threads; none of it may depend on the rows around."""
     from transformers import ByT5Tokenizer
 
-    import ragfit.preparation as preparation
-    from ragfit.preparation import Part, Preparer
+    import ragfit.data.prepare as preparation
+    from ragfit.data.prepare import Part, Preparer
 
     rows = [{"prompt": f"Document {i}. " + "word é " * (i * 7 % 90), "answers": f"{i} BC" * (i % 3)} for i in range(300)]
     monkeypatch.setattr(preparation, "_BATCH_ROWS", 7)

@@ -9,9 +9,9 @@ import types
 import pytest
 from transformers.utils import logging
 
-from ragfit.checkpoints import set_aside
-from ragfit.progress import progress_bar, weights_bar
-from ragfit.stopping import StopSignals
+from ragfit.draw.progress import progress_bar, weights_bar
+from ragfit.training.checkpoints import set_aside
+from ragfit.training.stop import StopSignals
 
 
 @pytest.fixture(params=[False, True], ids=["elsewhere", "notebook"])

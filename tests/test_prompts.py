@@ -3,8 +3,8 @@
 import pytest
 from conftest import BOS, CHAT_TEMPLATES, MARKERS, NO_SYSTEM, make_tokenizer
 
+from ragfit.data.prompt import PlaceUnknown, Renderer
 from ragfit.errors import PromptError
-from ragfit.prompts import PlaceUnknown, Renderer
 
 
 def renderer(template="chatml", instruction="", custom=None, kind="trimming", tokenizer=None, **kwargs):
@@ -422,7 +422,7 @@ def test_a_row_without_the_marker_in_a_template_of_ones_own():
     ],
 )
 def test_bos_is_put_before_a_template_of_ones_own_once(kind, custom, count):
-    from ragfit.masking import Encoder
+    from ragfit.data.mask import Encoder
 
     given = renderer(kind=kind, custom=custom)
     tokenizer = given.tokenizer

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from tiny_runs import question_rows, tiny_config, tiny_trainer
 
 import ragfit
-from ragfit.config import PROJECT_ROOT, save_config
+from ragfit.config.overrides import override
+from ragfit.config.paths import PROJECT_ROOT
+from ragfit.config.save import save_config
 from ragfit.errors import ConfigError
-from ragfit.overrides import override
 
 SERVICES = ("tensorboard", "mlflow", "trackio")
 INSTALLED = [name for name in SERVICES if importlib.util.find_spec(name)]
@@ -154,7 +155,7 @@ def test_the_user_s_own_places_win(tiny_phi3, write_rows, tmp_path):
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_package_that_is_missing_is_told_before_the_model_is_loaded(tiny_phi3, write_rows, tmp_path, monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package, find=importlib.util.find_spec: None if package.startswith(name) else find(package))
-    monkeypatch.setattr("ragfit.training.load_model", lambda cfg: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("ragfit.training.run.load_model", lambda cfg: pytest.fail("the model was loaded"))
     cfg = tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", f"train.report_to={name}")
     with pytest.raises(ConfigError, match=rf"train.report_to={name} needs the package {name}, .* pip install 'ragfit\[{name}\]'"):
         tiny_trainer(cfg)

@@ -8,7 +8,8 @@ from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # no
 
 import ragfit
 from ragfit.models.hf import bf16_is_fast
-from ragfit.resources import memory_estimate, padded_share
+from ragfit.training.memory import memory_estimate
+from ragfit.training.preflight import padded_share
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ PRECISIONS = [
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(("keys", "asked"), PRECISIONS, ids=[keys[0] for keys, _ in PRECISIONS])
 def test_precision_is_said_and_done(config, monkeypatch, keys, asked, fast):
-    for module in ("ragfit.models.hf", "ragfit.trainer"):
+    for module in ("ragfit.models.hf", "ragfit.training.arguments"):
         monkeypatch.setattr(f"{module}.bf16_is_fast", lambda: fast)
     trainer = tiny_trainer(config(*keys, "train.max_steps=1"))
     compute, note = facts(trainer)["precision"]

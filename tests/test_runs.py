@@ -11,10 +11,10 @@ from test_views import HOSTILE, assert_harmless
 from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
-from ragfit.config import PROJECT_ROOT
+from ragfit.config.overrides import override
+from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError
-from ragfit.overrides import override
-from ragfit.runs import find_runs, main
+from ragfit.runs.table import find_runs, main
 from ragfit.views import RunsView
 
 

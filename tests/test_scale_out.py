@@ -9,7 +9,6 @@ import time
 
 import psutil
 import pytest
-
 from tiny_runs import MARKER, question_rows
 
 LAUNCHERS = {
@@ -92,7 +91,7 @@ def test_what_is_said_is_said_once(runs, launcher):
 @pytest.mark.parametrize("to", ["the launcher", "0", "1"])
 def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
     """As SLURM sends it: torchrun passes it on. Or one process alone gets it: both stop after the same step, and say why."""
-    from ragfit.checkpoints import problem
+    from ragfit.training.checkpoints import problem
 
     output = tmp_path / "out"
     command = command_line(

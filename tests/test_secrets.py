@@ -5,10 +5,11 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from ragfit.config import differences, load_config, save_config, to_yaml, without_secrets
+from ragfit.config.load import differences, load_config
+from ragfit.config.save import save_config, to_yaml, without_secrets
+from ragfit.config.trust import believed
 from ragfit.errors import ConfigError
 from ragfit.secrets import MASK, is_secret_name, mask, masked
-from ragfit.trust import believed
 from ragfit.views import DifferencesView
 
 SMALL = "model: {model_name_or_path: m}\ntrain: {output_dir: out}\n"
@@ -218,7 +219,7 @@ def test_without_the_environment_nothing_changes(load):
 
 
 def test_an_evaluation_takes_no_secret():
-    from ragfit.evaluation import main
+    from ragfit.training.reload import main
 
     with pytest.raises(SystemExit, match="^error: train.hub_token: a command line is kept by shells, and this is a secret"):
         main(["checkpoint", "train.hub_token=mine"])

@@ -22,10 +22,10 @@ from tiny_runs import MARKER, notebook_parameters, one_thread, question_rows, ti
 from transformers import TrainerCallback
 
 import ragfit
-from ragfit.checkpoints import RECORD, newest, problem
+from ragfit.config.overrides import override
 from ragfit.errors import ConfigError, RagfitError
-from ragfit.overrides import override
-from ragfit.status import read, verdict
+from ragfit.runs.status import read, verdict
+from ragfit.training.checkpoints import RECORD, newest, problem
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,7 +193,7 @@ def test_the_handlers_are_put_back(overrides, out):
 
 
 def test_handlers_of_stop_signals():
-    from ragfit.stopping import StopSignals
+    from ragfit.training.stop import StopSignals
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with StopSignals() as stop:
@@ -337,13 +337,13 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_and_refused(overrides, two_ch
             (out / "checkpoint-6" / RECORD).unlink()
         cfg = ragfit.load_config("training", overrides(out, "resume_checkpoint=true"))
         caplog.clear()
-        assert ragfit.training.resume_path(cfg) == str(out / "checkpoint-3")
+        assert ragfit.training.checkpoints.resume_path(cfg) == str(out / "checkpoint-3")
         with pytest.raises(ConfigError, match=f"a run cannot go on from {out}/checkpoint-6: .*{reason}"):
-            ragfit.training.resume_path(ragfit.load_config("training", overrides(out, override("resume_checkpoint", str(out / "checkpoint-6")))))
+            ragfit.training.checkpoints.resume_path(ragfit.load_config("training", overrides(out, override("resume_checkpoint", str(out / "checkpoint-6")))))
         assert re.search(f"{out}/checkpoint-6 is skipped: .*{reason}", caplog.text)
     shutil.rmtree(out / "checkpoint-3")
     with pytest.raises(ConfigError, match="holds no checkpoint that is whole .*checkpoint-6 is skipped"):
-        ragfit.training.resume_path(cfg)
+        ragfit.training.checkpoints.resume_path(cfg)
     assert not evil.exists()
 
 
@@ -547,7 +547,7 @@ def test_a_trainer_that_waited_while_another_run_took_its_folder(overrides, out)
 
 
 def hold(out):
-    from ragfit.status import RunStatus
+    from ragfit.runs.status import RunStatus
 
     with RunStatus(out).loading():
         time.sleep(300)
@@ -601,7 +601,7 @@ def test_home_in_output_dir_is_one_place_throughout(overrides, tmp_path, monkeyp
     assert cfg.train.output_dir == str(tmp_path / "out")
     assert ragfit.train(tiny_trainer(cfg)) == tmp_path / "out" / "checkpoint"
     again = ragfit.load_config("training", overrides("~/out", "train.max_steps=4", "resume_checkpoint=true"))
-    assert ragfit.training.resume_path(again) == str(tmp_path / "out" / "checkpoint-3")
+    assert ragfit.training.checkpoints.resume_path(again) == str(tmp_path / "out" / "checkpoint-3")
     assert ragfit.run_status("~/out").state == "finished" and ragfit.table_of_runs("~/out").index.tolist() == ["out"]
     assert not (tmp_path / "~").exists()
     assert ragfit.load_config("training", ["data_file=x", "train.output_dir=null"]).train.output_dir == "./trained_models"
@@ -639,7 +639,7 @@ def test_ctrl_c_where_no_checkpoint_is_wanted(overrides, out, moment, monkeypatc
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*(("ragfit.training._keep_config", interrupted) if moment == "before" else ("ragfit.hub.push", interrupted)))
+    monkeypatch.setattr(*(("ragfit.training.run._keep_config", interrupted) if moment == "before" else ("ragfit.runs.hub.push", interrupted)))
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1", "hfhub_tag=org/name")))
     with pytest.raises(KeyboardInterrupt):
         ragfit.train(trainer)

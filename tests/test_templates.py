@@ -13,8 +13,8 @@ import pytest
 from conftest import make_config, make_tokenizer
 
 import ragfit
+from ragfit.data.prompt import Renderer, RowRefused
 from ragfit.errors import DataError, PromptError
-from ragfit.prompts import Renderer, RowRefused
 
 FOR_EACH = "{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|' + m.role + '|>' + m.content }}{% else %}"
 DROPS_REASONING = "{% set c = m.content %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REAL_TOKENIZERS, make_tokenizer, real_folder
 
-from ragfit.tokenizers import _certain_class, load_tokenizer
+from ragfit.models.tokenizer import _certain_class, load_tokenizer
 
 TEXT = "<s>[INST] Where  is\n\n東京 é 12? [/INST]<|im_start|>x<|end|> \n</s> 👩‍👩‍👧\u0301"
 MODEL_TYPES = {
@@ -84,7 +84,7 @@ def test_what_is_not_certain_is_left_to_auto_tokenizer(folder, tmp_path, monkeyp
 def loaded_elsewhere(name, **env):
     """(class, ids, whether torch was imported) of a tokenizer loaded in a process of its own."""
     code = (
-        "import sys\nfrom ragfit.tokenizers import load_tokenizer\ntokenizer = load_tokenizer(sys.argv[1])\n"
+        "import sys\nfrom ragfit.models.tokenizer import load_tokenizer\ntokenizer = load_tokenizer(sys.argv[1])\n"
         "print(type(tokenizer).__name__, tokenizer(sys.argv[2])['input_ids'], 'torch' in sys.modules, sep='|')"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1", **env}
@@ -106,14 +106,14 @@ def test_a_models_folder_and_a_name_in_the_hubs_cache_need_no_torch(model_type, 
 
 
 def test_a_release_whose_tables_look_different_leaves_it_to_auto_tokenizer(tmp_path, monkeypatch):
-    import ragfit.tokenizers
+    import ragfit.models.tokenizer
 
     folder = named(tmp_path / "model", "PreTrainedTokenizerFast", model_type="phi3")
     assert _certain_class(folder) is not None
-    ragfit.tokenizers._tables.cache_clear()
-    monkeypatch.setattr(ragfit.tokenizers.ast, "parse", lambda text: type("Module", (), {"body": []}))
+    ragfit.models.tokenizer._tables.cache_clear()
+    monkeypatch.setattr(ragfit.models.tokenizer.ast, "parse", lambda text: type("Module", (), {"body": []}))
     try:
         assert _certain_class(folder) is None
         same(folder)
     finally:
-        ragfit.tokenizers._tables.cache_clear()
+        ragfit.models.tokenizer._tables.cache_clear()

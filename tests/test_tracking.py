@@ -9,12 +9,11 @@ import sys
 from shutil import copytree
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 from tiny_runs import losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
-from ragfit.config import PROJECT_ROOT
+from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import Interrupted, RagfitError
 
 wandb = pytest.importorskip("wandb")

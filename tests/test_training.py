@@ -11,14 +11,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import ragfit
-import ragfit.trainer
-from ragfit.config import load_config
+import ragfit.training.trainer
+from ragfit.config.load import load_config
+from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
-from ragfit.overrides import override
-from ragfit.resources import memory_estimate, parameters, total_steps
-from ragfit.trainer import RagfitTrainer, training_arguments
-from ragfit.training import check_writable, load_model, save_checkpoint
+from ragfit.models.load import load_model
+from ragfit.training.arguments import check_writable, training_arguments
+from ragfit.training.memory import memory_estimate, parameters
+from ragfit.training.preflight import total_steps
+from ragfit.training.run import save_checkpoint
+from ragfit.training.trainer import RagfitTrainer
 
 # The random LM head of a tiny model says next to nothing whatever comes before it, so it is trained too.
 HEAD = ["model.lora.modules_to_save=[lm_head]"]
@@ -138,12 +141,12 @@ def test_runs_that_are_refused(config, overrides, message):
 def test_several_gpus_and_no_launcher(config, monkeypatch):
     """Two GPUs seen by one process, which no machine here has: the arguments say so, as transformers would set them."""
 
-    class TwoGpus(ragfit.trainer.Arguments):
+    class TwoGpus(ragfit.training.arguments.Arguments):
         def __post_init__(self):
             super().__post_init__()
             self._n_gpu = 2
 
-    monkeypatch.setattr(ragfit.trainer, "Arguments", TwoGpus)
+    monkeypatch.setattr(ragfit.training.arguments, "Arguments", TwoGpus)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     cfg = config("train.max_steps=1", "train.save_strategy=no")
     trainer = tiny_trainer(cfg)

@@ -12,9 +12,10 @@ from conftest import make_tokenizer
 from tiny_runs import adapter_weights, losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
-import ragfit.trial
-from ragfit.errors import ConfigError, RagfitError, explained, for_terminal
-from ragfit.trial import narrowed, small_copy, try_run
+import ragfit.training.trial
+from ragfit.config.explain import explained
+from ragfit.errors import ConfigError, RagfitError, for_terminal
+from ragfit.training.trial import narrowed, small_copy, try_run
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ TAKEN = [
 @pytest.mark.parametrize("words", TAKEN)
 def test_a_run_that_is_tried_and_taken(words, config, monkeypatch):
     failures = []
-    monkeypatch.setattr(ragfit.trial.logger, "debug", lambda *said: failures.append(said))
+    monkeypatch.setattr(ragfit.training.trial.logger, "debug", lambda *said: failures.append(said))
     assert "no file named model.safetensors" in refusal(config(*words.split()))
     assert failures == []  # it was tried, and not given up
 
@@ -166,13 +167,13 @@ def test_a_trial_changes_nothing_of_what_is_trained(tiny_llama, write_rows, tmp_
         return start, losses(trainer)
 
     tried = run()
-    monkeypatch.setattr(ragfit.trial, "try_run", lambda *run: None)
+    monkeypatch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
     start, untried = run()
     assert untried == tried[1] and all(torch.equal(start[name], tried[0][name]) for name in start)
 
 
 def test_a_trial_leaves_nothing_behind_and_takes_no_time(config, tmp_path, caplog, capfd):
-    from ragfit.trainer import training_arguments
+    from ragfit.training.arguments import training_arguments
 
     cfg = config(*EVALUATED.split())
     prepared = ragfit.prepare(cfg)
@@ -297,19 +298,19 @@ def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, mon
     prepared = ragfit.prepare(cfg)
     trainer = ragfit.build_trainer(cfg, prepared)
     steps = {
-        "ragfit.preparation._choose_rows": lambda: ragfit.prepare(cfg),
-        "ragfit.training.load_model": lambda: ragfit.build_trainer(cfg, prepared),
-        "ragfit.training.resume_path": lambda: ragfit.build_trainer(cfg, prepared),
-        "ragfit.evaluation.generate": lambda: ragfit.evaluate(trainer, rows=1),
-        "ragfit.evaluation.load_believed": lambda: ragfit.load_checkpoint(tmp_path / "out" / "checkpoint"),
-        "ragfit.merge.believed": lambda: ragfit.merge_checkpoint(tmp_path / "out" / "checkpoint", tmp_path / "merged"),
-        "ragfit.resumable.RunCallback.on_step_end": lambda: ragfit.train(tiny_trainer(cfg)),
+        "ragfit.data.prepare._choose_rows": lambda: ragfit.prepare(cfg),
+        "ragfit.training.run.load_model": lambda: ragfit.build_trainer(cfg, prepared),
+        "ragfit.training.run.resume_path": lambda: ragfit.build_trainer(cfg, prepared),
+        "ragfit.evaluation.evaluate.generate": lambda: ragfit.evaluate(trainer, rows=1),
+        "ragfit.training.reload.load_believed": lambda: ragfit.load_checkpoint(tmp_path / "out" / "checkpoint"),
+        "ragfit.runs.merge.believed": lambda: ragfit.merge_checkpoint(tmp_path / "out" / "checkpoint", tmp_path / "merged"),
+        "ragfit.training.resume.RunCallback.on_step_end": lambda: ragfit.train(tiny_trainer(cfg)),
     }
     ragfit.train(trainer)
     for place, step in steps.items():
         with monkeypatch.context() as patch:
             # The trial takes a step of its own, which is not what is looked at here.
-            patch.setattr(ragfit.trial, "try_run", lambda *run: None)
+            patch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
             patch.setattr(place, fails)
             with pytest.raises(RagfitError, match="failed: KeyError: 'from a library'"):
                 step()

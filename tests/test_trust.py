@@ -9,13 +9,14 @@ import yaml
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
-from ragfit import evaluation, merge
-from ragfit.config import load_config
+from ragfit.config.load import load_config
+from ragfit.config.overrides import override
+from ragfit.config.trust import believed
 from ragfit.errors import ConfigError
-from ragfit.merge import merge_checkpoint
-from ragfit.overrides import override
-from ragfit.tokenizers import load_tokenizer
-from ragfit.trust import believed
+from ragfit.training import reload as evaluation
+from ragfit.models.tokenizer import load_tokenizer
+from ragfit.runs import merge
+from ragfit.runs.merge import merge_checkpoint
 from ragfit.views import SavedView
 
 FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=2", "train.lr_scheduler_type=constant"]
@@ -48,7 +49,7 @@ def change(checkpoint, keys):
 
 def warned(caplog):
     """What was set aside, by the warnings."""
-    return [record.getMessage() for record in caplog.records if record.name == "ragfit.trust"]
+    return [record.getMessage() for record in caplog.records if record.name == "ragfit.config.trust"]
 
 
 # --- What counts ----------------------------------------------------------------------------------------------------

@@ -14,13 +14,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from ragfit.config import differences, load_config
-from ragfit.overrides import override
-from ragfit.preparation import prepare
+from ragfit.config.load import differences, load_config
+from ragfit.config.overrides import override
+from ragfit.data.prepare import prepare
+from ragfit.draw import html as style  # fmt: skip
 from ragfit.views import (
-    DifferencesView, LengthsView, LossCurve, PreflightView, PromptView, ReportView, SavedView, TokenView,
-    report_html, style,
-)  # fmt: skip
+    DifferencesView,
+    LengthsView,
+    LossCurve,
+    PreflightView,
+    PromptView,
+    ReportView,
+    SavedView,
+    TokenView,
+    report_html,
+)
 
 HOSTILE = [
     "<script>alert(1)</script> <img src=x onerror=\"alert('1')\">",
@@ -403,7 +411,7 @@ def test_curve_is_a_callback():
     pytest.importorskip("torch")
     from transformers import TrainerCallback
 
-    from ragfit.views.curve import loss_curve
+    from ragfit.training.live import loss_curve
 
     curve = loss_curve(show=False)
     assert isinstance(curve, TrainerCallback) and isinstance(curve, LossCurve)

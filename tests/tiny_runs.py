@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ragfit.config import load_config
-from ragfit.overrides import override
+from ragfit.config.load import load_config
+from ragfit.config.overrides import override
 
 
 @pytest.fixture(autouse=True, scope="module")

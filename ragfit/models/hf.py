@@ -5,14 +5,12 @@ import pickle
 import re
 from pathlib import Path
 
-import ragfit.allocator  # noqa: F401  (before torch)
-import ragfit.quiet  # noqa: F401  (before the libraries it quiets)
-from ragfit.config import find_model
-from ragfit.demo import is_demo, model_folder
+import ragfit.before_torch  # noqa: F401  (before torch)
+from ragfit.config.paths import check_reachable, find_model, is_demo
+from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError, first_line, whole_text
-from ragfit.hub import check_reachable
-from ragfit.progress import weights_bar
-from ragfit.tokenizers import load_tokenizer
+from ragfit.models.demo import model_folder
+from ragfit.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 # Initializations that compute with the weights.

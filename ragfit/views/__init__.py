@@ -7,27 +7,27 @@ survives JupyterLab's sanitizer: no scripts, no style sheets, only inline styles
 import importlib
 
 _HOME = {
-    "TokenView": "tokens",
-    "PromptView": "prompt",
-    "ReportView": "report",
-    "report_html": "report",
-    "LengthsView": "lengths",
-    "DifferencesView": "run",
-    "PreflightView": "run",
-    "EvaluationView": "answers",
-    "RunsView": "runs",
-    "SavedView": "run",
-    "StatusView": "run",
-    "FailureView": "failure",
-    "failure_on_top": "failure",
-    "LossCurve": "curve",
-    "loss_curve": "curve",
-    "RowView": "rows",
-    "rows_with_findings": "rows",
-    "explore": "interactive",
-    "RagView": "rag",
-    "token_losses": "losses",
-    "load_tuned": "losses",
+    "TokenView": "views.tokens",
+    "PromptView": "views.prompt",
+    "ReportView": "data.report",
+    "report_html": "data.report",
+    "LengthsView": "views.lengths",
+    "DifferencesView": "views.differences",
+    "PreflightView": "training.preflight",
+    "EvaluationView": "evaluation.view",
+    "RunsView": "runs.table",
+    "SavedView": "runs.save",
+    "StatusView": "runs.status",
+    "FailureView": "views.failure",
+    "failure_on_top": "views.failure",
+    "LossCurve": "training.live",
+    "loss_curve": "training.live",
+    "RowView": "views.row",
+    "rows_with_findings": "views.row",
+    "explore": "views.explorer",
+    "RagView": "views.documents",
+    "token_losses": "evaluation.token_losses",
+    "load_tuned": "training.reload",
 }
 
 __all__ = sorted(_HOME)
@@ -35,7 +35,7 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name):
     if name in _HOME:
-        return getattr(importlib.import_module(f"ragfit.views.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(f"ragfit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'ragfit.views' has no attribute {name!r}")
 
 

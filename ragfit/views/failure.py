@@ -1,7 +1,7 @@
 """Why a notebook failed, at its top: papermill's own cell there only says in which cell to look."""
 
+from ragfit.draw.html import AS_IT_STANDS, WARNING, Html, View, badge, escape, plain
 from ragfit.errors import RagfitError, first_line
-from ragfit.views.style import AS_IT_STANDS, WARNING, Html, View, badge, escape, plain
 
 
 class FailureView(View):

@@ -2,8 +2,8 @@
 
 import math
 
-from ragfit.views import style
-from ragfit.views.style import Html, View, escape
+from ragfit.draw import html as style
+from ragfit.draw.html import Html, View, escape
 
 _NAMES = ("prompt", "completion", "whole row")
 

@@ -4,11 +4,11 @@ import bisect
 import difflib
 import re
 
-from ragfit.findings import became
-from ragfit.masking import IGNORE_INDEX
-from ragfit.views import style
-from ragfit.views.pieces import token_texts
-from ragfit.views.style import Html, View, colours, flow
+from ragfit.data.findings import became
+from ragfit.data.mask import IGNORE_INDEX
+from ragfit.draw import html as style
+from ragfit.draw.html import Html, View, colours, flow
+from ragfit.views.token_text import token_texts
 
 _LOOK = {
     "template": style.SPECIAL,

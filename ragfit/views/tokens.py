@@ -1,9 +1,9 @@
 """The tokens of one row, drawn from the ids and labels that the trainer gets."""
 
-from ragfit.masking import IGNORE_INDEX, Encoder
-from ragfit.views import style
-from ragfit.views.pieces import token_texts
-from ragfit.views.style import Html, View, attribute, colours, escape, flow
+from ragfit.data.mask import IGNORE_INDEX, Encoder
+from ragfit.draw import html as style
+from ragfit.draw.html import Html, View, attribute, colours, escape, flow
+from ragfit.views.token_text import token_texts
 
 CONTEXT = 30  # tokens without loss left visible on each side of a fold
 FOLD = 60  # the fewest tokens worth folding

@@ -35,7 +35,7 @@ def epoch(prepared, cfg, grouped, seed, train):
     from omegaconf import OmegaConf
 
     import ragfit
-    from ragfit.resources import padding
+    from ragfit.training.preflight import padding
 
     keys = {"train_sampling_strategy": "group_by_length" if grouped else "random", "seed": seed}
     trainer = ragfit.build_trainer(OmegaConf.merge(cfg, {"train": keys}), prepared)
@@ -60,7 +60,7 @@ def quick_look(count=100_000):
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    from ragfit.resources import padded_share
+    from ragfit.training.preflight import padded_share
 
     lengths = torch.randint(200, 4000, (count,), generator=torch.Generator().manual_seed(0)).tolist()
     begin = time.perf_counter()
@@ -76,8 +76,8 @@ def main():
     args.pairs = max(args.pairs, PAIRS)
     print_versions()
     import ragfit
-    from ragfit.overrides import override
-    from ragfit.tokenizers import load_tokenizer
+    from ragfit.config.overrides import override
+    from ragfit.models.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(tokenizer_folder())

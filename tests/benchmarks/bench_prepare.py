@@ -106,7 +106,7 @@ def compare(args, folder):
     import datasets
 
     import ragfit
-    from ragfit.tokenizers import load_tokenizer
+    from ragfit.models.tokenizer import load_tokenizer
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
@@ -180,7 +180,7 @@ def one_size(args, folder):
     import resource
 
     import ragfit
-    from ragfit.tokenizers import load_tokenizer
+    from ragfit.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
     cfg = make_config(folder / "rows.jsonl", args.tokenizer, folder / "instruction.txt")
@@ -200,7 +200,7 @@ def one_size(args, folder):
 
 
 def scale(args, folder):
-    from ragfit.tokenizers import load_tokenizer
+    from ragfit.models.tokenizer import load_tokenizer
 
     (folder / "instruction.txt").write_text(INSTRUCTION, encoding="utf-8")
     command = [sys.executable, __file__, "--tokenizer", args.tokenizer, "--one", str(folder)]

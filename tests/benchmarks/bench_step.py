@@ -91,7 +91,7 @@ def work(case):
     answer = sys.stdout
     sys.stdout = sys.stderr  # the libraries' own lines would come between the answers
     if case["side"] == "ragfit":
-        import ragfit.training  # noqa: F401  as a run does it, before torch: its allocator's settings are read once
+        import ragfit.training.run  # noqa: F401  as a run does it, before torch: its allocator's settings are read once
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
@@ -112,9 +112,9 @@ def work(case):
             found = {"seconds": self.seconds, "loss": logs["loss"], "peak": self.peak}
             print(json.dumps(found), file=answer, flush=True)
 
-    import ragfit.demo
+    import ragfit.models.demo
 
-    folder = str(ragfit.demo.model_folder("demo:smollm2-135m-instruct"))
+    folder = str(ragfit.models.demo.model_folder("demo:smollm2-135m-instruct"))
     side = ours if case["side"] == "ragfit" else theirs
     trainer = side(case, folder, [Steps()])
     print("ready", file=answer, flush=True)

@@ -87,8 +87,8 @@ def main():
     from common import tokenizer_folder
 
     from ragfit import load_config, prepare, views
-    from ragfit.overrides import override
-    from ragfit.tokenizers import load_tokenizer
+    from ragfit.config.overrides import override
+    from ragfit.models.tokenizer import load_tokenizer
 
     folder = tokenizer_folder(args.tokenizer)
     tokenizer = load_tokenizer(folder)

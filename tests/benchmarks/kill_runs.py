@@ -19,9 +19,9 @@ import torch
 from common import parser, print_versions
 from killed_runs import adapter, logged, process, run
 
-from ragfit.checkpoints import STAGING, newest, step_of
-from ragfit.overrides import override
-from ragfit.status import read, verdict
+from ragfit.config.overrides import override
+from ragfit.runs.status import read, verdict
+from ragfit.training.checkpoints import STAGING, newest, step_of
 
 
 def settings(args, folder):

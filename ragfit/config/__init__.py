@@ -1,0 +1,1 @@
+"""From a YAML file, overrides and a notebook's parameters to one resolved configuration."""

@@ -1,0 +1,58 @@
+"""Names of earlier library versions, translated."""
+
+import json
+import re
+
+from ragfit.config.paths import find_existing
+from ragfit.config.schema import DATA_KEYS, HF_TRAIN, REMOVED, RENAMED, Wrong, at, coerce, is_hf_train, kinds, shown
+from ragfit.secrets import MASK, is_secret_name
+
+
+def _translate(tree, notes) -> bool:
+    """Move renamed keys in place, noting what became of them; whether the model is this kit's `HFTrain`."""
+
+    def note(key, old, new):
+        old = MASK if is_secret_name(key) else old
+        plain = isinstance(old, str) and old.isprintable()
+        notes[key] = f"{old if plain else json.dumps(old, default=str)} -> {new}"
+
+    target = tree["model"].get("_target_") or HF_TRAIN
+    if str(target).startswith("ragfoundry."):
+        note("model._target_", target, target := target.replace("ragfoundry", "ragfit", 1))
+    tree["model"] = {"_target_": target} | tree["model"] | {"_target_": target}
+    quantization, class_name = at(tree, key := "model.quantization_config._target_")
+    if is_hf_train(target) and str(quantization.get(class_name)).rpartition(".")[2] == "BitsAndBytesConfig":
+        note(key, quantization.pop(class_name), "dropped, it is the class that is made of these keys")
+    for key in ("instruction", "template"):
+        value = tree.get(key)
+        if isinstance(value, str) and re.match(r"(\./)?ragfoundry/", value) and not find_existing(value):
+            note(key, value, value.replace("ragfoundry/", "ragfit/", 1))
+            tree[key] = value.replace("ragfoundry/", "ragfit/", 1)
+    for old in (*RENAMED, *sorted(REMOVED)):
+        mapping, name = at(tree, old)
+        if (old.startswith("model.") and not is_hf_train(target)) or (value := mapping.pop(name, None)) is None:
+            continue
+        if old in REMOVED:
+            note(old, value, "dropped, there is no such setting any more")
+            continue
+        moved, (place, new_name) = value, at(tree, new := RENAMED[old])
+        if old == "train.group_by_length":
+            if not coerce(value, kinds("bool"), old):
+                note(old, value, "dropped, it is the default")
+                continue
+            moved = "group_by_length"
+        if place.get(new_name) in (None, 0, moved):
+            place[new_name] = moved
+            note(old, value, new if moved == value else f"{new}: {moved}")
+        elif new == "model.max_sequence_len":
+            note(old, value, f"dropped, {new} is {place[new_name]}")
+        else:
+            problem = f"{old} is {shown(value, old)} and {new}, its present name, is {shown(place[new_name], new)}"
+            raise Wrong(old, problem, f"Leave {old} empty.")
+    train, report = tree["train"], tree["train"].get("report_to", "none")
+    wandb = coerce(tree.get("use_wandb"), kinds(DATA_KEYS["use_wandb"]), "use_wandb")
+    if report in (None, "", "none", [], ["none"]):
+        train["report_to"] = "wandb" if wandb else "none"
+        if report != train["report_to"]:
+            note("train.report_to", report, train["report_to"])
+    return is_hf_train(target)

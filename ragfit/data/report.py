@@ -1,0 +1,251 @@
+"""What preparing gives: the rows, and all that was counted on the way."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ragfit.data.mask import Encoder
+from ragfit.data.prompt import Renderer
+from ragfit.data.rows import text_of
+from ragfit.draw import html as style
+from ragfit.draw.html import Html, View, escape, visible
+
+FIRST = 6  # row numbers and token texts listed before the rest is only counted
+
+
+@dataclass
+class Part:
+    """What became of the rows of one part (train or dev).
+
+    Attributes:
+        kept: for each prepared row, its number in the data file (from 0).
+        dropped: numbers of the rows not trained on, by reason.
+        cut: for each row whose prompt was cut, its number and a `Cut`.
+        lengths: (prompt tokens, completion tokens) of each prepared row.
+        rejected_lengths: tokens of each row that was dropped as too long; an estimate for one of megabytes.
+    """
+
+    rows: int = 0
+    kept: list = field(default_factory=list)
+    dropped: dict = field(default_factory=dict)
+    cut: dict = field(default_factory=dict)
+    lengths: list = field(default_factory=list)
+    rejected_lengths: list = field(default_factory=list)
+
+    @property
+    def tokens(self):
+        return sum(prompt + completion for prompt, completion in self.lengths)
+
+    @property
+    def loss_tokens(self):
+        return sum(completion for _, completion in self.lengths)
+
+
+@dataclass(repr=False)
+class Report:
+    """What `prepare` did, counted.
+
+    Attributes:
+        data_file: where the rows came from.
+        in_file: the number of rows in the data file.
+        train, dev: a `Part` each (dev has no rows where there is no dev set).
+        first_labels, last_labels: how often each token is the first or last with loss, as text.
+        last_ids: the ids of the latter, the tokens that end a turn.
+        boundary: how often each text stands in a token that spans the boundary.
+        findings: a list of `ragfit.data.findings.Finding`.
+        cached: whether the rows were prepared by an earlier run and came from the cache.
+    """
+
+    data_file: str
+    in_file: int
+    train: Part
+    dev: Part
+    first_labels: Counter
+    last_labels: Counter
+    last_ids: list
+    boundary: Counter
+    findings: list
+    cached: bool = field(default=False, compare=False)
+
+    def __str__(self):
+        lines = [f"{self.data_file}: {self.in_file} rows{' (prepared before, from the cache)' if self.cached else ''}"]
+        for name, part in (("train", self.train), ("dev", self.dev)):
+            if not part.rows:
+                continue
+            dropped = "".join(f", {len(rows)} {reason}" for reason, rows in part.dropped.items())
+            cut = f", {len(part.cut)} cut" if part.cut else ""
+            share = part.loss_tokens / max(part.tokens, 1)
+            lines.append(
+                f"  {name}: {len(part.kept)} of {part.rows} rows kept{dropped}{cut}; "
+                f"{part.tokens:,} tokens, {part.loss_tokens:,} with loss ({share:.1%})"
+            )
+        lines += [f"  {finding}" for finding in self.findings]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        return report_html(self)
+
+
+@dataclass
+class Prepared:
+    """Rows ready to train on, and all that the views need to explain them.
+
+    Attributes:
+        train, dev: `datasets.Dataset` with the columns `input_ids` and `labels` (dev may be None).
+        report: a `Report`.
+        tokenizer, renderer, encoder: what the rows were made with.
+        instruction: the instruction's text, which inference needs again.
+    """
+
+    train: object
+    dev: object
+    report: Report
+    tokenizer: object
+    renderer: Renderer
+    encoder: Encoder
+    instruction: str
+    cfg: object
+    sources: dict
+
+    def row(self, number, part="train"):
+        """(query, output, source row) of a row by its number in its file, the query as it was cut."""
+        rows = self.sources[part]
+        row = rows[number]
+        where = rows.where(number)
+        query = text_of(row, self.cfg.input_key, where, "input_key")
+        output = text_of(row, self.cfg.output_key, where, "output_key")
+        cut = getattr(self.report, part).cut.get(number)
+        if cut:
+            query = cut.apply(query)
+        return query, output, row
+
+    def rendered(self, index, part="train"):
+        """The prepared row `index` of a part as text, cut as it was for training."""
+        number = getattr(self.report, part).kept[index]
+        query, output, _ = self.row(number, part)
+        return self.renderer.render(query, output)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a prompt was cut: `start:stop` of its characters are left of `length`."""
+
+    start: int
+    stop: int
+    length: int
+
+    def apply(self, query):
+        return query[self.start : self.stop]
+
+
+class ReportView(View):
+    """Rows, tokens and findings of a data set.
+
+    Args:
+        prepared: of `ragfit.prepare`, or its `report`.
+    """
+
+    title = "Data"
+
+    def __init__(self, prepared):
+        self.report = getattr(prepared, "report", prepared)
+
+    def html(self):
+        report = self.report
+        names = [name for name in ("train", "dev") if getattr(report, name).rows]
+        parts = [getattr(report, name) for name in names]
+        found = style.callout(Html("<b>No findings.</b> Every check on every row passed."), style.GOOD)
+        if report.findings:
+            lines = [[_badge(f), Html(f"<b>{escape(f.kind)}</b>"), _rows(f), _meaning(f), f.fix] for f in report.findings]
+            found = style.table(["", "finding", "rows", "what it means", "what to do"], lines, widths=("66px", "15%", "12%", "29%", ""))
+        reasons = dict.fromkeys(reason for part in parts for reason in part.dropped)
+        rows = [
+            ["rows", *(f"{part.rows:,}" for part in parts)],
+            ["kept", *(f"{len(part.kept):,}" for part in parts)],
+            *[
+                [f"dropped: {reason}", *(_dropped(part.dropped.get(reason, ())) for part in parts)]
+                for reason in reasons or ["none"]
+            ],
+            ["prompt cut", *(f"{len(part.cut):,}" for part in parts)],
+            ["tokens", *(f"{part.tokens:,}" for part in parts)],
+            ["with loss", *(_share(part) for part in parts)],
+        ]
+        labels = [
+            ["first token with loss", _counter(report.first_labels)],
+            ["last token with loss", _counter(report.last_labels)],
+            ["tokens across the boundary", _counter(report.boundary) if report.boundary else "none"],
+        ]
+        return style.card(
+            self.title,
+            found,
+            Html(_head("Rows and tokens")),
+            style.table(["", *names], rows, right=range(1, len(names) + 1), widths=("220px",)),
+            Html(_head("Where loss begins and ends, over all rows")),
+            style.table(None, labels, widths=("220px",)),
+            aside=f"{report.data_file}, {report.in_file:,} rows in the file" + (", prepared before" if report.cached else ""),
+        )
+
+    def text(self):
+        report = self.report
+        lines = [style.plain(report)]
+        for name, counter in (("first", report.first_labels), ("last", report.last_labels), ("boundary", report.boundary)):
+            if counter:
+                many = ", ".join(f"{text!r} × {count:,}" for text, count in counter.most_common(FIRST))
+                lines.append(f"  {'tokens across the boundary' if name == 'boundary' else f'{name} token with loss'}: {many}")
+        if not report.findings:
+            lines.append("  no findings")
+        return "\n".join(lines)
+
+
+def report_html(report):
+    """The HTML of a report, for its `_repr_html_`."""
+    return str(ReportView(report).html())
+
+
+def _head(text):
+    return f'<div style="{style.colours(style.PAPER)};font-weight:600;margin:12px 0 2px">{escape(text)}</div>'
+
+
+def _share(part):
+    share = part.loss_tokens / max(part.tokens, 1)
+    return Html(f"{style.bar(share, width=70)}&ensp;{part.loss_tokens:,} ({share:.1%})")
+
+
+def _dropped(numbers):
+    if not numbers:
+        return "0"
+    first = ", ".join(map(str, numbers[:FIRST])) + (", …" if len(numbers) > FIRST else "")
+    return Html(f'{len(numbers):,} <span style="{style.colours((style.PAPER[0], style.QUIET[1]))}">(rows {first})</span>')
+
+
+def _rows(finding):
+    if not finding.rows:
+        return Html("all rows")
+    groups = {}
+    for part, number in finding.rows[:FIRST]:
+        groups.setdefault(part, []).append(str(number))
+    first = "; ".join(f"{part} {', '.join(numbers)}" for part, numbers in groups.items())
+    more = ", …" if len(finding.rows) > FIRST else ""
+    return Html(f"{len(finding.rows):,} row{'s' * (len(finding.rows) != 1)} ({escape(first + more)})")
+
+
+def _meaning(finding):
+    if not finding.detail:
+        return finding.meaning
+    seen = f'<br>Seen: <bdi style="{style.MONO};font-size:12px">{escape(visible(finding.detail))}</bdi>'
+    return Html(escape(finding.meaning) + seen)
+
+
+def _badge(finding):
+    return style.badge(finding.severity, style.WARNING if finding.severity == "warning" else style.NOTE)
+
+
+def _counter(counter):
+    """Texts with their counts, the most frequent first."""
+    parts = [
+        f'<bdi style="{style.MONO};{style.colours(style.LOSS)};padding:1px 4px;border-radius:3px">{escape(repr(text))}</bdi> × {count:,}'
+        for text, count in counter.most_common(FIRST)
+    ]
+    more = len(counter) - FIRST
+    return Html(" &ensp; ".join(parts) + (f" &ensp; and {more:,} more" if more > 0 else ""))

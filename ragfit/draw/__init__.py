@@ -1,0 +1,1 @@
+"""What a view is made of: safe text, HTML for every reader, progress."""

@@ -1,0 +1,1 @@
+"""After training: dev loss, answers and their metrics, base against tuned."""

@@ -1,0 +1,105 @@
+"""After the run: dev loss and answers of the base model beside those of the tuned one, measured, shown and saved.
+
+    python -m ragfit.evaluation trained_models/checkpoint --data test.jsonl --rows 100
+"""
+
+import contextlib
+
+from ragfit.config.explain import explained
+from ragfit.config.paths import user_path
+from ragfit.errors import ConfigError
+from ragfit.evaluation.generate import dev_loss, generate, longest_answer
+from ragfit.evaluation.metrics import SHORT_ANSWERS, gold_of, scores
+from ragfit.evaluation.results import METRICS, MODELS, _now, save_evaluation, summarize
+
+
+@explained("The evaluation")
+def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_tokens=None, save=None):
+    """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.
+
+    The rows are the first of the dev set, or of the training set where there is none (which the view says). What the
+    metrics measure, and against which expected answers, is said in `ragfit.evaluation.metrics.scores` and `gold_of`.
+
+    Args:
+        trainer: of `ragfit.build_trainer`, trained or not. Where all weights are trained there is no base any more.
+        rows: how many rows to answer; None for all.
+        answer_marker: text such as `<ANSWER>:`; only what follows it in an answer is compared.
+        base_loss: the dev loss from before training, where it is known; else it is measured with the adapter off.
+        max_new_tokens: the longest answer, in tokens; by default that of `model.generation`, and where there is none
+            as `ragfit.evaluation.generate.longest_answer` says.
+        save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary), which replace
+            those of an earlier evaluation; by default the run's output folder where the trainer has trained. False: none.
+
+    Returns:
+        EvaluationView, with the attributes `rows` (as in the JSONL), `summary` and `saved`.
+
+    Raises:
+        ConfigError: `rows` is negative, or `max_new_tokens` not above 0.
+    """
+    from omegaconf import OmegaConf
+
+    from ragfit.views import EvaluationView
+
+    if rows is not None and (not isinstance(rows, int) or rows < 0):
+        raise ConfigError(f"rows is {rows!r}. Give the number of rows to answer, or None for all.")
+    save = user_path(save, "save") if save else save  # said before the answers are generated, not after
+    if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
+        raise ConfigError(f"max_new_tokens is {max_new_tokens!r}. Give a number of tokens above 0, or None for the default.")
+    prepared, trained = trainer.prepared, trainer.state.global_step > 0
+    part = "dev" if prepared.dev is not None else "train"
+    kept = getattr(prepared.report, part).kept[:rows]
+    settings = OmegaConf.to_container(trainer.cfg.model).get("generation") or {}  # transformers asks for lists and dicts
+    limit = max_new_tokens or settings.get("max_new_tokens") or longest_answer(prepared, part)
+    settings["max_new_tokens"] = limit
+    measured = [_row(prepared, number, part, answer_marker) for number in kept]
+    table = [row for row, _ in measured]
+    losses = {"base": base_loss, "tuned": dev_loss(trainer)}
+    prompts = [prepared.rendered(index, part).prompt for index in range(len(kept))]
+    batch = trainer.args.per_device_eval_batch_size
+    for name in MODELS if hasattr(trainer.model, "disable_adapter") else MODELS[1:]:
+        with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
+            if name == "base" and base_loss is None:
+                losses["base"] = dev_loss(trainer)
+            answers = generate(trainer.model, prepared, prompts, limit, settings, batch)
+        for (row, gold), (answer, cut) in zip(measured, answers, strict=True):
+            found = scores(answer, gold, answer_marker).as_dict()
+            row |= {name: answer, f"{name}_cut": cut, **{f"{name}_{metric}": found[metric] for metric in METRICS}}
+    summary = {
+        "part": part,
+        "data": str(getattr(prepared.sources[part], "path", trainer.cfg.data_file)),
+        "rows": len(table),
+        "answer_marker": answer_marker,
+        "max_new_tokens": limit,
+        "written": _now(),
+        **summarize(table),
+    }
+    if losses["tuned"] is not None:
+        summary["dev_loss"] = {"rows": len(prepared.dev), **losses}
+    notes = []
+    if part == "train":
+        notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
+    if trainer.cfg.model.get("trained_adapter"):
+        notes.append(f"The base is {trainer.cfg.model.model_name_or_path} with {trainer.cfg.model.trained_adapter} merged into it.")
+    saved = None
+    folder = trainer.args.output_dir if save is None and trained else save
+    if folder and trainer.is_world_process_zero():
+        try:
+            saved = save_evaluation(folder, summary, table)
+        except OSError as error:
+            notes.append(f"The evaluation could not be saved in {folder}: {error.strerror}.")
+    return EvaluationView(table, summary, notes, saved)
+
+
+def _row(prepared, number, part, marker):
+    """What is known of a row before anything is generated, and what it expects."""
+    query, _, source = prepared.row(number, part)
+    where = prepared.sources[part].where(number)
+    gold = gold_of(source, prepared.cfg.output_key, where, marker)
+    question = next((source[key] for key in ("query", "question") if isinstance(source.get(key), str)), query)
+    row = {"row": number, "source": where, "question": question, "expected": list(gold.answers)}
+    if SHORT_ANSWERS in source:
+        row[SHORT_ANSWERS] = [list(spellings) for spellings in gold.short]
+    return row, gold
+
+
+# A checkpoint of an earlier run.

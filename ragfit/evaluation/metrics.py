@@ -1,0 +1,136 @@
+"""How close an answer is to the expected ones: exact match, token F1, answer recall and citations, without torch."""
+
+import re
+import string
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from ragfit.data.rows import text_of
+
+SHORT_ANSWERS = "short_answers"
+_CITATION = re.compile(r"\s*\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\]")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What a row expects.
+
+    Attributes:
+        answers: acceptable answers, of which the first was (or would be) trained on.
+        short: what a full answer has to hold: a list of spellings for each.
+    """
+
+    answers: tuple[str, ...]
+    short: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One answer's scores, each between 0 and 1; None where the row gives nothing to measure.
+
+    Attributes:
+        exact_match: the answer is one of the expected ones.
+        f1: the harmonic mean of the precision and recall of its tokens, with the expected answer that it fits best.
+        recall: the share of short answers that it holds.
+        citations: it cites exactly the documents that the trained output cites; None where that cites none.
+    """
+
+    exact_match: float
+    f1: float
+    recall: float | None
+    citations: float | None
+
+    as_dict = asdict
+
+
+def gold_of(row, output_key, where="row", marker=None):
+    """What a row expects.
+
+    Acceptable answers are all texts under `output_key`: the text itself, or every text of a list (of lists), whose
+    first is the one trained on. Short answers are those under the key `short_answers`, each a text or a list of its
+    spellings; without that key, the acceptable answers are taken for the spellings of one.
+
+    Args:
+        row: a row of the data file.
+        where: names the row in messages.
+        marker: with `"<ANSWER>:"`, only what follows its last occurrence in an acceptable answer counts.
+
+    Raises:
+        DataError: as `ragfit.data.rows.text_of`.
+    """
+    first = text_of(row, output_key, where, "output_key")
+    answers = tuple(dict.fromkeys(behind(text, marker) for text in (first, *_texts(row[output_key]))))
+    listed = row.get(SHORT_ANSWERS)
+    short = tuple(tuple(_texts(one)) for one in listed) if isinstance(listed, list) else ()
+    return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
+
+
+def scores(answer, gold, marker=None):
+    """Score one answer.
+
+    Texts are compared as SQuAD's script does (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250): in lower case,
+    without punctuation, articles and surplus white space; exact match and F1 are the best over the acceptable answers.
+    Recall is the string exact match of ASQA (Stelmakh et al. 2022, https://arxiv.org/abs/2204.06092): a short answer
+    counts where one of its spellings is a part of the answer. Citations such as `[2]` are left out of all three, as in
+    ALCE (Gao et al. 2023, https://arxiv.org/abs/2305.14627), and compared on their own. Articles are English ones, and
+    tokens stand between white space: F1 says little for languages written without it.
+
+    Args:
+        answer: what a model wrote.
+        gold: of `gold_of`.
+        marker: only what follows its last occurrence counts; the whole answer where it does not occur.
+
+    Returns:
+        Scores
+    """
+    answer = behind(answer, marker)
+    said = normalize(without_citations(answer))
+    expected = [normalize(without_citations(text)) for text in gold.answers]
+    # An empty spelling would be a part of every answer.
+    short = [[text for one in spellings if (text := normalize(without_citations(one)))] for spellings in gold.short]
+    found = [any(text in said for text in spellings) for spellings in short if spellings]
+    cited = citations(gold.answers[0])
+    return Scores(
+        exact_match=float(said in expected),
+        f1=max(token_f1(said, text) for text in expected),
+        recall=sum(found) / len(found) if found else None,
+        citations=float(citations(answer) == cited) if cited else None,
+    )
+
+
+def normalize(text):
+    """SQuAD's normalization; a text of nothing but articles (`A`, of several choices) keeps them."""
+    text = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
+
+
+def token_f1(said, expected):
+    """F1 of two normalized texts; where one is empty, whether both are."""
+    said, expected = said.split(), expected.split()
+    same = sum((Counter(said) & Counter(expected)).values())
+    if not said or not expected:
+        return float(said == expected)
+    return 2 * same / (len(said) + len(expected))
+
+
+def without_citations(text):
+    return _CITATION.sub("", text)
+
+
+def citations(text):
+    """The set of document numbers that a text cites: `[1]`, `[1][2]` or `[1, 2]`."""
+    return {int(number) for group in _CITATION.findall(text) for number in re.findall(r"\d+", group)}
+
+
+def behind(text, marker):
+    """What follows the last occurrence of the marker; the whole text where there is none."""
+    return text.rpartition(marker)[2].strip() if marker else text
+
+
+def _texts(value):
+    """All texts in a text or a list (of lists), in order."""
+    if isinstance(value, str):
+        return [value]
+    return [text for one in value for text in _texts(one)] if isinstance(value, list | tuple) else []

@@ -1,0 +1,145 @@
+"""Base against tuned: metrics on top, then the answers side by side."""
+
+from ragfit.draw import html as style
+from ragfit.draw.html import Html, View, escape, flow, plain, short
+
+LONG = 240  # characters of an answer shown before it is folded
+SHOWN = 6  # rows shown before the rest is folded
+NAMES = {"exact_match": "exact match", "f1": "token F1", "recall": "answer recall", "citations": "same citations"}
+MEANS = {
+    "exact_match": "the answer is an expected one",
+    "f1": "tokens shared with the expected answer that fits best",
+    "recall": "the share of short answers found in the answer",
+    "citations": "it cites the documents that the expected answer cites",
+}
+
+
+class EvaluationView(View):
+    """What `ragfit.evaluate` measured.
+
+    Args:
+        rows: dicts with question, expected (a list), and for base (where there is one) and tuned the answer under that
+            name and its scores under `base_f1` and so on.
+        summary: of `ragfit.evaluation`: part, rows, max_new_tokens and a dict for each metric.
+        notes: sentences to be read first.
+        saved: the path of the rows, or None.
+    """
+
+    def __init__(self, rows, summary, notes=(), saved=None):
+        self.rows, self.summary, self.notes, self.saved = list(rows), dict(summary), list(notes), saved
+        self.title = f"Answers on {len(self.rows)} {summary['part']} row{'s' * (len(self.rows) != 1)}"
+        self.columns = [name for name in ("base", "tuned") if any(row.get(name) is not None for row in self.rows)]
+
+    def _metrics(self):
+        """(name, base, tuned, comparison, meaning) of each metric, as text; "–" where there is no base."""
+        loss = self.summary.get("dev_loss")
+        if loss:
+            base = "–" if loss["base"] is None else f"{loss['base']:.4f}"
+            change = "" if loss["base"] is None else f"{loss['tuned'] - loss['base']:+.4f}"
+            yield "dev loss", base, f"{loss['tuned']:.4f}", change, f"nats per completion token, mean of {loss['rows']:,} dev rows"
+        for metric, name in NAMES.items():
+            found = self.summary.get(metric)
+            if not found:
+                continue
+            count = found["rows"]
+            values = ["–" if found.get(side) is None else f"{found[side]:.1%}" for side in ("base", "tuned")]
+            change = ""
+            if "better" in found:
+                better, worse = found["better"], found["worse"]
+                change = f"{better} better, {worse} worse, {count - better - worse} same"
+            yield name, *values, change, MEANS[metric] + ("" if count == len(self.rows) else f"; {count} rows have one")
+
+    def _fine_print(self):
+        """How to read the numbers."""
+        if self.rows:
+            yield f"One row of {len(self.rows)} is {1 / len(self.rows):.1%}. Case, punctuation, articles and citations do not count."
+        marker = self.summary.get("answer_marker")
+        if marker:
+            for name in self.columns:
+                without = sum(marker not in row[name] for row in self.rows)
+                if without:
+                    yield f"{name}: {without} of {len(self.rows)} answers do not hold {marker!r} and were compared whole."
+        for name in self.columns:
+            cut = sum(bool(row.get(f"{name}_cut")) for row in self.rows)
+            if cut:
+                limit = self.summary["max_new_tokens"]
+                yield f"{name}: {cut} of {len(self.rows)} answers were cut at {limit} tokens (model.generation.max_new_tokens)."
+        if "base" not in self.columns and self.rows:
+            yield "All weights were trained, so the base model is not here any more."
+        if self.saved:
+            yield f"Saved in {self.saved}."
+
+    def html(self):
+        metrics = list(self._metrics())
+        table = [[name, Html(f"<b>{base}</b>"), Html(f"<b>{tuned}</b>"), change, _small(note)] for name, base, tuned, change, note in metrics]
+        head = ["", "base", "tuned", "tuned against base", "what it is"]
+        parts = [style.callout(note) for note in self.notes]
+        parts += [style.table(head, table, right=(1, 2), widths=("120px",))] if table else []
+        parts += [style.quiet(line) for line in self._fine_print()]
+        parts += [self._answers(self.rows[:SHOWN])] if self.rows else []
+        rest = self.rows[SHOWN:]
+        if rest:
+            parts.append(style.details(f"{len(rest)} more row{'s' * (len(rest) != 1)}", self._answers(rest)))
+        return style.card(self.title, *parts)
+
+    def _answers(self, rows):
+        table = [
+            [_folded(row["question"]), _folded(_one_of(row["expected"])), *(self._answer(row, name) for name in self.columns)] for row in rows
+        ]
+        widths = ("24%", "26%", "25%", "25%") if len(self.columns) == 2 else ("30%", "35%", "35%")
+        return style.table(["question", "expected", *self.columns], table, widths=widths)
+
+    def _answer(self, row, name):
+        mark, rest = verdict(row, name)
+        look = {"✓": style.GOOD, "✗": style.BAD}.get(mark[0], style.NOTE)
+        return Html(f"{style.badge(mark, look)} {_small(rest)}<br>{_folded(row[name])}")
+
+    def text(self):
+        lines = [f"{self.title}:", *(f"  ! {note}" for note in self.notes)]
+        metrics = list(self._metrics())
+        for name, base, tuned, change, _ in metrics:
+            lines.append(f"  {name:<14}  base {base:>7}   tuned {tuned:>7}   {change}".rstrip())
+        lines += [f"  {line}" for line in self._fine_print()]
+        for row in self.rows:
+            lines.append(f"  {row['row']}. {short(_one_line(row['question']), 300)}")
+            lines.append(f"     expected: {short(_one_line(_one_of(row['expected'])), 300)}")
+            for name in self.columns:
+                said = short(_one_line(row[name]), 300)
+                lines.append(f"     {name + ':':<9} {said}   ({', '.join(filter(None, verdict(row, name)))})")
+        return plain("\n".join(lines))
+
+
+def verdict(row, name):
+    """How an answer did: a mark of one word or two, and what else there is to say."""
+    f1, exact = row[f"{name}_f1"], row[f"{name}_exact_match"]
+    mark = "✓ exact" if exact else f"F1 {f1:.0%}" if f1 else "✗ no match"
+    rest = []
+    recall, cites = row.get(f"{name}_recall"), row.get(f"{name}_citations")
+    if recall is not None and not (exact and recall == 1) and (recall or f1):
+        rest.append(f"recall {recall:.0%}")
+    if cites is not None:
+        rest.append("cites the same" if cites else "cites otherwise")
+    if row.get(f"{name}_cut"):
+        rest.append("cut")
+    return mark, ", ".join(rest)
+
+
+def _small(text):
+    return Html(f'<span style="font-size:12px;{style.colours((style.PAPER[0], style.QUIET[1]))}">{escape(text)}</span>')
+
+
+def _one_of(expected):
+    return expected[0] if len(expected) == 1 else f"{expected[0]}  (or {len(expected) - 1} more)"
+
+
+def _one_line(value):
+    return " ".join(str(value).split())
+
+
+def _folded(value):
+    text = str(value)
+    if not text:
+        return style.badge("empty", style.PADDING)
+    if len(text) <= LONG:
+        return Html(f"<bdi>{flow(text)}</bdi>")
+    return style.details(Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{flow(text)}</bdi></div>"))

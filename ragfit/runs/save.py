@@ -1,0 +1,134 @@
+"""The finished run on disk: `output_dir/checkpoint` with adapter, tokenizer, configuration, instruction and card."""
+
+import filecmp
+import shutil
+import tempfile
+from pathlib import Path
+
+from ragfit.config.save import save_config
+from ragfit.draw import html as style
+from ragfit.draw.html import Html, View, flow, plain
+from ragfit.draw.progress import say
+from ragfit.errors import RagfitError, first_line
+from ragfit.models.saved import earlier_adapter
+from ragfit.views.differences import _mono
+
+_HOLDS = {
+    "adapter_model.safetensors": "the trained adapter",
+    "adapter_config.json": "its LoRA settings and the base model's name",
+    "model.safetensors": "the trained weights",
+    "tokenizer.json": "the tokenizer",
+    "tokenizer_config.json": "its special tokens",
+    "chat_template.jinja": "the chat template",
+    "instruction.txt": "the instruction, which inference needs again",
+    "config.json": "the model's shape",
+    "README.md": "the model card",
+    "ragfit.yaml": "the resolved configuration; ragfit.load_config reads it",
+    "template.txt": "the custom template, which inference needs again",
+    "training_args.bin": "the arguments of the trainer",
+}
+
+
+def gathered_weights(trainer):
+    """The weights of a model that FSDP or DeepSpeed has sharded, with the help of every process; None where none has."""
+    if trainer.is_fsdp_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model)
+    return trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
+
+
+def save_checkpoint(trainer, keep_same=False, weights=None):
+    """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …
+
+    Args:
+        keep_same: leave an earlier one as it is where its weights are the same.
+        weights: a whole state dict of the model, where processes hold parts of it.
+    """
+    from ragfit.files import sync
+    from ragfit.runs.card import name_base, write_card
+
+    cfg, prepared = trainer.cfg, trainer.prepared
+    output = Path(trainer.args.output_dir)
+    target = output / "checkpoint"
+    part = Path(tempfile.mkdtemp(prefix="checkpoint.part-", dir=output))
+    try:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.save_pretrained(part, state_dict=weights)
+        prepared.tokenizer.save_pretrained(part)
+        save_config(cfg, part / "ragfit.yaml")
+        (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
+        if prepared.renderer.template is not None:
+            (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
+        name_base(part, cfg)
+        write_card(part, trainer)
+        sync(part)
+        if keep_same and _same_weights(part, target):
+            shutil.rmtree(part)
+            return target
+        if target.exists():
+            number = 1
+            while (output / f"checkpoint.{number}").exists():
+                number += 1
+            target.rename(output / f"checkpoint.{number}")
+            say(f"Kept the earlier {target} as checkpoint.{number}.")
+        part.chmod(0o755)  # mkdtemp's folders are the owner's alone; a shared cluster needs this one readable
+        part.rename(target)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError) or "No space left" in str(error):  # safetensors has an error of its own kind
+            newest = trainer.newest_checkpoint
+            on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
+            raise RagfitError(f"The adapter cannot be saved in {output}: {first_line(error)}. Free room there, then {on}.") from error
+        raise
+    return target
+
+
+def _same_weights(folder, other):
+    names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
+    return all((other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False) for n in names)
+
+
+class SavedView(View):
+    """What a run left behind.
+
+    Args:
+        paths: files and folders, or pairs of one and what it holds; a folder's files are listed.
+    """
+
+    def __init__(self, paths):
+        self.rows = []
+        alone = Path(paths) if isinstance(paths, str | Path) else None
+        self.title = f"Saved in {alone}" if alone and alone.is_dir() else "Saved"
+        for entry in [paths] if isinstance(paths, str | Path) else paths:
+            path, note = entry if isinstance(entry, tuple) else (entry, None)
+            path = Path(path)
+            files = [path]
+            if path.is_dir() and note is None:
+                files = sorted(child for child in path.iterdir() if child.is_file())
+            self.rows += [(file.name if alone == path else str(file), _size(file), note or _HOLDS.get(file.name, "")) for file in files]
+        on_top = earlier_adapter(alone) if alone else None
+        self.note = (
+            f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base model alone is "
+            f"not what it belongs to. python -m ragfit.merge {alone} NEW_FOLDER merges both, in that order."
+            if on_top else ""
+        )  # fmt: skip
+
+    def html(self):
+        rows = [[_mono(path), size.replace(" ", "\u00a0"), note] for path, size, note in self.rows]
+        note = style.callout(flow(self.note)) if self.note else Html()
+        return style.card(self.title, note, style.table(["file", "size", "what it holds"], rows, right=(1,)))
+
+    def text(self):
+        width = max((len(path) for path, _, _ in self.rows), default=0)
+        lines = [plain(f"  {path:<{width}}  {size:>9}  {note}".rstrip()) for path, size, note in self.rows]
+        return "\n".join([f"{self.title}:", *([plain(f"  ! {self.note}")] if self.note else []), *lines])
+
+
+def _size(path):
+    if not path.exists():
+        return "not there"
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,1 @@
+"""The run: from prepared rows and a model to a trained adapter."""

@@ -1,0 +1,114 @@
+"""The command line of a run, with every override of Hydra's.
+
+    python -m ragfit.training -cp configs/paper -cn training-asqa data_file=rows.jsonl output_key=answers
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from ragfit.config.load import OUTPUT_DIR, finish, normalize_overrides, read_config
+from ragfit.config.overrides import refuse_plain, refuse_secrets
+from ragfit.config.paths import CONFIGS, find_path, user_path
+from ragfit.errors import Interrupted, RagfitError, for_terminal
+from ragfit.runs.status import RunStatus
+from ragfit.secrets import plain_secrets
+from ragfit.training.run import _keep_config, run
+
+
+def main(argv=None):
+    """`python -m ragfit.training`: Hydra's command line over `run`."""
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from omegaconf import OmegaConf
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        refuse_secrets(argv, "a command line is kept by shells and in Hydra's files")
+        args = get_args_parser().parse_intermixed_args(argv)  # overrides may stand on both sides of an option
+        source, options = _config_file(args), _options(args)
+        cfg = read_config(source)
+        if options or any(word.lstrip("+~").startswith("hydra") for word in args.overrides):
+            keys = plain_secrets(OmegaConf.to_container(cfg, resolve=False))
+            refuse_plain(keys, f"Hydra writes or shows all of {source} with these options")
+        overrides = _hydra_defaults(args.overrides, cfg) + normalize_overrides(args.overrides, cfg)
+    except RagfitError as error:
+        sys.exit(for_terminal(error))
+    sys.argv = [sys.argv[0], *overrides, *options]
+
+    def task(cfg):
+        _task(cfg, source)
+
+    if args.multirun:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what a run raised, and prints no traceback of its own
+    try:
+        hydra.main(version_base="1.3", config_path=str(source.parent), config_name=source.stem)(task)()
+    except RagfitError:
+        sys.exit(1)  # it has been said
+
+
+def _task(composed, source):
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_cfg, cfg, main = HydraConfig.get(), None, os.environ.get("RANK", "0") == "0"
+    sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, hydra_cfg.runtime.output_dir
+    try:
+        cfg = finish(composed, source)
+        if sweep:
+            cfg.train.output_dir = folder = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
+        run(cfg)
+    except Interrupted as error:
+        if main:
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
+        sys.exit(128 + error.signal)
+    except RagfitError as error:
+        if not sweep:
+            sys.exit(for_terminal(error))
+        print(for_terminal(error, f"run {hydra_cfg.job.num}: "), file=sys.stderr, flush=True)
+        if main and RunStatus(folder).refused(error):  # what the table of runs says of it
+            _keep_config(composed if cfg is None else cfg, folder)
+        raise  # Hydra goes on with the other runs, and fails at the end
+
+
+def _config_file(args):
+    """Hydra takes -cp as relative to this file; a user means the working directory or the project.
+
+    A name such as paper/training-asqa is a file there, not a config group's option, whose keys would go under `paper`.
+    """
+    name = f"{(args.config_name or 'training').removesuffix('.yaml')}.yaml"
+    if args.config_path:
+        return find_path(args.config_path, "--config-path").resolve() / name
+    if args.config_dir:
+        return find_path(args.config_dir, "--config-dir").resolve() / name
+    folders = (Path("configs").resolve(), CONFIGS)
+    return next((folder / name for folder in folders if user_path(folder / name, "--config-name").is_file()), folders[1] / name)
+
+
+def _options(args):
+    """The options of a command line as Hydra takes them, without what `_config_file` has read."""
+    both = args.config_path and args.config_dir and find_path(args.config_dir, "--config-dir").resolve()
+    left = vars(args) | {"overrides": None, "config_name": None, "config_path": None, "config_dir": both}
+    return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in left.items() if value]
+
+
+def _hydra_defaults(overrides, cfg):
+    """Keep Hydra from filling the working directory, unless the user set its folders.
+
+    Hydra sees what is set under `train`; `cfg`, the file alone, has what it says with dots (`train.output_dir: x`) too.
+    """
+    from omegaconf import OmegaConf
+
+    if any(word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")) for word in overrides):
+        return []
+
+    def output(folder):
+        return os.path.expanduser(folder or OmegaConf.select(cfg, "train.output_dir") or OUTPUT_DIR)
+
+    OmegaConf.register_new_resolver("ragfit_output", output, replace=True)
+    sweep = "hydra.sweep.dir='${ragfit_output:${oc.select:train.output_dir,null}}'"  # multirun.yaml beside the runs
+    return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout", sweep]
+
+
+if __name__ == "__main__":
+    main()

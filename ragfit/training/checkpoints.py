@@ -1,0 +1,284 @@
+"""Checkpoints on disk: which are whole, which is the newest, and whether a run may go on from one.
+
+A checkpoint is written under another name, recorded, and renamed: `checkpoint-N` is whole or not there. The record
+holds what transformers' own files do not: the sizes of the files, the losses since the last log, the configuration
+and a digest of the rows. Checkpoints that plain transformers wrote have none; they are read from end to end instead.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from ragfit.config.paths import find_path
+from ragfit.draw.progress import say
+from ragfit.errors import ConfigError, first_line
+from ragfit.files import _move_aside, sync
+
+logger = logging.getLogger(__name__)
+
+RECORD = "ragfit_checkpoint.json"
+STAGING = ".saving"  # a folder of checkpoints that are being written
+STATE = "trainer_state.json"
+# Keys that say where a run goes and what is seen of it, not what is learned. What chooses and renders the rows is
+# compared by the rows themselves.
+_NO_MATTER = (
+    "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated", "data_file",
+    "input_key", "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation",
+    "model.completion_start", "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length",
+    "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",
+    "train.hub_", "train.push_to_hub", "train.disable_tqdm",
+)  # fmt: skip
+
+_BASE = ("model.model_name_or_path", "model.trained_adapter")
+
+
+def step_of(folder):
+    """The N of a folder named `checkpoint-N`, or None."""
+    prefix, _, number = Path(folder).name.partition("-")
+    return int(number) if prefix == "checkpoint" and number.isdecimal() else None
+
+
+def checkpoints(output_dir):
+    """The folders `checkpoint-N` of a run, the newest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def newest(output_dir):
+    """The newest checkpoint that a run can go on from.
+
+    Returns:
+        `(folder or None, sentences)`: a sentence for each newer one that was skipped, and why.
+    """
+    skipped = []
+    for folder in checkpoints(output_dir):
+        reason = problem(folder)
+        if reason is None:
+            return folder, skipped
+        skipped.append(f"{folder} is skipped: {reason}")
+    return None, skipped
+
+
+def problem(folder):
+    """Why a run cannot go on from a checkpoint, in half a sentence, or None where it can.
+
+    Files with tensors are read the way Trainer reads them: safely, so that a pickle that runs code is an error here.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers.trainer_pt_utils import safe_globals
+
+    folder = Path(folder)
+    try:
+        if not isinstance(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"], int):
+            return f"{STATE} holds no step"
+        recorded = record(folder).get("files", {})
+    except FileNotFoundError:
+        return f"it has no {STATE}"
+    except (ValueError, KeyError, TypeError):
+        return f"{STATE} or {RECORD} is cut short"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    for name, size in recorded.items():
+        has = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if has != size:
+            return f"{name} is missing" if has is None else f"{name} has {has:,} of {size:,} bytes"
+    names = {path.name for path in folder.iterdir()}
+    shards = any(path.is_dir() for path in folder.iterdir())  # what DeepSpeed and FSDP write, in folders of their own
+    pickled = {"adapter_model.bin", "pytorch_model.bin"}
+    if not pickled & names and not any(name.endswith(".safetensors") for name in names) and not shards:
+        return "it has no weights"
+    if not {"optimizer.pt", "scheduler.pt"} <= names and not shards:
+        return "it has no optimizer.pt and scheduler.pt, without which training cannot go on (train.save_only_model)"
+    for name in sorted(names - {"training_args.bin"}):  # that one is a pickle, and nobody reads it
+        path = folder / name
+        try:
+            if name.endswith(".safetensors"):
+                with safe_open(path, "pt"):
+                    pass
+            elif name.endswith((".pt", ".pth", ".bin")):
+                with safe_globals():
+                    torch.load(path, map_location="meta", weights_only=True, mmap=_is_zip(path))
+        except SafetensorError as error:
+            return f"{name} is cut short ({first_line(error)})"
+        except Exception as error:  # pickle, zip, runtime and end-of-file errors
+            if any(sign in str(error) for sign in ("Unsupported global", "Unsupported operand", "not an allowed global")):
+                return f"{name} holds a pickle that may run code; it was not loaded"
+            return f"{name} cannot be read ({first_line(error)})"
+    return None
+
+
+def _is_zip(path):
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"  # torch maps only the format it writes today
+
+
+# The record.
+
+
+def record(folder):
+    """What this kit wrote beside transformers' files, as a dict; empty where it did not write the checkpoint."""
+    path = Path(folder) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def rows_digest(dataset):
+    """A digest of the token ids and labels of a `datasets.Dataset`, in order."""
+    digest = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        for name in ("input_ids", "labels"):
+            column = table[name].combine_chunks()
+            for part in (column.value_lengths(), column.flatten()):
+                digest.update(part.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def publish(staged, target, facts):
+    """Record a staged checkpoint and give it its name: whole, and on the disk, or not at all.
+
+    Args:
+        staged: the folder with transformers' files.
+        target: `output_dir/checkpoint-N`; one that is there already is set aside.
+        facts: what the record holds besides the files' sizes.
+    """
+    files = {str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()}
+    (staged / RECORD).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")
+    sync(staged)
+    if target.exists():
+        _move_aside([target], target.parent)
+    staged.rename(target)
+    sync(target.parent, deep=False)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+# Going on, and starting anew.
+
+
+def check_same_run(folder, cfg, rows, rows_per_step):
+    """Compare a run with the one that wrote a checkpoint.
+
+    Args:
+        cfg: the configuration as plain values, without secrets.
+        rows: `rows_digest` of the training rows.
+        rows_per_step: rows of one optimizer step, over all processes.
+
+    Raises:
+        ConfigError: the rows differ (the place in them is a number of batches), or the base model, the optimizer, or the
+            adapter's shape and scale do. Other differences are warned of.
+    """
+    facts = record(folder)
+    if not facts:
+        logger.warning(
+            "resume_checkpoint: %s was not written by this kit, so whether rows and settings are the same is not known.",
+            folder,
+        )  # fmt: skip
+        return
+    begin_anew = f"To train this adapter further on something else, start a new run with model.trained_adapter={folder}"
+    if facts["rows"] != rows:
+        raise ConfigError(
+            f"resume_checkpoint: {folder} was made from other rows (their order, text, template or tokenizer differs), "
+            f"so the place to go on from is not known. Set the data keys as they were (see {Path(folder, RECORD)}). "
+            f"{begin_anew}."
+        )
+    changed = [key for key in _differences(facts["config"], cfg) if not key.startswith(_NO_MATTER)]
+    lora = [key for key in changed if key.startswith("model.lora") and key != "model.lora.lora_dropout"]
+    if lora:
+        raise ConfigError(
+            f"resume_checkpoint: {', '.join(lora)} differs from the run that wrote {folder}, whose adapter has another "
+            f"shape or scale. Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
+        )
+    # A folder that has only moved keeps its name.
+    moved = [key for key in changed if key in _BASE and _folder(facts["config"], key) == _folder(cfg, key)]
+    if other := [key for key in changed if key in (*_BASE, "train.optim") and key not in moved]:
+        raise ConfigError(
+            f"resume_checkpoint: {', '.join(other)} differs from the run that wrote {folder}, whose adapter belongs to its base model, "
+            f"and whose optimizer's state to its optimizer. Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
+        )
+    if changed:
+        logger.warning(
+            "resume_checkpoint: %s differs from the run that wrote %s; the run goes on with the new value, and is not "
+            "what an uninterrupted run would have been.", ", ".join(changed), folder,
+        )  # fmt: skip
+    if facts["rows_per_step"] != rows_per_step:
+        logger.warning(
+            "resume_checkpoint: a step takes %s rows, in the run that wrote %s it took %s, so some rows are seen twice "
+            "or not at all. Set train.per_device_train_batch_size, train.gradient_accumulation_steps and the number of "
+            "processes as they were.",
+            rows_per_step, folder, facts["rows_per_step"],
+        )  # fmt: skip
+
+
+def _folder(config, key):
+    return Path(str(config["model"].get(key.removeprefix("model.")))).name
+
+
+def _differences(before, after, prefix=""):
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}"
+
+
+def set_aside(output_dir, resumed=None):
+    """Move what an earlier run left into `output_dir/earlier.N`, so that neither rotation nor a later resume takes it.
+
+    What the run goes on from stays: the resumed checkpoint and older ones beside it. Half-written checkpoints of a
+    killed run are removed.
+
+    Returns:
+        The new folder, or None where there was nothing to move.
+    """
+    output = Path(output_dir)
+    for path in (output / STAGING).glob("*"):
+        say(f"{path.name} was half-written when an earlier run ended; it is removed.")
+    shutil.rmtree(output / STAGING, ignore_errors=True)
+    resumed = Path(resumed).resolve() if resumed else None
+    stays = step_of(resumed) if resumed is not None and resumed.parent == output.resolve() else None
+    old = [path for path in checkpoints(output) if stays is None or step_of(path) > stays]
+    old += output.glob("checkpoint.part-*")  # an adapter that a kill kept from its name
+    return _move_aside(old, output) if old else None
+
+
+def resume_path(cfg):
+    """The checkpoint to go on from: a folder, or None to start anew.
+
+    With `resume_checkpoint=true` it is the newest whole one, and those that were skipped are named. Where a run has
+    begun but was ended before its first checkpoint, nothing is lost, and it starts anew.
+
+    Raises:
+        ConfigError: `resume_checkpoint` names no whole checkpoint, or is true and there is none.
+    """
+    from ragfit.runs.status import read
+    from ragfit.training.checkpoints import newest, problem
+
+    wanted = cfg.get("resume_checkpoint")
+    if wanted in (None, False, ""):
+        return None
+    if wanted is True or str(wanted).lower() == "true":
+        folder = cfg.train.output_dir
+        found, skipped = newest(folder)
+        for sentence in skipped:
+            logger.warning("resume_checkpoint: %s", sentence)
+        if found:
+            return str(found)
+        facts = read(folder) or {}
+        if not skipped and facts.get("state") in ("running", "interrupted", "failed") and not facts.get("last_checkpoint"):
+            say(f"resume_checkpoint: the run in {folder} ended before its first checkpoint, so it starts anew.")
+            return None
+        whole = f"no checkpoint that is whole ({'; '.join(skipped)})" if skipped else "no checkpoint"
+        raise ConfigError(
+            f"resume_checkpoint is true, but {folder} holds {whole}. "
+            "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
+        )
+    folder = find_path(wanted, "resume_checkpoint")
+    reason = problem(folder)
+    if reason:
+        raise ConfigError(
+            f"resume_checkpoint: a run cannot go on from {folder}: {reason}. "
+            "Name another folder, such as trained_models/checkpoint-100, or true for the newest that is whole."
+        )
+    return str(folder)

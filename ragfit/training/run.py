@@ -1,0 +1,191 @@
+"""The run: from a configuration to a trained adapter, in a notebook or from the command line.
+
+    python -m ragfit.training -cp configs/paper -cn training-asqa data_file=rows.jsonl output_key=answers
+
+The command line takes every Hydra override, `--multirun` and `--help`; the notebook calls the same functions.
+"""
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+import ragfit.before_torch  # noqa: F401  (before torch)
+from ragfit.config.explain import explained
+from ragfit.config.save import save_config, without_secrets
+from ragfit.data.prepare import prepare
+from ragfit.errors import Interrupted, RagfitError
+from ragfit.models.load import load_model
+from ragfit.runs.save import gathered_weights, save_checkpoint
+from ragfit.runs.status import SAVING, RunStatus, verdict
+from ragfit.training.arguments import check_writable
+from ragfit.training.checkpoints import resume_path
+
+logger = logging.getLogger(__name__)
+
+
+@explained("Making the trainer")
+def build_trainer(cfg, prepared, callbacks=()):
+    """Load the model and make the trainer.
+
+    Args:
+        cfg: the resolved configuration.
+        prepared: what `ragfit.prepare` made of it.
+        callbacks: more `transformers.TrainerCallback`s.
+
+    Returns:
+        RagfitTrainer, a `trl.SFTTrainer`: `.train()` and all else of it work.
+
+    Raises:
+        ConfigError: before the weights are read, where that can be known.
+    """
+    from transformers import PrinterCallback, ProgressCallback, set_seed
+
+    from ragfit.runs.hub import check_tag
+    from ragfit.training.arguments import training_arguments
+    from ragfit.training.checkpoints import check_same_run, rows_digest
+    from ragfit.training.live import loss_curve
+    from ragfit.training.resume import rows_per_step
+    from ragfit.training.trainer import RagfitTrainer
+    from ragfit.training.trial import check_vocabulary, try_run
+
+    resume_from = resume_path(cfg)
+    if cfg.get("hfhub_tag"):
+        check_tag(cfg.hfhub_tag)
+    args = training_arguments(cfg, prepared)
+    check_writable(args.output_dir)
+    if resume_from:
+        check_same_run(resume_from, without_secrets(cfg), rows_digest(prepared.train), rows_per_step(args))
+    status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
+    with status.loading(), _kept_if_it_fails(cfg, args), explained("Loading the model"):
+        try_run(cfg, prepared, args)
+        set_seed(args.seed)  # the adapter's weights are drawn while the model loads
+        loaded = load_model(cfg)
+        check_vocabulary(loaded.model, prepared)
+        trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
+    trainer.status, trainer.resume_from = status, resume_from
+    # One live display instead of transformers' bar and its printed dictionaries.
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    try:
+        from transformers.utils.notebook import NotebookProgressCallback
+
+        trainer.remove_callback(NotebookProgressCallback)
+    except ImportError:
+        pass
+    return trainer
+
+
+@contextlib.contextmanager
+def _kept_if_it_fails(cfg, args):
+    """Keep the configuration of a run that does not come to train, for the table of runs."""
+    try:
+        yield
+    except BaseException:
+        if args.process_index == 0:
+            _keep_config(cfg, args.output_dir)
+        raise
+
+
+def _keep_config(cfg, folder):
+    with contextlib.suppress(OSError):
+        save_config(cfg, Path(folder, "ragfit.yaml"))
+
+
+def train(trainer):
+    """Train, save and, where `hfhub_tag` is set, push. `output_dir/status.json` says how it goes.
+
+    Ctrl-C, a kernel's interrupt and SIGTERM end the run with a checkpoint that `resume_checkpoint=true` goes on from.
+
+    Args:
+        trainer: of `build_trainer`.
+
+    Returns:
+        Path of the folder `checkpoint` with adapter, tokenizer, resolved configuration and instruction.
+
+    Raises:
+        Interrupted: the run was asked to stop, and has.
+        RagfitError: the trainer has trained already or was made to evaluate, another run has the folder, or a
+            checkpoint could not be saved.
+    """
+    from ragfit.training.stop import StopSignals
+    from ragfit.training.tracking import tracked
+
+    cfg, status = trainer.cfg, trainer.status
+    if status is None:
+        raise RagfitError(
+            "This trainer was made by ragfit.load_checkpoint, to evaluate a finished run. Make one with ragfit.build_trainer: "
+            f"model.trained_adapter={Path(trainer.args.output_dir, 'checkpoint')} in its configuration trains on from that "
+            "run's adapter, and resume_checkpoint=true goes on with a run that was stopped."
+        )
+    if trainer.state.global_step:
+        raise RagfitError(
+            f"This trainer has trained already, to step {trainer.state.global_step}. Make a new one with ragfit.build_trainer "
+            "(in the notebook: run from the cell with `trainer = None`); resume_checkpoint=true goes on from the newest checkpoint."
+        )
+    with status.alone(), status.outcome(), explained("The run"), contextlib.ExitStack() as stack:
+        before = status.begin()
+        if trainer.is_world_process_zero():
+            _keep_config(cfg, trainer.args.output_dir)
+        if trainer.resume_from and trainer.is_world_process_zero():
+            told = f" The run before was {verdict(before)[1]}." if before else ""
+            print(f"going on from {trainer.resume_from}.{told}", flush=True)
+        tracking = stack.enter_context(tracked(cfg, trainer))
+        with StopSignals() as stop:
+            trainer.stop = stop
+            trainer.train(resume_from_checkpoint=trainer.resume_from)
+            with contextlib.suppress(OSError):  # a full disk: the adapter matters more
+                trainer.save_state()
+            if trainer.stopped:
+                _stopped(trainer)
+            folder, weights = None, gathered_weights(trainer)
+            if trainer.is_world_process_zero():
+                status.set(doing=SAVING)
+                trained = trainer.state.global_step - trainer._initial_global_step
+                folder = save_checkpoint(trainer, keep_same=not trained, weights=weights)
+                status.set(state="finished", doing=None, saved=str(folder))
+                tracking.saved(folder)
+            if stop.asked():
+                message = f"Stopped by {stop.why} after the last step. The run is finished, the adapter is in {folder}."
+                raise Interrupted(message, stop.asked())
+        trainer.stop = None
+        if cfg.get("hfhub_tag") and folder:
+            from ragfit.runs.hub import push
+
+            tracking.saved(folder, push(folder, cfg.hfhub_tag, cfg.train.get("hub_token")))
+    return folder
+
+
+def _stopped(trainer):
+    """Say where a stopped run can go on, and end it."""
+    stop, state, newest = trainer.stop, trainer.state, trainer.newest_checkpoint
+    on = f"{newest} holds all of it; go on with resume_checkpoint=true" if newest else "Nothing was learned yet; start it again"
+    trainer.status.set(state="interrupted", reason=f"stopped by {stop.why}. {on}", step=state.global_step, last_checkpoint=newest)
+    raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
+
+
+@explained("The run")
+def run(cfg):
+    """The whole run of the command line: prepare, look, train, save. Returns the checkpoint's folder."""
+    from ragfit.evaluation.generate import dev_loss
+    from ragfit.evaluation.results import save_loss
+    from ragfit.training.preflight import preflight
+
+    prepared = prepare(cfg)
+    if os.environ.get("RANK", "0") == "0":
+        print(prepared.report, flush=True)
+    trainer = build_trainer(cfg, prepared)
+    if trainer.is_world_process_zero():
+        print(preflight(trainer), flush=True)
+    folder = train(trainer)
+    if prepared.dev is not None and trainer.args.eval_strategy == "no":
+        loss = dev_loss(trainer)
+        if trainer.is_world_process_zero():
+            print(f"dev loss {loss:.4f}", flush=True)
+            save_loss(trainer, loss)
+    if folder:
+        print(f"saved {folder}", flush=True)
+    return folder
+
+
+# The command line.

@@ -13,10 +13,10 @@ from ragfit.config.load import load_config
 from ragfit.config.overrides import override
 from ragfit.config.trust import believed
 from ragfit.errors import ConfigError
-from ragfit.training import reload as evaluation
 from ragfit.models.tokenizer import load_tokenizer
 from ragfit.runs import merge
 from ragfit.runs.merge import merge_checkpoint
+from ragfit.training import reload as evaluation
 from ragfit.views import SavedView
 
 FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=2", "train.lr_scheduler_type=constant"]
@@ -263,3 +263,18 @@ def test_no_object_is_made_of_a_value(key, tiny_llama, rows, tmp_path):
     path.write_text(f"model:\n  model_name_or_path: a\n  {key}:\n    _target_: pandas.read_pickle\n")
     with pytest.raises(ConfigError, match=rf"model.{key}._target_ .*own.yaml, line 4\)"):
         load_config(path)
+
+
+def test_a_link_to_a_file_of_the_user_s_is_not_followed(checkpoint, tmp_path):
+    (tmp_path / "diary.txt").write_text("not for others")
+    (checkpoint / "instruction.txt").unlink(missing_ok=True)
+    (checkpoint / "instruction.txt").symlink_to(tmp_path / "diary.txt")
+    assert "instruction" not in believed(checkpoint)[0]
+    assert not (merge_checkpoint(checkpoint, tmp_path / "merged") / "instruction.txt").exists()
+    # As the hub's cache lays a checkpoint out: snapshots/REVISION beside blobs.
+    cached = tmp_path / "hub" / "snapshots" / "1"
+    shutil.copytree(checkpoint, cached, ignore=shutil.ignore_patterns("instruction.txt"))
+    (tmp_path / "hub" / "blobs").mkdir()
+    (tmp_path / "hub" / "blobs" / "abc").write_text("Be brief.")
+    (cached / "instruction.txt").symlink_to("../../blobs/abc")
+    assert believed(cached)[0]["instruction"] == str(cached / "instruction.txt")

@@ -103,12 +103,20 @@ def believed(checkpoint):
     walk({key: value for key, value in whole.items() if key not in ("instruction", "template")})
     tree = _resolved(found, set_aside)
     for key in ("instruction", "template"):
-        own = Path(checkpoint, f"{key}.txt")
-        if own.is_file() and own.stat().st_size:
+        own = own_file(checkpoint, f"{key}.txt")
+        if own and own.stat().st_size:
             tree[key] = str(own)
-        elif whole.get(key) and not own.is_file():
+        elif whole.get(key) and not own:
             set_aside.append(key)
     return tree, set_aside
+
+
+def own_file(checkpoint, name) -> Path | None:
+    """A file of a checkpoint, or None where it has none. A link to elsewhere is none: it could name any file of the user's."""
+    path = Path(checkpoint, name)
+    folder = path.parent.resolve()
+    blobs = folder.parent.parent / "blobs"  # of the hub's cache, which links to them
+    return path if path.is_file() and path.resolve().parent in (folder, blobs) else None
 
 
 def warn(checkpoint, set_aside, advice):

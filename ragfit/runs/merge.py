@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing, find_path, user_path
-from ragfit.config.trust import believed, warn
+from ragfit.config.trust import believed, own_file, warn
 from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
 from ragfit.models.saved import quantized_in_training
 
@@ -77,8 +77,8 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None, trust_remote_code=F
             _merged(model, folder, base).save_pretrained(part)
             _tokenizer(folder, base, model_keys).save_pretrained(part)
             for name in KEPT:
-                if (folder / name).is_file():
-                    shutil.copy(folder / name, part / name)
+                if own := own_file(folder, name):
+                    shutil.copy(own, part / name)
             part.chmod(0o755)  # mkdtemp's folders are the owner's alone
             if out.exists():
                 out.rmdir()

@@ -267,7 +267,7 @@ def _open(folder, report):
 
 def _write_report(folder, report):
     files = {path.name: _file_digest(path) for path in folder.glob("*.arrow")}
-    body = json.dumps({"files": files, "report": _to_json(report)}).encode()
+    body = json.dumps({"files": files, "report": report_as_plain(report)}).encode()
     (folder / "report.json").write_bytes(xxhash.xxh3_128_hexdigest(body).encode() + b"\n" + body)
 
 
@@ -283,7 +283,7 @@ def _read(folder):
         for name, expected in stored["files"].items():
             if _file_digest(folder / name) != expected:
                 raise ValueError(f"{name} is not as it was written")
-        report = _from_json(stored["report"])
+        report = _from_plain(stored["report"])
         train, dev = _open(folder, report)
         os.utime(folder)  # used today
     except Exception as error:  # whatever a damaged file makes its reader raise
@@ -331,10 +331,11 @@ def _prune(root, key, limit):
             _remove(folder)
 
 
-# The report as JSON. Never a pickle: reading one runs what is in it.
+# The report as plain values, for JSON. Never a pickle: reading one runs what is in it.
 
 
-def _to_json(report):
+def report_as_plain(report) -> dict:
+    """A `Report` as dicts and lists, `cut` as [[number, start, stop, length]]."""
     stored = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
     for name in ("train", "dev"):
         part = dataclasses.asdict(stored[name])
@@ -343,7 +344,7 @@ def _to_json(report):
     return stored
 
 
-def _from_json(stored):
+def _from_plain(stored):
     parts = {}
     for name in ("train", "dev"):
         part = Part(**stored[name])

@@ -224,6 +224,22 @@ class TokenView(View):
 
     # Text.
 
+    def terminal(self, colour: bool = True) -> str:
+        """The row as it runs on: ▶ what has loss ◀, in a terminal green and the rest dim; long stretches without loss cut."""
+        dim, green, plain = ("\x1b[2m", "\x1b[32m", "\x1b[0m") if colour else ("", "", "")
+        total, loss, share, padding = self._counts()
+        parts = []
+        for start, stop, kind in self._runs():
+            texts = [style.visible(text) for text in self.texts[start:stop]]
+            if kind == "loss":
+                parts.append(f"{plain}{green}▶{''.join(texts)}◀{plain}")
+                continue
+            if stop - start > 2 * CONTEXT:
+                texts = [*texts[:CONTEXT], f"\n[… {stop - start - 2 * CONTEXT:,} tokens …]\n", *texts[-CONTEXT:]]
+            parts.append(f"{dim}{''.join(texts)}{plain}")
+        head = f"{self.title}: {total:,} tokens, {loss:,} with loss ({share:.1%}), between ▶ and ◀"
+        return "\n".join([head, *(f"  {finding}" for finding, mine in self.findings if mine), "".join(parts)])
+
     def text(self):
         total, loss, share, padding = self._counts()
         lines = [

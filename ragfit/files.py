@@ -19,7 +19,7 @@ def sync(folder, deep=True):
             os.close(descriptor)
 
 
-def _move_aside(folders, output):
+def move_aside(folders, output):
     number = 1
     while (output / f"earlier.{number}").exists():
         number += 1

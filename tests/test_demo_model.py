@@ -19,6 +19,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from ragfit.errors import RagfitError
+from ragfit.config.paths import is_demo
 from ragfit.models import demo
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -121,8 +122,8 @@ def model(folder):
 
 
 def test_names():
-    assert demo.is_demo(demo.DEMO_MODEL) and demo.is_demo("demo:other")
-    assert not any(demo.is_demo(name) for name in ("HuggingFaceTB/SmolLM2-135M", "./demo:x", "", None, Path("demo")))
+    assert is_demo(demo.DEMO_MODEL) and is_demo("demo:other")
+    assert not any(is_demo(name) for name in ("HuggingFaceTB/SmolLM2-135M", "./demo:x", "", None, Path("demo")))
     for make in (demo.tokenizer_folder, demo.model_folder):
         with pytest.raises(RagfitError, match="'demo:other'.*'demo:smollm2-135m-instruct'"):
             make("demo:other")

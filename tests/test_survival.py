@@ -639,7 +639,7 @@ def test_ctrl_c_where_no_checkpoint_is_wanted(overrides, out, moment, monkeypatc
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*(("ragfit.training.run._keep_config", interrupted) if moment == "before" else ("ragfit.runs.hub.push", interrupted)))
+    monkeypatch.setattr(*(("ragfit.training.run.keep_config", interrupted) if moment == "before" else ("ragfit.runs.hub.push", interrupted)))
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1", "hfhub_tag=org/name")))
     with pytest.raises(KeyboardInterrupt):
         ragfit.train(trainer)

@@ -8,7 +8,7 @@ from ragfit.config.schema import DATA_KEYS, HF_TRAIN, REMOVED, RENAMED, Wrong, a
 from ragfit.secrets import MASK, is_secret_name
 
 
-def _translate(tree, notes) -> bool:
+def translate_names(tree, notes) -> bool:
     """Move renamed keys in place, noting what became of them; whether the model is this kit's `HFTrain`."""
 
     def note(key, old, new):

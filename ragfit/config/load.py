@@ -20,10 +20,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ragfit.config.legacy import _translate
+from ragfit.config.legacy import translate_names
 from ragfit.config.overrides import literal, normalize_overrides
 from ragfit.config.paths import CONFIGS, find_existing, find_file, user_path
-from ragfit.config.save import FROM_ENVIRONMENT, _environment_texts, _leaves, unresolved
+from ragfit.config.save import FROM_ENVIRONMENT, environment_texts, leaves, unresolved
 from ragfit.config.schema import (
     BOUNDS,
     DATA_KEYS,
@@ -49,9 +49,6 @@ MOST_VALUES = 10_000  # in a YAML file, aliases counted as often as they repeat 
 OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 
 
-# --- Paths ------------------------------------------------------------------------------------------------------------
-
-
 def find_config(config) -> Path:
     """The YAML file of a configuration's name (`paper/training-asqa`) or path."""
     text = os.fspath(config)
@@ -69,9 +66,6 @@ def find_config(config) -> Path:
         + (f"Did you mean {near[0]}? " if near else "")
         + f"Give a path ending in .yaml or one of: {', '.join(names) or '(none found)'}."
     )
-
-
-# --- Loading ----------------------------------------------------------------------------------------------------------
 
 
 def load_config(config="training", overrides=()):
@@ -183,9 +177,6 @@ def _compose(path, overrides):
             GlobalHydra.instance().hydra = running
 
 
-# --- From a composed to a resolved configuration ----------------------------------------------------------------------
-
-
 def finish(cfg, source=None):
     """Translate names of earlier versions, give values their types, refuse unknown keys, fill in missing data keys.
 
@@ -199,7 +190,7 @@ def finish(cfg, source=None):
         notes = cfg.pop("translated", None) or {}
         if OmegaConf.is_dict(notes):  # they are told, and nothing that they say is followed
             notes = {key: notes[key] for key in notes if not OmegaConf.is_interpolation(notes, key)}
-        tree, read = OmegaConf.to_container(cfg, resolve=True), _environment_texts(cfg)
+        tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
         for part in {"model", "train"} & read.keys():  # what is saved could not tell its keys from those that were added
             raise Wrong(part, f"{part} is {read[part]}, all of it from the environment", f"Write keys under {part}:, and ${{oc.env:…}} as their values.")
@@ -209,9 +200,9 @@ def finish(cfg, source=None):
                 raise Wrong(part, f"{part} is {found}, not keys and values", f"Write keys under {part}:, indented.")
         if source:
             _as_written(tree, _written(Path(source)))
-        hf_train = _translate(tree, notes)
+        hf_train = translate_names(tree, notes)
         _check_keys(tree, hf_train)
-        missing = next((key for key, value in _leaves(tree) if value == "???"), None)
+        missing = next((key for key, value in leaves(tree) if value == "???"), None)
         if missing:
             raise Wrong(missing, f"{missing} is ???, a value still to be given", f"Set {missing}.")
         prompt = {f"model.{key}" for key in PROMPT_KEYS}
@@ -255,7 +246,7 @@ def _as_written(tree, written):
 
 
 def _check_keys(tree, hf_train):
-    for key, value in _leaves(tree):
+    for key, value in leaves(tree):
         if key.endswith("._target_") and key != "model._target_":
             problem = f"{key} is {value!r}, but values are plain: no class or function is called to make them"
             raise Wrong(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
@@ -318,16 +309,13 @@ def _check_values(tree, hf_train):
         raise Wrong("model.load_in_4bit", problem, "Set one to false.")
 
 
-# --- Showing and saving -----------------------------------------------------------------------------------------------
-
-
 def differences(cfg, config) -> list[tuple]:
     """What a resolved configuration has other than its YAML file: `(key, value in the file, value)`.
 
     Keys that are empty on one side and absent on the other are no difference.
     """
-    before = dict(_leaves(OmegaConf.to_container(read_config(config), resolve=False)))
-    after = dict(_leaves(unresolved(cfg)))
+    before = dict(leaves(OmegaConf.to_container(read_config(config), resolve=False)))
+    after = dict(leaves(unresolved(cfg)))
     keys = [key for key in dict.fromkeys((*after, *before)) if not key.startswith("translated")]
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 

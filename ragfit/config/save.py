@@ -28,7 +28,7 @@ def _value(node, name):
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _environment_texts(cfg) -> dict[str, str]:
+def environment_texts(cfg) -> dict[str, str]:
     """`{key: text}` of a composed configuration's values that come from the environment, directly or through other keys."""
     found, asked = {}, []
 
@@ -96,9 +96,9 @@ def save_config(cfg, path):
     temporary.replace(path)
 
 
-def _leaves(tree, prefix=""):
+def leaves(tree, prefix=""):
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -58,6 +58,11 @@ def flow(text):
     return Html(escape(visible(text)).replace("\n", "<br>"))
 
 
+def small_mono(text):
+    """Visible text in a line, in a small typewriter's letters."""
+    return Html(f'<span style="{MONO};font-size:12px"><bdi>{flow(text)}</bdi></span>')
+
+
 def colours(pair):
     return f"background:{pair[0]};color:{pair[1]}"
 

@@ -10,7 +10,7 @@ from ragfit.config.paths import user_path
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import dev_loss, generate, longest_answer
 from ragfit.evaluation.metrics import SHORT_ANSWERS, gold_of, scores
-from ragfit.evaluation.results import METRICS, MODELS, _now, save_evaluation, summarize
+from ragfit.evaluation.results import METRICS, MODELS, now, save_evaluation, summarize
 
 
 @explained("The evaluation")
@@ -70,7 +70,7 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
         "rows": len(table),
         "answer_marker": answer_marker,
         "max_new_tokens": limit,
-        "written": _now(),
+        "written": now(),
         **summarize(table),
     }
     if losses["tuned"] is not None:
@@ -100,6 +100,3 @@ def _row(prepared, number, part, marker):
     if SHORT_ANSWERS in source:
         row[SHORT_ANSWERS] = [list(spellings) for spellings in gold.short]
     return row, gold
-
-
-# A checkpoint of an earlier run.

@@ -32,12 +32,12 @@ def summarize(table):
 
 def save_loss(trainer, loss):
     """Save the dev loss alone, where a run answers no rows."""
-    part = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": _now()}
+    part = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": now()}
     with contextlib.suppress(OSError):
         save_evaluation(trainer.args.output_dir, part | {"dev_loss": {"rows": len(trainer.prepared.dev), "base": None, "tuned": loss}})
 
 
-def _now():
+def now():
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -11,7 +11,6 @@ from ragfit.draw.html import Html, View, flow, plain
 from ragfit.draw.progress import say
 from ragfit.errors import RagfitError, first_line
 from ragfit.models.saved import earlier_adapter
-from ragfit.views.differences import _mono
 
 _HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
@@ -113,7 +112,7 @@ class SavedView(View):
         )  # fmt: skip
 
     def html(self):
-        rows = [[_mono(path), size.replace(" ", "\u00a0"), note] for path, size, note in self.rows]
+        rows = [[style.small_mono(path), size.replace(" ", "\u00a0"), note] for path, size, note in self.rows]
         note = style.callout(flow(self.note)) if self.note else Html()
         return style.card(self.title, note, style.table(["file", "size", "what it holds"], rows, right=(1,)))
 

@@ -13,7 +13,7 @@ from ragfit.config.paths import CONFIGS, find_path, user_path
 from ragfit.errors import Interrupted, RagfitError, for_terminal
 from ragfit.runs.status import RunStatus
 from ragfit.secrets import plain_secrets
-from ragfit.training.run import _keep_config, run
+from ragfit.training.run import keep_config, run
 
 
 def main(argv=None):
@@ -67,7 +67,7 @@ def _task(composed, source):
             sys.exit(for_terminal(error))
         print(for_terminal(error, f"run {hydra_cfg.job.num}: "), file=sys.stderr, flush=True)
         if main and RunStatus(folder).refused(error):  # what the table of runs says of it
-            _keep_config(composed if cfg is None else cfg, folder)
+            keep_config(composed if cfg is None else cfg, folder)
         raise  # Hydra goes on with the other runs, and fails at the end
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ragfit.config.paths import find_path
 from ragfit.draw.progress import say
 from ragfit.errors import ConfigError, first_line
-from ragfit.files import _move_aside, sync
+from ragfit.files import move_aside, sync
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def publish(staged, target, facts):
     (staged / RECORD).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")
     sync(staged)
     if target.exists():
-        _move_aside([target], target.parent)
+        move_aside([target], target.parent)
     staged.rename(target)
     sync(target.parent, deep=False)
     shutil.rmtree(staged.parent, ignore_errors=True)
@@ -240,7 +240,7 @@ def set_aside(output_dir, resumed=None):
     stays = step_of(resumed) if resumed is not None and resumed.parent == output.resolve() else None
     old = [path for path in checkpoints(output) if stays is None or step_of(path) > stays]
     old += output.glob("checkpoint.part-*")  # an adapter that a kill kept from its name
-    return _move_aside(old, output) if old else None
+    return move_aside(old, output) if old else None
 
 
 def resume_path(cfg):

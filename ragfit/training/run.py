@@ -1,16 +1,10 @@
-"""The run: from a configuration to a trained adapter, in a notebook or from the command line.
-
-    python -m ragfit.training -cp configs/paper -cn training-asqa data_file=rows.jsonl output_key=answers
-
-The command line takes every Hydra override, `--multirun` and `--help`; the notebook calls the same functions.
-"""
+"""The run: from a configuration and prepared rows to a trained adapter. Notebooks and the command line call the same functions."""
 
 import contextlib
 import logging
 import os
 from pathlib import Path
 
-import ragfit.before_torch  # noqa: F401  (before torch)
 from ragfit.config.explain import explained
 from ragfit.config.save import save_config, without_secrets
 from ragfit.data.prepare import prepare
@@ -83,11 +77,11 @@ def _kept_if_it_fails(cfg, args):
         yield
     except BaseException:
         if args.process_index == 0:
-            _keep_config(cfg, args.output_dir)
+            keep_config(cfg, args.output_dir)
         raise
 
 
-def _keep_config(cfg, folder):
+def keep_config(cfg, folder):
     with contextlib.suppress(OSError):
         save_config(cfg, Path(folder, "ragfit.yaml"))
 
@@ -126,7 +120,7 @@ def train(trainer):
     with status.alone(), status.outcome(), explained("The run"), contextlib.ExitStack() as stack:
         before = status.begin()
         if trainer.is_world_process_zero():
-            _keep_config(cfg, trainer.args.output_dir)
+            keep_config(cfg, trainer.args.output_dir)
         if trainer.resume_from and trainer.is_world_process_zero():
             told = f" The run before was {verdict(before)[1]}." if before else ""
             print(f"going on from {trainer.resume_from}.{told}", flush=True)
@@ -186,6 +180,3 @@ def run(cfg):
     if folder:
         print(f"saved {folder}", flush=True)
     return folder
-
-
-# The command line.

@@ -17,7 +17,6 @@ import tempfile
 import warnings
 from types import SimpleNamespace
 
-import ragfit.before_torch  # noqa: F401  (before torch)
 from ragfit.config.schema import is_hf_train
 from ragfit.errors import TRACEBACK, ConfigError, whole_text
 from ragfit.evaluation.generate import generate

@@ -2,7 +2,7 @@
 
 
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, escape, flow, plain
+from ragfit.draw.html import Html, View, escape, plain
 from ragfit.secrets import MASK, holds_secret, masked
 
 
@@ -34,7 +34,7 @@ class DifferencesView(View):
         if self.rows:
             why = any(row[3] for row in self.rows)
             rows = [
-                [Html(f"<b>{escape(key)}</b>"), _mono(before), _mono(after), note] for key, before, after, note in self.rows
+                [Html(f"<b>{escape(key)}</b>"), style.small_mono(before), style.small_mono(after), note] for key, before, after, note in self.rows
             ]
             head = ["key", "in the file", "this run", "why"]
             body = style.table(head, rows) if why else style.table(head[:3], [row[:3] for row in rows])
@@ -54,7 +54,3 @@ def _value(key, value):
     if holds_secret(key, value):
         return MASK
     return "–" if value is None else repr(value) if isinstance(value, str) and not value.strip() else str(masked(value))
-
-
-def _mono(text):
-    return Html(f'<span style="{style.MONO};font-size:12px"><bdi>{flow(text)}</bdi></span>')

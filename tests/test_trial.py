@@ -12,6 +12,7 @@ from conftest import make_tokenizer
 from tiny_runs import adapter_weights, losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
+import ragfit.config.explain
 import ragfit.training.trial
 from ragfit.config.explain import explained
 from ragfit.errors import ConfigError, RagfitError, for_terminal
@@ -117,7 +118,8 @@ TAKEN = [
 @pytest.mark.parametrize("words", TAKEN)
 def test_a_run_that_is_tried_and_taken(words, config, monkeypatch):
     failures = []
-    monkeypatch.setattr(ragfit.training.trial.logger, "debug", lambda *said: failures.append(said))
+    for module in (ragfit.training.trial, ragfit.config.explain):
+        monkeypatch.setattr(module.logger, "debug", lambda *said: failures.append(said))
     assert "no file named model.safetensors" in refusal(config(*words.split()))
     assert failures == []  # it was tried, and not given up
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import logging
 import re
 
 from ragfit.draw.text import plain
-from ragfit.errors import TRACEBACK, RagfitError, whole_text
+from ragfit.errors import TRACEBACK, ConfigError, RagfitError, whole_text
+
+logger = logging.getLogger(__name__)
 
 # What the libraries say when something gives out that is no single key's fault, and what helps.
 MEMORY = (
@@ -63,3 +66,47 @@ def _advice(error):
     if named := [key for key in known_keys() if key.rpartition(".")[2] in words]:
         return f"Change or remove {' or '.join(named[:3])}"
     return "If its text names a key of yours, change that one; otherwise it may be a fault of this kit or of that library"
+
+
+def tried(attempt, keys, without, plain, room, names):
+    """Try something with keys; where that fails, find the key without which it does not.
+
+    Args:
+        attempt: a function of keys that raises what a library raises.
+        without: a function of a name that gives the keys without it.
+        plain: keys with which it would only fail for other reasons, if there are such.
+        room: what to name where no single key is at fault.
+        names: of the keys, with their values.
+
+    Returns:
+        What the attempt gives; None where it fails with plain keys too.
+
+    Raises:
+        ConfigError: it fails with the keys and not without them.
+    """
+
+    def passes(keys):
+        try:
+            attempt(keys)
+        except Exception:  # of any library
+            return False
+        return True
+
+    try:
+        return attempt(keys)
+    except Exception as error:  # of any library
+        if plain is not None and not passes(plain):
+            logger.debug("No trial: %s", error)
+            return None
+        said = whole_text(error)
+
+        def likelihood(name):
+            key, values = name.rpartition(".")[2], re.findall(r"\w{4,}", str(names[name]))
+            # A longer name is of a detail, such as `optim_args`, and without the shorter one, `optim`, nothing reads it.
+            return key in said, any(word in said for word in values), len(key)
+
+        likely = sorted(names, key=likelihood, reverse=True)
+        guilty = next((name for name in likely if passes(without(name))), None)
+        key = room if guilty is None else guilty if guilty.startswith(("train.", "model.")) else f"{room}.{guilty}"
+        change = f"Change the key of {room} that it names" if guilty is None else f"Change or remove {key}"
+        raise ConfigError(f"{key}: {said}. {change}; {TRACEBACK}=1 shows where it was raised.") from error

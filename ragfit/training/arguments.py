@@ -6,13 +6,13 @@ import tempfile
 from omegaconf import OmegaConf
 from trl import SFTConfig
 
+from ragfit.config.explain import tried
 from ragfit.config.paths import user_path
 from ragfit.config.save import without_secrets
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
 from ragfit.training.tracking import prepare_trackers
-from ragfit.training.trial import tried
 
 
 def check_writable(output_dir):

@@ -12,13 +12,13 @@ import copy
 import gc
 import logging
 import math
-import re
 import tempfile
 import warnings
 from types import SimpleNamespace
 
+from ragfit.config.explain import tried
 from ragfit.config.schema import is_hf_train
-from ragfit.errors import TRACEBACK, ConfigError, whole_text
+from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import generate
 from ragfit.models.hf import COMPUTED, resolve
 
@@ -294,47 +294,3 @@ def _end(row):
     """The last tokens of a row up to its last label."""
     stop = max(place for place, label in enumerate(row["labels"]) if label != -100) + 1
     return {key: values[max(0, stop - TOKENS) : stop] for key, values in row.items()}
-
-
-def tried(attempt, keys, without, plain, room, names):
-    """Try something with keys; where that fails, find the key without which it does not.
-
-    Args:
-        attempt: a function of keys that raises what a library raises.
-        without: a function of a name that gives the keys without it.
-        plain: keys with which it would only fail for other reasons, if there are such.
-        room: what to name where no single key is at fault.
-        names: of the keys, with their values.
-
-    Returns:
-        What the attempt gives; None where it fails with plain keys too.
-
-    Raises:
-        ConfigError: it fails with the keys and not without them.
-    """
-
-    def passes(keys):
-        try:
-            attempt(keys)
-        except Exception:  # of any library
-            return False
-        return True
-
-    try:
-        return attempt(keys)
-    except Exception as error:  # of any library
-        if plain is not None and not passes(plain):
-            logger.debug("No trial: %s", error)
-            return None
-        said = whole_text(error)
-
-        def likelihood(name):
-            key, values = name.rpartition(".")[2], re.findall(r"\w{4,}", str(names[name]))
-            # A longer name is of a detail, such as `optim_args`, and without the shorter one, `optim`, nothing reads it.
-            return key in said, any(word in said for word in values), len(key)
-
-        likely = sorted(names, key=likelihood, reverse=True)
-        guilty = next((name for name in likely if passes(without(name))), None)
-        key = room if guilty is None else guilty if guilty.startswith(("train.", "model.")) else f"{room}.{guilty}"
-        change = f"Change the key of {room} that it names" if guilty is None else f"Change or remove {key}"
-        raise ConfigError(f"{key}: {said}. {change}; {TRACEBACK}=1 shows where it was raised.") from error

@@ -1,9 +1,9 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
 
-from ragfit import before_torch as allocator  # isort: skip  (before torch)
 from trl import SFTTrainer
 
+from ragfit import before_torch
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.config.save import without_secrets
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
@@ -38,7 +38,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
         self.labelled_head = args.device.type in ("cpu", "cuda")  # on CUDA it is TRL's own doing
         if args.device.type == "cpu":
             project_labelled_only(base)
-            allocator.keep_freed_memory()
+            before_torch.keep_freed_memory()
         check_head(base)
         if "${" in str(without_secrets(cfg)["model"].get("model_name_or_path")):
             # From the environment: checkpoints and trackers would be told what it holds.
@@ -51,7 +51,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
             return super().train(*args, **kwargs)
         finally:
             if self.args.device.type == "cpu":
-                allocator.give_back_memory()
+                before_torch.give_back_memory()
 
     def begin_training(self):
         if self.args.device.type == "cpu":
@@ -63,7 +63,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
         # Rows of many lengths leave gaps between what is kept. Now and then, as it costs a fraction of a step.
         self._steps_kept += 1
         if self.args.device.type == "cpu" and self._steps_kept % 16 == 0:
-            allocator.give_back_memory()
+            before_torch.give_back_memory()
         return loss
 
     def create_model_card(self, *args, **kwargs):

@@ -6,6 +6,34 @@ from pathlib import Path
 from ragfit.draw.progress import say
 
 
+def write_whole(path: Path, text: str | bytes):
+    """Write a file in place of what is there: whoever reads it finds the old text or the new one, never half of it.
+
+    Args:
+        path: the file; its folder is made where there is none.
+        text: bytes, or text that is written as UTF-8, half characters as escapes.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace"))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def next_free(folder: Path, name: str) -> Path:
+    """`folder/name.1`, or the first of `name.2`, `name.3`, … that is not there."""
+    number = 1
+    while (folder / f"{name}.{number}").exists():
+        number += 1
+    return folder / f"{name}.{number}"
+
+
 def sync(folder, deep=True):
     """Have the system write a folder to the disk: a rename must not outlive the files it names."""
     for path in [*(p for p in Path(folder).rglob("*") if deep), Path(folder)]:
@@ -20,10 +48,7 @@ def sync(folder, deep=True):
 
 
 def move_aside(folders, output):
-    number = 1
-    while (output / f"earlier.{number}").exists():
-        number += 1
-    aside = output / f"earlier.{number}"
+    aside = next_free(output, "earlier")
     aside.mkdir()
     for path in folders:
         path.rename(aside / path.name)

@@ -1,8 +1,6 @@
 """The configuration as it is saved, sent and compared: unresolved, and without secrets."""
 
 import copy
-import os
-from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -10,6 +8,7 @@ from omegaconf.resolvers import oc
 
 from ragfit.config.overrides import literal
 from ragfit.config.schema import Wrong, annotation_of, coerce, kinds
+from ragfit.files import write_whole
 from ragfit.secrets import masked
 
 FROM_ENVIRONMENT = " -> what the environment holds"
@@ -89,11 +88,7 @@ def to_yaml(cfg) -> str:
 
 def save_config(cfg, path):
     """Write `to_yaml(cfg)`, which holds no secret, to `path` in UTF-8: the whole file or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(to_yaml(cfg), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, to_yaml(cfg))
 
 
 def leaves(tree, prefix=""):

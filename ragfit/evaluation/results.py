@@ -2,9 +2,10 @@
 
 import contextlib
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
+
+from ragfit.files import write_whole
 
 ROWS, SUMMARY = "evaluation.jsonl", "evaluation.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
@@ -48,7 +49,6 @@ def save_evaluation(folder, summary, table=None):
         The path of the rows, or of the summary where there are none.
     """
     folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {SUMMARY: json.dumps(summary, ensure_ascii=False, indent=1) + "\n"}
     if table:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
@@ -56,10 +56,5 @@ def save_evaluation(folder, summary, table=None):
     else:
         (folder / ROWS).unlink(missing_ok=True)  # of another evaluation, which the new summary does not sum up
     for name, text in texts.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        try:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(folder / name, text)
     return folder / next(iter(texts))

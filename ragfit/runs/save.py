@@ -42,7 +42,7 @@ def save_checkpoint(trainer, keep_same=False, weights=None):
         keep_same: leave an earlier one as it is where its weights are the same.
         weights: a whole state dict of the model, where processes hold parts of it.
     """
-    from ragfit.files import sync
+    from ragfit.files import next_free, sync
     from ragfit.runs.card import name_base, write_card
 
     cfg, prepared = trainer.cfg, trainer.prepared
@@ -64,11 +64,9 @@ def save_checkpoint(trainer, keep_same=False, weights=None):
             shutil.rmtree(part)
             return target
         if target.exists():
-            number = 1
-            while (output / f"checkpoint.{number}").exists():
-                number += 1
-            target.rename(output / f"checkpoint.{number}")
-            say(f"Kept the earlier {target} as checkpoint.{number}.")
+            kept = next_free(output, "checkpoint")
+            target.rename(kept)
+            say(f"Kept the earlier {target} as {kept.name}.")
         part.chmod(0o755)  # mkdtemp's folders are the owner's alone; a shared cluster needs this one readable
         part.rename(target)
     except BaseException as error:

@@ -23,6 +23,7 @@ from ragfit.config.paths import user_path
 from ragfit.draw import html as style
 from ragfit.draw.html import Html, View, flow, plain
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
+from ragfit.files import write_whole
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -171,15 +172,11 @@ class RunStatus:
             self._put(self.facts)
 
     def _put(self, facts):
-        temporary = self.path.with_name(f".{FILE}.{os.getpid()}")
         text = json.dumps({key: value for key, value in facts.items() if value is not None}, indent=1).encode() + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(text)
-            temporary.replace(self.path)
+            write_whole(self.path, text)
         except OSError:  # a full disk, on which the old file still has its blocks: the text is written over it
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
                 with open(self.path, "r+b") as file:
                     if len(text) <= os.fstat(file.fileno()).st_blocks * 512:
                         file.write(text)

@@ -3,8 +3,7 @@
 Freed tensors are used again instead of going back to the system.
 
 A training step takes and frees gigabytes in blocks of a few MB. glibc returns them to the system and asks for them
-again, page by page, and what it keeps it cannot use again for tensors of the same size, so that a step held about
-twice the memory it needed (README, "How fast").
+again, page by page. It can't reuse freed blocks for tensors of the same size, so peak memory doubles (README, "How fast").
 
 Import this before torch, which reads its setting when it takes its first memory.
 """

@@ -18,8 +18,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from ragfit.errors import RagfitError
 from ragfit.config.paths import is_demo
+from ragfit.errors import RagfitError
 from ragfit.models import demo
 
 REPOSITORY = Path(__file__).resolve().parents[1]

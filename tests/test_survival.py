@@ -24,8 +24,8 @@ from transformers import TrainerCallback
 import ragfit
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError, RagfitError
-from ragfit.runs.status import read, verdict
-from ragfit.training.checkpoints import RECORD, newest, problem
+from ragfit.runs.status import read, run_state
+from ragfit.training.checkpoints import RECORD, newest, why_not_resumable
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,13 +110,13 @@ MOMENTS = [
 def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out, through, moment, left):
     log = out.parent / "log"
     assert ended(run, overrides(out), (), moment, log) == -signal.SIGKILL
-    state, sentence = verdict(read(out))
+    state, sentence = run_state(read(out))
     assert state == "killed" and f"process {read(out)['pid']} is gone" in sentence
     found, skipped = newest(out)
     assert (found and found.name) == (left and f"checkpoint-{left}") and skipped == []
     assert ended(run, overrides(out, "resume_checkpoint=true"), (), None, log) == 0
     assert_same(out, through())
-    assert verdict(read(out)) == ("finished", f"finished: step 12 of 12, the adapter is in {out}/checkpoint")
+    assert run_state(read(out)) == ("finished", f"finished: step 12 of 12, the adapter is in {out}/checkpoint")
     said = log.read_text()
     if ".saving" in moment[1] or "out/checkpoint-6" in moment[1]:
         assert "was half-written when an earlier run ended; it is removed" in said
@@ -163,7 +163,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(ov
     log = out.parent / "log"
     number = signals[0][2]
     assert ended(run, overrides(out, *more), signals, None, log) == 128 + number
-    state, sentence = verdict(read(out))
+    state, sentence = run_state(read(out))
     assert state == "interrupted" and f"stopped by {number.name}" in sentence
     found, _ = newest(out)
     assert (found and found.name) == (step and f"checkpoint-{step}") and not (out / "checkpoint").exists()
@@ -258,7 +258,7 @@ def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_termina
     codes = {name: command.wait(60) for name, command in runs.items()}
     wait_for(lambda: not psutil.pid_exists(kernel["terminated"]), lambda: True)
     assert codes["killed"] != 0 and codes["terminated"] == -signal.SIGTERM
-    state, sentence = verdict(read(tmp_path / "killed"))
+    state, sentence = run_state(read(tmp_path / "killed"))
     assert state == "killed" and "is gone and said nothing" in sentence
     assert "Stopped by SIGINT at step" in (tmp_path / "interrupted.ipynb").read_text() and codes["interrupted"] == 1
     for name, reason in (("interrupted", "SIGINT"), ("terminated", "the end of the process that started this kernel")):
@@ -353,7 +353,7 @@ def test_a_poisoned_file_of_the_right_size_is_refused_too(two_checkpoints, tmp_p
     facts = json.loads((folder / RECORD).read_text())
     facts["files"]["optimizer.pt"] = (folder / "optimizer.pt").stat().st_size
     (folder / RECORD).write_text(json.dumps(facts))
-    assert problem(folder) == "optimizer.pt holds a pickle that may run code; it was not loaded" and not evil.exists()
+    assert why_not_resumable(folder) == "optimizer.pt holds a pickle that may run code; it was not loaded" and not evil.exists()
 
 
 def test_training_args_bin_holds_no_token_and_is_never_read(overrides, two_checkpoints, tmp_path):
@@ -372,7 +372,7 @@ def test_a_checkpoint_of_plain_transformers_is_taken(overrides, two_checkpoints,
     out = shutil.copytree(two_checkpoints, tmp_path / "out")
     for folder in out.glob("checkpoint-*"):
         (folder / RECORD).unlink()
-    assert problem(out / "checkpoint-6") is None
+    assert why_not_resumable(out / "checkpoint-6") is None
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=8")))
     ragfit.train(trainer)
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4, 6, 8]
@@ -384,7 +384,7 @@ def test_transformers_own_way_of_resuming_skips_it_too(overrides, two_checkpoint
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=7")))
     trainer.train(resume_from_checkpoint=True)
     assert trainer._initial_global_step == 3 and trainer.state.global_step == 7
-    assert (out / "earlier.1" / "checkpoint-6").is_dir() and problem(out / "checkpoint-7") is None
+    assert (out / "earlier.1" / "checkpoint-6").is_dir() and why_not_resumable(out / "checkpoint-7") is None
 
 
 # --- Another run than the one that wrote the checkpoint ------------------------------------------------------------------
@@ -444,7 +444,7 @@ def test_a_new_run_sets_an_earlier_one_s_checkpoints_aside(overrides, two_checkp
     ragfit.train(new)
     assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint", "checkpoint-2"]
     assert sorted(path.name for path in (out / "earlier.1").iterdir()) == ["checkpoint-3", "checkpoint-6", "checkpoint.part-left"]
-    assert problem(out / "earlier.1" / "checkpoint-6") is None
+    assert why_not_resumable(out / "earlier.1" / "checkpoint-6") is None
     older = str(out / "earlier.1" / "checkpoint-3")  # and it can still be gone on from
     again = tiny_trainer(ragfit.load_config("training", overrides(out, override("resume_checkpoint", older), "train.max_steps=4")))
     ragfit.train(again)
@@ -465,7 +465,7 @@ def test_a_full_disk(overrides, out, through):
     log = out.parent / "log"
     more = ("model.lora.r=64",)
     assert ended(run_on_a_small_disk, overrides(out, *more), log) == 1
-    state, sentence = verdict(read(out))
+    state, sentence = run_state(read(out))
     assert state == "failed" and f"checkpoint-6 could not be saved in {out}" in sentence and "older checkpoints are whole" in sentence
     assert "Make room there" in log.read_text()
     assert [path.name for path in out.iterdir() if path.is_dir()] == ["checkpoint-3"]
@@ -499,11 +499,11 @@ def test_a_folder_that_another_process_trains_into_is_refused(overrides, out):
     cfg = ragfit.load_config("training", overrides(out, "train.max_steps=1"))
     with pytest.raises(ConfigError, match=f"train.output_dir: process {other.pid} on .* is training into {out} since"):
         tiny_trainer(cfg)
-    assert verdict(read(out))[0] == "running"
+    assert run_state(read(out))[0] == "running"
     other.kill()
     other.join()
     ragfit.train(tiny_trainer(cfg))
-    assert verdict(read(out))[0] == "finished"
+    assert run_state(read(out))[0] == "finished"
 
 
 def test_of_two_runs_that_begin_together_one_trains(overrides, out):
@@ -518,7 +518,7 @@ def test_of_two_runs_that_begin_together_one_trains(overrides, out):
     refused.join()
     assert refused.exitcode == 3
     wait_for(lambda: (read(out) or {}).get("step"), trains.is_alive)
-    assert read(out)["pid"] == trains.pid and verdict(read(out))[0] == "running"
+    assert read(out)["pid"] == trains.pid and run_state(read(out))[0] == "running"
     trains.kill()
 
 
@@ -575,7 +575,7 @@ def test_a_full_disk_to_the_last_byte(overrides, out):
         with pytest.raises(RagfitError, match=f"checkpoint-3 could not be saved in {out}.*No space left"):
             ragfit.train(trainer)
         assert shutil.disk_usage(out).free == 0
-        state, sentence = verdict(read(out))
+        state, sentence = run_state(read(out))
         assert state == "failed" and "checkpoint-3 could not be saved" in sentence and "step 3 of" in sentence
     finally:
         subprocess.run(["umount", "-l", str(out)], check=True)
@@ -643,7 +643,7 @@ def test_ctrl_c_where_no_checkpoint_is_wanted(overrides, out, moment, monkeypatc
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1", "hfhub_tag=org/name")))
     with pytest.raises(KeyboardInterrupt):
         ragfit.train(trainer)
-    assert verdict(read(out))[0] == ("interrupted" if moment == "before" else "finished")
+    assert run_state(read(out))[0] == ("interrupted" if moment == "before" else "finished")
     assert (out / "checkpoint").exists() == (moment == "after")
 
 
@@ -684,4 +684,4 @@ def test_verdicts(facts, later, expected, monkeypatch):
 
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     now = datetime.fromisoformat("2026-01-01T00:00:00+00:00") + timedelta(seconds=later)
-    assert verdict({"state": "running", **facts}, now)[0] == expected
+    assert run_state({"state": "running", **facts}, now)[0] == expected

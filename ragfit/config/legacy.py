@@ -4,7 +4,18 @@ import json
 import re
 
 from ragfit.config.paths import find_existing
-from ragfit.config.schema import DATA_KEYS, HF_TRAIN, REMOVED, RENAMED, Wrong, at, coerce, is_hf_train, kinds, shown
+from ragfit.config.schema import (
+    DATA_KEYS,
+    HF_TRAIN,
+    REMOVED,
+    RENAMED,
+    KeyProblem,
+    coerce,
+    is_hf_train,
+    kinds,
+    parent_and_name,
+    short_repr,
+)
 from ragfit.secrets import MASK, is_secret_name
 
 
@@ -20,7 +31,7 @@ def translate_names(tree, notes) -> bool:
     if str(target).startswith("ragfoundry."):
         note("model._target_", target, target := target.replace("ragfoundry", "ragfit", 1))
     tree["model"] = {"_target_": target} | tree["model"] | {"_target_": target}
-    quantization, class_name = at(tree, key := "model.quantization_config._target_")
+    quantization, class_name = parent_and_name(tree, key := "model.quantization_config._target_")
     if is_hf_train(target) and str(quantization.get(class_name)).rpartition(".")[2] == "BitsAndBytesConfig":
         note(key, quantization.pop(class_name), "dropped, it is the class that is made of these keys")
     for key in ("instruction", "template"):
@@ -29,13 +40,13 @@ def translate_names(tree, notes) -> bool:
             note(key, value, value.replace("ragfoundry/", "ragfit/", 1))
             tree[key] = value.replace("ragfoundry/", "ragfit/", 1)
     for old in (*RENAMED, *sorted(REMOVED)):
-        mapping, name = at(tree, old)
+        mapping, name = parent_and_name(tree, old)
         if (old.startswith("model.") and not is_hf_train(target)) or (value := mapping.pop(name, None)) is None:
             continue
         if old in REMOVED:
             note(old, value, "dropped, there is no such setting any more")
             continue
-        moved, (place, new_name) = value, at(tree, new := RENAMED[old])
+        moved, (place, new_name) = value, parent_and_name(tree, new := RENAMED[old])
         if old == "train.group_by_length":
             if not coerce(value, kinds("bool"), old):
                 note(old, value, "dropped, it is the default")
@@ -47,8 +58,8 @@ def translate_names(tree, notes) -> bool:
         elif new == "model.max_sequence_len":
             note(old, value, f"dropped, {new} is {place[new_name]}")
         else:
-            problem = f"{old} is {shown(value, old)} and {new}, its present name, is {shown(place[new_name], new)}"
-            raise Wrong(old, problem, f"Leave {old} empty.")
+            problem = f"{old} is {short_repr(value, old)} and {new}, its present name, is {short_repr(place[new_name], new)}"
+            raise KeyProblem(old, problem, f"Leave {old} empty.")
     train, report = tree["train"], tree["train"].get("report_to", "none")
     wandb = coerce(tree.get("use_wandb"), kinds(DATA_KEYS["use_wandb"]), "use_wandb")
     if report in (None, "", "none", [], ["none"]):

@@ -30,9 +30,8 @@ from ragfit.config.schema import (
     PROMPT_KEYS,
     RENAMED,
     STRICT,
-    Wrong,
+    KeyProblem,
     annotation_of,
-    at,
     check_bounds,
     coerce,
     get,
@@ -40,7 +39,8 @@ from ragfit.config.schema import (
     kinds,
     known_keys,
     nested,
-    shown,
+    parent_and_name,
+    short_repr,
     unknown_key,
 )
 from ragfit.errors import ConfigError, first_line
@@ -62,7 +62,7 @@ def find_config(config) -> Path:
     names = sorted({p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")})
     near = difflib.get_close_matches(stem, names, 1, 0.5) or [n for n in names if n.endswith(f"/{stem}")]
     raise ConfigError(
-        f"config: there is no configuration {shown(text)} in {' or '.join(map(str, folders))}. "
+        f"config: there is no configuration {short_repr(text)} in {' or '.join(map(str, folders))}. "
         + (f"Did you mean {near[0]}? " if near else "")
         + f"Give a path ending in .yaml or one of: {', '.join(names) or '(none found)'}."
     )
@@ -193,18 +193,18 @@ def finish(cfg, source=None):
         tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
         for part in {"model", "train"} & read.keys():  # what is saved could not tell its keys from those that were added
-            raise Wrong(part, f"{part} is {read[part]}, all of it from the environment", f"Write keys under {part}:, and ${{oc.env:…}} as their values.")
+            raise KeyProblem(part, f"{part} is {read[part]}, all of it from the environment", f"Write keys under {part}:, and ${{oc.env:…}} as their values.")
         for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
             if not isinstance(value, dict):
                 found = "empty" if value is None else repr(value)
-                raise Wrong(part, f"{part} is {found}, not keys and values", f"Write keys under {part}:, indented.")
+                raise KeyProblem(part, f"{part} is {found}, not keys and values", f"Write keys under {part}:, indented.")
         if source:
             _as_written(tree, _written(Path(source)))
         hf_train = translate_names(tree, notes)
         _check_keys(tree, hf_train)
         missing = next((key for key, value in leaves(tree) if value == "???"), None)
         if missing:
-            raise Wrong(missing, f"{missing} is ???, a value still to be given", f"Set {missing}.")
+            raise KeyProblem(missing, f"{missing} is ???, a value still to be given", f"Set {missing}.")
         prompt = {f"model.{key}" for key in PROMPT_KEYS}
         for key in known_keys():
             if hf_train or not key.startswith("model.") or key in prompt:
@@ -218,7 +218,7 @@ def finish(cfg, source=None):
         reason = first_line(error)
         where = source or "The configuration"
         raise ConfigError(f"{where} cannot be resolved: {reason}. Correct the ${{…}}.") from error
-    except Wrong as wrong:
+    except KeyProblem as wrong:
         raise ConfigError(f"{wrong.problem}{_where(source, wrong)}. {wrong.advice}") from None
     data = {key: tree.get(key) for key in DATA_KEYS}
     return OmegaConf.create(literal({"model": tree["model"], "train": tree["train"], **data, "translated": notes}))
@@ -239,7 +239,7 @@ def _where(source, wrong):
 def _as_written(tree, written):
     """Give text its letters back, where YAML read a number: the revision `0123456` (octal, to YAML) or `12e4567`."""
     for key, (_, node) in written.items():
-        mapping, name = at(tree, key)
+        mapping, name = parent_and_name(tree, key)
         number = isinstance(mapping.get(name), int | float) and not isinstance(mapping[name], bool)
         if number and kinds(annotation_of(key) or "Any") <= {"str", "null"} and "${" not in node.value:
             mapping[name] = node.value
@@ -249,13 +249,13 @@ def _check_keys(tree, hf_train):
     for key, value in leaves(tree):
         if key.endswith("._target_") and key != "model._target_":
             problem = f"{key} is {value!r}, but values are plain: no class or function is called to make them"
-            raise Wrong(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
+            raise KeyProblem(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
 
     def walk(mapping, prefix):
         for key, value in mapping.items():
             name = f"{prefix}{key}"
             if annotation_of(name, not hf_train) is None:
-                raise Wrong(name, f"{name} is an unknown key", unknown_key(name))
+                raise KeyProblem(name, f"{name} is an unknown key", unknown_key(name))
             if name in STRICT and isinstance(value, dict):
                 walk(value, f"{name}.")
 
@@ -263,7 +263,7 @@ def _check_keys(tree, hf_train):
 
 
 def _coerce_key(tree, key):
-    mapping, name = at(tree, key)
+    mapping, name = parent_and_name(tree, key)
     if name not in mapping:
         return
     accepted = kinds(known_keys()[key])
@@ -285,28 +285,28 @@ def _check_values(tree, hf_train):
         check_bounds(key, get(tree, key), kinds(known_keys()[key]))
     if tree["train"].get("num_train_epochs") == 0 and (tree["train"].get("max_steps") or 0) <= 0:
         problem = "train.num_train_epochs is 0, so nothing would be trained"
-        raise Wrong("train.num_train_epochs", problem, "Set a number above 0, or train.max_steps.", 0)
+        raise KeyProblem("train.num_train_epochs", problem, "Set a number above 0, or train.max_steps.", 0)
     output_dir = tree["train"].get("output_dir") or OUTPUT_DIR
     home = user_path(output_dir, "train.output_dir")
     # Here and for all who ask later: transformers alone would see the home folder in it.
     tree["train"]["output_dir"] = str(home) if output_dir.startswith("~") else output_dir
     if tree.get("input_key") and tree["input_key"] == tree.get("output_key"):
-        problem = f"output_key is {shown(tree['output_key'])}, as input_key is, so the model would learn to repeat its prompt"
-        raise Wrong("output_key", problem, "Set output_key to the key of a row with the text to learn.", tree["output_key"])
+        problem = f"output_key is {short_repr(tree['output_key'])}, as input_key is, so the model would learn to repeat its prompt"
+        raise KeyProblem("output_key", problem, "Set output_key to the key of a row with the text to learn.", tree["output_key"])
     if tree["train"].get("resume_from_checkpoint"):  # which transformers only hands on to scripts
         wrong = tree["train"]["resume_from_checkpoint"]
-        raise Wrong("train.resume_from_checkpoint", "train.resume_from_checkpoint is set, which nothing reads", "Set resume_checkpoint.", wrong)
+        raise KeyProblem("train.resume_from_checkpoint", "train.resume_from_checkpoint is set, which nothing reads", "Set resume_checkpoint.", wrong)
     if tree["train"].get("push_to_hub"):
         problem = "train.push_to_hub is set, but checkpoints are not pushed while training"
-        raise Wrong("train.push_to_hub", problem, "Remove it, and set hfhub_tag to push the adapter at the end.", True)
+        raise KeyProblem("train.push_to_hub", problem, "Remove it, and set hfhub_tag to push the adapter at the end.", True)
     if isinstance(share, int | float) and not (0 < share < 1 or isinstance(share, int) and share >= 1):
         advice = "Set a share between 0 and 1, a number of rows, or the path of a data file."
-        raise Wrong("dev_split", f"dev_split is {share}", advice, share)
+        raise KeyProblem("dev_split", f"dev_split is {share}", advice, share)
     if hf_train and not model.get("model_name_or_path"):
-        raise Wrong("model", "model.model_name_or_path is not set", "Set a model's name on the hub, or its folder.")
+        raise KeyProblem("model", "model.model_name_or_path is not set", "Set a model's name on the hub, or its folder.")
     if hf_train and model.get("load_in_4bit") and model.get("load_in_8bit"):
         problem = "model.load_in_4bit and model.load_in_8bit are both true"
-        raise Wrong("model.load_in_4bit", problem, "Set one to false.")
+        raise KeyProblem("model.load_in_4bit", problem, "Set one to false.")
 
 
 def differences(cfg, config) -> list[tuple]:

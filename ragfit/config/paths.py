@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from ragfit.config.schema import shown
+from ragfit.config.schema import short_repr
 from ragfit.errors import ConfigError, first_line
 
 DEMO_PREFIX = "demo:"
@@ -27,7 +27,7 @@ def user_path(value, key="path") -> Path:
             path.stat()
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ConfigError(f"{key}: {shown(str(value))} cannot be looked up: {reason}. {_other_path(key, 'another path')}") from error
+        raise ConfigError(f"{key}: {short_repr(str(value))} cannot be looked up: {reason}. {_other_path(key, 'another path')}") from error
     return path
 
 
@@ -53,8 +53,8 @@ def find_path(value, key) -> Path:
     """As `find_existing`, with a `ConfigError` naming the key and both places where there is no such path."""
     found = find_existing(value, key)
     if found is None:
-        places = " or ".join(dict.fromkeys(shown(str(Path.cwd() / place)).strip("'") for place in _places(user_path(value or "", key))))
-        raise ConfigError(f"{key}: there is no {shown(str(value))} at {places}. {_other_path(key, 'a path that exists')}")
+        places = " or ".join(dict.fromkeys(short_repr(str(Path.cwd() / place)).strip("'") for place in _places(user_path(value or "", key))))
+        raise ConfigError(f"{key}: there is no {short_repr(str(value))} at {places}. {_other_path(key, 'a path that exists')}")
     return found
 
 

@@ -7,7 +7,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from ragfit.config.overrides import literal
-from ragfit.config.schema import Wrong, annotation_of, coerce, kinds
+from ragfit.config.schema import KeyProblem, annotation_of, coerce, kinds
 from ragfit.files import write_whole
 from ragfit.secrets import masked
 
@@ -64,7 +64,7 @@ def unresolved(cfg) -> dict:
             same = coerce(_value(node, name), kinds(annotation_of(key) or "Any"), key) == value
         except OmegaConfBaseException:  # the environment does not hold it any more
             same = True
-        except Wrong:
+        except KeyProblem:
             same = False
         if not same:  # it has been set or translated since
             node[name] = literal(value)

@@ -129,7 +129,7 @@ BOUNDS = {
 STRICT = ("model", "train", "model.lora")  # their keys are checked; those of other mappings are free
 
 
-class Wrong(Exception):
+class KeyProblem(Exception):
     """A problem with a key, before it is known which file to name."""
 
     def __init__(self, key, problem, advice, value=None):
@@ -284,12 +284,12 @@ def coerce(value, accepted, key):
             for number in (int, float) if "int" in accepted or text.isdigit() else (float,):
                 try:
                     return coerce(number(text), accepted, key)
-                except (ValueError, Wrong):
+                except (ValueError, KeyProblem):
                     pass
         if accepted & {"list", "dict"} and text[:1] + text[-1:] in ("[]", "{}"):
             try:
                 return coerce(yaml.safe_load(text), accepted, key)
-            except (yaml.YAMLError, Wrong):
+            except (yaml.YAMLError, KeyProblem):
                 pass
         if "str" in accepted:
             return value
@@ -310,26 +310,26 @@ def coerce(value, accepted, key):
     wanted = [names[k] for k in names if k in accepted] + ([f"one of {', '.join(sorted(choices))}"] if choices else [])
     near = difflib.get_close_matches(str(value), choices, 1)
     meant = f"Did you mean {near[0]}? " if near else ""
-    raise Wrong(key, f"{key} is {shown(value, key)}", f"{meant}It takes {' or '.join(wanted)}.", value)
+    raise KeyProblem(key, f"{key} is {short_repr(value, key)}", f"{meant}It takes {' or '.join(wanted)}.", value)
 
 
 def check_bounds(key, value, accepted):
-    """Raise `Wrong` for a number beyond `BOUNDS`."""
+    """Raise `KeyProblem` for a number beyond `BOUNDS`."""
     low, high = BOUNDS[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or low <= value <= (math.inf if high is None else high):
         return
     kind = "a number" if "float" in accepted else "a whole number"
     advice = f"Set {kind} {f'of at least {low}' if high is None else f'between {low} and {high}'}"
-    raise Wrong(key, f"{key} is {value}", f"{advice}{', or leave it empty' if 'null' in accepted else ''}.", value)
+    raise KeyProblem(key, f"{key} is {value}", f"{advice}{', or leave it empty' if 'null' in accepted else ''}.", value)
 
 
-def shown(value, key=""):
+def short_repr(value, key=""):
     """A value in a message: one line of it, not all of a long one, and nothing of a secret."""
     text = MASK if is_secret_name(key) else repr(value)
     return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"
 
 
-def at(tree, key) -> tuple[dict, str]:
+def parent_and_name(tree, key) -> tuple[dict, str]:
     """The mapping that holds a dotted key, `{}` where there is none, and the key's last part."""
     *above, last = key.split(".")
     for part in above:
@@ -364,7 +364,7 @@ def nested(tree):
 
 
 def get(tree, key):
-    mapping, last = at(tree, key)
+    mapping, last = parent_and_name(tree, key)
     return mapping.get(last)
 
 

@@ -129,11 +129,11 @@ def _tokenizer_digest(tokenizer):
 # The entries.
 
 
-def fetch(key, make, rows=(), keep=True):
+def get_or_prepare(make_key, make, rows=(), keep=True):
     """The rows of a key, prepared where they are not in the cache.
 
     Args:
-        key: a function that gives their key, as `key_of` does, or None for rows that cannot be cached.
+        make_key: a function that gives their key, as `key_of` does, or None for rows that cannot be cached.
         make: `make(folder)` writes `train.arrow` and, where there is a dev set, `dev.arrow`, and returns a `Report`.
         rows: the sources; what was made of a file that changed meanwhile is not kept.
         keep: whether to keep the rows for later runs. Where a launcher has started several processes
@@ -145,7 +145,7 @@ def fetch(key, make, rows=(), keep=True):
     limit = _limit()
     keep = keep and limit > 0
     several = int(os.environ.get("WORLD_SIZE") or 1) > 1
-    key = key() if keep or several else None
+    key = make_key() if keep or several else None
     root = _root() if key is not None else None
     if root is None:
         return _uncached(make)

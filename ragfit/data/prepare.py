@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing, find_file
-from ragfit.data.cache import fetch, key_of
+from ragfit.data.cache import get_or_prepare, key_of
 from ragfit.data.findings import KINDS, Collected, became
 from ragfit.data.fit import fit
 from ragfit.data.mask import Encoder, to_arrow
@@ -20,7 +20,7 @@ from ragfit.errors import ConfigError, DataError, PromptError
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
-_PIECE = 64  # characters for each token of model.max_sequence_len: a longer text is judged by so much of it
+_PIECE = 64  # above so many characters per token of model.max_sequence_len, only a prefix is tokenized to decide
 _AHEAD = 2  # batches that are tokenized while others are rendered and labelled
 
 
@@ -65,7 +65,7 @@ def prepare(cfg, tokenizer=None, cache=True):
     )
     sources = {"train": (rows, train)} | ({} if dev is None else {"dev": (dev_rows, dev)})
 
-    train_set, dev_set, report = fetch(
+    train_set, dev_set, report = get_or_prepare(
         lambda: key_of(cfg, renderer, list(sources.values())),
         lambda folder: _prepare(cfg, renderer, sources, folder),
         [source for source, _ in sources.values()],
@@ -102,8 +102,8 @@ def _prepare(cfg, renderer, sources, folder):
         data_file=str(cfg.data_file),
         in_file=len(sources["train"][0]),
         **parts,
-        first_labels=work.named(work.first),
-        last_labels=work.named(work.last),
+        first_labels=work.texts_of_ids(work.first),
+        last_labels=work.texts_of_ids(work.last),
         last_ids=sorted(work.last),
         boundary=work.boundary,
         findings=work.findings(),
@@ -243,7 +243,7 @@ class Preparer:
             if masked.end <= masked.start:
                 self._drop("dropped: no loss", part, number, result)
                 continue
-            self._look(part, number, query, output, row, masked)
+            self._collect_findings(part, number, query, output, row, masked)
             result.kept.append(number)
             result.lengths.append((masked.start + len(masked.input_ids) - masked.end, masked.end - masked.start))
             kept.append(masked)
@@ -293,7 +293,7 @@ class Preparer:
         self.found.add("cut", part, number)
         return row, masked
 
-    def _look(self, part, number, query, output, row, masked):
+    def _collect_findings(self, part, number, query, output, row, masked):
         ids, found = masked.input_ids, self.found
         self.first[ids[masked.start]] += 1
         self.last[ids[masked.end - 1]] += 1
@@ -332,7 +332,7 @@ class Preparer:
         elif hash(query) in self.queries:
             found.add("row in train and dev", part, number)
 
-    def named(self, counter):
+    def texts_of_ids(self, counter):
         """Token ids as their texts."""
         texts = Counter()
         for token, count in counter.most_common():  # tokens that are part of a character share the text "\ufffd"

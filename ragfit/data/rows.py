@@ -16,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-from ragfit.config.schema import shown
+from ragfit.config.schema import short_repr
 from ragfit.errors import DataError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
@@ -112,7 +112,7 @@ class JsonlRows(Sequence):
                 f"Each line must be one JSON object.{hint}"
             ) from error
         except _Twice as error:
-            raise DataError(f"{self.where(i)}: the key {shown(error.args[0])} is there twice. Keep one of them.") from error
+            raise DataError(f"{self.where(i)}: the key {short_repr(error.args[0])} is there twice. Keep one of them.") from error
         except ValueError as error:  # a number of thousands of digits
             raise DataError(f"{self.where(i)}: a number of more than 4,300 digits. Write such a number as text.") from error
         except RecursionError as error:
@@ -282,7 +282,7 @@ def text_of(row, key, where, config_key):
         DataError: the key is missing, or holds something else.
     """
     if key not in row:
-        keys = ", ".join(map(shown, list(row)[:20])) + (f", … ({len(row):,} keys)" if len(row) > 20 else "")
+        keys = ", ".join(map(short_repr, list(row)[:20])) + (f", … ({len(row):,} keys)" if len(row) > 20 else "")
         raise DataError(f"{where}: there is no key {key!r}; the row has {keys or 'no keys'}. Set {config_key} to one of them.")
     value = row[key]
     while isinstance(value, (list, tuple)):

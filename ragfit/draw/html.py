@@ -53,14 +53,14 @@ def attribute(text):
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def flow(text):
+def html_lines(text):
     """Visible text as HTML, with line breaks that do not depend on styles."""
     return Html(escape(visible(text)).replace("\n", "<br>"))
 
 
 def small_mono(text):
     """Visible text in a line, in a small typewriter's letters."""
-    return Html(f'<span style="{MONO};font-size:12px"><bdi>{flow(text)}</bdi></span>')
+    return Html(f'<span style="{MONO};font-size:12px"><bdi>{html_lines(text)}</bdi></span>')
 
 
 def colours(pair):
@@ -125,7 +125,7 @@ def details(summary, body, open=False):
     )
 
 
-def quiet(text):
+def small_text(text):
     """A line of small, calm text."""
     return Html(f'<div style="font-size:12px;{colours((PAPER[0], QUIET[1]))};margin:3px 0">{escape(text)}</div>')
 
@@ -140,14 +140,14 @@ def callout(text, pair=WARNING):
 
 def mono(text, begin=900, end=300):
     """Text as it stands, every character visible; the middle of a long text is folded."""
-    parts = [f"<bdi>{flow(text)}</bdi>"]
+    parts = [f"<bdi>{html_lines(text)}</bdi>"]
     if len(text) > 2 * (begin + end):
         # Fold whole lines where there are lines.
         left = text.rfind("\n", begin // 2, begin) + 1 or begin
         least, most = len(text) - end, len(text) - end // 2
         right = text.find("\n", least, most) + 1 or text.find(" ", least, most) + 1 or least
-        middle = details(f"{right - left:,} more characters", Html(f"<bdi>{flow(text[left:right])}</bdi>"))
-        parts = [f"<bdi>{flow(text[:left])}</bdi>", middle, f"<bdi>{flow(text[right:])}</bdi>"]
+        middle = details(f"{right - left:,} more characters", Html(f"<bdi>{html_lines(text[left:right])}</bdi>"))
+        parts = [f"<bdi>{html_lines(text[:left])}</bdi>", middle, f"<bdi>{html_lines(text[right:])}</bdi>"]
     return Html(
         f'<div style="{MONO};font-size:12px;line-height:1.55;white-space:pre-wrap;overflow-wrap:break-word;padding:6px 10px">'
         f"{''.join(parts)}</div>"
@@ -177,7 +177,7 @@ def figure(height):
     return Figure(figsize=(8.4, height), dpi=110, layout="constrained", facecolor=PAPER[0])
 
 
-def calm(axis):
+def strip_axes(axis):
     """Take the weight off a plot's frame and ticks."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

@@ -61,7 +61,7 @@ def gold_of(row, output_key, where="row", marker=None):
         DataError: as `ragfit.data.rows.text_of`.
     """
     first = text_of(row, output_key, where, "output_key")
-    answers = tuple(dict.fromkeys(behind(text, marker) for text in (first, *_texts(row[output_key]))))
+    answers = tuple(dict.fromkeys(after_marker(text, marker) for text in (first, *_texts(row[output_key]))))
     listed = row.get(SHORT_ANSWERS)
     short = tuple(tuple(_texts(one)) for one in listed) if isinstance(listed, list) else ()
     return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
@@ -85,7 +85,7 @@ def scores(answer, gold, marker=None):
     Returns:
         Scores
     """
-    answer = behind(answer, marker)
+    answer = after_marker(answer, marker)
     said = normalize(without_citations(answer))
     expected = [normalize(without_citations(text)) for text in gold.answers]
     # An empty spelling would be a part of every answer.
@@ -124,7 +124,7 @@ def citations(text):
     return {int(number) for group in _CITATION.findall(text) for number in re.findall(r"\d+", group)}
 
 
-def behind(text, marker):
+def after_marker(text, marker):
     """What follows the last occurrence of the marker; the whole text where there is none."""
     return text.rpartition(marker)[2].strip() if marker else text
 

@@ -1,7 +1,7 @@
 """Base against tuned: metrics on top, then the answers side by side."""
 
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, escape, flow, plain, short
+from ragfit.draw.html import Html, View, escape, html_lines, plain, short
 
 LONG = 240  # characters of an answer shown before it is folded
 SHOWN = 6  # rows shown before the rest is folded
@@ -75,7 +75,7 @@ class EvaluationView(View):
         head = ["", "base", "tuned", "tuned against base", "what it is"]
         parts = [style.callout(note) for note in self.notes]
         parts += [style.table(head, table, right=(1, 2), widths=("120px",))] if table else []
-        parts += [style.quiet(line) for line in self._fine_print()]
+        parts += [style.small_text(line) for line in self._fine_print()]
         parts += [self._answers(self.rows[:SHOWN])] if self.rows else []
         rest = self.rows[SHOWN:]
         if rest:
@@ -90,7 +90,7 @@ class EvaluationView(View):
         return style.table(["question", "expected", *self.columns], table, widths=widths)
 
     def _answer(self, row, name):
-        mark, rest = verdict(row, name)
+        mark, rest = answer_mark(row, name)
         look = {"✓": style.GOOD, "✗": style.BAD}.get(mark[0], style.NOTE)
         return Html(f"{style.badge(mark, look)} {_small(rest)}<br>{_folded(row[name])}")
 
@@ -105,11 +105,11 @@ class EvaluationView(View):
             lines.append(f"     expected: {short(_one_line(_one_of(row['expected'])), 300)}")
             for name in self.columns:
                 said = short(_one_line(row[name]), 300)
-                lines.append(f"     {name + ':':<9} {said}   ({', '.join(filter(None, verdict(row, name)))})")
+                lines.append(f"     {name + ':':<9} {said}   ({', '.join(filter(None, answer_mark(row, name)))})")
         return plain("\n".join(lines))
 
 
-def verdict(row, name):
+def answer_mark(row, name):
     """How an answer did: a mark of one word or two, and what else there is to say."""
     f1, exact = row[f"{name}_f1"], row[f"{name}_exact_match"]
     mark = "✓ exact" if exact else f"F1 {f1:.0%}" if f1 else "✗ no match"
@@ -141,5 +141,5 @@ def _folded(value):
     if not text:
         return style.badge("empty", style.PADDING)
     if len(text) <= LONG:
-        return Html(f"<bdi>{flow(text)}</bdi>")
-    return style.details(Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{flow(text)}</bdi></div>"))
+        return Html(f"<bdi>{html_lines(text)}</bdi>")
+    return style.details(Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{html_lines(text)}</bdi></div>"))

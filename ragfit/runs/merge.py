@@ -65,7 +65,7 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None, trust_remote_code=F
     if earlier and not find_existing(earlier) and Path(earlier).is_absolute():
         raise ConfigError(
             f"{folder} was trained on top of the adapter {earlier} (model.trained_adapter), which is not there any more. "
-            "Bring it back: without it the merged model is another one."
+            "Restore that adapter; without it the merged weights would be wrong."
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

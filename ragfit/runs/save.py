@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ragfit.config.save import save_config
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, flow, plain
+from ragfit.draw.html import Html, View, html_lines, plain
 from ragfit.draw.progress import say
 from ragfit.errors import RagfitError, first_line
 from ragfit.models.saved import earlier_adapter
@@ -111,7 +111,7 @@ class SavedView(View):
 
     def html(self):
         rows = [[style.small_mono(path), size.replace(" ", "\u00a0"), note] for path, size, note in self.rows]
-        note = style.callout(flow(self.note)) if self.note else Html()
+        note = style.callout(html_lines(self.note)) if self.note else Html()
         return style.card(self.title, note, style.table(["file", "size", "what it holds"], rows, right=(1,)))
 
     def text(self):

@@ -21,7 +21,7 @@ import psutil
 
 from ragfit.config.paths import user_path
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, flow, plain
+from ragfit.draw.html import Html, View, html_lines, plain
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
 from ragfit.files import write_whole
 from ragfit.secrets import mask
@@ -34,7 +34,7 @@ LOADING, WAITING, TRAINING, SAVING = "loading the model", "waiting to train", "t
 
 
 class RunStatus:
-    """The writer of one run's status; nothing here may end a run, so a file that cannot be written is let go.
+    """The writer of one run's status; it never raises: if status.json can't be written, training continues.
 
     Args:
         folder: `train.output_dir`.
@@ -237,7 +237,7 @@ def fitting(value, shape):
     return value if number and shape in (int, float) or isinstance(value, float) and shape is float else None
 
 
-def verdict(facts, now=None):
+def run_state(facts, now=None):
     """What the facts come to.
 
     Returns:
@@ -281,7 +281,7 @@ def run_status(folder):
     facts = read(folder)
     if facts is None:
         raise ConfigError(f"{folder} has no {FILE} that a run wrote: none has begun there. Name a run's train.output_dir.")
-    return StatusView(folder, facts, *verdict(facts))
+    return StatusView(folder, facts, *run_state(facts))
 
 
 def _process():
@@ -343,7 +343,7 @@ class StatusView(View):
     Args:
         folder: its `train.output_dir`.
         facts: of its `status.json`.
-        state: running, finished, failed, interrupted, killed or silent (`ragfit.runs.status.verdict`).
+        state: running, finished, failed, interrupted, killed or silent (`ragfit.runs.status.run_state`).
         sentence: the state with what is known of it.
     """
 
@@ -369,8 +369,8 @@ class StatusView(View):
 
     def html(self):
         good = {"running": style.NOTE, "finished": style.GOOD}
-        rows = [[label, Html(f"<b>{flow(value)}</b>")] for label, value in self._items()]
-        top = style.callout(flow(self.sentence), good.get(self.state, style.BAD))
+        rows = [[label, Html(f"<b>{html_lines(value)}</b>")] for label, value in self._items()]
+        top = style.callout(html_lines(self.sentence), good.get(self.state, style.BAD))
         return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
 
     def text(self):

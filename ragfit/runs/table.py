@@ -14,7 +14,7 @@ import yaml
 from ragfit.config.paths import user_path
 from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, flow, plain
+from ragfit.draw.html import Html, View, html_lines, plain
 from ragfit.errors import ConfigError, RagfitError, for_terminal
 from ragfit.runs import status
 
@@ -134,7 +134,7 @@ def _outcome(folder):
     """What became of a run. Files of an earlier run in the same folder do not count."""
     facts = status.read(folder) or {}
     began = facts.get("started") or ""
-    state, problem = (status.verdict(facts)[0], facts.get("reason")) if facts else (None, None)
+    state, problem = (status.run_state(facts)[0], facts.get("reason")) if facts else (None, None)
     if not facts and os.path.isdir(folder / "checkpoint"):
         state = "finished"
     log = (status.read_json(folder / LOG, _LOG) or {}) if not _older(folder / LOG, began) else {}
@@ -217,22 +217,22 @@ class RunsView(View):
         columns = [column for column in self.frame if column != "problem"]
         rows = []
         for name, row in zip(self.frame.index, self.frame[columns].itertuples(index=False, name=None), strict=True):
-            cells = [Html(f"<b>{flow(str(name))}</b>")]
+            cells = [Html(f"<b>{html_lines(str(name))}</b>")]
             for column, value in zip(columns, row, strict=True):
                 text = self._cell(column, value)
                 if column == "state":
                     mark, look = STATES.get(value, ("✗", style.BAD))
                     cells.append(style.badge(f"{mark} {text}", look) if text != "–" else text)
                 else:
-                    cells.append(Html(f"<b>{flow(text).replace(' ', '&nbsp;')}</b>") if text.startswith("★") else flow(text))
+                    cells.append(Html(f"<b>{html_lines(text).replace(' ', '&nbsp;')}</b>") if text.startswith("★") else html_lines(text))
             rows.append(cells)
         right = [n for n, column in enumerate(columns, 1) if column in (*LOW, *HIGH, "step", "answers", "seconds")]
         # A long name takes two lines; a key stays as it is written.
         parts = [re.split(r"(?<=\.)(?=[^.]+$)", column) if "." in column else column.split("_") for column in columns]
-        head = ["run", *(Html("<br>".join(map(flow, words))) for words in parts)]
+        head = ["run", *(Html("<br>".join(map(html_lines, words))) for words in parts)]
         table = Html(f'<div style="overflow-x:auto">{style.table(head, rows, right=right)}</div>')
-        note = style.quiet("★ the best of its column") if self.best else Html()
-        return style.card(self.title, table, note, *(style.quiet(line) for line in self._problems()))
+        note = style.small_text("★ the best of its column") if self.best else Html()
+        return style.card(self.title, table, note, *(style.small_text(line) for line in self._problems()))
 
     def _problems(self):
         if "problem" in self.frame:

@@ -23,7 +23,7 @@ STAGING = ".saving"  # a folder of checkpoints that are being written
 STATE = "trainer_state.json"
 # Keys that say where a run goes and what is seen of it, not what is learned. What chooses and renders the rows is
 # compared by the rows themselves.
-_NO_MATTER = (
+KEYS_THAT_MAY_CHANGE = (
     "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated", "data_file",
     "input_key", "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation",
     "model.completion_start", "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length",
@@ -54,14 +54,14 @@ def newest(output_dir):
     """
     skipped = []
     for folder in checkpoints(output_dir):
-        reason = problem(folder)
+        reason = why_not_resumable(folder)
         if reason is None:
             return folder, skipped
         skipped.append(f"{folder} is skipped: {reason}")
     return None, skipped
 
 
-def problem(folder):
+def why_not_resumable(folder):
     """Why a run cannot go on from a checkpoint, in half a sentence, or None where it can.
 
     Files with tensors are read the way Trainer reads them: safely, so that a pickle that runs code is an error here.
@@ -182,7 +182,7 @@ def check_same_run(folder, cfg, rows, rows_per_step):
             f"so the place to go on from is not known. Set the data keys as they were (see {Path(folder, RECORD)}). "
             f"{begin_anew}."
         )
-    changed = [key for key in _differences(facts["config"], cfg) if not key.startswith(_NO_MATTER)]
+    changed = [key for key in _differences(facts["config"], cfg) if not key.startswith(KEYS_THAT_MAY_CHANGE)]
     lora = [key for key in changed if key.startswith("model.lora") and key != "model.lora.lora_dropout"]
     if lora:
         raise ConfigError(
@@ -253,7 +253,7 @@ def resume_path(cfg):
         ConfigError: `resume_checkpoint` names no whole checkpoint, or is true and there is none.
     """
     from ragfit.runs.status import read
-    from ragfit.training.checkpoints import newest, problem
+    from ragfit.training.checkpoints import newest, why_not_resumable
 
     wanted = cfg.get("resume_checkpoint")
     if wanted in (None, False, ""):
@@ -275,7 +275,7 @@ def resume_path(cfg):
             "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
         )
     folder = find_path(wanted, "resume_checkpoint")
-    reason = problem(folder)
+    reason = why_not_resumable(folder)
     if reason:
         raise ConfigError(
             f"resume_checkpoint: a run cannot go on from {folder}: {reason}. "

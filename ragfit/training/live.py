@@ -8,7 +8,7 @@ from ragfit.draw.html import Html, View, escape
 from ragfit.draw.progress import in_notebook
 
 EVERY = 2.0  # seconds between two updates of the display
-LINES = 16  # plain lines of training loss over the whole run, and a third of it more for dev loss
+LINES = 16  # at most so many printed lines for training loss, and a third of it for dev loss
 MOST_TIME = 0.02  # the share of a run's time that drawing may take
 
 
@@ -220,7 +220,7 @@ class LossCurve(View):
             axis.set_xlim(first, max(self.total, first + 1))
         axis.set_xlabel("step", fontsize=8, color=style.QUIET[1])
         axis.set_title("loss per token with loss, nats", fontsize=9, loc="left", color=style.PAPER[1])
-        style.calm(axis)
+        style.strip_axes(axis)
         if train or dev:
             axis.legend(fontsize=8, frameon=False)
         return figure

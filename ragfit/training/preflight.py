@@ -3,7 +3,7 @@
 import math
 
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, flow, plain
+from ragfit.draw.html import Html, View, html_lines, plain
 from ragfit.training.memory import HALVES, device_name, free_memory, memory_estimate, name_of, parameters, precision
 
 GROUPED = ("group_by_length", "batch_rebalance")
@@ -160,10 +160,10 @@ class PreflightView(View):
         self.warnings = [str(warning) for warning in warnings]
 
     def html(self):
-        top = "".join(style.callout(flow(warning)) for warning in self.warnings)
+        top = "".join(style.callout(html_lines(warning)) for warning in self.warnings)
         grey = style.colours((style.PAPER[0], style.QUIET[1]))
         rows = [
-            [label, Html(f'<b>{flow(value)}</b> <span style="{grey}">{flow(note)}</span>')] for label, value, note in self.items
+            [label, Html(f'<b>{html_lines(value)}</b> <span style="{grey}">{html_lines(note)}</span>')] for label, value, note in self.items
         ]
         return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
 

@@ -11,7 +11,7 @@ from ragfit.data.prepare import prepare
 from ragfit.errors import Interrupted, RagfitError
 from ragfit.models.load import load_model
 from ragfit.runs.save import gathered_weights, save_checkpoint
-from ragfit.runs.status import SAVING, RunStatus, verdict
+from ragfit.runs.status import SAVING, RunStatus, run_state
 from ragfit.training.arguments import check_writable
 from ragfit.training.checkpoints import resume_path
 
@@ -122,7 +122,7 @@ def train(trainer):
         if trainer.is_world_process_zero():
             keep_config(cfg, trainer.args.output_dir)
         if trainer.resume_from and trainer.is_world_process_zero():
-            told = f" The run before was {verdict(before)[1]}." if before else ""
+            told = f" The run before was {run_state(before)[1]}." if before else ""
             print(f"going on from {trainer.resume_from}.{told}", flush=True)
         tracking = stack.enter_context(tracked(cfg, trainer))
         with StopSignals() as stop:

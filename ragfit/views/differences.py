@@ -39,8 +39,8 @@ class DifferencesView(View):
             head = ["key", "in the file", "this run", "why"]
             body = style.table(head, rows) if why else style.table(head[:3], [row[:3] for row in rows])
         else:
-            body = style.quiet("Nothing: this run is the file as it stands.")
-        notes = "".join(style.quiet(note) for note in self.notes)
+            body = style.small_text("Nothing: this run is the file as it stands.")
+        notes = "".join(style.small_text(note) for note in self.notes)
         return style.card(self.title, body, Html(notes), style.details("the whole configuration", style.mono(self._yaml())))
 
     def text(self):

@@ -75,7 +75,7 @@ class LengthsView(View):
             axis.set_title(f"{name}, tokens", fontsize=9, loc="left", color=style.PAPER[1])
             if len(bins) < 8:
                 axis.set_xlim(low - 4, high + 4)
-            style.calm(axis)
+            style.strip_axes(axis)
             axis.locator_params(integer=True, nbins=6)
         axes[0].set_ylabel("rows", fontsize=8)
         handles, names = axes[2].get_legend_handles_labels()

@@ -7,7 +7,7 @@ import re
 from ragfit.data.findings import became
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, colours, flow
+from ragfit.draw.html import Html, View, colours, html_lines
 from ragfit.views.token_text import token_texts
 
 _LOOK = {
@@ -71,19 +71,19 @@ class PromptView(View):
             f"<tbody>{''.join(rows)}</tbody></table>"
         )
         pair = style.GOOD if not self.differences else style.WARNING
-        same = style.callout(Html(f"<b>Inference prompt and training text:</b> {flow(self.comparison)}"), pair)
+        same = style.callout(Html(f"<b>Inference prompt and training text:</b> {html_lines(self.comparison)}"), pair)
         shown = "".join(
             f'<div style="{style.MONO};font-size:12px;padding:3px 10px;white-space:pre-wrap;overflow-wrap:break-word;'
-            f'{colours(style.PAPER)}"><bdi>{"…" if before else ""}{flow(before)}</bdi>'
-            + (f'<del style="{colours(style.BAD)}">{flow(old)}</del>' if old else "")
-            + (f'<ins style="{colours(style.GOOD)}">{flow(new)}</ins>' if new else "")
-            + f"<bdi>{flow(after)}…</bdi></div>"
+            f'{colours(style.PAPER)}"><bdi>{"…" if before else ""}{html_lines(before)}</bdi>'
+            + (f'<del style="{colours(style.BAD)}">{html_lines(old)}</del>' if old else "")
+            + (f'<ins style="{colours(style.GOOD)}">{html_lines(new)}</ins>' if new else "")
+            + f"<bdi>{html_lines(after)}…</bdi></div>"
             for before, old, new, after in self.differences[:MOST]
         )
         more = len(self.differences) - MOST
-        shown += str(style.quiet(f"and {more} more differences")) if more > 0 else ""
+        shown += str(style.small_text(f"and {more} more differences")) if more > 0 else ""
         if self.differences:
-            shown = style.quiet(Html("<del>only at inference</del>, <ins>only in training</ins>")) + shown
+            shown = style.small_text(Html("<del>only at inference</del>, <ins>only in training</ins>")) + shown
         notes = "".join(style.callout(note) for note in self._notes())
         aside = f"{self.tokens:,} tokens, {self.loss_tokens:,} with loss"
         return style.card(self.title, Html(notes), Html(body), same, Html(shown), aside=aside)

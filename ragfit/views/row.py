@@ -158,7 +158,7 @@ class RowView(View):
     def html(self):
         looks = {"error": style.BAD, "warning": style.WARNING, "note": style.NOTE}
         notes = Html("".join(
-            style.callout(Html(f"<b>{style.escape(title)}:</b> {style.flow(text)}"), looks[severity])
+            style.callout(Html(f"<b>{style.escape(title)}:</b> {style.html_lines(text)}"), looks[severity])
             for severity, title, text in self._notes()
         ))  # fmt: skip
         if self.inner is None:
@@ -177,7 +177,7 @@ class NoteView(View):
         self.title, self.said = title, text
 
     def html(self):
-        return style.card(self.title, style.quiet(self.said))
+        return style.card(self.title, style.small_text(self.said))
 
     def text(self):
         return f"{self.title}: {self.said}"

@@ -2,7 +2,7 @@
 
 from ragfit.data.mask import IGNORE_INDEX, Encoder
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, attribute, colours, escape, flow
+from ragfit.draw.html import Html, View, attribute, colours, escape, html_lines
 from ragfit.views.token_text import token_texts
 
 CONTEXT = 30  # tokens without loss left visible on each side of a fold
@@ -154,7 +154,7 @@ class TokenView(View):
             f"{''.join(self._stretches())}</div>"
         )
         return style.card(self.title, Html(f"<div>{counts}</div>"), Html(found), Html(f'<div style="margin:4px 0">{words}</div>'),
-                          Html(body), style.quiet(hint))  # fmt: skip
+                          Html(body), style.small_text(hint))  # fmt: skip
 
     def _stretches(self):
         # Stripes show where a token ends; in folds of very long rows they would cost more bytes than the tokens.
@@ -194,7 +194,7 @@ class TokenView(View):
         for i in range(start, stop):
             text, kind = self.texts[i], self._kind(i)
             label = f"label {self.labels[i]}" if self.loss[i] else "no loss"
-            shown = "⋯" if not text else "·" * len(text) if text.isspace() and not text.strip(" ") else flow(text)
+            shown = "⋯" if not text else "·" * len(text) if text.isspace() and not text.strip(" ") else html_lines(text)
             told = repr(text) if text else f"part {self.tokenizer.convert_ids_to_tokens(self.ids[i])!r}"
             left, right = _INNER.get(kind, ("", ""))
             look = (_ODD_LOSS if self.loss[i] else _ODD) if stripes and i % 2 and not kind else ""
@@ -208,7 +208,7 @@ class TokenView(View):
                 shown = "·" + shown[1:] if shown[:1] == " " else shown  # a box of its own would lose it
                 right += f'<br><small style="font-size:10px">{"<br>".join(numbers)}</small>'
             if i in self.dropped:
-                parts.append(f'<s title="{attribute(repr(self.dropped[i]))}: the tokenizer drops it">{flow(self.dropped[i])}</s>')
+                parts.append(f'<s title="{attribute(repr(self.dropped[i]))}: the tokenizer drops it">{html_lines(self.dropped[i])}</s>')
             parts.append(f'<bdi title="{i}: id {self.ids[i]}, {label}, {attribute(told)}"{look}>{left}{shown}{right}</bdi>{extra}')
         return "".join(parts)
 

@@ -20,7 +20,7 @@ from common import parser, print_versions
 from killed_runs import adapter, logged, process, run
 
 from ragfit.config.overrides import override
-from ragfit.runs.status import read, verdict
+from ragfit.runs.status import read, run_state
 from ragfit.training.checkpoints import STAGING, newest, step_of
 
 
@@ -109,7 +109,7 @@ def main():
             lost += newest_step(out) < held
             in_saves += bool(half_written) and half_written != before
             half = ", ".join(path.name for path in half_written)
-            state = verdict(facts)[0] if facts else "no status yet"
+            state = run_state(facts)[0] if facts else "no status yet"
             print(
                 f"kill {kills:2}: {at:5.2f} s after its start, {facts.get('doing') or '–':<17} step {facts.get('step') or 0:3} {state:<13} "
                 f"left: {left.name if left else 'none':<14} {'half-written: ' + half if half else ''} {'; '.join(skipped)}",
@@ -142,7 +142,7 @@ def compare(out, through):
     same = ours == theirs and apart == 0
     print(
         f"  {out.name} is through: {len(losses)} logged losses, largest difference {off:g}; other logged values "
-        f"{'equal' if ours == theirs else 'DIFFER'}; adapter's largest difference {apart:g}; {verdict(read(out))[0]}",
+        f"{'equal' if ours == theirs else 'DIFFER'}; adapter's largest difference {apart:g}; {run_state(read(out))[0]}",
         flush=True,
     )
     return not same

@@ -180,6 +180,12 @@ def test_an_end_that_generation_does_not_stop_at(write_rows, tmp_path, file, fou
     assert ("no end of turn" in {finding.kind for finding in prepared.report.findings}) == found
 
 
+def test_with_a_tokenizer_at_hand_the_hub_is_not_asked_where_generation_stops(write_rows, monkeypatch):
+    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    rows = write_rows([{"prompt": "Where?", "answers": "Rome"}])
+    ragfit.prepare(make_config(rows, model_name_or_path="some/model"), make_tokenizer())
+
+
 REFUSES = template("{% if 'no' in m.content %}{{ raise_exception('Not this.') }}{% endif %}{{ '<|assistant|>' + m.content + eos_token }}")
 
 

@@ -55,13 +55,16 @@ def prepare(cfg, tokenizer=None, cache=True):
     name, revision = cfg.model.get("model_name_or_path"), cfg.model.get("revision")
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision, bool(cfg.model.get("trust_remote_code")))
+        stop_ids = stop_token_ids(name, revision)
+    else:  # nothing is asked of the hub
+        stop_ids = stop_token_ids(name, revision) if find_existing(name) else []
     renderer = Renderer(
         tokenizer,
         instruction,
         template,
         cfg.model.get("instruction_in_prompt"),
         cfg.model.get("completion_start"),
-        stop_token_ids(name, revision),
+        stop_ids,
     )
     sources = {"train": (rows, train)} | ({} if dev is None else {"dev": (dev_rows, dev)})
 

@@ -57,7 +57,7 @@ def prepare(cfg, tokenizer=None, cache=True):
         tokenizer = load_tokenizer(name, revision, bool(cfg.model.get("trust_remote_code")))
         stop_ids = stop_token_ids(name, revision)
     else:  # nothing is asked of the hub
-        stop_ids = stop_token_ids(name, revision) if find_existing(name) else []
+        stop_ids = stop_token_ids(name, revision) if find_existing(name, "model.model_name_or_path") else []
     renderer = Renderer(
         tokenizer,
         instruction,

@@ -37,7 +37,9 @@ class DifferencesView(View):
                 [Html(f"<b>{escape(key)}</b>"), style.small_mono(before), style.small_mono(after), note] for key, before, after, note in self.rows
             ]
             head = ["key", "in the file", "this run", "why"]
-            body = style.table(head, rows) if why else style.table(head[:3], [row[:3] for row in rows])
+            # Widths for all, so that long names and paths break instead of leaving the card.
+            wide, narrow = ("30%", "18%", "32%", "20%"), ("30%", "30%", "40%")
+            body = style.table(head, rows, widths=wide) if why else style.table(head[:3], [row[:3] for row in rows], widths=narrow)
         else:
             body = style.small_text("Nothing: this run is the file as it stands.")
         notes = "".join(style.small_text(note) for note in self.notes)

@@ -29,8 +29,22 @@ _HOME = {
     "RagfitError": "errors",
 }
 _ROOMS = {
-    "collator", "config", "data", "demo", "draw", "errors", "evaluation", "files",
-    "hub", "merge", "models", "runs", "secrets", "status", "training", "views",
+    "collator",
+    "config",
+    "data",
+    "demo",
+    "draw",
+    "errors",
+    "evaluation",
+    "files",
+    "hub",
+    "merge",
+    "models",
+    "runs",
+    "secrets",
+    "status",
+    "training",
+    "views",
 }
 
 __all__ = sorted(_HOME)

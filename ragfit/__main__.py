@@ -20,7 +20,11 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv else "--help"
     if name not in COMMANDS:
-        lines = ["usage: python -m ragfit COMMAND …", "", *(f"  {key:<10}{about}" for key, (_, about) in COMMANDS.items())]
+        lines = [
+            "usage: python -m ragfit COMMAND …",
+            "",
+            *(f"  {key:<10}{about}" for key, (_, about) in COMMANDS.items()),
+        ]
         if name in ("--help", "-h"):
             print("\n".join(lines))
             return

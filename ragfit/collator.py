@@ -76,7 +76,9 @@ class DataCollatorForCompletionOnlyLM:
             labels = row.get("labels")
             labels = torch.as_tensor(self.label(ids.tolist()) if labels is None else labels, dtype=torch.int64)
             if len(labels) != len(ids):
-                raise ValueError(f"Row {i} of the batch has {len(ids)} input_ids and {len(labels)} labels. Give one label for each id.")
+                raise ValueError(
+                    f"Row {i} of the batch has {len(ids)} input_ids and {len(labels)} labels. Give one label for each id."
+                )
             if self.ignore_index != IGNORE_INDEX:
                 labels = labels.masked_fill(labels == IGNORE_INDEX, self.ignore_index)
             place = slice(0, len(ids)) if self.padding_side == "right" else slice(width - len(ids), width)

@@ -10,25 +10,46 @@ TRACEBACK = "RAGFIT_TRACEBACK"
 
 
 class RagfitError(Exception):
-    """Something the user can mend; the message says what, where and how, and holds no token."""
+    """Something the user can mend; its text is one sentence of what is wrong and one of what to do, without any token.
 
-    def __init__(self, message):
-        super().__init__(mask(str(message)))
+    Attributes:
+        where: the configuration's key, or the file and line; "" where there is none.
+        problem: what is wrong, a clause that can follow `where` and a colon.
+        fix: what to do, a sentence.
+    """
+
+    def __init__(self, where: str, problem: str = "", fix: str = ""):
+        if not problem:  # a whole message
+            where, problem = "", where
+        self.where, self.problem, self.fix = (mask(str(part)) for part in (where, problem, fix))
+        self.args = self.where, self.problem, self.fix  # for pickle, which makes the error anew of these
+
+    def __str__(self):
+        said = f"{self.where}: {self.problem}" if self.where else self.problem
+        return f"{said.rstrip('.')}. {self.fix}" if self.fix else said
 
     def _render_traceback_(self):
         """What IPython shows of this error: the sentence. Where it was raised is shown under `RAGFIT_TRACEBACK=1`."""
         return [*_frames(self), f"{type(self).__name__}: {plain(self)}"]
 
 
-class ConfigError(RagfitError):
+class ConfigError(RagfitError, ValueError):
     """A configuration key or value that cannot be used."""
 
+    @property
+    def key(self) -> str:
+        return self.where
 
-class DataError(RagfitError):
+
+class MissingPath(ConfigError, FileNotFoundError):
+    """A key that names a file or folder which is not there."""
+
+
+class DataError(RagfitError, ValueError):
     """A data file, or a row of one, that cannot be used."""
 
 
-class PromptError(RagfitError):
+class PromptError(RagfitError, ValueError):
     """A prompt that cannot be rendered, or whose loss cannot be placed."""
 
 
@@ -39,9 +60,9 @@ class Interrupted(RagfitError):
         signal: the signal's number; a shell's exit code is 128 + that.
     """
 
-    def __init__(self, message, signal):
+    def __init__(self, message: str, signal: int):
         super().__init__(message)
-        self.signal = signal
+        self.args, self.signal = (message, signal), signal
 
 
 def first_line(error):
@@ -70,4 +91,3 @@ def _frames(error):
     if os.environ.get(TRACEBACK, "0") in ("", "0"):
         return []
     return [mask(plain(line)) for part in traceback.format_exception(error) for line in part.splitlines()]
-

@@ -49,11 +49,18 @@ class Hub:
             return 200, {"errors": [], "warnings": []}
         if "/preupload/" in path:
             files = [f["path"] for f in json.loads(body)["files"]]
-            modes = [{"path": f, "uploadMode": "lfs" if f.endswith(".safetensors") else "regular", "shouldIgnore": False} for f in files]
+            modes = [
+                {"path": f, "uploadMode": "lfs" if f.endswith(".safetensors") else "regular", "shouldIgnore": False}
+                for f in files
+            ]
             return 200, {"files": modes}
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
-                {**o, "authenticated": True, "actions": {"upload": {"href": f"{self.url}/large/{o['oid']}", "header": {}}}}
+                {
+                    **o,
+                    "authenticated": True,
+                    "actions": {"upload": {"href": f"{self.url}/large/{o['oid']}", "header": {}}},
+                }
                 for o in json.loads(body)["objects"]
             ]
             return 200, {"transfer": "basic", "objects": objects}

@@ -9,14 +9,23 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-SETTINGS = ["train.num_train_epochs=2", "train.save_steps=3", "train.logging_steps=2", "limit=12", "shuffle=5", "train.learning_rate=0.01"]
+SETTINGS = [
+    "train.num_train_epochs=2",
+    "train.save_steps=3",
+    "train.logging_steps=2",
+    "limit=12",
+    "shuffle=5",
+    "train.learning_rate=0.01",
+]
 VARYING = ("runtime", "per_second", "total_flos")  # of a log entry: what the clock says
 
 
 def process(target, *args):
     """A started process that runs `target(*args)`; it takes a moment, not the ten seconds of the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ragfit.training", "ragfit.training.trainer", "ragfit.models.hf", "peft", "killed_runs"])
+    context.set_forkserver_preload(
+        ["ragfit.training", "ragfit.training.trainer", "ragfit.models.hf", "peft", "killed_runs"]
+    )
     started = context.Process(target=target, args=args, daemon=True)  # not left behind by a test that fails
     started.start()
     return started

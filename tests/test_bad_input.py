@@ -192,17 +192,34 @@ VALUES = [
 
 
 LONG = "read-the-documents-" * 20  # a text in the place of its file
-for key in ("data_file", "instruction", "template", "dev_split", "resume_checkpoint", "model.model_name_or_path", "model.trained_adapter", "train.output_dir"):
+for key in (
+    "data_file",
+    "instruction",
+    "template",
+    "dev_split",
+    "resume_checkpoint",
+    "model.model_name_or_path",
+    "model.trained_adapter",
+    "train.output_dir",
+):
     VALUES += [
-        (f"{key}={LONG}", f"^{re.escape(key)}: 'read-the-.*… .382 characters. cannot be looked up: File name too long. Set {re.escape(key)} to "),
-        (f"{key}=~nosuchuser/x", f"^{re.escape(key)}: '~nosuchuser/x' cannot be looked up: Could not determine home directory. Set "),
+        (
+            f"{key}={LONG}",
+            f"^{re.escape(key)}: 'read-the-.*… .382 characters. cannot be looked up: File name too long. Set {re.escape(key)} to ",
+        ),
+        (
+            f"{key}=~nosuchuser/x",
+            f"^{re.escape(key)}: '~nosuchuser/x' cannot be looked up: Could not determine home directory. Set ",
+        ),
         (f"{key}='a\0b'", f"^{re.escape(key)}: 'a.x00b' cannot be looked up: embedded null byte. Set "),
     ]
 for key in ("data_file", "instruction", "template", "dev_split"):
     VALUES += [(f"{key}=pipe.jsonl", f"^{key}: pipe.jsonl is a pipe or a device. Write its content into a file.")]
 
 
-@pytest.mark.parametrize(("overrides", "expected"), VALUES, ids=[words[:40].replace("\0", "NUL") for words, _ in VALUES])
+@pytest.mark.parametrize(
+    ("overrides", "expected"), VALUES, ids=[words[:40].replace("\0", "NUL") for words, _ in VALUES]
+)
 def test_a_value(overrides, expected, place):
     words = overrides.split(" ") if overrides.count("=") > 1 and "{" not in overrides else [overrides]
     check(refusal(words), expected)
@@ -233,7 +250,10 @@ def test_a_configuration_file(text, expected, place):
 
 
 def test_no_such_configuration(place):
-    check(refusal([], "paper/training-aqsa"), "^config: there is no configuration 'paper/training-aqsa' .*Did you mean paper/training-asqa")
+    check(
+        refusal([], "paper/training-aqsa"),
+        "^config: there is no configuration 'paper/training-aqsa' .*Did you mean paper/training-asqa",
+    )
 
 
 # --- Data, instruction and template ------------------------------------------------------------------------------------
@@ -285,7 +305,10 @@ def test_a_file(files, expected, place):
 
 def test_a_marker_that_stands_in_a_document_alone(place):
     Path("rows.jsonl").write_bytes(jsonl({"prompt": "[1] It says MARK here.", "answers": ["MARK"]}))
-    check(refusal(["model.completion_start=MARK"]), "^completion_start 'MARK' does not occur in the template's text before the output")
+    check(
+        refusal(["model.completion_start=MARK"]),
+        "^completion_start 'MARK' does not occur in the template's text before the output",
+    )
 
 
 # --- The model's folder ------------------------------------------------------------------------------------------------
@@ -307,7 +330,10 @@ def written(name, text):
     return lambda model: (model / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-NO_MODEL, NO_TOKENIZER = "^model.model_name_or_path: no model could be loaded from 'model': ", "no tokenizer could be loaded from 'model': "
+NO_MODEL, NO_TOKENIZER = (
+    "^model.model_name_or_path: no model could be loaded from 'model': ",
+    "no tokenizer could be loaded from 'model': ",
+)
 MODELS = [
     ("no weights", lambda model: None, f"{NO_MODEL}.*{NO_WEIGHTS}.*Give a folder with a model, or a name on the hub"),
     ("no tokenizer", without("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"), NO_TOKENIZER),
@@ -372,7 +398,10 @@ def test_weights_that_would_run_code(archive, place):
 
     path = place / "model" / "pytorch_model.bin"
     torch.save({"weight": Malicious()}, path) if archive else path.write_bytes(pickle.dumps(Malicious()))
-    check(refusal([]), "its weights are a pickle that holds more than tensors, which could run code and is not read. Take the model's safetensors")
+    check(
+        refusal([]),
+        "its weights are a pickle that holds more than tensors, which could run code and is not read. Take the model's safetensors",
+    )
     assert not Path("PWNED").exists()
     pickle.loads(pickle.dumps(Malicious()))  # the same content, read carelessly
     assert Path("PWNED").exists()
@@ -393,7 +422,15 @@ def test_columns_named_as_the_trainers_do_not_matter(place, tiny_llama):
     """And neither do a byte order mark, Windows' line ends, or NaN in a column that is not read."""
     shutil.copy(tiny_llama / "model.safetensors", place / "model")
     plain = ragfit.prepare(ragfit.load_config("own.yaml"))
-    odd = {"labels": [1], "input_ids": "x", "attention_mask": 0, "completion_mask": [3], "messages": [], "text": "t", "score": float("nan")}
+    odd = {
+        "labels": [1],
+        "input_ids": "x",
+        "attention_mask": 0,
+        "completion_mask": [3],
+        "messages": [],
+        "text": "t",
+        "score": float("nan"),
+    }
     Path("rows.jsonl").write_bytes(b"\xef\xbb\xbf" + jsonl(*[odd | row for row in ROWS]).replace(b"\n", b"\r\n"))
     cfg = ragfit.load_config("own.yaml")
     prepared = ragfit.prepare(cfg)
@@ -404,7 +441,12 @@ def test_columns_named_as_the_trainers_do_not_matter(place, tiny_llama):
 
 @pytest.mark.parametrize(
     ("policy", "long", "expected"),
-    [("drop", "prompt", None), ("cut_end", "prompt", "begin: "), ("cut_start", "prompt", " :end"), ("cut_end", "answers", None)],
+    [
+        ("drop", "prompt", None),
+        ("cut_end", "prompt", "begin: "),
+        ("cut_start", "prompt", " :end"),
+        ("cut_end", "answers", None),
+    ],
 )
 def test_a_row_of_50_megabytes(policy, long, expected, place):
     text = "begin: " + "the quick brown fox jumps. " * 1_900_000 + " :end"
@@ -415,10 +457,14 @@ def test_a_row_of_50_megabytes(policy, long, expected, place):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000  # KiB; whole, 10 GB
     part = prepared.report.train
     if expected is None:
-        assert part.dropped == {"too long": [0]} and part.kept == [1, 2, 3, 4, 5, 6] and part.rejected_lengths[0] > 1_000_000
+        assert (
+            part.dropped == {"too long": [0]}
+            and part.kept == [1, 2, 3, 4, 5, 6]
+            and part.rejected_lengths[0] > 1_000_000
+        )
     else:
         query, _, _ = prepared.row(0)
-        assert part.kept == list(range(7)) and sum(part.lengths[0]) <= 400 and 380 < sum(part.lengths[0])
+        assert part.kept == list(range(7)) and sum(part.lengths[0]) <= 400 and sum(part.lengths[0]) > 380
         assert query.startswith(expected) or query.endswith(expected)
         assert prepared.rendered(0).text.count(query) == 1
 
@@ -439,7 +485,9 @@ def one_line(result, expected):
     assert result.returncode == 1, result.stderr
     assert re.search(f"^error: .*{expected}", result.stderr, re.MULTILINE), result.stderr
     assert "Traceback" not in result.stderr and result.stderr.count("error: ") == 1, result.stderr
-    last = [line for line in result.stderr.splitlines() if not line.startswith("Error executing job")][-1]  # Hydra's, of several runs
+    last = [line for line in result.stderr.splitlines() if not line.startswith("Error executing job")][
+        -1
+    ]  # Hydra's, of several runs
     assert last.startswith("error: "), result.stderr  # before it at most a bar or a warning
 
 
@@ -463,8 +511,13 @@ def test_the_command_line_says_it_in_one_line(words, expected, place):
 @pytest.mark.parametrize("key", ["model.model_name_or_path", "data_file", "model.trained_adapter"])
 def test_a_hub_that_refuses_connections(key, place):
     begin = time.monotonic()
-    result = module(f"{key}=some/name", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(place / "hub"))
-    one_line(result, f"{re.escape(key)}: there is no some/name on this disk, and the hub at http://127.0.0.1:9 cannot be reached: ")
+    result = module(
+        f"{key}=some/name", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(place / "hub")
+    )
+    one_line(
+        result,
+        f"{re.escape(key)}: there is no some/name on this disk, and the hub at http://127.0.0.1:9 cannot be reached: ",
+    )
     assert time.monotonic() - begin < 60  # the client's own retries take 25 s a file, after the libraries' imports
 
 
@@ -483,28 +536,45 @@ def test_a_full_disk(place, small_disk, tiny_llama):
     """For the prepared rows, and for the adapter at the end."""
     shutil.copy(tiny_llama / "model.safetensors", place / "model")
     Path("rows.jsonl").write_bytes(jsonl(*question_rows(3000)))
-    one_line(module(TMPDIR=str(small_disk), RAGFIT_CACHE_GB="0"), f"Prepared rows cannot be written to {small_disk}/ragfit-.*No space left")
+    one_line(
+        module(TMPDIR=str(small_disk), RAGFIT_CACHE_GB="0"),
+        f"Prepared rows cannot be written to {small_disk}/ragfit-.*No space left",
+    )
     assert not list(small_disk.iterdir())
     (small_disk / "filler").write_bytes(b"x" * 190_000)
     result = module(f"train.output_dir={small_disk}/out", "limit=20", RAGFIT_CACHE_GB="0")
-    assert result.returncode == 1 and "No space left" in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 1 and "No space left" in result.stderr and "Traceback" not in result.stderr, (
+        result.stderr
+    )
     assert not list(small_disk.glob("out/checkpoint*"))
 
 
 def test_a_full_disk_for_what_is_unpacked(place, small_disk):
     Path("r.jsonl.gz").write_bytes(gzip.compress(jsonl(*question_rows(3000))))
-    one_line(module("data_file=r.jsonl.gz", TMPDIR=str(small_disk)), "r.jsonl.gz cannot be unpacked into the temporary folder: No space left on device. Free room there, or set TMPDIR")
+    one_line(
+        module("data_file=r.jsonl.gz", TMPDIR=str(small_disk)),
+        "r.jsonl.gz cannot be unpacked into the temporary folder: No space left on device. Free room there, or set TMPDIR",
+    )
 
 
 def test_a_full_disk_for_the_demo_model(place, small_disk):
-    subprocess.run(["mount", "-o", "remount,nr_inodes=1", str(small_disk)], check=True)  # no file fits, before 93 MB are fetched
-    result = module("model.model_name_or_path=demo:smollm2-135m-instruct", RAGFIT_CACHE=str(small_disk), RAGFIT_CACHE_GB="0")
-    one_line(result, "The demo model cannot be made in .*No space left on device.* Free 400 MB there, or set RAGFIT_CACHE")
+    subprocess.run(
+        ["mount", "-o", "remount,nr_inodes=1", str(small_disk)], check=True
+    )  # no file fits, before 93 MB are fetched
+    result = module(
+        "model.model_name_or_path=demo:smollm2-135m-instruct", RAGFIT_CACHE=str(small_disk), RAGFIT_CACHE_GB="0"
+    )
+    one_line(
+        result, "The demo model cannot be made in .*No space left on device.* Free 400 MB there, or set RAGFIT_CACHE"
+    )
 
 
 def test_a_disk_that_is_read_only(place, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    check(refusal([f"train.output_dir={small_disk}/out"]), r"^train.output_dir: .*/disk/out cannot be written: Read-only file system. Set train.output_dir")
+    check(
+        refusal([f"train.output_dir={small_disk}/out"]),
+        r"^train.output_dir: .*/disk/out cannot be written: Read-only file system. Set train.output_dir",
+    )
 
 
 @pytest.mark.parametrize("name", ["status", "runs", "merge", "evaluation", "hub"])
@@ -512,7 +582,9 @@ def test_a_folder_that_cannot_be_looked_up(name, place):
     more = {"merge": ["out"], "hub": ["org/name"]}
     for given, reason in ((LONG, "File name too long"), ("~nosuchuser/x", "Could not determine home directory")):
         result = command(sys.executable, "-m", f"ragfit.{name}", given, *more.get(name, ()))
-        one_line(result, f"(folder|checkpoint): '.*cannot be looked up: {reason}. Set (folder|checkpoint) to another path.")
+        one_line(
+            result, f"(folder|checkpoint): '.*cannot be looked up: {reason}. Set (folder|checkpoint) to another path."
+        )
 
 
 # --- From papermill ----------------------------------------------------------------------------------------------------
@@ -539,5 +611,7 @@ def test_papermill(words, expected, place):
     # The reason on top: papermill's own cell there only says in which cell to look.
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert expected in "".join(output.data["text/plain"] for output in first.outputs if "data" in output)
-    error = next(output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error")
+    error = next(
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"
+    )
     assert len(error.traceback) == 1 and expected in error.traceback[0] and "\x1b" not in error.traceback[0]

@@ -16,7 +16,9 @@ def benchmarks(monkeypatch):
 def test_the_row_of_a_step_has_the_wanted_length(tiny_llama, tmp_path, rows):
     from bench_step import row
 
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": "What is the largest city?"}) + "\n" for _ in range(rows)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": "What is the largest city?"}) + "\n" for _ in range(rows))
+    )
     ids = row({"data": tmp_path, "tokens": 300}, tiny_llama)
     assert len(ids) == 300 and len(set(ids)) > 5
 

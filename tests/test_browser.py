@@ -35,7 +35,12 @@ def lab(tmp_path_factory):
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root",
         "--IdentityProvider.token=here", f"--ServerApp.root_dir={folder}",
     ]  # fmt: skip
-    env = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_DATA_DIR": str(folder / ".data"), "HF_HUB_OFFLINE": "1"}
+    env = {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(folder / ".config"),
+        "JUPYTER_DATA_DIR": str(folder / ".data"),
+        "HF_HUB_OFFLINE": "1",
+    }
     log = open(folder / "lab.log", "w+")
     server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
     try:
@@ -56,7 +61,9 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
         yield browser
         browser.close()
 
@@ -107,7 +114,10 @@ def save_shots(page, name):
 @pytest.fixture
 def tiny_parameters(tiny_llama, write_rows, tmp_path):
     rows = [
-        {"prompt": f"Question: <script>document.title='x'</script> {n}?\n\nDocuments:\n[1] {n}.", "answers": [f"number {n} [1]"]}
+        {
+            "prompt": f"Question: <script>document.title='x'</script> {n}?\n\nDocuments:\n[1] {n}.",
+            "answers": [f"number {n} [1]"],
+        }
         for n in range(12)
     ]
     return notebook_parameters(tiny_llama, write_rows(rows), tmp_path / "trained")
@@ -121,7 +131,13 @@ def test_train_notebook(lab, browser, tiny_parameters):
     page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.accept()))
     run_all(page, address, "train.ipynb", "adapter_model.safetensors")
     text = page.locator(".jp-Notebook").inner_text()
-    for expected in ("What differs from training", "Rows and tokens", "Before the run", "Answers on 3 dev rows", "done: step 5/5"):
+    for expected in (
+        "What differs from training",
+        "Rows and tokens",
+        "Before the run",
+        "Answers on 3 dev rows",
+        "done: step 5/5",
+    ):
         assert expected in text
     assert "Traceback" not in text
     learned = page.locator(".jp-OutputArea mark").all_inner_texts()
@@ -165,7 +181,11 @@ def open_looking(page, address, name):
 
 def field(explorer, label):
     """The input below a label."""
-    return explorer.locator(".widget-vbox", has=explorer.page.get_by_text(label)).last.locator("input, textarea, select").first
+    return (
+        explorer.locator(".widget-vbox", has=explorer.page.get_by_text(label))
+        .last.locator("input, textarea, select")
+        .first
+    )
 
 
 @pytest.mark.parametrize("name, view", [("inspect_prompts.ipynb", "Prompt"), ("loss_mask.ipynb", "Tokens")])

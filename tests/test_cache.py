@@ -38,7 +38,12 @@ def data(write_rows):
     instruction, template = write_rows([], "instruction.txt"), write_rows([], "template.txt")
     instruction.write_text("Be brief.", encoding="utf-8")
     template.write_text("Q: {query}\nA: {output}", encoding="utf-8")
-    return {"data_file": write_rows(ROWS), "dev_split": write_rows(ROWS[:2], "dev.jsonl"), "instruction": instruction, **LIMIT}
+    return {
+        "data_file": write_rows(ROWS),
+        "dev_split": write_rows(ROWS[:2], "dev.jsonl"),
+        "instruction": instruction,
+        **LIMIT,
+    }
 
 
 def prepare(settings, tokenizer=None, **kwargs):
@@ -524,7 +529,9 @@ def test_of_two_processes_at_once_one_prepares(many, tmp_path, folder):
     command = [sys.executable, "-c", _PROCESS, str(Path(__file__).parent), str(tmp_path), "{}"]
     env = {**os.environ, "WORLD_SIZE": "2"}
     processes = [
-        subprocess.Popen(command, env=env | {"LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=env | {"LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     wait_for(tmp_path, "ready-*", 2)
@@ -542,7 +549,14 @@ def test_of_two_processes_at_once_one_prepares(many, tmp_path, folder):
 def test_under_torchrun_rows_are_prepared_once(many, tmp_path, folder, keep):
     (tmp_path / "rank.py").write_text(_PROCESS, encoding="utf-8")
     (tmp_path / "go").touch()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "rank.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(tmp_path / "rank.py"),
+    ]
     options = json.dumps({"cache": keep})
     run = subprocess.run(
         [*command, str(Path(__file__).parent), str(tmp_path), options], capture_output=True, text=True, timeout=240

@@ -29,7 +29,9 @@ def build(tiny_phi3, write_rows, tmp_path):
         if not instruction.exists():
             instruction.write_text("Be brief.", encoding="utf-8")
         rows = write_rows(question_rows(6), name)
-        return tiny_trainer(tiny_config(tiny_phi3, rows, tmp_path / "out", *FAST, override("instruction", str(instruction)), *overrides))
+        return tiny_trainer(
+            tiny_config(tiny_phi3, rows, tmp_path / "out", *FAST, override("instruction", str(instruction)), *overrides)
+        )
 
     return build
 
@@ -47,17 +49,30 @@ def tags(body):
     class Reader(html.parser.HTMLParser):
         def handle_starttag(self, tag, attributes):
             found.add(tag)
-            assert not [name for name, _ in attributes if name.startswith("on") or name in ("src", "href")], (tag, attributes)
+            assert not [name for name, _ in attributes if name.startswith("on") or name in ("src", "href")], (
+                tag,
+                attributes,
+            )
 
     Reader().feed(render(body))
     return found
 
 
 def test_a_run_s_card(build, tmp_path, tiny_phi3):
-    trainer = build("dev_split=2", "train.eval_strategy=steps", "train.eval_steps=1", "train.eval_on_start=true", "model.load_in_8bit=true")
+    trainer = build(
+        "dev_split=2",
+        "train.eval_strategy=steps",
+        "train.eval_steps=1",
+        "train.eval_on_start=true",
+        "model.load_in_8bit=true",
+    )
     folder = ragfit.train(trainer)
     header, body = parts((folder / "README.md").read_text(encoding="utf-8"))
-    assert header == {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["ragfit", "trl", "sft", "rag", "lora"]}
+    assert header == {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["ragfit", "trl", "sft", "rag", "lora"],
+    }
     report = trainer.prepared.report
     for line in (
         f"# LoRA adapter for `{tiny_phi3.name}`",
@@ -134,7 +149,9 @@ def test_hostile_texts_stay_texts(build, tmp_path):
     compile(re.search(r"```python\n(.*?)```", body, re.DOTALL)[1], "example", "exec")
 
 
-@pytest.mark.parametrize("text", ["", " ", "`", "``a`", "a|b", "a`|`b", "<b>", "a\nb", "\u202eevil", "\\", "\\`|", "*a* _b_ [c](d)"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "`", "``a`", "a|b", "a`|`b", "<b>", "a\nb", "\u202eevil", "\\", "\\`|", "*a* _b_ [c](d)"]
+)
 def test_code_in_a_table_is_read_back(text):
     rendered = render(card.table([("name", text), ("next", "x")]))
     cells = [html.unescape(cell) for cell in re.findall(r"<code>(.*?)</code>", rendered, re.DOTALL)]
@@ -145,7 +162,14 @@ def test_code_in_a_table_is_read_back(text):
 
 @pytest.mark.parametrize(
     ("name", "base"),
-    [("org/model-1.5B", "org/model-1.5B"), ("gpt2", "gpt2"), ("demo:smollm2-135m-instruct", None), ("/home/me/llama", None), ("./llama", None), ("a/b/c", None)],
+    [
+        ("org/model-1.5B", "org/model-1.5B"),
+        ("gpt2", "gpt2"),
+        ("demo:smollm2-135m-instruct", None),
+        ("/home/me/llama", None),
+        ("./llama", None),
+        ("a/b/c", None),
+    ],
 )
 def test_only_a_name_on_the_hub_is_a_base_model_there(build, name, base):
     trainer = build()
@@ -172,7 +196,9 @@ def test_nothing_of_the_environment_is_in_a_card(build, tmp_path, tiny_phi3, mon
     (tmp_path / "instruction.txt").write_text(f"Never say hf_{'a' * 34}.", encoding="utf-8")
     trainer = build("model.model_name_or_path='${oc.env:MODELS}'")
     folder = save_checkpoint(trainer)
-    written = "".join((folder / name).read_text(encoding="utf-8") for name in ("README.md", "ragfit.yaml", "adapter_config.json"))
+    written = "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("README.md", "ragfit.yaml", "adapter_config.json")
+    )
     assert str(tiny_phi3) not in written and tiny_phi3.name not in written and "hf_aaa" not in written
     assert "Never say •••." in written
 
@@ -180,9 +206,15 @@ def test_nothing_of_the_environment_is_in_a_card(build, tmp_path, tiny_phi3, mon
 def test_findings_are_told_without_what_was_seen(build, write_rows, tmp_path):
     trainer = build()
     rows = [*question_rows(3), question_rows(1)[0], {"prompt": "private <|im_end|> text", "answers": ["x"]}]
-    trainer.prepared = ragfit.prepare(tiny_config(trainer.cfg.model.model_name_or_path, write_rows(rows, "other.jsonl"), tmp_path))
+    trainer.prepared = ragfit.prepare(
+        tiny_config(trainer.cfg.model.model_name_or_path, write_rows(rows, "other.jsonl"), tmp_path)
+    )
     body = parts(card.model_card(trainer))[1]
-    assert "- note: **duplicate rows**" in body and "- warning: **special tokens in data**, 1 rows" in body and "private" not in body
+    assert (
+        "- note: **duplicate rows**" in body
+        and "- warning: **special tokens in data**, 1 rows" in body
+        and "private" not in body
+    )
 
 
 def test_an_adapter_is_not_lost_for_want_of_a_card(build, monkeypatch, caplog):

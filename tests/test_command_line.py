@@ -46,10 +46,10 @@ def names(folder):
 def test_the_documented_command(place):
     before = names(place)
     result = command(
-        *"-cp configs/paper -cn training-asqa data_file=asqa.jsonl output_key=answers".split(),
+        *["-cp", "configs/paper", "-cn", "training-asqa", "data_file=asqa.jsonl", "output_key=answers"],
         "train.output_dir=./trained_models_context/",
         # The tiny model put in, in each form that Hydra has; a path with a space and an equals sign, and a marker, as they are.
-        *"model.model_name_or_path=phi3 +limit=8 ~hfhub_tag shuffle=3 dev_split=0.25".split(),
+        *["model.model_name_or_path=phi3", "+limit=8", "~hfhub_tag", "shuffle=3", "dev_split=0.25"],
         *("model.lora.target_modules=[qkv_proj,o_proj]", "model.completion_start=<|assistant|>"),
         *("++train.logging_steps=1", "+train.run_name='a run, with = and spaces'"),
         cwd=place,
@@ -59,11 +59,17 @@ def test_the_documented_command(place):
     folder = place / "trained_models_context" / "checkpoint"
     saved = load_config(folder / "ragfit.yaml")
     assert (saved.limit, saved.shuffle, saved.dev_split, saved.hfhub_tag) == (8, 3, 0.25, None)
-    assert (saved.model.load_in_8bit, saved.train.optim, saved.train.run_name) == (True, "paged_adamw_8bit", "a run, with = and spaces")
+    assert (saved.model.load_in_8bit, saved.train.optim, saved.train.run_name) == (
+        True,
+        "paged_adamw_8bit",
+        "a run, with = and spaces",
+    )
     lora = json.loads((folder / "adapter_config.json").read_text())
     assert (set(lora["target_modules"]), lora["r"], lora["use_rslora"]) == ({"qkv_proj", "o_proj"}, 16, True)
     assert lora["base_model_name_or_path"] == "phi3"
-    assert any(tensor.any() for name, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name)
+    assert any(
+        tensor.any() for name, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name
+    )
     lines = result.stdout.splitlines()
     assert lines[0] == "asqa.jsonl: 12 rows" and lines[1].startswith("  train: 6 of 6 rows kept; ")
     assert [line for line in lines if line.startswith("  precision") and "8-bit weights" in line]
@@ -92,10 +98,14 @@ def test_several_runs_of_a_file_with_dotted_keys(place, monkeypatch):
     lines = "model.model_name_or_path: phi3\nmodel: {lora.r: 4}\ntrain.output_dir: out\ntrain.max_steps: 1\ntrain.run_name: ${oc.env:CANARY}-${model.lora.r}\n"
     (place / "own.yaml").write_text(f"{lines}data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\n")
     before = names(place)
-    result = command(*"-cp=. -cn=own --multirun model.lora.target_modules=[o_proj] model.lora.r=2,x".split(), cwd=place)
+    result = command(
+        *["-cp=.", "-cn=own", "--multirun", "model.lora.target_modules=[o_proj]", "model.lora.r=2,x"], cwd=place
+    )
     assert "error: run 1: model.lora.r is 'x'" in result.stderr
     assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
-    assert "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
+    assert (
+        "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
+    )
     assert not [path for path in place.rglob("*") if path.is_file() and b"cAnary7x" in path.read_bytes()]
 
 
@@ -111,7 +121,9 @@ def test_help_and_the_configuration_are_shown_at_once(tmp_path):
     result = command("--help", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "max_sequence_len: 4000" in result.stdout and "functools" not in result.stdout
-    result = command(*"--cfg job -cn paper/training-pubmed model.lora.r=4 limit=3 -p model".split(), cwd=tmp_path)
+    result = command(
+        *["--cfg", "job", "-cn", "paper/training-pubmed", "model.lora.r=4", "limit=3", "-p", "model"], cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     shown = yaml.safe_load(result.stdout.partition("\n")[2])  # its first line says which package it shows
     assert (shown["lora"]["r"], shown["max_sequence_len"]) == (4, 2000)
@@ -119,10 +131,19 @@ def test_help_and_the_configuration_are_shown_at_once(tmp_path):
 
 
 ERRORS = [
-    ("data_file=x.jsonl trane.output_dir=x", "error: The override 'trane.output_dir=…' names an unknown key, trane.output_dir. Did you mean train.output_dir?"),
-    ("model.lora.rank=4", "error: The override 'model.lora.rank=…' names an unknown key, model.lora.rank. Did you mean model.lora."),
+    (
+        "data_file=x.jsonl trane.output_dir=x",
+        "error: The override 'trane.output_dir=…' names an unknown key, trane.output_dir. Did you mean train.output_dir?",
+    ),
+    (
+        "model.lora.rank=4",
+        "error: The override 'model.lora.rank=…' names an unknown key, model.lora.rank. Did you mean model.lora.",
+    ),
     ("+epochs=3", "error: The override '+epochs=…' names an unknown key, epochs. Did you mean train.num_train_epochs?"),
-    ("~train.optimm", "error: The override '~train.optimm' names an unknown key, train.optimm. Did you mean train.optim?"),
+    (
+        "~train.optimm",
+        "error: The override '~train.optimm' names an unknown key, train.optimm. Did you mean train.optim?",
+    ),
     ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=…' cannot be read: "),
     ("-cn paper/training-aqsa", "error: config: there is no configuration "),
     (f"-cn {'x' * 300}", "error: --config-name: '"),
@@ -186,7 +207,7 @@ REFUSED = [  # a secret in a command line, and the key that is named
     (['+model.generation={a: [1, {b: {password: "mine"}}]}'], "model.generation.a.b.password"),
     (["+model.generation.password=77442211"], "model.generation.password"),
     (["model.generation='{api_key: mine}'"], "model.generation.api_key"),
-    (["train.accelerator_config='{\"a\": [{\"password\": \"mine\"}]}'"], "train.accelerator_config.a.password"),
+    (['train.accelerator_config=\'{"a": [{"password": "mine"}]}\''], "train.accelerator_config.a.password"),
     (["+model.generation.credentials.x=mine"], "model.generation.credentials.x"),
     ([KEY + "='${oc.decode:mine}'"], KEY),
     (["--multirun", f"{KEY}=mine,other"], KEY),
@@ -205,7 +226,9 @@ def test_a_secret_is_refused_before_anything_is_written(words, key, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(words)
-    assert str(caught.value.code).startswith(f"error: {key}: a command line is kept by shells and in Hydra's files, and this is a secret. ")
+    assert str(caught.value.code).startswith(
+        f"error: {key}: a command line is kept by shells and in Hydra's files, and this is a secret. "
+    )
     told = str(caught.value.code) + "".join(capfd.readouterr())
     assert not [text for text in ("mine", "cAnary", "77442211") if text in told] and names(tmp_path) == []
 
@@ -218,7 +241,15 @@ def test_the_value_of_an_override_is_in_no_error(words, tmp_path, monkeypatch):
     assert str(caught.value.code).startswith("error: ") and "mine" not in caught.value.code
 
 
-OPTIONS = ["--multirun train.seed=1,2", "hydra.mode=MULTIRUN", "hydra.run.dir=out", "hydra.output_subdir=.hydra", "--cfg job", "--help", "--info=config"]
+OPTIONS = [
+    "--multirun train.seed=1,2",
+    "hydra.mode=MULTIRUN",
+    "hydra.run.dir=out",
+    "hydra.output_subdir=.hydra",
+    "--cfg job",
+    "--help",
+    "--info=config",
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -234,10 +265,16 @@ def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path
 @pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.run.dir=hydra hydra.output_subdir=.hydra"])
 def test_a_secret_of_the_environment_is_used_and_written_nowhere(options, place, monkeypatch):
     monkeypatch.setenv("CANARY", "cAnary7x")
-    (place / "own.yaml").write_text("model: {model_name_or_path: phi3, max_sequence_len: 900}\ntrain: {output_dir: out, max_steps: 1}\n")
+    (place / "own.yaml").write_text(
+        "model: {model_name_or_path: phi3, max_sequence_len: 900}\ntrain: {output_dir: out, max_steps: 1}\n"
+    )
     words = "data_file=asqa.jsonl input_key=prompt output_key=answers limit=2 train.hub_token='${oc.env:CANARY}' train.run_name='${oc.env:CANARY}'"
     result = command("-cp=.", "-cn=own", *words.split(), *options.split(), cwd=place)
     assert result.returncode == 0, result.stderr
     files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    assert {Path(name).name for name in files} & {"multirun.yaml", "overrides.yaml"} and "training_args.bin" in str(list(files))
-    assert [name for name, content in files.items() if b"cAnary7x" in content] == [] and "cAnary7x" not in result.stdout + result.stderr
+    assert {Path(name).name for name in files} & {"multirun.yaml", "overrides.yaml"} and "training_args.bin" in str(
+        list(files)
+    )
+    assert [
+        name for name, content in files.items() if b"cAnary7x" in content
+    ] == [] and "cAnary7x" not in result.stdout + result.stderr

@@ -249,7 +249,10 @@ def test_where_files_are_found(write, tmp_path):
 
 
 UNREACHABLE = [
-    ("Answer the question with the documents below. " * 8, "'Answer the .*… .3.. characters. cannot be looked up: File name too long"),
+    (
+        "Answer the question with the documents below. " * 8,
+        "'Answer the .*… .3.. characters. cannot be looked up: File name too long",
+    ),
     ("rows/" * 900 + "rows", "'rows/rows/.*… .4,5.. characters. cannot be looked up: File name too long"),
     ("~nosuchuser/rows", "'~nosuchuser/rows.*' cannot be looked up: Could not determine home directory"),
     ("a\0b", r"'a\\x00b.*' cannot be looked up: embedded null byte"),
@@ -257,7 +260,9 @@ UNREACHABLE = [
 ]
 
 
-@pytest.mark.parametrize(("value", "message"), UNREACHABLE, ids=["a text", "long", "nobody's home", "NUL", "half a character"])
+@pytest.mark.parametrize(
+    ("value", "message"), UNREACHABLE, ids=["a text", "long", "nobody's home", "NUL", "half a character"]
+)
 def test_a_path_that_cannot_be_looked_up(value, message):
     """Whatever is to be found there: one sentence with the key, one of what to do."""
     for find, key, advice in (
@@ -277,7 +282,10 @@ def test_a_folder_that_may_not_be_entered(write, tmp_path):
     if root:
         os.seteuid(65534)  # nobody: root may enter every folder
     try:
-        with pytest.raises(ConfigError, match="^data_file: 'locked/rows.jsonl' cannot be looked up: Permission denied. Set data_file to another path.$"):
+        with pytest.raises(
+            ConfigError,
+            match="^data_file: 'locked/rows.jsonl' cannot be looked up: Permission denied. Set data_file to another path.$",
+        ):
             find_file("locked/rows.jsonl", "data_file")
     finally:
         if root:
@@ -390,7 +398,9 @@ def test_dotted_keys_of_a_file_are_what_they_say(write, line, overrides, key, va
 
 
 def test_dotted_keys_inside_a_part(write):
-    cfg = load_config(write("model: {model_name_or_path: gpt2, lora.r: 3}\nmodel.lora: {use_dora: true}\n"), ["model.lora.bias=all"])
+    cfg = load_config(
+        write("model: {model_name_or_path: gpt2, lora.r: 3}\nmodel.lora: {use_dora: true}\n"), ["model.lora.bias=all"]
+    )
     assert plain(cfg.model.lora) == {"r": 3, "use_dora": True, "bias": "all"}
 
 
@@ -414,7 +424,9 @@ def test_dotted_keys_that_are_refused(write, text, message):
 
 @pytest.mark.parametrize("text", ["0123456", "12e4567", "1e5", "0x1f", "1_000", "12:30", "1.10", "7"])
 def test_text_that_yaml_reads_as_a_number_stays_the_text_that_was_written(write, text):
-    cfg = load_config(write(SMALL.replace("gpt2", f"gpt2, revision: {text}") + f"experiment: {text}\ndev_split: 0x1f\n"))
+    cfg = load_config(
+        write(SMALL.replace("gpt2", f"gpt2, revision: {text}") + f"experiment: {text}\ndev_split: 0x1f\n")
+    )
     assert (cfg.model.revision, cfg.experiment, cfg.dev_split) == (text, text, 31)
     save_config(cfg, "again.yaml")
     assert load_config("again.yaml") == cfg
@@ -471,15 +483,21 @@ def wheel(tmp_path_factory):
         shutil.copy(PROJECT_ROOT / name, source)
     for name in ("ragfit", "configs"):
         shutil.copytree(PROJECT_ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    offline = "--no-deps --no-index --no-build-isolation -q".split()
-    result = subprocess.run([sys.executable, "-m", "pip", "install", *offline, "--target", target, source], capture_output=True, text=True)
+    offline = ["--no-deps", "--no-index", "--no-build-isolation", "-q"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *offline, "--target", target, source], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     return target
 
 
 def test_a_wheel_holds_all_that_the_source_tree_does(wheel):
     def files(folder):
-        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+        return {
+            str(path.relative_to(folder))
+            for path in folder.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
 
     assert files(wheel / "ragfit") == files(PROJECT_ROOT / "ragfit") | {f"configs/{name}" for name in files(CONFIGS)}
     assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {"ragfit"}

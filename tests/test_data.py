@@ -197,7 +197,9 @@ def test_a_file_that_is_overwritten_while_it_is_read_is_blamed_for_that(tmp_path
     path = write(tmp_path, b"\n".join(LINES))
     rows = open_rows(path)
     path.write_bytes(b"\n" + LINES[0])
-    with pytest.raises(DataError, match=r"rows.jsonl, line 2: the file was written to since it was opened, .*Start again"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl, line 2: the file was written to since it was opened, .*Start again"
+    ):
         rows[1]
 
 
@@ -226,7 +228,9 @@ def test_a_row_of_very_many_keys(tmp_path):
     begin = time.monotonic()
     with pytest.raises(DataError, match="line 2: the key 'k99999' is there twice. Keep one of them."):
         rows[1]
-    with pytest.raises(DataError, match=r"the row has 'k0', .*'k19', … \(100,000 keys\). Set input_key to one of them.$"):
+    with pytest.raises(
+        DataError, match=r"the row has 'k0', .*'k19', … \(100,000 keys\). Set input_key to one of them.$"
+    ):
         text_of(rows[0], "prompt", "f, line 1", "input_key")
     assert time.monotonic() - begin < 10  # 0.3 s alone; minutes where each key was counted
 

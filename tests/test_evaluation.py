@@ -27,7 +27,10 @@ from ragfit.views import EvaluationView
         ("The Norman conquest, of  England!", "norman conquest of england"),
         ("a b-c's\tan 'apple'", "bcs apple"),
         ("theatre", "theatre"),
-        ("Beyoncé’s a’s", "beyoncé’s ’s"),  # as in SQuAD's script: only ASCII punctuation goes, articles at word boundaries
+        (
+            "Beyoncé’s a’s",
+            "beyoncé’s ’s",
+        ),  # as in SQuAD's script: only ASCII punctuation goes, articles at word boundaries
         ("A", "a"),  # a choice, not an article
         ("...", ""),
     ],
@@ -71,7 +74,11 @@ ASQA = {"answers": ["long one", "long two"], "short_answers": [["Joe", "Joe Mill
 )
 def test_recall_of_short_answers(answer, recall):
     gold = gold_of(ASQA, "answers")
-    assert gold.answers == ("long one", "long two") and gold.short == (("Joe", "Joe Miller"), ("Matthew Gravelle",), ("Tom",))
+    assert gold.answers == ("long one", "long two") and gold.short == (
+        ("Joe", "Joe Miller"),
+        ("Matthew Gravelle",),
+        ("Tom",),
+    )
     assert scores(answer, gold).recall == pytest.approx(recall)
 
 
@@ -182,7 +189,9 @@ def test_base_and_tuned_model(tiny_llama, trained, out):
     assert [row["tuned"] for row in view.rows] == [greedy(trainer.model, tokenizer, prompt, 9) for prompt in prompts]
     assert all(row["base"] != row["tuned"] and row["tuned"].startswith("The answer is") for row in view.rows)
     kept = trainer.prepared.report.dev.kept[:2]
-    assert [(row["row"], row["expected"]) for row in view.rows] == [(n, [f"The answer is {2 * n}.", str(2 * n)]) for n in kept]
+    assert [(row["row"], row["expected"]) for row in view.rows] == [
+        (n, [f"The answer is {2 * n}.", str(2 * n)]) for n in kept
+    ]
     assert [row["question"] for row in view.rows] == [f"What is {n} times two?" for n in kept]
     assert view.title == "Answers on 2 dev rows"
 
@@ -209,7 +218,11 @@ def test_saved_rows_and_summary(trained, out):
     assert summary == view.summary and (summary["rows"], summary["part"]) == (3, "dev")
     assert not list(out.glob(".evaluation*"))
     ragfit.evaluate(trainer, rows=1, max_new_tokens=2)  # replaces both
-    assert len((out / "evaluation.jsonl").read_text().splitlines()) == json.loads((out / "evaluation.json").read_text())["rows"] == 1
+    assert (
+        len((out / "evaluation.jsonl").read_text().splitlines())
+        == json.loads((out / "evaluation.json").read_text())["rows"]
+        == 1
+    )
     ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
     assert json.loads((out / "evaluation.json").read_text())["rows"] == 1
     ragfit.evaluate(trainer, rows=0)
@@ -256,7 +269,9 @@ def test_cut_answers_are_told(trained, recwarn):
     assert not any(cut for _, cut in answers)  # the tuned model ends its turn
     view = ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
     assert all(row["tuned_cut"] for row in view.rows) and "tuned: 2 of 2 answers were cut at 2 tokens" in repr(view)
-    assert trainer.model.is_activation_checkpointing and not [str(warning.message) for warning in recwarn]  # red in a notebook
+    assert trainer.model.is_activation_checkpointing and not [
+        str(warning.message) for warning in recwarn
+    ]  # red in a notebook
 
 
 def test_the_longest_answer(tiny_llama, write_rows, out):
@@ -313,17 +328,26 @@ def test_a_checkpoint_is_evaluated_as_its_run_was(trained, out, monkeypatch, tmp
 
 def test_a_checkpoint_on_other_rows(trained, write_rows, tmp_path, capsys):
     _, _, checkpoint = trained
-    test = write_rows([{"prompt": f"What is {n} times two?", "answers": [f"The answer is {2 * n}."]} for n in (40, 41)], "test.jsonl")
+    test = write_rows(
+        [{"prompt": f"What is {n} times two?", "answers": [f"The answer is {2 * n}."]} for n in (40, 41)], "test.jsonl"
+    )
     main([str(checkpoint), "--data", str(test), "--rows", "1", "model.generation={max_new_tokens:3}"])
     folder = checkpoint.parent / "evaluation-test"
     summary = json.loads((folder / "evaluation.json").read_text())
-    assert (summary["rows"], summary["dev_loss"]["rows"], summary["data"], summary["max_new_tokens"]) == (1, 2, str(test), 3)
+    assert (summary["rows"], summary["dev_loss"]["rows"], summary["data"], summary["max_new_tokens"]) == (
+        1,
+        2,
+        str(test),
+        3,
+    )
     assert "flatter" not in capsys.readouterr().out
     assert not (checkpoint.parent / "evaluation.json").exists()
 
 
 def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
-    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, "model.lora=null", "dev_split=3", "train.max_steps=3", *FAST))
+    trainer = tiny_trainer(
+        tiny_config(tiny_llama, rows, out, "model.lora=null", "dev_split=3", "train.max_steps=3", *FAST)
+    )
     checkpoint = ragfit.train(trainer)
     expected = ragfit.evaluate(trainer, rows=2, max_new_tokens=5, save=False)
     found = ragfit.evaluate(load_checkpoint(checkpoint), rows=2, max_new_tokens=5)
@@ -333,7 +357,9 @@ def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
 
 def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
     *_, checkpoint = trained
-    with pytest.raises(RagfitError, match=f"made by ragfit.load_checkpoint, .* model.trained_adapter={checkpoint} .* resume_checkpoint"):
+    with pytest.raises(
+        RagfitError, match=f"made by ragfit.load_checkpoint, .* model.trained_adapter={checkpoint} .* resume_checkpoint"
+    ):
         ragfit.train(load_checkpoint(checkpoint))
 
 

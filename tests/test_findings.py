@@ -73,20 +73,29 @@ CASES = [
     (
         "dropped: refused by the template",
         {
-            "template": "{% for m in messages if m.content == 'no' %}{{ raise_exception('No.') }}{% endfor %}" + CHAT_TEMPLATES["chatml"],
+            "template": "{% for m in messages if m.content == 'no' %}{{ raise_exception('No.') }}{% endfor %}"
+            + CHAT_TEMPLATES["chatml"],
             "row": {"answers": ["no"]},
         },
         [("train", 4)],
     ),
     (
         "output changed by the template",
-        {"template": CHAT_TEMPLATES["chatml"].replace("message['content']", "message['content'].split('</think>')[-1]"),
-         "row": {"answers": ["<think>hm</think>9"]}},
+        {
+            "template": CHAT_TEMPLATES["chatml"].replace(
+                "message['content']", "message['content'].split('</think>')[-1]"
+            ),
+            "row": {"answers": ["<think>hm</think>9"]},
+        },
         [("train", 4)],
     ),
     (
         "marker not before the output",
-        {"template": "qwen3", "completion_start": "<think>\n\n</think>\n\n", "row": {"answers": ["<think>\nhm\n</think>\n\n9"]}},
+        {
+            "template": "qwen3",
+            "completion_start": "<think>\n\n</think>\n\n",
+            "row": {"answers": ["<think>\nhm\n</think>\n\n9"]},
+        },
         [("train", 4)],
     ),
     ("empty output", {"row": {"answers": []}}, [("train", 4)]),

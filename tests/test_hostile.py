@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/
 ATTACK = (
     "<script>window.pwned=1;alert(1)</script><img src=x onerror=\"window.pwned=1\"><img src='http://evil.invalid/p.png'>"
     "</style></pre></td></table></details></mark></textarea></title></script><svg/onload=window.pwned=1>"
-    "\"'><iframe srcdoc=\"<script>parent.pwned=1</script>\"></iframe><a href=\"javascript:window.pwned=1\">link</a>"
+    '"\'><iframe srcdoc="<script>parent.pwned=1</script>"></iframe><a href="javascript:window.pwned=1">link</a>'
     "[md](javascript:window.pwned=1) ![i](http://evil.invalid/i.png) {{7*7}} ${7*7} $\\href{javascript:window.pwned=1}{x}$ "
     "\x1b[2J\x1b]8;;http://evil.invalid\x07link\x1b]8;;\x07 \u202egnp.exe\u2066 zero\u200bwidth"
 )
@@ -38,7 +38,11 @@ def hostile(tiny_llama, tmp_path):
     written = json.dumps(ATTACK).replace("{{7*7}}", "49")
     (model / "chat_template.jinja").write_text("{{ " + written + " }}" + template)
     rows = [
-        {"prompt": f"Question: {ATTACK} {n}?\n\nDocuments:\n[1] {ATTACK}\n[2] {n}", "answers": [f"{ATTACK} {n}"], ATTACK: ATTACK}
+        {
+            "prompt": f"Question: {ATTACK} {n}?\n\nDocuments:\n[1] {ATTACK}\n[2] {n}",
+            "answers": [f"{ATTACK} {n}"],
+            ATTACK: ATTACK,
+        }
         for n in range(6)
     ]
     rows[1]["answers"] = [""]
@@ -73,7 +77,9 @@ def execute(name, folder, parameters, fails=False):
 
     out = folder / f"out-{name}"
     try:
-        papermill.execute_notebook(str(ROOT / "notebooks" / name), str(out), parameters, cwd=str(folder), progress_bar=False)
+        papermill.execute_notebook(
+            str(ROOT / "notebooks" / name), str(out), parameters, cwd=str(folder), progress_bar=False
+        )
         assert not fails
     except PapermillExecutionError:
         assert fails
@@ -82,7 +88,10 @@ def execute(name, folder, parameters, fails=False):
 
 def to_html(path):
     subprocess.run(
-        [sys.executable, "-m", "nbconvert", "--to", "html", str(path)], check=True, capture_output=True, env={**os.environ, "HOME": str(path.parent)}
+        [sys.executable, "-m", "nbconvert", "--to", "html", str(path)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "HOME": str(path.parent)},
     )
     return path.with_suffix(".html")
 
@@ -97,7 +106,10 @@ class Watch:
 
     def _asked(self, url, own):
         # nbconvert's page has its own libraries (MathJax, require.js, widgets) from fixed hosts.
-        if "evil.invalid" in url or not re.match(rf"{re.escape(own)}|file:|data:|blob:|about:|ws:|https://cdnjs\.cloudflare\.com/|https://unpkg\.com/@jupyter-widgets/", url):
+        if "evil.invalid" in url or not re.match(
+            rf"{re.escape(own)}|file:|data:|blob:|about:|ws:|https://cdnjs\.cloudflare\.com/|https://unpkg\.com/@jupyter-widgets/",
+            url,
+        ):
             self.happened.append(f"request {url}")
 
     def look(self):
@@ -107,7 +119,9 @@ class Watch:
         # JupyterLab makes links of addresses in plain text (an error's), as every terminal does; a view makes none.
         for link in page.locator("a[href^='javascript:'], .jp-RenderedHTMLCommon a[href*='evil.invalid']").all():
             self.happened.append(f"link {link.get_attribute('href')}")
-        inserted = page.evaluate("document.querySelectorAll(\"svg[onload], img[onerror], [onmouseover], iframe[srcdoc*='pwned']\").length")
+        inserted = page.evaluate(
+            "document.querySelectorAll(\"svg[onload], img[onerror], [onmouseover], iframe[srcdoc*='pwned']\").length"
+        )
         if inserted:
             self.happened.append(f"{inserted} hostile elements")
         if page.locator(".jp-OutputArea mjx-container, .jp-OutputArea .MathJax").count():
@@ -129,7 +143,9 @@ def open_trusted(watch, lab, path):  # noqa: F811
     address, folder = lab
     nbformat.write(trust(path), folder / path.name)
     env = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_DATA_DIR": str(folder / ".data")}
-    subprocess.run([sys.executable, "-m", "jupyter", "trust", str(folder / path.name)], check=True, capture_output=True, env=env)
+    subprocess.run(
+        [sys.executable, "-m", "jupyter", "trust", str(folder / path.name)], check=True, capture_output=True, env=env
+    )
     watch.page.goto(f"{address}lab/tree/{path.name}?token=here&reset")
     watch.page.locator(".jp-Notebook .jp-OutputArea-output").first.wait_for(timeout=60_000, state="attached")
     watch.page.wait_for_timeout(2000)
@@ -145,7 +161,9 @@ NOTEBOOKS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "says"), NOTEBOOKS, ids=["prompts", "mask", "train", "wrong key", "wrong marker"])
+@pytest.mark.parametrize(
+    ("name", "change", "says"), NOTEBOOKS, ids=["prompts", "mask", "train", "wrong key", "wrong marker"]
+)
 def test_nothing_runs(name, change, says, hostile, lab, browser):  # noqa: F811
     folder, parameters = hostile
     out = execute(name, folder, {**parameters, **change}, fails=bool(change))
@@ -161,7 +179,9 @@ def test_nothing_runs(name, change, says, hostile, lab, browser):  # noqa: F811
         assert says in text, text[:3000]
         assert "window.pwned" in text.replace("·", " ")  # the text is there to be read
         if os.environ.get("RAGFIT_SHOTS"):
-            watch.page.screenshot(path=str(Path(os.environ["RAGFIT_SHOTS"], f"hostile-{name}-{view}-{'-'.join(change)}.png")))
+            watch.page.screenshot(
+                path=str(Path(os.environ["RAGFIT_SHOTS"], f"hostile-{name}-{view}-{'-'.join(change)}.png"))
+            )
         assert watch.look() == [], (name, view)
         watch.page.close()
 
@@ -173,7 +193,13 @@ def test_a_view_that_does_not_escape_is_noticed(hostile, lab, browser, tmp_path)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
     for view in ("lab", "html"):
         watch = Watch(browser, lab[0])
-        open_trusted(watch, lab, path) if view == "lab" else watch.page.goto(to_html(path).as_uri(), wait_until="domcontentloaded")
+        open_trusted(watch, lab, path) if view == "lab" else watch.page.goto(
+            to_html(path).as_uri(), wait_until="domcontentloaded"
+        )
         happened = watch.look()
-        assert "a script ran" in happened and (view == "html" or "dollar signs became a formula" in happened) and any(text.startswith("request") for text in happened), (view, happened)
+        assert (
+            "a script ran" in happened
+            and (view == "html" or "dollar signs became a formula" in happened)
+            and any(text.startswith("request") for text in happened)
+        ), (view, happened)
         watch.page.close()

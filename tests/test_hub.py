@@ -16,7 +16,11 @@ from ragfit.errors import ConfigError
 from ragfit.runs import status
 from ragfit.runs.hub import check_tag
 
-CONTENT = {"adapter_model.safetensors": b"\x00weights" * 100, "ragfit.yaml": b"model: {}\n", "instruction.txt": "東京".encode()}
+CONTENT = {
+    "adapter_model.safetensors": b"\x00weights" * 100,
+    "ragfit.yaml": b"model: {}\n",
+    "instruction.txt": "東京".encode(),
+}
 
 
 @pytest.fixture
@@ -41,7 +45,9 @@ def test_pushing_a_folder_later(folder):
     assert result.returncode == again.returncode == 0, result.stderr
     assert f"Pushed {folder} to {there.url}/org/my-adapter" in result.stderr
     assert there.files == {"org/my-adapter": CONTENT}
-    assert [(body["organization"], body["name"], body["visibility"]) for body in there.created] == [("org", "my-adapter", "private")] * 2
+    assert [(body["organization"], body["name"], body["visibility"]) for body in there.created] == [
+        ("org", "my-adapter", "private")
+    ] * 2
     assert there.tokens == {"hf_dummy"} and there.unknown == []
 
 
@@ -109,7 +115,15 @@ def test_a_hub_that_never_answers(folder):
 
 
 def test_what_a_trainer_s_checkpoint_holds_beside_weights_is_not_pushed(folder):
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json", ".env", ".cache/x"):
+    for name in (
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "training_args.bin",
+        "trainer_state.json",
+        ".env",
+        ".cache/x",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"secret")
     with hub() as there:
@@ -125,12 +139,18 @@ def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, 
         folder = ragfit.train(trainer)
     assert (folder / "adapter_model.safetensors").is_file()
     assert status.read(tmp_path / "out")["state"] == "finished"
-    assert "pushing to org/my-adapter failed" in caplog.text and f"python -m ragfit.hub {folder} org/my-adapter" in caplog.text
+    assert (
+        "pushing to org/my-adapter failed" in caplog.text
+        and f"python -m ragfit.hub {folder} org/my-adapter" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     ("there", "tag", "said"),
-    [(False, "org/name", "error: .* holds no adapter and no model. Name the folder checkpoint"), (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is no repository name")],
+    [
+        (False, "org/name", "error: .* holds no adapter and no model. Name the folder checkpoint"),
+        (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is no repository name"),
+    ],
 )
 def test_nothing_to_push_and_nowhere_to(folder, there, tag, said):
     result = python(None, "-m", "ragfit.hub", folder if there else folder / "nothing", tag)

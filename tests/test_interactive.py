@@ -22,7 +22,10 @@ from ragfit.views.explorer import spell, typed
 from ragfit.views.row import Settings
 
 ROWS = [
-    {"prompt": "Question: what is the capital of France?\n\nDocuments:\n[1] Paris is the capital.", "answers": ["Paris [1]"]},
+    {
+        "prompt": "Question: what is the capital of France?\n\nDocuments:\n[1] Paris is the capital.",
+        "answers": ["Paris [1]"],
+    },
     {"prompt": "Question: who?\n\nDocuments:\n[1] <script>alert(1)</script>\n[2] no idea.", "answers": ["no   idea"]},
     {"prompt": "Question: long? " + "word " * 300, "answers": ["a long one"]},
     {"prompt": "Question: empty?", "answers": [""]},
@@ -60,7 +63,16 @@ def label_rows(prepared, part="train"):
 # --- A row ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keys", [{}, {"dev_split": 2}, {"shuffle": 1, "limit": 4}, {"model.over_length": "cut_end"}, {"model.completion_start": ""}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"dev_split": 2},
+        {"shuffle": 1, "limit": 4},
+        {"model.over_length": "cut_end"},
+        {"model.completion_start": ""},
+    ],
+)
 @pytest.mark.parametrize("template", ["chatml", "llama-3", "qwen3", "dated"])
 def test_a_row_is_the_trainers_row(setup, keys, template):
     if template != "chatml":
@@ -219,7 +231,11 @@ def test_an_edited_text_is_copied_once_it_is_in_a_file(setup, tmp_path):
     (tmp_path / "edited-instruction.txt").write_text("mine")
     explorer.instruction.value = "Answer in rhymes."
     assert "Answer in rhymes." in explorer.view.value
-    assert explorer.for_cell.value == "" and "must be in a file first" in explorer.state.value and not explorer.write.disabled
+    assert (
+        explorer.for_cell.value == ""
+        and "must be in a file first" in explorer.state.value
+        and not explorer.write.disabled
+    )
     explorer.write.click()
     assert (tmp_path / "edited-instruction.txt").read_text() == "mine"  # nobody's file is overwritten
     assert (tmp_path / "edited-instruction-2.txt").read_text() == "Answer in rhymes."
@@ -234,7 +250,11 @@ def test_an_edited_text_is_copied_once_it_is_in_a_file(setup, tmp_path):
 def test_the_command_is_for_the_working_directory(setup, monkeypatch):
     _, prepared, _ = setup()
     root = Path(__file__).parent.parent
-    for folder, notebook in ((root, "notebooks/train.ipynb"), (root / "notebooks", "train.ipynb"), (Path("/"), str(root / "notebooks/train.ipynb")[1:])):
+    for folder, notebook in (
+        (root, "notebooks/train.ipynb"),
+        (root / "notebooks", "train.ipynb"),
+        (Path("/"), str(root / "notebooks/train.ipynb")[1:]),
+    ):
         monkeypatch.chdir(folder)
         assert explore(prepared).command() == f"papermill {notebook} out.ipynb"
 
@@ -317,7 +337,9 @@ views.explore(prepared).app
 assert "ipywidgets" in sys.modules
 print("torch" in sys.modules)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
     assert result.stdout.endswith("False\n"), result.stderr
 
 
@@ -354,7 +376,12 @@ def test_what_is_spelt_out_means_the_same(text):
     "query, row, documents, place",
     [
         ("Q?\n\nDocuments:\n[1] One.\n\n[2] Two\nlines.", {}, ["One.", "Two\nlines."], "the prompt"),
-        ("Q?\n[1] One [2].\n[7] not numbered on.\n[2] Two.\n\nQuestion: why?", {}, ["One [2].\n[7] not numbered on.", "Two."], "the prompt"),
+        (
+            "Q?\n[1] One [2].\n[7] not numbered on.\n[2] Two.\n\nQuestion: why?",
+            {},
+            ["One [2].\n[7] not numbered on.", "Two."],
+            "the prompt",
+        ),
         ("Document [1]: One\nDocument [2]: Two", {}, ["One", "Two"], "the prompt"),
         ("Q?", {"positive_passages": ["One", {"title": "T", "text": "Two"}]}, ["One", "T Two"], "positive_passages"),
         ("Q?", {"positive_passages": []}, [], "nowhere"),
@@ -367,7 +394,12 @@ def test_documents_of(query, row, documents, place):
 @pytest.mark.parametrize(
     "row, output, answers, key",
     [
-        ({"short_answers": [["Joe", "Joe Miller"], ["Rome"]]}, "x", [[" joe ", " joe miller "], [" rome "]], "short_answers"),
+        (
+            {"short_answers": [["Joe", "Joe Miller"], ["Rome"]]},
+            "x",
+            [[" joe ", " joe miller "], [" rome "]],
+            "short_answers",
+        ),
         ({"short_answers": ["Joe", "Rome"]}, "x", [[" joe "], [" rome "]], "short_answers"),
         ({"short_answers": [], "answers": ["Joe", "Joey"]}, "x", [[" joe ", " joey "]], "answers"),
         ({"answers": ["Mars [2][3]"]}, "x", [[" mars "]], "answers"),
@@ -467,7 +499,9 @@ def test_token_losses_are_the_cross_entropy(trainer, tmp_path):
             torch.nn.init.zeros_(weight)
     assert "checkpoint" in load_tuned(trainer)
     again = token_losses(trainer, 1)
-    assert [v for v in again["tuned"] if v is not None] == pytest.approx([v for v in losses["tuned"] if v is not None], abs=1e-4)
+    assert [v for v in again["tuned"] if v is not None] == pytest.approx(
+        [v for v in losses["tuned"] if v is not None], abs=1e-4
+    )
     load_tuned(trainer, str(tmp_path / "out" / "checkpoint"))  # a second time in the same kernel
 
 

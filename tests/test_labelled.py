@@ -77,7 +77,9 @@ def loss_and_gradients(model, batch, **kwargs):
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     # A bias of the keys moves all scores alike: its gradient is nothing but rounding.
-    return loss.item(), {name: grad for name, grad in gradients.items() if not name.endswith(("k_proj.bias", "key_value.bias"))}
+    return loss.item(), {
+        name: grad for name, grad in gradients.items() if not name.endswith(("k_proj.bias", "key_value.bias"))
+    }
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
@@ -170,12 +172,16 @@ def test_a_head_that_does_something_else_is_refused():
     model.logit_scale = 3.0
     add_fused_lm_head(model)
     before = model.training
-    with pytest.raises(ConfigError, match=r"CohereForCausalLM does not compute its logits as TRL's loss does \(a loss of"):
+    with pytest.raises(
+        ConfigError, match=r"CohereForCausalLM does not compute its logits as TRL's loss does \(a loss of"
+    ):
         check_head(model)
     assert model.training is before
 
 
-@pytest.mark.parametrize("keys", [[], ["+train.loss_type=dft"], ["+train.label_smoothing_factor=0.1"]], ids=["nll", "dft", "smoothed"])
+@pytest.mark.parametrize(
+    "keys", [[], ["+train.loss_type=dft"], ["+train.label_smoothing_factor=0.1"]], ids=["nll", "dft", "smoothed"]
+)
 @pytest.mark.parametrize("shape", ["train.per_device_train_batch_size=1", "train.per_device_train_batch_size=3"])
 def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, keys, shape):
     """Two accumulated batches a step, three steps: the same logged figures and the same adapter."""
@@ -188,7 +194,9 @@ def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, k
         trainer = tiny_trainer(cfg)
         trainer.train()
         figures = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens")
-        return [[entry[f] for f in figures] for entry in trainer.state.log_history if "loss" in entry], adapter_weights(trainer.model)
+        return [[entry[f] for f in figures] for entry in trainer.state.log_history if "loss" in entry], adapter_weights(
+            trainer.model
+        )
 
     ours, our_weights = run("ours")
     monkeypatch.setattr(ragfit.training.trainer, "project_labelled_only", lambda model: None)
@@ -231,7 +239,11 @@ def test_checkpointing_keeps_what_attention_gave(kind):
     assert run() == layers
     model.activation_checkpointing_enable({"use_reentrant": True})
     keep_attention(model)
-    functions = [module._gradient_checkpointing_func for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+    functions = [
+        module._gradient_checkpointing_func
+        for module in model.modules()
+        if hasattr(module, "_gradient_checkpointing_func")
+    ]
     assert functions and not any("context_fn" in function.keywords for function in functions)  # that way has none
 
 

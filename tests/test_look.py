@@ -10,18 +10,30 @@ import pytest
 from ragfit.__main__ import COMMANDS
 from ragfit.config.paths import PROJECT_ROOT
 
-ROWS = [{"prompt": "Document 1: Rome \x1b[31mis\u202e old.\nWhere?", "answers": ["Rome [1]"]}, {"prompt": "Else?", "answers": [""]}]
+ROWS = [
+    {"prompt": "Document 1: Rome \x1b[31mis\u202e old.\nWhere?", "answers": ["Rome [1]"]},
+    {"prompt": "Else?", "answers": [""]},
+]
 
 
 def ragfit(*words, **environment):
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **environment}
-    return subprocess.run([sys.executable, "-m", "ragfit", *words], capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "ragfit", *words], capture_output=True, text=True, env=env, timeout=300
+    )
 
 
 @pytest.fixture
 def words(tiny_llama, write_rows):
     rows = write_rows(ROWS)
-    return ("look", f"data_file={rows}", "output_key=answers", f"model.model_name_or_path={tiny_llama}", "model.completion_start=", "instruction=null")
+    return (
+        "look",
+        f"data_file={rows}",
+        "output_key=answers",
+        f"model.model_name_or_path={tiny_llama}",
+        "model.completion_start=",
+        "instruction=null",
+    )
 
 
 def test_a_look_at_a_row(words):
@@ -38,7 +50,11 @@ def test_all_of_it_as_json(words):
     found = json.loads(ragfit(*words, "--row", "1", "--json").stdout)
     assert found["train"]["kept"] == [0, 1] and [finding["kind"] for finding in found["findings"]] == ["empty output"]
     row = found["row"]
-    assert row["number"] == 1 and row["text"].startswith(row["prompt"]) and "".join(t["text"] for t in row["tokens"]) == row["text"]
+    assert (
+        row["number"] == 1
+        and row["text"].startswith(row["prompt"])
+        and "".join(t["text"] for t in row["tokens"]) == row["text"]
+    )
     assert [token["text"] for token in row["tokens"] if token["loss"]] == ["<|im_end|>"]
 
 
@@ -46,9 +62,15 @@ def test_all_of_it_as_json(words):
     ("more", "expected"),
     [
         (["--row", "7"], "error: --row 7: train has no such prepared row (there are rows 0 to 1). Name another one."),
-        (["--part", "dev"], "error: --row 0: dev has no such prepared row (there are none, since dev_split is not set)."),
+        (
+            ["--part", "dev"],
+            "error: --row 0: dev has no such prepared row (there are none, since dev_split is not set).",
+        ),
         (["train.lerning_rate=1"], "Did you mean train.learning_rate?"),
-        (["train.hub_token=hf_abcdefghijklmnopqrstuvwxyz0123456789"], "error: train.hub_token: a command line is kept by shells"),
+        (
+            ["train.hub_token=hf_abcdefghijklmnopqrstuvwxyz0123456789"],
+            "error: train.hub_token: a command line is kept by shells",
+        ),
     ],
 )
 def test_what_cannot_be_looked_at(words, more, expected):
@@ -68,10 +90,18 @@ def test_a_look_loads_neither_torch_nor_transformers_models(words):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_says_what_it_takes(name):
     shown = ragfit(name, "--help")
-    assert f"ragfit.{name}" in shown.stdout + shown.stderr or "usage" in shown.stdout + shown.stderr or "Hydra" in shown.stdout
+    assert (
+        f"ragfit.{name}" in shown.stdout + shown.stderr
+        or "usage" in shown.stdout + shown.stderr
+        or "Hydra" in shown.stdout
+    )
     assert "Traceback" not in shown.stderr
 
 
 def test_an_unknown_command():
     shown = ragfit("trian")
-    assert shown.returncode == 1 and "  look " in shown.stderr and shown.stderr.endswith("error: there is no command 'trian'. Take one of these.\n")
+    assert (
+        shown.returncode == 1
+        and "  look " in shown.stderr
+        and shown.stderr.endswith("error: there is no command 'trian'. Take one of these.\n")
+    )

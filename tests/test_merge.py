@@ -76,7 +76,9 @@ def test_merged_is_tuned(kind, run, tiny_llama, ids, tmp_path):
     tuned = logits(plain(tiny_llama, checkpoint), ids)
     merged = AutoModelForCausalLM.from_pretrained(out)
     torch.testing.assert_close(logits(merged, ids), tuned, rtol=1e-4, atol=1e-5)
-    assert (tuned - logits(AutoModelForCausalLM.from_pretrained(tiny_llama), ids)).abs().max() > 0.01  # it learned something
+    assert (
+        tuned - logits(AutoModelForCausalLM.from_pretrained(tiny_llama), ids)
+    ).abs().max() > 0.01  # it learned something
     assert merged.dtype == torch.float32 and merged.config.use_cache is True
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_llama).chat_template
@@ -111,7 +113,9 @@ def test_base_and_type_can_be_named(run, tiny_llama, ids, tmp_path):
     moved = moved.rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="The base model of the adapter was not found at .*moved.*--base"):
         merge_checkpoint(checkpoint, tmp_path / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(checkpoint, tmp_path / "merged", base=str(moved), dtype="bfloat16"))
+    merged = AutoModelForCausalLM.from_pretrained(
+        merge_checkpoint(checkpoint, tmp_path / "merged", base=str(moved), dtype="bfloat16")
+    )
     assert merged.dtype == torch.bfloat16
     torch.testing.assert_close(logits(merged, ids).float(), logits(plain(moved, checkpoint), ids), rtol=0.1, atol=0.1)
 
@@ -198,10 +202,22 @@ def test_what_is_refused(run, tiny_llama, tmp_path):
 
 # What became of an adapter's keys, and what is said of it.
 KEYS = {
-    "no prefix": (lambda key: key.removeprefix("base_model.model."), "it lacks model.layers.0.self_attn.q_proj.lora_A.weight, .* and 6 more and the model has no"),
-    "another prefix": (lambda key: key.replace("model.model.layers", "model.layers"), "the model has no layers.0.self_attn.q_proj.lora_A.*weight, .* and 6 more"),
-    "another architecture": (lambda key: key.replace("q_proj", "query"), "and the model has no model.layers.0.self_attn.query"),
-    "half of them": (lambda key: key if "layers.0" in key else None, "it lacks model.layers.1.self_attn.q_proj.lora_A.weight, .* and 2 more. "),
+    "no prefix": (
+        lambda key: key.removeprefix("base_model.model."),
+        "it lacks model.layers.0.self_attn.q_proj.lora_A.weight, .* and 6 more and the model has no",
+    ),
+    "another prefix": (
+        lambda key: key.replace("model.model.layers", "model.layers"),
+        "the model has no layers.0.self_attn.q_proj.lora_A.*weight, .* and 6 more",
+    ),
+    "another architecture": (
+        lambda key: key.replace("q_proj", "query"),
+        "and the model has no model.layers.0.self_attn.query",
+    ),
+    "half of them": (
+        lambda key: key if "layers.0" in key else None,
+        "it lacks model.layers.1.self_attn.q_proj.lora_A.weight, .* and 2 more. ",
+    ),
     "none": (lambda key: None, "it lacks model.layers.0"),
     "one too many": (lambda key: [key, "base_model.model.extra.lora_A.weight"], "the model has no extra.lora_A"),
 }
@@ -232,7 +248,9 @@ def test_keys_that_do_not_match(kind, run, tiny_llama, rows, tmp_path):
         ragfit.load_checkpoint(checkpoint)
     (checkpoint.parent / "checkpoint-4" / "ragfit_checkpoint.json").unlink()  # as of one that this kit has not written
     cfg = tiny_config(tiny_llama, rows, checkpoint.parent, *FAST, "train.max_steps=6", "resume_checkpoint=true")
-    with pytest.raises(ConfigError, match=f"^resume_checkpoint: the adapter in .*checkpoint-4 does not fit this run's: .*{message}"):
+    with pytest.raises(
+        ConfigError, match=f"^resume_checkpoint: the adapter in .*checkpoint-4 does not fit this run's: .*{message}"
+    ):
         ragfit.train(tiny_trainer(cfg))
 
 
@@ -260,7 +278,9 @@ def test_other_adapters_of_peft(settings, tiny_llama, ids, tmp_path):
             if weight.requires_grad:
                 weight += 0.1 * torch.randn_like(weight)
     model.save_pretrained(tmp_path / "adapter")
-    merged = AutoModelForCausalLM.from_pretrained(merge_checkpoint(tmp_path / "adapter", tmp_path / "merged", base=str(tiny_llama)))
+    merged = AutoModelForCausalLM.from_pretrained(
+        merge_checkpoint(tmp_path / "adapter", tmp_path / "merged", base=str(tiny_llama))
+    )
     torch.testing.assert_close(logits(merged, ids), logits(model, ids), rtol=1e-4, atol=1e-5)
 
 
@@ -271,7 +291,13 @@ def test_a_prompt_is_not_merged(tiny_llama, tmp_path):
         merge_checkpoint(tmp_path / "prompt", tmp_path / "merged", base=str(tiny_llama))
 
 
-@pytest.mark.parametrize("settings", [{"peft_type": "SHADOW", "shadow_model": "other"}, {"peft_type": "XLORA", "hidden_size": 16, "adapters": {"a": "other"}}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "SHADOW", "shadow_model": "other"},
+        {"peft_type": "XLORA", "hidden_size": 16, "adapters": {"a": "other"}},
+    ],
+)
 def test_an_adapter_has_no_other_folder_read(settings, tiny_llama, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
@@ -286,7 +312,9 @@ def test_a_killed_merge_leaves_nothing_for_long(run, tmp_path):
     code = f"{waits}from ragfit.runs.merge import main\nmain([{str(checkpoint)!r}, 'merged'])"
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
     for signal_name, left in (("SIGKILL", 2), ("SIGTERM", 0)):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout.readline() == "writing\n"
         with pytest.raises(ConfigError, match="Another merge is writing .*merged"):
             merge_checkpoint(checkpoint, tmp_path / "merged")

@@ -127,7 +127,10 @@ def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
     AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path)
     make_tokenizer("digits", "chatml").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "owncode", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    config |= {
+        "model_type": "owncode",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(
         "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -177,11 +180,17 @@ QUANTIZED = {
     "load_in_8bit": (["model.load_in_8bit=true"], "Linear8bitLt", "Int8Params"),
     "load_in_4bit": (["model.load_in_4bit=true"], "Linear4bit", "Params4bit"),
     "quantization_config": (
-        ["model.quantization_config={_target_: transformers.BitsAndBytesConfig, load_in_4bit: true, bnb_4bit_quant_type: fp4}"],
+        [
+            "model.quantization_config={_target_: transformers.BitsAndBytesConfig, load_in_4bit: true, bnb_4bit_quant_type: fp4}"
+        ],
         "Linear4bit",
         "Params4bit",
     ),
-    "quantization_config without a class": (["model.quantization_config={load_in_8bit: true}"], "Linear8bitLt", "Int8Params"),
+    "quantization_config without a class": (
+        ["model.quantization_config={load_in_8bit: true}"],
+        "Linear8bitLt",
+        "Int8Params",
+    ),
 }
 
 
@@ -193,7 +202,9 @@ def test_quantized_layers_train_with_the_paged_optimizer(name, tiny_phi3, rows, 
     extra = ["train.optim=paged_adamw_8bit", "train.max_steps=2", "train.learning_rate=0.01", "train.warmup_ratio=0"]
     trainer = tiny_trainer(tiny_config(tiny_phi3, rows, tmp_path, *keys, *extra))
     model = trainer.model.get_base_model()
-    quantized = {n.rsplit(".", 1)[-1]: m for n, m in model.named_modules() if type(m) is getattr(bitsandbytes.nn, layer)}
+    quantized = {
+        n.rsplit(".", 1)[-1]: m for n, m in model.named_modules() if type(m) is getattr(bitsandbytes.nn, layer)
+    }
     # Every linear layer of the blocks; those with an adapter are called base_layer. The LM head stays whole.
     assert set(quantized) == {"base_layer", "gate_up_proj", "down_proj"}
     assert {type(m.weight).__name__ for m in quantized.values()} == {weight}
@@ -220,12 +231,16 @@ def test_quantized_weights_and_no_adapter_exclude_each_other(tiny_phi3):
 def test_device_map_reaches_the_loader(tiny_llama):
     for device_map, device in (("meta", "meta"), ({"": "meta"}, "meta"), ("cpu", "cpu"), (None, "cpu")):
         model = HFTrain(str(tiny_llama), device_map=device_map).model
-        assert {p.device.type for p in model.parameters()} == {"cuda" if device_map is None and torch.cuda.is_available() else device}
+        assert {p.device.type for p in model.parameters()} == {
+            "cuda" if device_map is None and torch.cuda.is_available() else device
+        }
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu"])
 def test_device_map_and_training(tiny_llama, rows, tmp_path, device_map):
-    trainer = tiny_trainer(tiny_config(tiny_llama, rows, tmp_path, f"model.device_map={device_map}", "train.max_steps=1"))
+    trainer = tiny_trainer(
+        tiny_config(tiny_llama, rows, tmp_path, f"model.device_map={device_map}", "train.max_steps=1")
+    )
     trainer.train()
     assert trainer.state.global_step == 1
 
@@ -269,7 +284,9 @@ def test_every_lora_key_reaches_peft(tiny_phi3, rows, tmp_path, key, value, expe
 
 def adapted(model):
     """Names of the layers that have a LoRA adapter."""
-    return {name.removeprefix("base_model.model.model.layers.") for name, m in model.named_modules() if hasattr(m, "lora_A")}
+    return {
+        name.removeprefix("base_model.model.model.layers.") for name, m in model.named_modules() if hasattr(m, "lora_A")
+    }
 
 
 def test_lora_keys_have_their_effect_on_the_model(tiny_phi3):
@@ -313,15 +330,25 @@ def test_targets_that_match_nothing_list_the_linear_layers(tiny_phi3, rows, tmp_
 # Keys that PEFT takes, and that then train nothing, something else, or fail in the first step.
 TRAINS_NOTHING = [
     ("inference_mode", True, "model.lora.inference_mode is set, so nothing would be trained. Remove it."),
-    ("modules_to_save", ["lm_head", "nope"], "model.lora.modules_to_save: 'nope' matches no module of this model. Its modules with weights are embed_tokens, "),
-    ("trainable_token_indices", [1, 99999], r"model.lora.trainable_token_indices: \[99999\] are no tokens of this model. Give ids between 0 and "),
+    (
+        "modules_to_save",
+        ["lm_head", "nope"],
+        "model.lora.modules_to_save: 'nope' matches no module of this model. Its modules with weights are embed_tokens, ",
+    ),
+    (
+        "trainable_token_indices",
+        [1, 99999],
+        r"model.lora.trainable_token_indices: \[99999\] are no tokens of this model. Give ids between 0 and ",
+    ),
     ("trainable_token_indices", {"lm_head": [-1]}, r"model.lora.trainable_token_indices: \[-1\] are no tokens"),
     ("trainable_token_indices", [], r"model.lora.trainable_token_indices: \[\] are no tokens"),
     ("lora_alpha", 0, "model.lora.lora_alpha is 0"),
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "message"), TRAINS_NOTHING, ids=[f"{key}={value}" for key, value, _ in TRAINS_NOTHING])
+@pytest.mark.parametrize(
+    ("key", "value", "message"), TRAINS_NOTHING, ids=[f"{key}={value}" for key, value, _ in TRAINS_NOTHING]
+)
 def test_lora_keys_that_would_train_nothing(tiny_phi3, rows, tmp_path, key, value, message):
     from shutil import copytree
 
@@ -346,7 +373,9 @@ def test_a_key_that_peft_does_not_know(tiny_phi3, rows, tmp_path):
 
 
 def test_without_lora_all_weights_are_trained(tiny_llama, rows, tmp_path):
-    trainer = tiny_trainer(tiny_config(tiny_llama, rows, tmp_path, "model.lora=null", "train.max_steps=2", "train.learning_rate=0.01"))
+    trainer = tiny_trainer(
+        tiny_config(tiny_llama, rows, tmp_path, "model.lora=null", "train.max_steps=2", "train.learning_rate=0.01")
+    )
     assert all(p.requires_grad for p in trainer.model.parameters()) and not hasattr(trainer.model, "peft_config")
     before = adapter_weights(trainer.model)
     trainer.train()
@@ -357,7 +386,16 @@ def test_without_lora_all_weights_are_trained(tiny_llama, rows, tmp_path):
 def test_the_skeleton_has_the_models_layers_and_no_weights(tiny_llama, tiny_phi3):
     model = skeleton(str(tiny_llama))
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    assert linear_layers(model) == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    assert linear_layers(model) == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "lm_head",
+    ]
     assert linear_layers(skeleton(str(tiny_phi3))) == ["o_proj", "qkv_proj", "gate_up_proj", "down_proj", "lm_head"]
 
 
@@ -386,8 +424,12 @@ def test_a_trained_adapter_is_merged_before_the_new_one(tiny_phi3, trained):
         untouched = plain(ids).logits
         expected = PeftModel.from_pretrained(plain, trained).eval()(ids).logits
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", ".*peft_config.*")  # PEFT warns where it takes the new adapter for a second one
-            loaded = HFTrain(str(tiny_phi3), lora={**LORA, "target_modules": ["down_proj"]}, trained_adapter=str(trained))
+            warnings.filterwarnings(
+                "error", ".*peft_config.*"
+            )  # PEFT warns where it takes the new adapter for a second one
+            loaded = HFTrain(
+                str(tiny_phi3), lora={**LORA, "target_modules": ["down_proj"]}, trained_adapter=str(trained)
+            )
         found = loaded.model.eval()(ids).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert (untouched - expected).abs().max() > 0.01
@@ -481,13 +523,13 @@ def test_ids_beyond_the_embedding_are_found_before_training(tmp_path, write_rows
 
 
 def test_a_saved_full_model_loads_as_a_model(tiny_llama, rows, tmp_path):
-    cfg = tiny_config(tiny_llama, rows, tmp_path / "out", "model.lora=null", "train.max_steps=1", "train.save_strategy=no")
+    cfg = tiny_config(
+        tiny_llama, rows, tmp_path / "out", "model.lora=null", "train.max_steps=1", "train.save_strategy=no"
+    )
     folder = ragfit.train(trainer := tiny_trainer(cfg))
     again = HFTrain(str(folder), lora={**LORA, "target_modules": ["q_proj"]})
     found = load_file(folder / "model.safetensors")
-    assert found.keys() and torch.equal(
-        again.model.get_base_model().lm_head.weight, trainer.model.lm_head.weight
-    )
+    assert found.keys() and torch.equal(again.model.get_base_model().lm_head.weight, trainer.model.lm_head.weight)
 
 
 def test_a_look_at_the_dev_loss_leaves_4bit_gradients_alone(tmp_path):
@@ -495,12 +537,19 @@ def test_a_look_at_the_dev_loss_leaves_4bit_gradients_alone(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     make_tokenizer("digits").save_pretrained(tmp_path)
     targets = ["q_proj", "up_proj"]
-    model = HFTrain(str(tmp_path), load_in_4bit=True, lora=LORA | {"target_modules": targets, "init_lora_weights": False}).model
+    model = HFTrain(
+        str(tmp_path), load_in_4bit=True, lora=LORA | {"target_modules": targets, "init_lora_weights": False}
+    ).model
     ids = torch.arange(40).reshape(1, -1)
 
     def gradient():

@@ -29,17 +29,25 @@ def this_kernel(monkeypatch):
 def tiny_run(tiny_llama, write_rows, tmp_path):
     """Papermill parameters that train a tiny model on a few rows."""
     rows = [
-        {"prompt": f"Question: what is {n}?\n\nDocuments:\n[1] Number {n}: {n} is a number.", "answers": [f"number {n} [1]"]}
+        {
+            "prompt": f"Question: what is {n}?\n\nDocuments:\n[1] Number {n}: {n} is a number.",
+            "answers": [f"number {n} [1]"],
+        }
         for n in range(12)
     ]
     parameters = notebook_parameters(tiny_llama, write_rows(rows), tmp_path / "trained")
-    return parameters | {"config": str(ROOT / "configs" / "training.yaml"), "dev_split": "0.25"}  # text, as -p may give it
+    return parameters | {
+        "config": str(ROOT / "configs" / "training.yaml"),
+        "dev_split": "0.25",
+    }  # text, as -p may give it
 
 
 def execute(name, tmp_path, parameters):
     out = tmp_path / "out.ipynb"
     # Papermill takes dotted names on its command line; from Python they are the same injected text.
-    papermill.execute_notebook(str(ROOT / "notebooks" / name), str(out), parameters, cwd=str(tmp_path), progress_bar=False)
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / name), str(out), parameters, cwd=str(tmp_path), progress_bar=False
+    )
     return nbformat.read(out, as_version=4)
 
 
@@ -48,7 +56,9 @@ def outputs(notebook):
     texts = []
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            texts.append(output.get("text") or output.get("data", {}).get("text/plain") or "\n".join(output.get("traceback", ())))
+            texts.append(
+                output.get("text") or output.get("data", {}).get("text/plain") or "\n".join(output.get("traceback", ()))
+            )
     return "\n".join(texts)
 
 
@@ -93,9 +103,16 @@ def test_training_notebook_trains_and_saves(tiny_run, tmp_path):
         assert expected in text, text
     assert "Traceback" not in text
     checkpoint = tmp_path / "trained" / "checkpoint"
-    assert {"adapter_config.json", "ragfit.yaml", "instruction.txt", "tokenizer.json"} <= {p.name for p in checkpoint.iterdir()}
+    assert {"adapter_config.json", "ragfit.yaml", "instruction.txt", "tokenizer.json"} <= {
+        p.name for p in checkpoint.iterdir()
+    }
     # One live display, updated in place: a curve and few lines, not an output for each step.
-    pictures = [o for c in notebook.cells for o in c.get("outputs", ()) if "data:image/png" in str(o.get("data", {}).get("text/html"))]
+    pictures = [
+        o
+        for c in notebook.cells
+        for o in c.get("outputs", ())
+        if "data:image/png" in str(o.get("data", {}).get("text/html"))
+    ]
     assert len(pictures) == 1
 
 
@@ -132,8 +149,19 @@ def test_a_failing_run_says_why(change, message, tiny_run, tmp_path):
 
 
 def test_the_command_exits_non_zero(tmp_path):
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), "out.ipynb", "-p", "config", "nowhere"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / "train.ipynb"),
+        "out.ipynb",
+        "-p",
+        "config",
+        "nowhere",
+    ]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert result.returncode == 1
     assert "nowhere" in result.stderr
 
@@ -141,7 +169,11 @@ def test_the_command_exits_non_zero(tmp_path):
 def test_a_loop_of_papermill_ends_in_one_table(tiny_run, tmp_path):
     """The README's loop: a run for each rank, each with a folder of its own."""
     for rank in (2, 3):
-        execute("train.ipynb", tmp_path, {**tiny_run, "model.lora.r": rank, "answers": 2, "train.output_dir": str(tmp_path / "sweep" / f"r{rank}")})
+        execute(
+            "train.ipynb",
+            tmp_path,
+            {**tiny_run, "model.lora.r": rank, "answers": 2, "train.output_dir": str(tmp_path / "sweep" / f"r{rank}")},
+        )
     frame = ragfit.table_of_runs(tmp_path / "sweep")
     assert frame.index.tolist() == ["r2", "r3"] and frame["model.lora.r"].tolist() == [2, 3]
     assert frame.columns[1] == "state" and frame["state"].tolist() == ["finished"] * 2
@@ -151,7 +183,14 @@ def test_a_loop_of_papermill_ends_in_one_table(tiny_run, tmp_path):
 def test_the_demo_trains_the_real_model(tmp_path, monkeypatch):
     """The README's first command on fewer rows: a real 135M chat model, whose dev loss falls."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # threads that spin for each other take minutes on a busy machine
-    parameters = {"config": "demo", "limit": 32, "dev_split": 8, "answers": 2, "train.logging_steps": 2, "train.output_dir": str(tmp_path / "t")}
+    parameters = {
+        "config": "demo",
+        "limit": 32,
+        "dev_split": 8,
+        "answers": 2,
+        "train.logging_steps": 2,
+        "train.output_dir": str(tmp_path / "t"),
+    }
     text = outputs(execute("train.ipynb", tmp_path, parameters))
     line = next(line for line in text.splitlines() if line.startswith("  dev loss "))
     before, after = float(line.split()[3]), float(line.split()[5])
@@ -179,7 +218,10 @@ def run_and_ask(name, tmp_path, parameters, question):
 @pytest.fixture
 def odd_rows(tiny_run, write_rows):
     """`tiny_run` on rows of which some have findings, and one is dropped."""
-    rows = [{"prompt": f"Question: what is {n}?\n\nDocuments:\n[1] Number {n}.\n[2] None.", "answers": [f"number {n}"]} for n in range(8)]
+    rows = [
+        {"prompt": f"Question: what is {n}?\n\nDocuments:\n[1] Number {n}.\n[2] None.", "answers": [f"number {n}"]}
+        for n in range(8)
+    ]
     rows[5]["answers"] = [""]
     rows[6]["prompt"] += " and <|im_end|>"
     rows[7]["prompt"] += " and so on" * 400
@@ -250,7 +292,12 @@ def test_looking_at_real_rows(name, tokenizer, tmp_path):
     data = Path(folder or "/nowhere").parent / "data" / "asqa-prefix-train.jsonl"
     if not data.is_file():
         pytest.skip("RAGFIT_TOKENIZERS names no folder with data beside it")
-    parameters = {"data_file": str(data), "output_key": "answers", "limit": 30, "model.model_name_or_path": str(Path(folder, tokenizer))}
+    parameters = {
+        "data_file": str(data),
+        "output_key": "answers",
+        "limit": 30,
+        "model.model_name_or_path": str(Path(folder, tokenizer)),
+    }
     parameters["model.completion_start"] = {"qwen3": "<|im_start|>assistant\n"}.get(tokenizer, "<|assistant|>")
     text = outputs(execute(name, tmp_path, parameters))
     assert "30 of 30 rows kept" in text and "Traceback" not in text

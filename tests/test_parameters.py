@@ -212,7 +212,10 @@ def test_a_key_of_a_mapping_that_papermill_injects_can_be_changed(source):
     with pytest.raises(ConfigError, match="train.learning_rat is an unknown key") as caught:
         exec(compile(kept, "cell", "exec"), names)
     assert caught.tb.tb_next.tb_lineno == len(lines)  # the line that the user sees
-    assert repr(names["model"]) == "model.lora.target_modules = ['q_proj']\nmodel.completion_start = '<|a|>\\n'\nmodel.lora.r = 8"
+    assert (
+        repr(names["model"])
+        == "model.lora.target_modules = ['q_proj']\nmodel.completion_start = '<|a|>\\n'\nmodel.lora.r = 8"
+    )
     assert (names["train"].max_steps, names["limit"]) == (1, 4)
 
 
@@ -228,12 +231,28 @@ def test_what_the_environment_holds_in_a_parameter(monkeypatch):
     monkeypatch.setenv("MINE", "planted")
     train = overrides_for("train")
     train.hub_token = train.run_name = "${oc.env:MINE}"
-    cfg = from_parameters(cell(train=train, data_file="${oc.env:MINE}/${x}.jsonl", model={"generation": {"a": ["${oc.env:MINE}"]}})).cfg
-    assert (cfg.train.hub_token, cfg.train.run_name, cfg.data_file, cfg.model.generation.a) == ("planted", "planted", "planted/${x}.jsonl", ["planted"])
+    cfg = from_parameters(
+        cell(train=train, data_file="${oc.env:MINE}/${x}.jsonl", model={"generation": {"a": ["${oc.env:MINE}"]}})
+    ).cfg
+    assert (cfg.train.hub_token, cfg.train.run_name, cfg.data_file, cfg.model.generation.a) == (
+        "planted",
+        "planted",
+        "planted/${x}.jsonl",
+        ["planted"],
+    )
     assert "planted" not in to_yaml(cfg)
 
 
-@pytest.mark.parametrize("source", ["", "# Parameters\n%pip list\n", "model = {}\n", "# Parameters\nmodel = None\n", "# Parameters of mine\nmodel = {}\n"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "# Parameters\n%pip list\n",
+        "model = {}\n",
+        "# Parameters\nmodel = None\n",
+        "# Parameters of mine\nmodel = {}\n",
+    ],
+)
 def test_other_cells_are_left_as_they_are(source):
     lines = source.splitlines(keepends=True)
     assert _keep_records(lines) == lines
@@ -299,7 +318,9 @@ def test_a_notebook_takes_no_secret(monkeypatch):
         (cell(model=nested), "model.generation.a.api_key"),
         (cell(experiment=f"of {token}"), "experiment"),
     ):
-        with pytest.raises(ConfigError, match=f"^{key}: a notebook keeps its parameters, and this is a secret") as caught:
+        with pytest.raises(
+            ConfigError, match=f"^{key}: a notebook keeps its parameters, and this is a secret"
+        ) as caught:
             from_parameters(given)
         assert "mine" not in str(caught.value)
     assert from_parameters(cell(overrides="train.hub_token='${oc.env:MY_TOKEN}'")).cfg.train.hub_token == "hf_mine"

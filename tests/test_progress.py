@@ -33,7 +33,10 @@ def test_news_is_not_red_in_a_notebook(notebook, tmp_path, capfd):
         signal.raise_signal(signal.SIGINT)
     out, err = capfd.readouterr()
     said, other = (out, err) if notebook else (err, out)
-    assert "checkpoint-6 was half-written" in said and f"Kept checkpoint-5 of an earlier run in {tmp_path}/earlier.1." in said
+    assert (
+        "checkpoint-6 was half-written" in said
+        and f"Kept checkpoint-5 of an earlier run in {tmp_path}/earlier.1." in said
+    )
     assert "SIGINT: stopping as soon as this batch is done" in said and other == ""
 
 

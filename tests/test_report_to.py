@@ -53,13 +53,23 @@ def finished(tiny_model, tmp_path_factory):
         pytest.skip("none of tensorboard, mlflow and trackio is installed")
     place = tmp_path_factory.mktemp("reporting")
     rows, home, here = place / "rows.jsonl", place / "home", place / "here"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": HOSTILE, "answers": ["yes"]}, *question_rows(5)]))
+    rows.write_text(
+        "".join(json.dumps(row) + "\n" for row in [{"prompt": HOSTILE, "answers": ["yes"]}, *question_rows(5)])
+    )
     home.mkdir(), here.mkdir()
-    keys = ["train.max_steps=3", "train.save_strategy=no", "train.hub_token=hf_planted0003", "experiment=group", override("train.report_to", INSTALLED)]
+    keys = [
+        "train.max_steps=3",
+        "train.save_strategy=no",
+        "train.hub_token=hf_planted0003",
+        "experiment=group",
+        override("train.report_to", INSTALLED),
+    ]
     cfg = tiny_config(tiny_model("phi3"), rows, place / "out", *keys)
     OmegaConf.save(cfg, place / "run.yaml")  # with the token in it
     command = [sys.executable, "-c", RUN, place / "run.yaml"]
-    result = subprocess.run(command, env=environment(home), cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        command, env=environment(home), cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "goes on without it" not in result.stderr, result.stderr[-3000:]
     return place / "out", here, home, result.stdout + result.stderr, cfg
@@ -71,7 +81,9 @@ def test_nothing_is_written_elsewhere_and_no_secret_anywhere(finished):
     assert [name for name in files(home) if any(service in name for service in (*SERVICES, "mlruns"))] == []
     written = files(out)
     assert {name.partition("/")[0] for name in written} >= {
-        place for service, place in (("tensorboard", "runs"), ("mlflow", "mlflow.db"), ("trackio", "trackio")) if service in INSTALLED
+        place
+        for service, place in (("tensorboard", "runs"), ("mlflow", "mlflow.db"), ("trackio", "trackio"))
+        if service in INSTALLED
     }
     for secret in (*SECRETS.values(), "hf_planted0003"):
         assert [name for name, content in written.items() if secret.encode() in content] == [] and secret not in told
@@ -85,7 +97,10 @@ def test_tensorboard(finished):
     (events,) = finished[0].glob("runs/*/events.*")
     read = EventAccumulator(str(events)).Reload()
     assert [event.step for event in read.Scalars("train/loss")] == [1, 2, 3]
-    texts = {tag.removesuffix("/text_summary"): read.Tensors(tag)[0].tensor_proto.string_val for tag in read.Tags()["tensors"]}
+    texts = {
+        tag.removesuffix("/text_summary"): read.Tensors(tag)[0].tensor_proto.string_val
+        for tag in read.Tags()["tensors"]
+    }
     assert b"experiment: group" in texts["configuration"][0] and b"6 of 6 rows kept" in texts["data"][0]
     import numpy
 
@@ -109,13 +124,19 @@ print(json.dumps([experiment.name, experiment.artifact_location, run.info.status
     fetched = out.parent / "fetched"
     fetched.mkdir()
     command = [sys.executable, "-c", code, out, fetched]
-    result = subprocess.run(command, env=environment(finished[2]), capture_output=True, text=True, timeout=120, cwd=fetched)
+    result = subprocess.run(
+        command, env=environment(finished[2]), capture_output=True, text=True, timeout=120, cwd=fetched
+    )
     assert result.returncode == 0, result.stderr
     name, place, status, tags, params, losses, artifacts = json.loads(result.stdout.splitlines()[-1])
     assert (name, place, status) == ("group", (out / "mlruns").as_uri(), "FINISHED")
     assert tags["checkpoint"] == str(out / "checkpoint")
     assert params["data/train_rows"] == "6" and params["learning_rate"] == "0.0001" and "hub_token" not in params
-    assert [step for step, _ in losses] == [1, 2, 3] and artifacts == ["data_report.html", "loss_mask.html", "ragfit.yaml"]
+    assert [step for step, _ in losses] == [1, 2, 3] and artifacts == [
+        "data_report.html",
+        "loss_mask.html",
+        "ragfit.yaml",
+    ]
     assert "<script>alert(1)</script>" in said((fetched / "loss_mask.html").read_text(encoding="utf-8"))
     assert ragfit.load_config(fetched / "ragfit.yaml").experiment == "group"
 
@@ -132,7 +153,11 @@ def test_trackio(finished):
     assert config["ragfit"]["experiment"] == "group" and "hub_token" not in config["ragfit"]["train"]
     (first,) = [entry for entry in logged if "data/loss_mask" in entry]
     assert first["data"]["train_rows"] == 6
-    (page,) = [path for path in finished[0].glob("trackio/media/**/*.html") if "What is learned" in path.read_text(encoding="utf-8")]
+    (page,) = [
+        path
+        for path in finished[0].glob("trackio/media/**/*.html")
+        if "What is learned" in path.read_text(encoding="utf-8")
+    ]
     assert "<script>alert(1)</script>" in said(page.read_text(encoding="utf-8"))
 
 
@@ -144,18 +169,32 @@ def test_the_user_s_own_places_win(tiny_phi3, write_rows, tmp_path):
     cfg = tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", "train.max_steps=1", "train.save_strategy=no",
                       "train.report_to=[tensorboard,mlflow]")  # fmt: skip
     save_config(cfg, tmp_path / "run.yaml")
-    more = {"TENSORBOARD_LOGGING_DIR": str(tmp_path / "boards"), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mine.db", "MLFLOW_EXPERIMENT_NAME": "mine"}
+    more = {
+        "TENSORBOARD_LOGGING_DIR": str(tmp_path / "boards"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mine.db",
+        "MLFLOW_EXPERIMENT_NAME": "mine",
+    }
     command = [sys.executable, "-c", RUN, tmp_path / "run.yaml"]
-    result = subprocess.run(command, env=environment(home, **more), cwd=home, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        command, env=environment(home, **more), cwd=home, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0 and "goes on without it" not in result.stderr, result.stderr[-2000:]
     assert list((tmp_path / "boards").glob("events.*")) and (tmp_path / "mine.db").is_file()
     assert not (tmp_path / "out" / "runs").exists() and not (tmp_path / "out" / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_package_that_is_missing_is_told_before_the_model_is_loaded(tiny_phi3, write_rows, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package, find=importlib.util.find_spec: None if package.startswith(name) else find(package))
+def test_a_package_that_is_missing_is_told_before_the_model_is_loaded(
+    tiny_phi3, write_rows, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda package, find=importlib.util.find_spec: None if package.startswith(name) else find(package),
+    )
     monkeypatch.setattr("ragfit.training.run.load_model", lambda cfg: pytest.fail("the model was loaded"))
     cfg = tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", f"train.report_to={name}")
-    with pytest.raises(ConfigError, match=rf"train.report_to={name} needs the package {name}, .* pip install 'ragfit\[{name}\]'"):
+    with pytest.raises(
+        ConfigError, match=rf"train.report_to={name} needs the package {name}, .* pip install 'ragfit\[{name}\]'"
+    ):
         tiny_trainer(cfg)

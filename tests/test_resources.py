@@ -16,7 +16,9 @@ from ragfit.training.preflight import padded_share
 def config(tiny_phi3, write_rows, tmp_path):
     """`config(*overrides)`: the tiny Phi-3 over 60 of 320 rows of very different lengths."""
     rows = write_rows(question_rows(320, words=30))
-    return lambda *overrides: tiny_config(tiny_phi3, rows, tmp_path / "out", "train.save_strategy=no", "limit=60", *overrides)
+    return lambda *overrides: tiny_config(
+        tiny_phi3, rows, tmp_path / "out", "train.save_strategy=no", "limit=60", *overrides
+    )
 
 
 def facts(trainer):
@@ -64,7 +66,11 @@ def test_the_hint_keeps_its_word(config):
     less = float(facts(grouped)["padding"][0].rstrip("%"))
     promised = float(hint.partition("about ")[2].partition("%")[0])
     assert less < share / 2 and abs(less - promised) < 5
-    for trainer in (grouped, tiny_trainer(config("limit=320")), tiny_trainer(config(FOUR, "limit=4"))):  # where it would not help
+    for trainer in (
+        grouped,
+        tiny_trainer(config("limit=320")),
+        tiny_trainer(config(FOUR, "limit=4")),
+    ):  # where it would not help
         assert not [warning for warning in ragfit.preflight(trainer).warnings if "group_by_length" in warning]
 
 

@@ -27,8 +27,14 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     """The runs behind the failing one go on, the exit code says that one failed, and the table says which."""
     keys = {"model.model_name_or_path": str(tiny_llama), "model.completion_start": MARKER, "data_file": str(rows)}
     words = [override(key, value) for key, value in keys.items()]
-    words += "output_key=answers train.output_dir=sweep dev_split=3 model.load_in_8bit=false train.optim=adamw_torch".split()
-    words += "train.max_steps=2 train.logging_steps=1 --multirun".split()
+    words += [
+        "output_key=answers",
+        "train.output_dir=sweep",
+        "dev_split=3",
+        "model.load_in_8bit=false",
+        "train.optim=adamw_torch",
+    ]
+    words += ["train.max_steps=2", "train.logging_steps=1", "--multirun"]
     words += ["model.lora.target_modules=[q_proj],[nope],[v_proj,q_proj]", "train.learning_rate=0.001,fast,0.05"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     command = [sys.executable, "-m", "ragfit.training", *words]
@@ -40,15 +46,23 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     assert list(frame.columns[:3]) == ["model.lora.target_modules", "train.learning_rate", "state"]
     assert frame["model.lora.target_modules"].tolist() == ["q_proj"] * 3 + ["nope"] * 3 + ["v_proj, q_proj"] * 3
     assert frame["train.learning_rate"].tolist() == [0.001, "fast", 0.05] * 3
-    assert frame["state"].tolist() == ["finished", "failed", "finished"] + ["failed"] * 3 + ["finished", "failed", "finished"]
+    assert frame["state"].tolist() == ["finished", "failed", "finished"] + ["failed"] * 3 + [
+        "finished",
+        "failed",
+        "finished",
+    ]
     assert frame["problem"].dropna().index.tolist() == ["1", "3", "4", "5", "7"] and "nope" in frame["problem"]["3"]
     assert frame["problem"]["1"].startswith("train.learning_rate is 'fast'")  # refused for its configuration
-    assert "failed, before the first step: train.learning_rate is 'fast'" in repr(ragfit.run_status(tmp_path / "sweep" / "1"))
+    assert "failed, before the first step: train.learning_rate is 'fast'" in repr(
+        ragfit.run_status(tmp_path / "sweep" / "1")
+    )
     done = frame[frame["state"] == "finished"]
     assert done["step"].tolist() == [2] * 4 and done["dev_loss"].nunique() == 4 and (done["seconds"] > 0).all()
     printed = [line.split()[-1] for line in result.stdout.splitlines() if line.startswith("dev loss")]
     assert [f"{loss:.4f}" for loss in done["dev_loss"]] == printed
-    logs = [json.loads((tmp_path / "sweep" / name / "trainer_state.json").read_text())["log_history"] for name in done.index]
+    logs = [
+        json.loads((tmp_path / "sweep" / name / "trainer_state.json").read_text())["log_history"] for name in done.index
+    ]
     assert done["train_loss"].tolist() == [[entry["loss"] for entry in log if "loss" in entry][-1] for log in logs]
     assert "f1" not in frame  # nothing was answered
 
@@ -59,21 +73,44 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
 
 def test_evaluations_and_several_roots(tiny_llama, rows, tmp_path):
     for name, steps in (("a", 1), ("b", 30)):
-        keys = ["dev_split=3", f"train.max_steps={steps}", "train.learning_rate=0.02", "model.lora.modules_to_save=[lm_head]"]
+        keys = [
+            "dev_split=3",
+            f"train.max_steps={steps}",
+            "train.learning_rate=0.02",
+            "model.lora.modules_to_save=[lm_head]",
+        ]
         trainer = tiny_trainer(tiny_config(tiny_llama, rows, tmp_path / name / "run", *keys))
         ragfit.train(trainer)
         view = ragfit.evaluate(trainer, rows=2, max_new_tokens=9)
     frame = ragfit.table_of_runs(tmp_path / "a", tmp_path / "b")
     assert list(frame.index) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
-    assert list(frame) == ["train.max_steps", "state", "step", "train_loss", "dev_loss", "exact_match", "f1", "recall", "answers", "seconds"]
-    assert frame.iloc[1][["dev_loss", "f1"]].tolist() == [view.summary["dev_loss"]["tuned"], view.summary["f1"]["tuned"]]
+    assert list(frame) == [
+        "train.max_steps",
+        "state",
+        "step",
+        "train_loss",
+        "dev_loss",
+        "exact_match",
+        "f1",
+        "recall",
+        "answers",
+        "seconds",
+    ]
+    assert frame.iloc[1][["dev_loss", "f1"]].tolist() == [
+        view.summary["dev_loss"]["tuned"],
+        view.summary["f1"]["tuned"],
+    ]
     assert frame["answers"].tolist() == [2, 2] and frame["f1"].iloc[1] > frame["f1"].iloc[0]
     assert ragfit.table_of_runs(tmp_path / "a" / "run").index.tolist() == ["run"]  # the root is the run
     assert len(ragfit.table_of_runs(tmp_path, tmp_path / "a")) == 2  # each once
 
     # A later run in the same folder: the evaluation of the earlier one is not its own.
     status = tmp_path / "a" / "run" / "status.json"
-    facts = json.loads(status.read_text()) | {"started": "2999-01-01T00:00:00+00:00", "state": "failed", "reason": "no memory"}
+    facts = json.loads(status.read_text()) | {
+        "started": "2999-01-01T00:00:00+00:00",
+        "state": "failed",
+        "reason": "no memory",
+    }
     status.write_text(json.dumps(facts))
     frame = ragfit.table_of_runs(tmp_path)
     assert frame.loc["a/run", ["state", "problem"]].tolist() == ["failed", "no memory"]
@@ -82,13 +119,17 @@ def test_evaluations_and_several_roots(tiny_llama, rows, tmp_path):
 
 def test_what_is_left_of_odd_runs(tmp_path):
     (tmp_path / "old" / "checkpoint").mkdir(parents=True)
-    (tmp_path / "old" / "checkpoint" / "ragfit.yaml").write_text("model: {lora: {r: 4, target_modules: [a, b]}}\ntrain: {output_dir: x}\n")
+    (tmp_path / "old" / "checkpoint" / "ragfit.yaml").write_text(
+        "model: {lora: {r: 4, target_modules: [a, b]}}\ntrain: {output_dir: x}\n"
+    )
     for name, text in (("broken", "{"), ("list", "[]")):
         (tmp_path / name).mkdir()
         for file in ("status.json", "ragfit.yaml", "evaluation.json", "trainer_state.json"):
             (tmp_path / name / file).write_text(text)
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "ragfit.yaml").write_text("model: {lora: {r: 8, target_modules: [a]}}\ntrain: {output_dir: y}\n")
+    (tmp_path / "new" / "ragfit.yaml").write_text(
+        "model: {lora: {r: 8, target_modules: [a]}}\ntrain: {output_dir: y}\n"
+    )
     (tmp_path / "new" / "checkpoint-5").mkdir()
     (tmp_path / "new" / "checkpoint-5" / "ragfit.yaml").write_text("model: {}")
     frame = ragfit.table_of_runs(tmp_path)
@@ -103,8 +144,28 @@ FACTS = {
     "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:00:00+00:00", "seconds_per_step": 1.5,
     "earlier": {"state": "finished", "updated": "2025-01-01T00:00:00+00:00", "saved": "out/checkpoint"},
 }  # fmt: skip
-SCORES = {"written": "2026-01-02T00:00:00+00:00", "rows": 4, "dev_loss": {"tuned": 1.5}, "f1": {"base": 0.25, "tuned": 0.5}}
-WRONG = [None, True, "3", "\ud800", [], [3], {}, {"tuned": "x"}, 10**30, float("nan"), float("inf"), -1, "2026-01-01", "2026-01-01T00:00:00"]
+SCORES = {
+    "written": "2026-01-02T00:00:00+00:00",
+    "rows": 4,
+    "dev_loss": {"tuned": 1.5},
+    "f1": {"base": 0.25, "tuned": 0.5},
+}
+WRONG = [
+    None,
+    True,
+    "3",
+    "\ud800",
+    [],
+    [3],
+    {},
+    {"tuned": "x"},
+    10**30,
+    float("nan"),
+    float("inf"),
+    -1,
+    "2026-01-01",
+    "2026-01-01T00:00:00",
+]
 DAMAGED = {
     "cut short": b'{"state": "fini', "empty": b"", "null": b"null", "a number": b"3", "a list": b"[1]", "a text": b'"x"', "no text": b"\x00\xff\xfe",
     "deep": b"[" * 100_000, "long": b'{"x": ' + b"9" * 5000 + b"}", "no keys of ours": b'{"a": 1}', "utf-16": '{"state": "finished"}'.encode("utf-16"),
@@ -115,7 +176,11 @@ DAMAGED = {
 
 def write_run(folder, **files):
     folder.mkdir(parents=True)
-    files = {"status.json": json.dumps(FACTS), "ragfit.yaml": "model: {lora: {r: 4}}", "evaluation.json": json.dumps(SCORES)} | files
+    files = {
+        "status.json": json.dumps(FACTS),
+        "ragfit.yaml": "model: {lora: {r: 4}}",
+        "evaluation.json": json.dumps(SCORES),
+    } | files
     for name, content in files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -163,11 +228,16 @@ def test_a_damaged_or_foreign_file_spoils_no_other_run(tmp_path, name):
 @pytest.mark.parametrize(("name", "whole"), [("status.json", FACTS), ("evaluation.json", SCORES)])
 def test_a_value_of_another_kind_spoils_no_other_run(tmp_path, name, whole):
     write_run(tmp_path / "whole")
-    changes = [{key: value} for key in whole for value in WRONG] + [{"earlier": {"saved": "x"}}, {"before": 3, "doing": "waiting to train"}]
+    changes = [{key: value} for key in whole for value in WRONG] + [
+        {"earlier": {"saved": "x"}},
+        {"before": 3, "doing": "waiting to train"},
+    ]
     for number, change in enumerate(changes):
         write_run(tmp_path / str(number), **{name: json.dumps(whole | change)})
     frame = assert_table(tmp_path, *map(str, range(len(changes))))
-    kinds = {column: {type(value) for value in frame[column].dropna()} for column in ("step", "dev_loss", "f1", "answers")}
+    kinds = {
+        column: {type(value) for value in frame[column].dropna()} for column in ("step", "dev_loss", "f1", "answers")
+    }
     assert all(found <= {int, float} for found in kinds.values()), kinds
 
 
@@ -178,7 +248,15 @@ def test_a_folder_s_name_that_is_no_text(tmp_path):
 
 
 def test_a_run_s_own_checkpoints_are_no_runs_and_other_folders_of_that_name_are(tmp_path):
-    runs = ["checkpoint", "checkpoint-8b", "exp/checkpoints/r8", "exp/checkpoints/r8/checkpoint-9", "exp/checkpoint/r4", "exp/checkpoint-100", "earlier.1/r2"]
+    runs = [
+        "checkpoint",
+        "checkpoint-8b",
+        "exp/checkpoints/r8",
+        "exp/checkpoints/r8/checkpoint-9",
+        "exp/checkpoint/r4",
+        "exp/checkpoint-100",
+        "earlier.1/r2",
+    ]
     for name in runs:
         write_run(tmp_path / name)
     for name in ("checkpoint", "checkpoint.1", "checkpoint-20", "checkpoint.part-x1", "earlier.1/checkpoint-5"):
@@ -223,7 +301,12 @@ def test_no_runs(tmp_path):
 
 def test_view_of_hostile_text_and_the_best():
     frame = pandas.DataFrame(
-        {"model.x": HOSTILE, "state": ["failed"] * 6 + ["finished"], "dev_loss": [3.0, 1.0, None, 2, 1.5, 4, 9], "f1": [0.1] * 6 + [0.9]},
+        {
+            "model.x": HOSTILE,
+            "state": ["failed"] * 6 + ["finished"],
+            "dev_loss": [3.0, 1.0, None, 2, 1.5, 4, 9],
+            "f1": [0.1] * 6 + [0.9],
+        },
         index=HOSTILE,
     )
     view = RunsView(frame)

@@ -44,7 +44,8 @@ def launch(*args):
 def logged(output):
     state = json.loads((output / "checkpoint-8" / "trainer_state.json").read_text())
     return {
-        key: [entry[key] for entry in state["log_history"] if key in entry] for key in ("loss", "grad_norm", "eval_loss")
+        key: [entry[key] for entry in state["log_history"] if key in entry]
+        for key in ("loss", "grad_norm", "eval_loss")
     }
 
 
@@ -59,11 +60,23 @@ def runs(tiny_model, tmp_path_factory):
     """The same global batch of four rows: one process with four, two processes with two each."""
     folder = tmp_path_factory.mktemp("scale")
     data = write(folder, 40)
-    keys = ["train.per_device_train_batch_size=1", "++train.eval_strategy=steps", "++train.eval_steps=4", "train.save_steps=8"]
+    keys = [
+        "train.per_device_train_batch_size=1",
+        "++train.eval_strategy=steps",
+        "++train.eval_steps=4",
+        "train.save_steps=8",
+    ]
     found = {}
     for launcher in LAUNCHERS:
         accumulated = 4 if launcher == "one" else 2
-        done = launch(launcher, tiny_model("llama"), data, folder / launcher, *keys, f"train.gradient_accumulation_steps={accumulated}")
+        done = launch(
+            launcher,
+            tiny_model("llama"),
+            data,
+            folder / launcher,
+            *keys,
+            f"train.gradient_accumulation_steps={accumulated}",
+        )
         found[launcher] = (folder / launcher, done)
     return found
 
@@ -95,7 +108,12 @@ def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
 
     output = tmp_path / "out"
     command = command_line(
-        "torchrun", tiny_model("llama"), write(tmp_path, 40), output, "train.max_steps=100000", "train.save_steps=100000"
+        "torchrun",
+        tiny_model("llama"),
+        write(tmp_path, 40),
+        output,
+        "train.max_steps=100000",
+        "train.save_steps=100000",
     )
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, env=SETTINGS, stdout=log, stderr=log)
@@ -107,7 +125,9 @@ def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
     (process if to == "the launcher" else ranks[to]).terminate()
     assert process.wait(60) != 0
     status = json.loads((output / "status.json").read_text())
-    assert status["state"] == "interrupted" and "stopped by SIGTERM" in status["reason"], (tmp_path / "log").read_text()[-3000:]
+    assert status["state"] == "interrupted" and "stopped by SIGTERM" in status["reason"], (
+        tmp_path / "log"
+    ).read_text()[-3000:]
     assert "TypeError" not in (tmp_path / "log").read_text()
     assert status["last_checkpoint"] == f"{output}/checkpoint-{status['step']}"
     assert why_not_resumable(status["last_checkpoint"]) is None

@@ -35,7 +35,18 @@ def test_names_of_secrets(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["eos_token", "pad_token", "stop_token", "max_new_tokens", "include_num_input_tokens_seen", "input_key", "output_key", "key", "experiment"]
+    "name",
+    [
+        "eos_token",
+        "pad_token",
+        "stop_token",
+        "max_new_tokens",
+        "include_num_input_tokens_seen",
+        "input_key",
+        "output_key",
+        "key",
+        "experiment",
+    ],
 )
 def test_names_of_no_secrets(name):
     assert not is_secret_name(name)
@@ -57,7 +68,11 @@ def test_masked_texts(text, shown):
     assert mask(text, ["mine"]) == shown
 
 
-OPENAI, WANDB, JWT = "sk-proj-" + "aB3" * 16, "wandb_v1_" + "aB3" * 12, ".".join(["eyJhbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxIn0x", "aB3_-" * 6])
+OPENAI, WANDB, JWT = (
+    "sk-proj-" + "aB3" * 16,
+    "wandb_v1_" + "aB3" * 12,
+    ".".join(["eyJhbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxIn0x", "aB3_-" * 6]),
+)
 
 
 @pytest.mark.parametrize(
@@ -91,30 +106,51 @@ def test_keys_that_hold_a_secret_are_left_out(load):
     cfg = load(SMALL, "train.hub_token=hf_mine", f"train.run_name='run of {HF}'", "+model.generation={api_key: k1234, x: [k1234]}",
                "train.eos_token=null", f"experiment={GITHUB}")  # fmt: skip
     shown = without_secrets(cfg)
-    assert "hub_token" not in shown["train"] and shown["train"]["run_name"] == f"run of {MASK}" and shown["experiment"] == MASK
+    assert (
+        "hub_token" not in shown["train"]
+        and shown["train"]["run_name"] == f"run of {MASK}"
+        and shown["experiment"] == MASK
+    )
     assert shown["model"]["generation"] == {"x": ["k1234"]}
     assert cfg.train.hub_token == "hf_mine" and cfg.model.generation.api_key == "k1234"
 
 
 def test_numbers_and_tokenizers_tokens_stay():
-    tree = {"eos_token": "</s>", "max_new_tokens": 8, "token": False, "id": ["a", 1], "tokens": ["<a>"], "hub_tokens": 3}
+    tree = {
+        "eos_token": "</s>",
+        "max_new_tokens": 8,
+        "token": False,
+        "id": ["a", 1],
+        "tokens": ["<a>"],
+        "hub_tokens": 3,
+    }
     assert masked(tree | {"pass": 1, "password": 12345678}) == tree | {"pass": 1}
 
 
 def test_what_the_environment_holds_is_looked_for_in_no_other_text(load, monkeypatch, tmp_path):
     monkeypatch.setenv("RAGFIT_TOKENIZERS", "/data/models")
     monkeypatch.setenv("DB_PASSWORD", "training")
-    cfg = load("model: {model_name_or_path: /data/models/qwen3}\ntrain: {output_dir: training}\ndata_file: training-rows.jsonl\n")
+    cfg = load(
+        "model: {model_name_or_path: /data/models/qwen3}\ntrain: {output_dir: training}\ndata_file: training-rows.jsonl\n"
+    )
     save_config(cfg, tmp_path / "ragfit.yaml")
     saved = load_config(tmp_path / "ragfit.yaml")
-    assert (saved.model.model_name_or_path, saved.train.output_dir, saved.data_file) == ("/data/models/qwen3", "training", "training-rows.jsonl")
+    assert (saved.model.model_name_or_path, saved.train.output_dir, saved.data_file) == (
+        "/data/models/qwen3",
+        "training",
+        "training-rows.jsonl",
+    )
     assert believed(tmp_path)[0]["model"]["model_name_or_path"] == "/data/models/qwen3"
-    assert MASK not in str(without_secrets(cfg)) + DifferencesView(cfg, differences(cfg, tmp_path / "c.yaml"), "c").text()
+    assert (
+        MASK not in str(without_secrets(cfg)) + DifferencesView(cfg, differences(cfg, tmp_path / "c.yaml"), "c").text()
+    )
 
 
 def test_a_token_under_its_earlier_name_is_not_told_in_the_notes(load):
     cfg = load(SMALL, "train.push_to_hub_token=hf_mine")
-    assert cfg.train.hub_token == "hf_mine" and cfg.translated["train.push_to_hub_token"] == f"{MASK} -> train.hub_token"
+    assert (
+        cfg.train.hub_token == "hf_mine" and cfg.translated["train.push_to_hub_token"] == f"{MASK} -> train.hub_token"
+    )
     assert "hf_mine" not in to_yaml(cfg)
 
 
@@ -128,17 +164,30 @@ experiment: mine
 
 @pytest.fixture
 def environment(monkeypatch):
-    for name, value in {"MODELS": "/models/planted", "NUMBER": "77771", "RATE": "0.0625", "DATA": "planted2", "TOKEN": "planted3"}.items():
+    for name, value in {
+        "MODELS": "/models/planted",
+        "NUMBER": "77771",
+        "RATE": "0.0625",
+        "DATA": "planted2",
+        "TOKEN": "planted3",
+    }.items():
         monkeypatch.setenv(name, value)
 
 
 def test_what_the_environment_holds_is_used_but_does_not_leave(load, environment, tmp_path):
     cfg = load(ENVIRONMENT)
-    assert (cfg.model.model_name_or_path, cfg.data_file, cfg.train.hub_token) == ("/models/planted/m", "planted2.jsonl", "planted3")
+    assert (cfg.model.model_name_or_path, cfg.data_file, cfg.train.hub_token) == (
+        "/models/planted/m",
+        "planted2.jsonl",
+        "planted3",
+    )
     assert (cfg.train.learning_rate, cfg.train.warmup_steps, cfg.model.generation.b) == (0.0625, 0.0625, 77771)
     shown = without_secrets(cfg)
     assert not [text for text in ("planted", "77771", "0.0625") if text in str(shown)]
-    assert shown["model"]["model_name_or_path"] == "${oc.env:MODELS}/m" and shown["data_file"] == "${oc.env:DATA,rows}.jsonl"
+    assert (
+        shown["model"]["model_name_or_path"] == "${oc.env:MODELS}/m"
+        and shown["data_file"] == "${oc.env:DATA,rows}.jsonl"
+    )
     assert shown["model"]["generation"]["a"] == "${data_file}" and "hub_token" not in shown["train"]
     assert shown["train"]["run_name"] == "mine"  # an interpolation that has nothing to do with the environment
 
@@ -148,7 +197,10 @@ def test_what_the_environment_holds_is_used_but_does_not_leave(load, environment
     again = load_config(tmp_path / "saved.yaml")
     assert again.data_file == cfg.data_file and again.train.warmup_steps == 0.0625 and "hub_token" not in again.train
     other = load_config(tmp_path / "saved.yaml", ["data_file=other.jsonl"])
-    assert without_secrets(other)["data_file"] == "other.jsonl" and without_secrets(again)["data_file"] == "${oc.env:DATA,rows}.jsonl"
+    assert (
+        without_secrets(other)["data_file"] == "other.jsonl"
+        and without_secrets(again)["data_file"] == "${oc.env:DATA,rows}.jsonl"
+    )
 
 
 @pytest.mark.parametrize("text", [
@@ -187,15 +239,28 @@ def test_a_value_that_was_set_since_is_its_own(load, environment, monkeypatch):
     monkeypatch.delenv("MODELS")
     shown = without_secrets(cfg)
     assert (shown["data_file"], shown["model"]["generation"]["a"]) == ("mine.jsonl", None)
-    assert (shown["model"]["model_name_or_path"], shown["train"]["learning_rate"]) == ("${oc.env:MODELS}/m", "${oc.env:RATE}")
+    assert (shown["model"]["model_name_or_path"], shown["train"]["learning_rate"]) == (
+        "${oc.env:MODELS}/m",
+        "${oc.env:RATE}",
+    )
 
 
 def test_lists_and_what_has_nothing_to_do_with_the_environment(load, environment):
     text = SMALL + "data_file: ${oc.env:DATA}\nexperiment: ${oc.decode:'e1'}\n"
-    cfg = load(text, "+model.lora={r: 8, target_modules: ['${oc.env:DATA}', b]}", "+train.run_name='${experiment}-${model.lora.r}'")
+    cfg = load(
+        text,
+        "+model.lora={r: 8, target_modules: ['${oc.env:DATA}', b]}",
+        "+train.run_name='${experiment}-${model.lora.r}'",
+    )
     shown = without_secrets(cfg)
-    assert shown["model"]["lora"]["target_modules"] == ["${oc.env:DATA}", "b"] and cfg.model.lora.target_modules == ["planted2", "b"]
-    assert (shown["experiment"], shown["train"]["run_name"]) == ("e1", "e1-8")  # read again elsewhere, they would be others
+    assert shown["model"]["lora"]["target_modules"] == ["${oc.env:DATA}", "b"] and cfg.model.lora.target_modules == [
+        "planted2",
+        "b",
+    ]
+    assert (shown["experiment"], shown["train"]["run_name"]) == (
+        "e1",
+        "e1-8",
+    )  # read again elsewhere, they would be others
 
 
 def test_a_notebook_shows_the_interpolation(load, environment, tmp_path):
@@ -205,7 +270,13 @@ def test_a_notebook_shows_the_interpolation(load, environment, tmp_path):
 
 
 def test_a_notebook_shows_no_token(load, tmp_path):
-    cfg = load(SMALL, "train.hub_token=hf_mine", f"train.run_name='run of {HF}'", f"experiment={GITHUB}", "+model.generation.api_key=k1234")
+    cfg = load(
+        SMALL,
+        "train.hub_token=hf_mine",
+        f"train.run_name='run of {HF}'",
+        f"experiment={GITHUB}",
+        "+model.generation.api_key=k1234",
+    )
     view = DifferencesView(cfg, differences(cfg, tmp_path / "c.yaml"), "c")
     for shown in (view.html(), view.text()):
         assert not [text for text in (GITHUB, HF, "k1234") if text in shown]
@@ -221,5 +292,7 @@ def test_without_the_environment_nothing_changes(load):
 def test_an_evaluation_takes_no_secret():
     from ragfit.training.reload import main
 
-    with pytest.raises(SystemExit, match="^error: train.hub_token: a command line is kept by shells, and this is a secret"):
+    with pytest.raises(
+        SystemExit, match="^error: train.hub_token: a command line is kept by shells, and this is a secret"
+    ):
         main(["checkpoint", "train.hub_token=mine"])

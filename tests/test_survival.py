@@ -128,13 +128,36 @@ def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out
 @pytest.mark.parametrize(
     ("more", "step"),
     [
-        (("train.group_by_length=true", "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1", "train.save_steps=4"), 8),
+        (
+            (
+                "train.group_by_length=true",
+                "train.per_device_train_batch_size=2",
+                "train.gradient_accumulation_steps=1",
+                "train.save_steps=4",
+            ),
+            8,
+        ),
         (("dev_split=3", "train.eval_strategy=epoch", "train.logging_strategy=epoch", "train.save_steps=5"), 5),
         (("train.max_steps=7",), 7),
         (("train.optim=paged_adamw_8bit", "model.load_in_4bit=true", "train.bf16=true"), 3),
-        (("dev_split=3", "train.eval_strategy=steps", "train.eval_steps=3", "train.save_strategy=best", "train.metric_for_best_model=eval_loss"), 3),
+        (
+            (
+                "dev_split=3",
+                "train.eval_strategy=steps",
+                "train.eval_steps=3",
+                "train.save_strategy=best",
+                "train.metric_for_best_model=eval_loss",
+            ),
+            3,
+        ),
     ],
-    ids=["order by length", "due at the end of an epoch", "after the last step", "a bfloat16 adapter", "saved because it is the best"],
+    ids=[
+        "order by length",
+        "due at the end of an epoch",
+        "after the last step",
+        "a bfloat16 adapter",
+        "saved because it is the best",
+    ],
 )
 def test_what_resuming_could_change(overrides, out, through, more, step):
     """Killed right after the checkpoint of that step."""
@@ -159,7 +182,9 @@ STOPS = [
 
 
 @pytest.mark.parametrize(("signals", "more", "step"), [s[1:] for s in STOPS], ids=[s[0] for s in STOPS])
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(overrides, out, through, signals, more, step):
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
+    overrides, out, through, signals, more, step
+):
     log = out.parent / "log"
     number = signals[0][2]
     assert ended(run, overrides(out, *more), signals, None, log) == 128 + number
@@ -167,13 +192,17 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(ov
     assert state == "interrupted" and f"stopped by {number.name}" in sentence
     found, _ = newest(out)
     assert (found and found.name) == (step and f"checkpoint-{step}") and not (out / "checkpoint").exists()
-    assert (f"{found} holds all of it; go on with resume_checkpoint=true" if step else "Nothing was learned yet") in log.read_text()
+    assert (
+        f"{found} holds all of it; go on with resume_checkpoint=true" if step else "Nothing was learned yet"
+    ) in log.read_text()
     assert ended(run, overrides(out, *more, "resume_checkpoint=true"), (), None, log) == 0
     assert_same(out, through(*more))
 
 
 def test_a_ctrl_c_that_arrives_twice_at_once_is_one(overrides, out):
-    started = process(run, overrides(out, "train.max_steps=100000", "train.save_steps=100000", "train.per_device_train_batch_size=12"))
+    started = process(
+        run, overrides(out, "train.max_steps=100000", "train.save_steps=100000", "train.per_device_train_batch_size=12")
+    )
     wait_for(lambda: (read(out) or {}).get("total_steps"), started.is_alive)
     os.kill(started.pid, signal.SIGINT)
     time.sleep(0.01)
@@ -209,7 +238,9 @@ def test_handlers_of_stop_signals():
 
 def test_exit_codes_of_the_command_line(overrides, out):
     words = overrides(out, "train.max_steps=100000", "train.save_steps=20", "train.logging_steps=1000")
-    command = subprocess.Popen([sys.executable, "-m", "ragfit.training", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "ragfit.training", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: (read(out) or {}).get("last_checkpoint"), lambda: command.poll() is None)
     command.send_signal(signal.SIGTERM)
     _, errors = command.communicate(timeout=60)
@@ -232,19 +263,39 @@ def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_termina
     """The notebook of the first reads as completed, the status does not. The kernels of the others save before they go."""
     many = tmp_path / "many.jsonl"
     many.write_text("".join(json.dumps(row) + "\n" for row in question_rows(1500)), encoding="utf-8")
-    environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}
+    environment = os.environ | {
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter")),
+    }
     runs = {}
     for name in ("killed", "interrupted", "terminated"):
         parameters = notebook_parameters(tiny_llama, rows, tmp_path / name)
         del parameters["dev_split"]
-        parameters |= {"model.lora.target_modules": "[q_proj]", "model.completion_start": MARKER, "train.save_steps": 20}
-        parameters |= {"train.max_steps": 100000, "train.logging_steps": 1000, "config": str(ROOT / "configs" / "training.yaml")}
+        parameters |= {
+            "model.lora.target_modules": "[q_proj]",
+            "model.completion_start": MARKER,
+            "train.save_steps": 20,
+        }
+        parameters |= {
+            "train.max_steps": 100000,
+            "train.logging_steps": 1000,
+            "config": str(ROOT / "configs" / "training.yaml"),
+        }
         if name == "terminated":  # batches of seconds: ipykernel would have ended it before one is done
             parameters |= {"data_file": str(many), "train.per_device_train_batch_size": 1500, "train.save_steps": 1}
             parameters["train.gradient_accumulation_steps"] = 1
         words = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
-        command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), str(tmp_path / f"{name}.ipynb"), *words]
-        runs[name] = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(ROOT / "notebooks" / "train.ipynb"),
+            str(tmp_path / f"{name}.ipynb"),
+            *words,
+        ]
+        runs[name] = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def trains(name):
         return (read(tmp_path / name) or {}).get("last_checkpoint")
@@ -264,7 +315,11 @@ def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_termina
     for name, reason in (("interrupted", "SIGINT"), ("terminated", "the end of the process that started this kernel")):
         facts = read(tmp_path / name)
         assert facts["state"] == "interrupted" and f"stopped by {reason}" in facts["reason"]
-        assert newest(tmp_path / name)[0] == Path(facts["last_checkpoint"]) == tmp_path / name / f"checkpoint-{facts['step']}"
+        assert (
+            newest(tmp_path / name)[0]
+            == Path(facts["last_checkpoint"])
+            == tmp_path / name / f"checkpoint-{facts['step']}"
+        )
     for command in runs.values():
         command.stdout.close()
 
@@ -275,7 +330,9 @@ def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_termina
 @pytest.fixture(scope="module")
 def two_checkpoints(overrides, tmp_path_factory):
     out = tmp_path_factory.mktemp("two") / "out"
-    cfg = ragfit.load_config("training", overrides(out, "train.max_steps=6", "train.save_total_limit=2", "train.hub_token=hf_secret12345678"))
+    cfg = ragfit.load_config(
+        "training", overrides(out, "train.max_steps=6", "train.save_total_limit=2", "train.hub_token=hf_secret12345678")
+    )
     tiny_trainer(cfg).train()
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
     return out
@@ -316,20 +373,30 @@ def poison(name, how):
 SPOILT = [
     (cut("trainer_state.json"), "trainer_state.json or ragfit_checkpoint.json is cut short", "trainer_state.json"),
     (without("trainer_state.json"), "it has no trainer_state.json", "no trainer_state.json"),
-    (cut("adapter_model.safetensors"), "adapter_model.safetensors has [0-9,]+ of [0-9,]+ bytes", "adapter_model.safetensors is cut short"),
+    (
+        cut("adapter_model.safetensors"),
+        "adapter_model.safetensors has [0-9,]+ of [0-9,]+ bytes",
+        "adapter_model.safetensors is cut short",
+    ),
     (cut("optimizer.pt"), "optimizer.pt has", "optimizer.pt cannot be read"),
     (cut("scheduler.pt", 0), "scheduler.pt has 0 of", "scheduler.pt cannot be read"),
     (cut("rng_state.pth", 0.9), "rng_state.pth has", "rng_state.pth cannot be read"),
     (without("adapter_model.safetensors"), "adapter_model.safetensors is missing", "it has no weights"),
     (without("optimizer.pt"), "optimizer.pt is missing", "it has no optimizer.pt and scheduler.pt"),
-    (poison("optimizer.pt", "torch"), "optimizer.pt has", "optimizer.pt holds a pickle that may run code; it was not loaded"),
+    (
+        poison("optimizer.pt", "torch"),
+        "optimizer.pt has",
+        "optimizer.pt holds a pickle that may run code; it was not loaded",
+    ),
     (poison("rng_state.pth", "torch"), "rng_state.pth has", "rng_state.pth holds a pickle that may run code"),
     (poison("scheduler.pt", "pickle"), "scheduler.pt has", "scheduler.pt holds a pickle that may run code"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "recorded", "plain"), SPOILT, ids=[s[2] for s in SPOILT])
-def test_a_checkpoint_that_is_not_whole_is_skipped_and_refused(overrides, two_checkpoints, tmp_path, spoil, recorded, plain, caplog):
+def test_a_checkpoint_that_is_not_whole_is_skipped_and_refused(
+    overrides, two_checkpoints, tmp_path, spoil, recorded, plain, caplog
+):
     out, evil = shutil.copytree(two_checkpoints, tmp_path / "out"), tmp_path / "evil"
     spoil(out / "checkpoint-6", evil)
     for record, reason in ((True, recorded), (False, plain)):
@@ -339,7 +406,9 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_and_refused(overrides, two_ch
         caplog.clear()
         assert ragfit.training.checkpoints.resume_path(cfg) == str(out / "checkpoint-3")
         with pytest.raises(ConfigError, match=f"a run cannot go on from {out}/checkpoint-6: .*{reason}"):
-            ragfit.training.checkpoints.resume_path(ragfit.load_config("training", overrides(out, override("resume_checkpoint", str(out / "checkpoint-6")))))
+            ragfit.training.checkpoints.resume_path(
+                ragfit.load_config("training", overrides(out, override("resume_checkpoint", str(out / "checkpoint-6"))))
+            )
         assert re.search(f"{out}/checkpoint-6 is skipped: .*{reason}", caplog.text)
     shutil.rmtree(out / "checkpoint-3")
     with pytest.raises(ConfigError, match="holds no checkpoint that is whole .*checkpoint-6 is skipped"):
@@ -353,7 +422,10 @@ def test_a_poisoned_file_of_the_right_size_is_refused_too(two_checkpoints, tmp_p
     facts = json.loads((folder / RECORD).read_text())
     facts["files"]["optimizer.pt"] = (folder / "optimizer.pt").stat().st_size
     (folder / RECORD).write_text(json.dumps(facts))
-    assert why_not_resumable(folder) == "optimizer.pt holds a pickle that may run code; it was not loaded" and not evil.exists()
+    assert (
+        why_not_resumable(folder) == "optimizer.pt holds a pickle that may run code; it was not loaded"
+        and not evil.exists()
+    )
 
 
 def test_training_args_bin_holds_no_token_and_is_never_read(overrides, two_checkpoints, tmp_path):
@@ -363,7 +435,9 @@ def test_training_args_bin_holds_no_token_and_is_never_read(overrides, two_check
     out, evil = shutil.copytree(two_checkpoints, tmp_path / "out"), tmp_path / "evil"
     poison("training_args.bin", "pickle")(out / "checkpoint-6", evil)
     (out / "checkpoint-6" / RECORD).unlink()
-    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=7")))
+    trainer = tiny_trainer(
+        ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=7"))
+    )
     ragfit.train(trainer)
     assert trainer.state.global_step == 7 and not evil.exists()
 
@@ -373,7 +447,9 @@ def test_a_checkpoint_of_plain_transformers_is_taken(overrides, two_checkpoints,
     for folder in out.glob("checkpoint-*"):
         (folder / RECORD).unlink()
     assert why_not_resumable(out / "checkpoint-6") is None
-    trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=8")))
+    trainer = tiny_trainer(
+        ragfit.load_config("training", overrides(out, "resume_checkpoint=true", "train.max_steps=8"))
+    )
     ragfit.train(trainer)
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4, 6, 8]
 
@@ -422,12 +498,17 @@ def test_what_cannot_be_gone_on_with_is_refused_before_the_model_is_loaded(overr
     [
         ([], None),
         (["train.save_steps=2", "train.logging_steps=1", "experiment=other", "train.hub_token=hf_other12345678"], None),
-        (["train.learning_rate=0.02", "train.lr_scheduler_type=linear"], "train.learning_rate, train.lr_scheduler_type differs"),
+        (
+            ["train.learning_rate=0.02", "train.lr_scheduler_type=linear"],
+            "train.learning_rate, train.lr_scheduler_type differs",
+        ),
         (["train.gradient_accumulation_steps=4"], "a step takes 4 rows, in the run that wrote .* it took 2"),
     ],
 )
 def test_what_changes_the_run_is_warned_of(overrides, two_checkpoints, more, message, caplog):
-    cfg = ragfit.load_config("training", overrides(two_checkpoints, "resume_checkpoint=true", "train.max_steps=6", *more))
+    cfg = ragfit.load_config(
+        "training", overrides(two_checkpoints, "resume_checkpoint=true", "train.max_steps=6", *more)
+    )
     tiny_trainer(cfg)
     said = [record.getMessage() for record in caplog.records if "resume_checkpoint" in record.getMessage()]
     assert any(re.search(message, text) for text in said) if message else said == []
@@ -443,10 +524,16 @@ def test_a_new_run_sets_an_earlier_one_s_checkpoints_aside(overrides, two_checkp
     new = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=2", "train.save_steps=1")))
     ragfit.train(new)
     assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint", "checkpoint-2"]
-    assert sorted(path.name for path in (out / "earlier.1").iterdir()) == ["checkpoint-3", "checkpoint-6", "checkpoint.part-left"]
+    assert sorted(path.name for path in (out / "earlier.1").iterdir()) == [
+        "checkpoint-3",
+        "checkpoint-6",
+        "checkpoint.part-left",
+    ]
     assert why_not_resumable(out / "earlier.1" / "checkpoint-6") is None
     older = str(out / "earlier.1" / "checkpoint-3")  # and it can still be gone on from
-    again = tiny_trainer(ragfit.load_config("training", overrides(out, override("resume_checkpoint", older), "train.max_steps=4")))
+    again = tiny_trainer(
+        ragfit.load_config("training", overrides(out, override("resume_checkpoint", older), "train.max_steps=4"))
+    )
     ragfit.train(again)
     assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint", "checkpoint-4", "checkpoint.1"]
     assert [path.name for path in (out / "earlier.2").iterdir()] == ["checkpoint-2"]
@@ -457,7 +544,9 @@ def test_resuming_a_finished_run_changes_nothing(overrides, tmp_path, through):
     before = {path: path.read_bytes() for path in (out / "checkpoint").iterdir()}
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "resume_checkpoint=true")))
     assert ragfit.train(trainer) == out / "checkpoint"
-    assert {path: path.read_bytes() for path in (out / "checkpoint").iterdir()} == before and not (out / "checkpoint.1").exists()
+    assert {path: path.read_bytes() for path in (out / "checkpoint").iterdir()} == before and not (
+        out / "checkpoint.1"
+    ).exists()
 
 
 def test_a_full_disk(overrides, out, through):
@@ -466,7 +555,11 @@ def test_a_full_disk(overrides, out, through):
     more = ("model.lora.r=64",)
     assert ended(run_on_a_small_disk, overrides(out, *more), log) == 1
     state, sentence = run_state(read(out))
-    assert state == "failed" and f"checkpoint-6 could not be saved in {out}" in sentence and "older checkpoints are whole" in sentence
+    assert (
+        state == "failed"
+        and f"checkpoint-6 could not be saved in {out}" in sentence
+        and "older checkpoints are whole" in sentence
+    )
     assert "Make room there" in log.read_text()
     assert [path.name for path in out.iterdir() if path.is_dir()] == ["checkpoint-3"]
     assert ended(run, overrides(out, *more, "resume_checkpoint=true")) == 0
@@ -511,7 +604,10 @@ def test_of_two_runs_that_begin_together_one_trains(overrides, out):
     go, both = out.parent / "go", []
     for _ in range(2):
         both.append(process(train_on, overrides(out, "train.max_steps=100000", "train.save_strategy=no"), go))
-        wait_for(lambda: (read(out) or {}).get("pid") == both[-1].pid and read(out)["doing"] == "waiting to train", both[-1].is_alive)
+        wait_for(
+            lambda: (read(out) or {}).get("pid") == both[-1].pid and read(out)["doing"] == "waiting to train",
+            both[-1].is_alive,
+        )
     go.touch()
     wait_for(lambda: not all(one.is_alive() for one in both), lambda: True)
     refused, trains = sorted(both, key=lambda one: one.is_alive())
@@ -568,7 +664,9 @@ def test_a_file_system_that_locks_nothing_is_told_and_trained_on(overrides, out,
 def test_a_full_disk_to_the_last_byte(overrides, out):
     """Nothing new can be written, and the status says so all the same: over its own file."""
     out.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting a small file system takes rights that are not given here")
     try:
         trainer = tiny_trainer(ragfit.load_config("training", overrides(out)), [Fills(out / "full")])
@@ -604,7 +702,9 @@ def test_home_in_output_dir_is_one_place_throughout(overrides, tmp_path, monkeyp
     assert ragfit.training.checkpoints.resume_path(again) == str(tmp_path / "out" / "checkpoint-3")
     assert ragfit.run_status("~/out").state == "finished" and ragfit.table_of_runs("~/out").index.tolist() == ["out"]
     assert not (tmp_path / "~").exists()
-    assert ragfit.load_config("training", ["data_file=x", "train.output_dir=null"]).train.output_dir == "./trained_models"
+    assert (
+        ragfit.load_config("training", ["data_file=x", "train.output_dir=null"]).train.output_dir == "./trained_models"
+    )
 
 
 def test_a_status_through_a_failure(overrides, out):
@@ -621,11 +721,17 @@ def test_a_status_through_a_failure(overrides, out):
     assert read(out) == finished
 
     trainer = tiny_trainer(cfg)
-    trainer.compute_loss = lambda *args, **kwargs: 1 / 0 if trainer.state.global_step else cause(f"hf_secret12345678 and hf_{'a' * 34}")
+    trainer.compute_loss = lambda *args, **kwargs: (
+        1 / 0 if trainer.state.global_step else cause(f"hf_secret12345678 and hf_{'a' * 34}")
+    )
     with pytest.raises(RagfitError, match="The run failed: hf_secret"):
         ragfit.train(trainer)
     view = ragfit.run_status(out)
-    assert view.state == "failed" and "The run failed: ••• and •••" in str(view) and "hf_" not in (out / "status.json").read_text()
+    assert (
+        view.state == "failed"
+        and "The run failed: ••• and •••" in str(view)
+        and "hf_" not in (out / "status.json").read_text()
+    )
     assert f"its adapter was saved in {out}/checkpoint" in str(view) and "start it again" in str(view)
     assert "failed" in view._repr_html_()
     ragfit.train(tiny_trainer(cfg))  # the failed one holds the folder no longer
@@ -639,7 +745,13 @@ def test_ctrl_c_where_no_checkpoint_is_wanted(overrides, out, moment, monkeypatc
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*(("ragfit.training.run.keep_config", interrupted) if moment == "before" else ("ragfit.runs.hub.push", interrupted)))
+    monkeypatch.setattr(
+        *(
+            ("ragfit.training.run.keep_config", interrupted)
+            if moment == "before"
+            else ("ragfit.runs.hub.push", interrupted)
+        )
+    )
     trainer = tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1", "hfhub_tag=org/name")))
     with pytest.raises(KeyboardInterrupt):
         ragfit.train(trainer)
@@ -669,8 +781,16 @@ def build_only(overrides):
 
 
 VERDICTS = [
-    ({"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "doing": "training", "step": 3, "total_steps": 9}, 60, "running"),
-    ({"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "doing": "training", "step": 3, "total_steps": 9}, 7200, "silent"),
+    (
+        {"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "doing": "training", "step": 3, "total_steps": 9},
+        60,
+        "running",
+    ),
+    (
+        {"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "doing": "training", "step": 3, "total_steps": 9},
+        7200,
+        "silent",
+    ),
     ({"host": "elsewhere", "updated": "2026-01-01T00:00:00+00:00", "seconds_per_step": 600}, 7200, "running"),
     ({"host": "here", "pid": os.getpid(), "process_started": round(psutil.Process().create_time())}, 9999, "running"),
     ({"host": "here", "pid": os.getpid(), "process_started": 12345}, 0, "killed"),  # its number was given again

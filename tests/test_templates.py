@@ -115,7 +115,9 @@ def test_the_marker_that_is_suggested_is_taken(name):
     given = renderer(name, completion_start=suggestion)
     for of, output, *_ in ROWS:
         if of == name:
-            assert "Rome" not in output or learned(given.render("Where?", output)).endswith(("Rome</s>", "Rome<|end|></s>", "Ostia</s>"))
+            assert "Rome" not in output or learned(given.render("Where?", output)).endswith(
+                ("Rome</s>", "Rome<|end|></s>", "Ostia</s>")
+            )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,9 @@ def test_with_a_tokenizer_at_hand_the_hub_is_not_asked_where_generation_stops(wr
     ragfit.prepare(make_config(rows, model_name_or_path="some/model"), make_tokenizer())
 
 
-REFUSES = template("{% if 'no' in m.content %}{{ raise_exception('Not this.') }}{% endif %}{{ '<|assistant|>' + m.content + eos_token }}")
+REFUSES = template(
+    "{% if 'no' in m.content %}{{ raise_exception('Not this.') }}{% endif %}{{ '<|assistant|>' + m.content + eos_token }}"
+)
 
 
 def test_a_row_that_the_template_refuses_is_dropped_and_counted(write_rows):
@@ -211,15 +215,30 @@ def test_where_nothing_is_left_the_advice_is_about_the_reason(write_rows):
 
 FOLDER = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
 NO_TEXT = ("idefics3", "llava_next", "smolvlm")  # their messages are lists of parts
-TOKEN = re.compile(r"<\|[^|<>\s'\"{}]+\|>|<｜[^｜<>]+｜>|<(?:start|end)_of_turn>|<\|?turn\|?>|<turn\|>|<\|channel>|<channel\|>")
+TOKEN = re.compile(
+    r"<\|[^|<>\s'\"{}]+\|>|<｜[^｜<>]+｜>|<(?:start|end)_of_turn>|<\|?turn\|?>|<turn\|>|<\|channel>|<channel\|>"
+)
 # What ends the assistant's turn, by the beginning of the template's name; <|im_end|> for the others.
 ENDS = {
     "cohere": "<|END_OF_TURN_TOKEN|>", "deepseek": "<｜end▁of▁sentence｜>", "diffusion_gemma": "<turn|>", "gemma4": "<turn|>",
     "gemma": "<end_of_turn>", "glm4moe_training": "<|user|>", "glm4moe": "<|endoftext|>", "gptoss": "<|return|>", "llama3": "<|eot_id|>",
     "muse": "<|eot|>", "phi3": "<|end|>",
 }  # fmt: skip
-EOS = {"diffusion_gemma": "<eos>", "gemma": "<eos>", "glm": "<|endoftext|>", "muse": "<|end_of_text|>", "phi3": "<|endoftext|>"}
-ANSWERS = ["Paris is the capital.", "a", "東京 é", '{"a": [1, {"b": "{{x}}"}]}', "What is the capital?\n\nParis [1].", "<think> is a tag"]
+EOS = {
+    "diffusion_gemma": "<eos>",
+    "gemma": "<eos>",
+    "glm": "<|endoftext|>",
+    "muse": "<|end_of_text|>",
+    "phi3": "<|endoftext|>",
+}
+ANSWERS = [
+    "Paris is the capital.",
+    "a",
+    "東京 é",
+    '{"a": [1, {"b": "{{x}}"}]}',
+    "What is the capital?\n\nParis [1].",
+    "<think> is a tag",
+]
 
 
 def of_family(table, name, default):
@@ -232,7 +251,9 @@ def test_the_models_own_templates(path):
         pytest.skip("its messages are lists of parts")
     end = of_family(ENDS, path.stem, "<|im_end|>")
     tokenizer = make_tokenizer(template=path.read_text(encoding="utf-8"), eos_token=of_family(EOS, path.stem, end))
-    tokenizer.add_tokens(sorted({*TOKEN.findall(tokenizer.chat_template), end, tokenizer.eos_token}), special_tokens=True)
+    tokenizer.add_tokens(
+        sorted({*TOKEN.findall(tokenizer.chat_template), end, tokenizer.eos_token}), special_tokens=True
+    )
     given = Renderer(tokenizer)
     marked = Renderer(tokenizer, completion_start=given.suggestion)
     messages = [{"role": "user", "content": "What is the capital?"}]

@@ -55,8 +55,28 @@ def test_a_models_folder_gives_the_tokenizer_that_auto_tokenizer_gives(name, tmp
     same(folder)
 
 
-CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2Tokenizer", "Nonsense")
-TYPES = ("llama", "phi3", "phi", "qwen2", "qwen3", "mistral", "gemma2", "olmo2", "gpt2", "internlm2", "granite", "qwen3_5")
+CLASSES = (
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+    "Qwen2Tokenizer",
+    "Qwen2TokenizerFast",
+    "GPT2Tokenizer",
+    "Nonsense",
+)
+TYPES = (
+    "llama",
+    "phi3",
+    "phi",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "olmo2",
+    "gpt2",
+    "internlm2",
+    "granite",
+    "qwen3_5",
+)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -88,7 +108,9 @@ def loaded_elsewhere(name, **env):
         "print(type(tokenizer).__name__, tokenizer(sys.argv[2])['input_ids'], 'torch' in sys.modules, sep='|')"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1", **env}
-    run = subprocess.run([sys.executable, "-c", code, str(name), TEXT], capture_output=True, text=True, check=True, env=environment)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(name), TEXT], capture_output=True, text=True, check=True, env=environment
+    )
     kind, ids, torch = run.stdout.strip().split("|")
     return kind, json.loads(ids), torch == "True"
 

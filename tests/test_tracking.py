@@ -97,9 +97,18 @@ def test_a_run_is_tracked(config, tmp_path):
     ragfit.train(trainer)
     assert wandb.run is None  # finished
     run, settings, history, summary, code = read_run(tmp_path / "out")
-    assert (run.run_group, run.entity, run.project, run.job_type, list(run.tags)) == ("my group", "my-team", "ragfit", "train", ["train"])
+    assert (run.run_group, run.entity, run.project, run.job_type, list(run.tags)) == (
+        "my group",
+        "my-team",
+        "ragfit",
+        "train",
+        ["train"],
+    )
     assert settings["data_file"] == cfg.data_file and settings["model"]["lora"]["r"] == 16
-    assert settings["train"]["learning_rate"] == 0.01 and settings["translated"]["train.warmup_ratio"] == "0.03 -> train.warmup_steps"
+    assert (
+        settings["train"]["learning_rate"] == 0.01
+        and settings["translated"]["train.warmup_ratio"] == "0.03 -> train.warmup_steps"
+    )
     assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer)
     assert summary["rows"] == 6 and summary["loss_tokens"] == trainer.prepared.report.train.loss_tokens
     assert code == 0 and summary["outcome"] == "finished"
@@ -142,26 +151,38 @@ def media(folder, name):
 
 
 def test_the_report_and_what_is_learned_of_a_few_rows_are_tracked(config, write_rows, tmp_path):
-    rows = [*question_rows(3), question_rows(1)[0], {"prompt": "<script>alert(1)</script>", "answers": ["<img src=x onerror=alert(2)>"]}]
+    rows = [
+        *question_rows(3),
+        question_rows(1)[0],
+        {"prompt": "<script>alert(1)</script>", "answers": ["<img src=x onerror=alert(2)>"]},
+    ]
     cfg = config("use_wandb=true", "experiment='<script>alert(3)</script>'", "limit=null")
     cfg.data_file = str(write_rows(rows[::-1], "hostile<script>.jsonl"))
     ragfit.train(tiny_trainer(cfg))
     _, _, history, summary, _ = read_run(tmp_path / "out")
     assert summary["data"]["findings"] == 1
     (table,) = tmp_path.glob("out/wandb/offline-run-*/files/media/table/data/findings_*.json")
-    assert [(line[0], line[1], line[2]) for line in json.loads(table.read_text())["data"]] == [("note", "duplicate rows", 1)]
+    assert [(line[0], line[1], line[2]) for line in json.loads(table.read_text())["data"]] == [
+        ("note", "duplicate rows", 1)
+    ]
 
     report = Page(media(tmp_path / "out", "report"))
     assert "duplicate rows" in report.text and "hostile<script>.jsonl" in report.text and "script" not in report.tags
     shown = Page(media(tmp_path / "out", "loss_mask"))
     assert "<script>alert(1)</script>" in shown.text and not {"script", "img", "link", "iframe"} & shown.tags
     answers = [text for text in shown.loss if "<|im_end|>" in text]
-    assert [text.partition("<|im_end|>")[0].replace("·", " ") for text in answers] == ["<img src=x onerror=alert(2)>", "The answer is 0.", "The answer is 4."]
+    assert [text.partition("<|im_end|>")[0].replace("·", " ") for text in answers] == [
+        "<img src=x onerror=alert(2)>",
+        "The answer is 0.",
+        "The answer is 4.",
+    ]
     assert "default-src 'none'" in media(tmp_path / "out", "loss_mask").read_text(encoding="utf-8")
 
 
 def test_evaluation_during_the_run_is_tracked_and_after_it_is_not_a_crash(config, tmp_path, capsys):
-    cfg = config("use_wandb=true", "dev_split=2", "train.eval_strategy=steps", "train.eval_steps=1", "train.max_steps=2")
+    cfg = config(
+        "use_wandb=true", "dev_split=2", "train.eval_strategy=steps", "train.eval_steps=1", "train.max_steps=2"
+    )
     trainer = tiny_trainer(cfg)
     ragfit.train(trainer)
     evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -199,7 +220,9 @@ def test_a_failing_run_is_marked_as_failed(config, tmp_path):
         def on_step_end(self, *args, **kwargs):
             raise RuntimeError("out of memory, say")
 
-    with pytest.raises(RagfitError, match="The run failed: out of memory, say. Lower train.per_device_train_batch_size"):
+    with pytest.raises(
+        RagfitError, match="The run failed: out of memory, say. Lower train.per_device_train_batch_size"
+    ):
         ragfit.train(tiny_trainer(config("use_wandb=true"), [Fail()]))
     *_, summary, code = read_run(tmp_path / "out")
     assert code == 1 and summary["outcome"] == "failed" and "checkpoint" not in summary and wandb.run is None
@@ -231,7 +254,9 @@ def test_a_tracker_that_breaks_ends_nothing(config, tmp_path, caplog):
     trainer = tiny_trainer(config("use_wandb=true"), [Break()])
     assert (ragfit.train(trainer) / "adapter_model.safetensors").is_file()
     assert len(losses(trainer)) == 3
-    assert [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()][0].startswith("wandb failed (")
+    assert [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()][
+        0
+    ].startswith("wandb failed (")
 
 
 def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch, caplog):
@@ -246,17 +271,22 @@ def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch,
     ("key", "reason"),
     [("too-short", "the login at wandb does not work"), ("0123456789" * 4, "wandb cannot be reached")],
 )
-def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(config, tmp_path, monkeypatch, caplog, key, reason):
+def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(
+    config, tmp_path, monkeypatch, caplog, key, reason
+):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     trainer = tiny_trainer(config("use_wandb=true"))
     ragfit.train(trainer)
-    assert reason in caplog.text and "kept offline. Send it later with `wandb sync`" in caplog.text and key not in caplog.text
+    assert (
+        reason in caplog.text
+        and "kept offline. Send it later with `wandb sync`" in caplog.text
+        and key not in caplog.text
+    )
     _, _, history, summary, code = read_run(tmp_path / "out")
     assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer) and code == 0
-
 
 
 def test_a_run_of_the_user_s_own_is_used_and_left_open(config, tmp_path):
@@ -289,7 +319,9 @@ def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     env |= {"PYTHONPATH": str(PROJECT_ROOT), "ROWS_OF_MINE": cfg.data_file, "MODEL_OF_MINE": str(model)}
     command = [sys.executable, "-m", "ragfit.training", "-cp", str(tmp_path / "configs"), "-cn", "run",
                "model.model_name_or_path=${oc.env:MODEL_OF_MINE}", "train.run_name=${oc.env:RUN_NAME_OF_MINE}", "experiment=${oc.env:HF_TOKEN}", "data_file=${oc.env:ROWS_OF_MINE}"]  # fmt: skip
-    result = subprocess.run(command, env=env, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        command, env=env, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     assert "not logged in to wandb, so the run is kept offline" in result.stdout + result.stderr
     run, settings, history, _, _ = read_run(tmp_path / "out")
@@ -298,11 +330,17 @@ def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     planted = [*SECRETS.values(), "hf_secret000", "inner-key-444", "gitsecret555", model.name]
     told = result.stdout + result.stderr
     assert [secret for secret in planted if secret in told] == [model.name]  # "Loading …", on the user's own screen
-    content = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    content = {
+        path.relative_to(tmp_path / "out"): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     assert len(content) > 20 and any(path.name == "training_args.bin" for path in content)
     for secret in planted:
         found = [str(path) for path, data in content.items() if secret.encode() in data]
         assert found == [], secret
     tracked = {str(path): data for path, data in content.items() if path.parts[0] == "wandb"}
     assert [path for path, data in tracked.items() if cfg.data_file.encode() in data] == []
-    assert not [path for path in tracked if path.endswith(("wandb-metadata.json", "output.log", ".patch", ".py", ".ipynb"))]
+    assert not [
+        path for path in tracked if path.endswith(("wandb-metadata.json", "output.log", ".patch", ".py", ".ipynb"))
+    ]

@@ -85,7 +85,9 @@ TRAIN_KEYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "expected"), TRAIN_KEYS, ids=[" ".join(o) or "as shipped" for o, _ in TRAIN_KEYS])
+@pytest.mark.parametrize(
+    ("overrides", "expected"), TRAIN_KEYS, ids=[" ".join(o) or "as shipped" for o, _ in TRAIN_KEYS]
+)
 def test_train_keys_reach_the_arguments(config, overrides, expected):
     args = arguments(config(*overrides))
     found = {name: getattr(args, name) for name in expected}
@@ -161,7 +163,12 @@ def test_several_gpus_and_no_launcher(config, monkeypatch):
 
 
 def test_optimizer_scheduler_and_steps(config):
-    keys = ["train.weight_decay=0.25", "train.learning_rate=0.004", "train.warmup_ratio=0.5", "train.lr_scheduler_type=linear"]
+    keys = [
+        "train.weight_decay=0.25",
+        "train.learning_rate=0.004",
+        "train.warmup_ratio=0.5",
+        "train.lr_scheduler_type=linear",
+    ]
     trainer = tiny_trainer(config(*keys, "train.gradient_accumulation_steps=3", "train.per_device_train_batch_size=2"))
     trainer.train()
     assert trainer.state.max_steps == trainer.state.global_step == 2  # twelve rows, six a step
@@ -199,7 +206,9 @@ def test_padding_to_a_multiple(config):
 
 
 def test_report_to_nothing_has_no_reporters(config):
-    names = {type(callback).__name__ for callback in tiny_trainer(config("train.report_to=null")).callback_handler.callbacks}
+    names = {
+        type(callback).__name__ for callback in tiny_trainer(config("train.report_to=null")).callback_handler.callbacks
+    }
     assert names == {"DefaultFlowCallback", "LossCurveCallback", "RunCallback"}
 
 
@@ -242,10 +251,15 @@ def batch_rows(batch):
 def test_the_model_is_fed_what_prepare_made(tiny_phi3, write_rows, out):
     """One row is longer than 1024 tokens, where TRL's default would cut it."""
     rows = [*question_rows(10), {"prompt": "no idea. " * 700, "answers": ["A long way."]}]
-    cfg = tiny_config(tiny_phi3, write_rows(rows), out, "train.per_device_train_batch_size=4", "dev_split=3", "shuffle=1")
+    cfg = tiny_config(
+        tiny_phi3, write_rows(rows), out, "train.per_device_train_batch_size=4", "dev_split=3", "shuffle=1"
+    )
     prepared = ragfit.prepare(cfg)
     trainer = ragfit.build_trainer(cfg, prepared)
-    for part, loader in ((prepared.train, trainer.get_train_dataloader()), (prepared.dev, trainer.get_eval_dataloader())):
+    for part, loader in (
+        (prepared.train, trainer.get_train_dataloader()),
+        (prepared.dev, trainer.get_eval_dataloader()),
+    ):
         expected = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in part]
         fed, padding = [], set()
         for batch in loader:
@@ -318,7 +332,9 @@ def test_the_logged_loss_is_the_mean_over_the_step_s_tokens(config):
     trainer = tiny_trainer(config("train.max_steps=1", "model.lora.lora_dropout=0"))
     batches = list(trainer.get_train_dataloader())[:2]
     counts = [int((batch["labels"] != -100).sum()) for batch in batches]
-    expected = sum(n * cross_entropy(trainer.model, batch) for n, batch in zip(counts, batches, strict=True)) / sum(counts)
+    expected = sum(n * cross_entropy(trainer.model, batch) for n, batch in zip(counts, batches, strict=True)) / sum(
+        counts
+    )
     trainer.train()
     assert losses(trainer) == [pytest.approx(expected, abs=1e-4)]
 
@@ -341,7 +357,9 @@ def test_limit_shuffle_and_dev_split(config):
 
 
 def test_evaluation_on_a_dev_set(config):
-    trainer = tiny_trainer(config("dev_split=4", "train.eval_strategy=steps", "train.eval_steps=2", "train.max_steps=4", *FAST))
+    trainer = tiny_trainer(
+        config("dev_split=4", "train.eval_strategy=steps", "train.eval_steps=2", "train.max_steps=4", *FAST)
+    )
     trainer.train()
     logged = [(e["step"], e["eval_loss"]) for e in trainer.state.log_history if "eval_loss" in e]
     assert [step for step, _ in logged] == [2, 4]
@@ -389,7 +407,11 @@ def test_a_second_run_keeps_the_earlier_checkpoint(config, out):
     for expected in (["checkpoint"], ["checkpoint", "checkpoint.1"], ["checkpoint", "checkpoint.1", "checkpoint.2"]):
         (save_checkpoint(trainer) / "run").write_text(f"{len(expected)}")
         assert sorted(path.name for path in out.iterdir() if path.is_dir()) == expected
-    assert [(out / name / "run").read_text() for name in ("checkpoint.1", "checkpoint.2", "checkpoint")] == ["1", "2", "3"]
+    assert [(out / name / "run").read_text() for name in ("checkpoint.1", "checkpoint.2", "checkpoint")] == [
+        "1",
+        "2",
+        "3",
+    ]
 
 
 def test_a_template_is_saved_too(config, tmp_path):
@@ -437,14 +459,19 @@ def test_a_place_that_cannot_be_written_is_found_before_training(config, tmp_pat
 # --- Before the run -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keys", [[], ["model.load_in_8bit=true"], ["model.load_in_4bit=true"]], ids=["whole", "8bit", "4bit"])
+@pytest.mark.parametrize(
+    "keys", [[], ["model.load_in_8bit=true"], ["model.load_in_4bit=true"]], ids=["whole", "8bit", "4bit"]
+)
 def test_parameters_are_counted(config, tiny_phi3, keys):
     trainer = tiny_trainer(config(*keys, "model.lora.target_modules=[qkv_proj]", "model.lora.r=4"))
     base = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_phi3).parameters())
     adapter = 2 * (4 * 16 + 48 * 4)  # layers × (A: r × 16, B: 48 × r)
     assert parameters(trainer.model) == (base + adapter, adapter)
     facts = {label: (value, note) for label, value, note in ragfit.preflight(trainer).items}
-    assert facts["parameters"] == (f"{adapter:,} of {base + adapter:,} are trained", f"{adapter / (base + adapter):.2%}")
+    assert facts["parameters"] == (
+        f"{adapter:,} of {base + adapter:,} are trained",
+        f"{adapter / (base + adapter):.2%}",
+    )
     loaded = {"": "float32", "8": "8-bit", "4": "4-bit"}[keys[0].removeprefix("model.load_in_")[0] if keys else ""]
     assert facts["precision"][0] == "no autocast" and f"; {loaded} weights, " in facts["precision"][1]
 
@@ -455,7 +482,14 @@ STEPS = [
     (["train.num_train_epochs=1.5"], 9),
     (["train.gradient_accumulation_steps=5"], 3),
     (["train.per_device_train_batch_size=5", "train.gradient_accumulation_steps=1"], 3),
-    (["train.per_device_train_batch_size=5", "train.gradient_accumulation_steps=1", "train.dataloader_drop_last=true"], 2),
+    (
+        [
+            "train.per_device_train_batch_size=5",
+            "train.gradient_accumulation_steps=1",
+            "train.dataloader_drop_last=true",
+        ],
+        2,
+    ),
     (["train.per_device_train_batch_size=64", "train.gradient_accumulation_steps=64"], 1),
     (["train.num_train_epochs=0.1"], 1),
     (["limit=7", "train.num_train_epochs=3"], 12),

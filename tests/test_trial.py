@@ -128,11 +128,18 @@ def test_rows_longer_than_learned_positions(write_rows, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = make_tokenizer("digits", "chatml")
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=16, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=16, n_layer=2, n_head=2)
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    cfg = tiny_config(tmp_path, write_rows(question_rows(12, words=9)), tmp_path / "out", "model.lora.target_modules=[c_attn]")
+    cfg = tiny_config(
+        tmp_path, write_rows(question_rows(12, words=9)), tmp_path / "out", "model.lora.target_modules=[c_attn]"
+    )
     message = refusal(cfg)
-    assert message.startswith("model.max_sequence_len: the longest row has ") and "no more than 256 positions. Set model.max_sequence_len=256" in message
+    assert (
+        message.startswith("model.max_sequence_len: the longest row has ")
+        and "no more than 256 positions. Set model.max_sequence_len=256" in message
+    )
     cfg.model.max_sequence_len = 256
     tiny_trainer(cfg).train()
 
@@ -142,7 +149,13 @@ POSITIONS = [
     ({}, 4096),
     ({"max_position_embeddings": 64}, 64),
     ({"max_position_embeddings": 64, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 256),
-    ({"max_position_embeddings": 64, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}, 128),
+    (
+        {
+            "max_position_embeddings": 64,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        },
+        128,
+    ),
 ]
 
 
@@ -152,7 +165,9 @@ def test_rows_longer_than_rotary_positions_are_warned_of(changes, made_for, tiny
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | changes))
     trainer = tiny_trainer(tiny_config(folder, write_rows(question_rows(12, words=9)), tmp_path / "out"))
     longest = max(map(len, trainer.train_dataset["input_ids"]))
-    warned = [warning for warning in ragfit.preflight(trainer).warnings if f"made for {made_for:,} positions" in warning]
+    warned = [
+        warning for warning in ragfit.preflight(trainer).warnings if f"made for {made_for:,} positions" in warning
+    ]
     assert bool(warned) == (longest > made_for), longest
 
 
@@ -160,7 +175,9 @@ def test_rows_longer_than_rotary_positions_are_warned_of(changes, made_for, tiny
 
 
 def test_a_trial_changes_nothing_of_what_is_trained(tiny_llama, write_rows, tmp_path, monkeypatch):
-    cfg = tiny_config(tiny_llama, write_rows(question_rows(12)), tmp_path / "out", "train.max_steps=3", "train.save_strategy=no")
+    cfg = tiny_config(
+        tiny_llama, write_rows(question_rows(12)), tmp_path / "out", "train.max_steps=3", "train.save_strategy=no"
+    )
 
     def run():
         trainer = tiny_trainer(cfg)
@@ -198,7 +215,12 @@ def test_the_copy_of_a_large_model_is_small():
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        vocab_size=128_256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8
+        vocab_size=128_256,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(narrowed(config))
@@ -207,7 +229,9 @@ def test_the_copy_of_a_large_model_is_small():
     assert config.num_hidden_layers == 80
 
 
-@pytest.mark.parametrize("kind", ["gemma3_text", "qwen3_next", "qwen3_moe", "gpt_neox", "mistral", "deepseek_v3", "gpt_oss", "cohere2"])
+@pytest.mark.parametrize(
+    "kind", ["gemma3_text", "qwen3_next", "qwen3_moe", "gpt_neox", "mistral", "deepseek_v3", "gpt_oss", "cohere2"]
+)
 def test_the_copy_has_a_layer_of_each_kind(kind):
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -272,7 +296,9 @@ def test_what_a_library_raises_becomes_a_sentence(error, expected):
     assert message.endswith("RAGFIT_TRACEBACK=1 shows where it happened.") and caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ConfigError("limit is 0. Set it."), ragfit.errors.Interrupted("x", 2)])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(3), ConfigError("limit is 0. Set it."), ragfit.errors.Interrupted("x", 2)]
+)
 def test_what_passes_as_it_is(error):
     with pytest.raises(type(error)) as caught, explained("Training"):
         raise error
@@ -305,7 +331,9 @@ def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, mon
         "ragfit.training.run.resume_path": lambda: ragfit.build_trainer(cfg, prepared),
         "ragfit.evaluation.evaluate.generate": lambda: ragfit.evaluate(trainer, rows=1),
         "ragfit.training.reload.load_believed": lambda: ragfit.load_checkpoint(tmp_path / "out" / "checkpoint"),
-        "ragfit.runs.merge.believed": lambda: ragfit.merge_checkpoint(tmp_path / "out" / "checkpoint", tmp_path / "merged"),
+        "ragfit.runs.merge.believed": lambda: ragfit.merge_checkpoint(
+            tmp_path / "out" / "checkpoint", tmp_path / "merged"
+        ),
         "ragfit.training.resume.RunCallback.on_step_end": lambda: ragfit.train(tiny_trainer(cfg)),
     }
     ragfit.train(trainer)

@@ -157,7 +157,9 @@ def test_what_refers_to_one_another_is_followed(tmp_path):
 @pytest.mark.parametrize("text", ["a: [", "- 1", "a: &x [1]\nb: *x", "a: ${", "[" * 5000, "a: 1\na: 2"])
 def test_a_file_that_cannot_be_read(text, tmp_path):
     (tmp_path / "ragfit.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="ragfit.yaml (cannot be read|is no mapping).*Take the checkpoint from another copy"):
+    with pytest.raises(
+        ConfigError, match="ragfit.yaml (cannot be read|is no mapping).*Take the checkpoint from another copy"
+    ):
         believed(tmp_path)
 
 
@@ -167,7 +169,10 @@ def test_a_file_that_cannot_be_read(text, tmp_path):
 def with_code(folder, ran):
     """Give a model's folder code of its own, for the model and the tokenizer, which leaves a file behind when it runs."""
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "owncode", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    config |= {
+        "model_type": "owncode",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(
         "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
@@ -193,7 +198,9 @@ def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tm
     merge_checkpoint(checkpoint, tmp_path / "merged", trust_remote_code=True)
     assert ran.exists()
     ran.unlink()
-    (tmp_path / "base" / "own.py").write_text((base / "own.py").read_text() + "\n")  # not the module that is loaded already
+    (tmp_path / "base" / "own.py").write_text(
+        (base / "own.py").read_text() + "\n"
+    )  # not the module that is loaded already
     trainer = ragfit.load_checkpoint(checkpoint, overrides=["model.trust_remote_code=true"])
     assert ran.exists() and type(trainer.model.get_base_model()).__name__ == "OwnModel"
     assert warned(caplog) == []
@@ -211,7 +218,10 @@ def test_code_of_the_tokenizer_does_not_run(tiny_llama, tmp_path):
         with contextlib.suppress(ConfigError):
             load_tokenizer(folder)
         assert not ran.exists()
-    with pytest.raises(ConfigError, match="no tokenizer .* it needs custom code that comes with it, which is not run. Set model.trust_remote_code=true"):
+    with pytest.raises(
+        ConfigError,
+        match="no tokenizer .* it needs custom code that comes with it, which is not run. Set model.trust_remote_code=true",
+    ):
         load_tokenizer(folder)
     assert type(load_tokenizer(folder, trust_remote_code=True)).__name__ == "OwnTokenizer" and ran.exists()
 
@@ -235,7 +245,14 @@ def test_a_module_in_the_working_directory_is_not_imported(checkpoint, tmp_path,
     merge.main([str(checkpoint), "merged"])
     assert not (tmp_path / "ran").exists() and "s3cret" not in caplog.text + capsys.readouterr().out
     of_evaluation, of_merge = warned(caplog)
-    for key in ("model._target_", "model.generation._target_", "model.completion_start", "hydra", "defaults", "instruction"):
+    for key in (
+        "model._target_",
+        "model.generation._target_",
+        "model.completion_start",
+        "hydra",
+        "defaults",
+        "instruction",
+    ):
         assert key in of_evaluation
     assert "model._target_" in of_merge
     caplog.clear()

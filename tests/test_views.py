@@ -32,7 +32,7 @@ from ragfit.views import (
 
 HOSTILE = [
     "<script>alert(1)</script> <img src=x onerror=\"alert('1')\">",
-    "\" onmouseover=\"alert(1)\" x='",
+    '" onmouseover="alert(1)" x=\'',
     "</bdi></mark></details><details open><style>*{display:none}</style>",
     "שלום \u202eevil\u202c \u2066tail\u2069 end",
     "a\x00b\x07c\x1b[31mred\ttab\u00a0nbsp  two   spaces ",
@@ -57,7 +57,10 @@ def tokenizer():
     bpe.decoder = decoders.ByteLevel()
     specials = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(["Who wrote it? The document says that Ada wrote it in 1843.\n\nDocuments:"] * 20, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>")
@@ -245,7 +248,11 @@ def test_a_row_of_a_batch(make, tokenizer):
 
 
 def test_ids_that_no_text_gives_again(tokenizer):
-    ids = [tokenizer.convert_tokens_to_ids(piece) for piece in "hi"] + tokenizer("👧")["input_ids"] + [tokenizer.eos_token_id]
+    ids = (
+        [tokenizer.convert_tokens_to_ids(piece) for piece in "hi"]
+        + tokenizer("👧")["input_ids"]
+        + [tokenizer.eos_token_id]
+    )
     page = Reader(TokenView.from_ids(tokenizer, ids, [-100] * (len(ids) - 1) + ids[-1:]).html())
     assert [token.id for token in page.tokens] == ids
     assert page.decoded() == "hi👧<|end|>"
@@ -262,7 +269,9 @@ def test_losses_stand_below_their_tokens(make):
     count = sum(label != -100 for label in labels)
     assert html.count("2.50<br>0.25</small>") == count
     assert html.count("loss 2.50 → 0.25") == count
-    assert f"loss, base: {' '.join(['2.50'] * count)}\n" in repr(TokenView(prepared, losses={"base": base, "tuned": tuned}))
+    assert f"loss, base: {' '.join(['2.50'] * count)}\n" in repr(
+        TokenView(prepared, losses={"base": base, "tuned": tuned})
+    )
     with pytest.raises(ValueError, match="losses"):
         TokenView(prepared, losses=[1.0])
 
@@ -273,7 +282,15 @@ def test_prompt_view_covers_the_text(make):
     assert "".join(text for _, text, _, _ in view.parts) == prepared.rendered(0).text
     assert sum(tokens for _, _, tokens, _ in view.parts) == len(prepared.train[0]["input_ids"])
     assert sum(loss for *_, loss in view.parts) == sum(label != -100 for label in prepared.train[0]["labels"])
-    assert [name for name, *_ in view.parts] == ["template", "prompt", "template", "marker", "output", "end of turn", "template"]
+    assert [name for name, *_ in view.parts] == [
+        "template",
+        "prompt",
+        "template",
+        "marker",
+        "output",
+        "end of turn",
+        "template",
+    ]
     assert_harmless(view._repr_html_())
     assert "identical up to the completion" in view.html()
     assert "--- output (" in repr(view)
@@ -283,7 +300,9 @@ def test_prompt_view_shows_what_differs_at_inference(make, tokenizer):
     import copy
 
     odd = copy.deepcopy(tokenizer)
-    odd.chat_template = TEMPLATE.replace("<|{{ m['role'] }}|>", "{% if not add_generation_prompt %}Hello {% endif %}<|{{ m['role'] }}|>")
+    odd.chat_template = TEMPLATE.replace(
+        "<|{{ m['role'] }}|>", "{% if not add_generation_prompt %}Hello {% endif %}<|{{ m['role'] }}|>"
+    )
     prepared = make(rows("<b>it</b>"), odd)
     view = PromptView(prepared)
     assert ">Hello" in view.html() and "<ins" in view.html()
@@ -293,7 +312,9 @@ def test_prompt_view_shows_what_differs_at_inference(make, tokenizer):
 
 
 def test_report_counts_and_finds(make):
-    prepared = make([*rows("<script>x</script><|end|>", "Ada", "Ada"), *rows("it " * 200)], **{"model.max_sequence_len": 400})
+    prepared = make(
+        [*rows("<script>x</script><|end|>", "Ada", "Ada"), *rows("it " * 200)], **{"model.max_sequence_len": 400}
+    )
     html = ReportView(prepared)._repr_html_()
     page = assert_harmless(html)
     assert html == report_html(prepared.report) == prepared.report._repr_html_()
@@ -307,7 +328,9 @@ def test_report_counts_and_finds(make):
 
 
 def test_lengths(make):
-    prepared = make(rows("Ada", "wrote it " * 9, "x " * 300), **{"model.max_sequence_len": 400, "dev_split": 0.3, "shuffle": False})
+    prepared = make(
+        rows("Ada", "wrote it " * 9, "x " * 300), **{"model.max_sequence_len": 400, "dev_split": 0.3, "shuffle": False}
+    )
     view = LengthsView(prepared)
     html = view._repr_html_()
     assert_harmless(html)
@@ -326,7 +349,9 @@ def test_differences(make):
     assert "&lt;b&gt;out&lt;/b&gt;" in html
     assert "train.output_dir" in repr(view)
     assert "Nothing" in DifferencesView(prepared.cfg, [], "views").html()
-    noted = DifferencesView({"translated": {"train.a": "became train.b"}}, [("train.b", None, 1), ("x", 1, 2, "because")], "views")
+    noted = DifferencesView(
+        {"translated": {"train.a": "became train.b"}}, [("train.b", None, 1), ("x", 1, 2, "because")], "views"
+    )
     assert "because" in repr(noted) and "became train.b" in repr(noted)
 
 
@@ -354,7 +379,9 @@ def run(curve, steps, total, **more):
     for step in range(1, steps + 1):
         state.global_step, state.epoch = step, 2 * step / total
         curve.on_step_end(args, state, None)
-        curve.on_log(args, state, None, logs={"loss": 1 / step, "learning_rate": 1e-4, "num_tokens": 100.0 * step} | more)
+        curve.on_log(
+            args, state, None, logs={"loss": 1 / step, "learning_rate": 1e-4, "num_tokens": 100.0 * step} | more
+        )
         if step % 50 == 0:
             curve.on_log(args, state, None, logs={"eval_loss": 2 / step})
     curve.on_log(args, state, None, logs={"train_loss": 0.5, "train_runtime": 1.0})

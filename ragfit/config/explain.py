@@ -48,12 +48,18 @@ def explained(doing):
         raise
     except Exception as error:  # of any library, or of this kit's own code
         advice = _advice(error)
-        raise RagfitError(f"{doing} failed: {whole_text(error)}. {advice}. {TRACEBACK}=1 shows where it happened.") from error
+        raise RagfitError(
+            f"{doing} failed: {whole_text(error)}. {advice}. {TRACEBACK}=1 shows where it happened."
+        ) from error
 
 
 def _advice(error):
     """What to do about another library's error, half a sentence."""
-    if isinstance(error, OSError) and error.filename is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if (
+        isinstance(error, OSError)
+        and error.filename is not None
+        and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    ):
         return f"Check that {plain(error.filename)!r} exists and that you may read and write it"
     said = whole_text(error)
     for pattern, advice in CAUSES:
@@ -65,7 +71,9 @@ def _advice(error):
     words = set(re.findall(r"\w+_\w+", said))
     if named := [key for key in known_keys() if key.rpartition(".")[2] in words]:
         return f"Change or remove {' or '.join(named[:3])}"
-    return "If its text names a key of yours, change that one; otherwise it may be a fault of this kit or of that library"
+    return (
+        "If its text names a key of yours, change that one; otherwise it may be a fault of this kit or of that library"
+    )
 
 
 def tried(attempt, keys, without, plain, room, names):

@@ -58,7 +58,9 @@ def translate_names(tree, notes) -> bool:
         elif new == "model.max_sequence_len":
             note(old, value, f"dropped, {new} is {place[new_name]}")
         else:
-            problem = f"{old} is {short_repr(value, old)} and {new}, its present name, is {short_repr(place[new_name], new)}"
+            problem = (
+                f"{old} is {short_repr(value, old)} and {new}, its present name, is {short_repr(place[new_name], new)}"
+            )
             raise KeyProblem(old, problem, f"Leave {old} empty.")
     train, report = tree["train"], tree["train"].get("report_to", "none")
     wandb = coerce(tree.get("use_wandb"), kinds(DATA_KEYS["use_wandb"]), "use_wandb")

@@ -138,10 +138,18 @@ def _written(path) -> dict[str, tuple[int, yaml.Node]]:
         raise ConfigError(f"{path} is no mapping of keys to values. Begin it like configs/training.yaml.")
     walk(root, "")
     for name in dotted:
-        above = [part for part in found if name.startswith(f"{part}.") and not isinstance(found[part][1], yaml.MappingNode)]
+        above = [
+            part for part in found if name.startswith(f"{part}.") and not isinstance(found[part][1], yaml.MappingNode)
+        ]
         if "defaults" in found or above:
-            other = f"{above[0]} (line {found[above[0]][0]}) holds no keys" if above else "a list of defaults may say otherwise"
-            raise ConfigError(f"{path}, line {found[name][0]}: {name} is set, but {other}. Write it as a key below {name.rpartition('.')[0]}:.")
+            other = (
+                f"{above[0]} (line {found[above[0]][0]}) holds no keys"
+                if above
+                else "a list of defaults may say otherwise"
+            )
+            raise ConfigError(
+                f"{path}, line {found[name][0]}: {name} is set, but {other}. Write it as a key below {name.rpartition('.')[0]}:."
+            )
     return found
 
 
@@ -192,12 +200,21 @@ def finish(cfg, source=None):
             notes = {key: notes[key] for key in notes if not OmegaConf.is_interpolation(notes, key)}
         tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
         tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
-        for part in {"model", "train"} & read.keys():  # what is saved could not tell its keys from those that were added
-            raise KeyProblem(part, f"{part} is {read[part]}, all of it from the environment", f"Write keys under {part}:, and ${{oc.env:…}} as their values.")
+        for part in {
+            "model",
+            "train",
+        } & read.keys():  # what is saved could not tell its keys from those that were added
+            raise KeyProblem(
+                part,
+                f"{part} is {read[part]}, all of it from the environment",
+                f"Write keys under {part}:, and ${{oc.env:…}} as their values.",
+            )
         for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
             if not isinstance(value, dict):
                 found = "empty" if value is None else repr(value)
-                raise KeyProblem(part, f"{part} is {found}, not keys and values", f"Write keys under {part}:, indented.")
+                raise KeyProblem(
+                    part, f"{part} is {found}, not keys and values", f"Write keys under {part}:, indented."
+                )
         if source:
             _as_written(tree, _written(Path(source)))
         hf_train = translate_names(tree, notes)
@@ -292,18 +309,29 @@ def _check_values(tree, hf_train):
     tree["train"]["output_dir"] = str(home) if output_dir.startswith("~") else output_dir
     if tree.get("input_key") and tree["input_key"] == tree.get("output_key"):
         problem = f"output_key is {short_repr(tree['output_key'])}, as input_key is, so the model would learn to repeat its prompt"
-        raise KeyProblem("output_key", problem, "Set output_key to the key of a row with the text to learn.", tree["output_key"])
+        raise KeyProblem(
+            "output_key", problem, "Set output_key to the key of a row with the text to learn.", tree["output_key"]
+        )
     if tree["train"].get("resume_from_checkpoint"):  # which transformers only hands on to scripts
         wrong = tree["train"]["resume_from_checkpoint"]
-        raise KeyProblem("train.resume_from_checkpoint", "train.resume_from_checkpoint is set, which nothing reads", "Set resume_checkpoint.", wrong)
+        raise KeyProblem(
+            "train.resume_from_checkpoint",
+            "train.resume_from_checkpoint is set, which nothing reads",
+            "Set resume_checkpoint.",
+            wrong,
+        )
     if tree["train"].get("push_to_hub"):
         problem = "train.push_to_hub is set, but checkpoints are not pushed while training"
-        raise KeyProblem("train.push_to_hub", problem, "Remove it, and set hfhub_tag to push the adapter at the end.", True)
+        raise KeyProblem(
+            "train.push_to_hub", problem, "Remove it, and set hfhub_tag to push the adapter at the end.", True
+        )
     if isinstance(share, int | float) and not (0 < share < 1 or isinstance(share, int) and share >= 1):
         advice = "Set a share between 0 and 1, a number of rows, or the path of a data file."
         raise KeyProblem("dev_split", f"dev_split is {share}", advice, share)
     if hf_train and not model.get("model_name_or_path"):
-        raise KeyProblem("model", "model.model_name_or_path is not set", "Set a model's name on the hub, or its folder.")
+        raise KeyProblem(
+            "model", "model.model_name_or_path is not set", "Set a model's name on the hub, or its folder."
+        )
     if hf_train and model.get("load_in_4bit") and model.get("load_in_8bit"):
         problem = "model.load_in_4bit and model.load_in_8bit are both true"
         raise KeyProblem("model.load_in_4bit", problem, "Set one to false.")
@@ -318,4 +346,3 @@ def differences(cfg, config) -> list[tuple]:
     after = dict(leaves(unresolved(cfg)))
     keys = [key for key in dict.fromkeys((*after, *before)) if not key.startswith("translated")]
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
-

@@ -127,13 +127,17 @@ def from_parameters(namespace, extra=()) -> Chosen:
         if name not in (*known, "translated"):
             raise ConfigError(f"There is no parameter {name}. {unknown_key(name, known)}")
     last = split_overrides(namespace.get("overrides"))
-    first = [override(key, namespace[key], environment=True) for key in DATA_KEYS if namespace.get(key) not in (None, "")]
+    first = [
+        override(key, namespace[key], environment=True) for key in DATA_KEYS if namespace.get(key) not in (None, "")
+    ]
     for part in ("model", "train"):
         value = namespace.get(part)
         if not isinstance(value, Overrides | dict | None):
             raise ConfigError(f"{part} is {value!r}. Set single keys, such as -p {part}.some_key value, or a mapping.")
         recorded = value._values if isinstance(value, Overrides) else {part: value} if value else {}
-        first += [override(k, v, environment=True) for key, tree in recorded.items() for k, v in _flat(key, tree).items()]
+        first += [
+            override(k, v, environment=True) for key, tree in recorded.items() for k, v in _flat(key, tree).items()
+        ]
     refuse_secrets([*first, *last], "a notebook keeps its parameters")
     config = namespace.get("config") or None
     if not isinstance(config, str | PathLike | None):

@@ -27,12 +27,16 @@ def user_path(value, key="path") -> Path:
             path.stat()
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ConfigError(f"{key}: {short_repr(str(value))} cannot be looked up: {reason}. {_other_path(key, 'another path')}") from error
+        raise ConfigError(
+            f"{key}: {short_repr(str(value))} cannot be looked up: {reason}. {_other_path(key, 'another path')}"
+        ) from error
     return path
 
 
 def _other_path(key, otherwise):
-    return f"Set {key} to {'the path of a file that holds the text' if key in ('instruction', 'template') else otherwise}."
+    return (
+        f"Set {key} to {'the path of a file that holds the text' if key in ('instruction', 'template') else otherwise}."
+    )
 
 
 def _places(path) -> tuple[Path, ...]:
@@ -53,8 +57,14 @@ def find_path(value, key) -> Path:
     """As `find_existing`, with a `ConfigError` naming the key and both places where there is no such path."""
     found = find_existing(value, key)
     if found is None:
-        places = " or ".join(dict.fromkeys(short_repr(str(Path.cwd() / place)).strip("'") for place in _places(user_path(value or "", key))))
-        raise ConfigError(f"{key}: there is no {short_repr(str(value))} at {places}. {_other_path(key, 'a path that exists')}")
+        places = " or ".join(
+            dict.fromkeys(
+                short_repr(str(Path.cwd() / place)).strip("'") for place in _places(user_path(value or "", key))
+            )
+        )
+        raise ConfigError(
+            f"{key}: there is no {short_repr(str(value))} at {places}. {_other_path(key, 'a path that exists')}"
+        )
     return found
 
 
@@ -62,7 +72,9 @@ def find_file(value, key) -> Path:
     """As `find_path`, of a regular file: whoever reads a pipe or a device may wait without end."""
     found = find_path(value, key)
     if not found.is_file():
-        what = "a folder. Name the file in it" if found.is_dir() else "a pipe or a device. Write its content into a file"
+        what = (
+            "a folder. Name the file in it" if found.is_dir() else "a pipe or a device. Write its content into a file"
+        )
         raise ConfigError(f"{key}: {found} is {what}.")
     return found
 
@@ -77,7 +89,9 @@ def find_model(name, key="model.model_name_or_path") -> Path | None:
     if found is not None and not found.is_dir():
         raise ConfigError(f"{key}: {name} is a file. Give the folder with the model's files, or a name on the hub.")
     text = str(name)
-    if found is None and (text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text):
+    if found is None and (
+        text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text
+    ):
         find_path(name, key)  # raises, naming the places looked at
     return found
 
@@ -115,7 +129,9 @@ def in_cache(name, repo_type="model", key="model.model_name_or_path"):
     from huggingface_hub.file_download import repo_folder_name
 
     try:
-        return user_path(Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)), key).is_dir()
+        return user_path(
+            Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)), key
+        ).is_dir()
     except HFValidationError:
         return False
 

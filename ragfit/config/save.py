@@ -18,7 +18,11 @@ def _nodes(cfg, prefix=""):
     """`(dotted key, node, name)` of all that is in a configuration, `node[name]` its value: a name may have dots itself."""
     for name in range(len(cfg)) if OmegaConf.is_list(cfg) else list(cfg):
         yield f"{prefix}{name}", cfg, name
-        if not OmegaConf.is_interpolation(cfg, name) and not OmegaConf.is_missing(cfg, name) and OmegaConf.is_config(cfg[name]):
+        if (
+            not OmegaConf.is_interpolation(cfg, name)
+            and not OmegaConf.is_missing(cfg, name)
+            and OmegaConf.is_config(cfg[name])
+        ):
             yield from _nodes(cfg[name], f"{prefix}{name}.")
 
 

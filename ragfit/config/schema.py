@@ -76,12 +76,28 @@ RENAMED = {
 # Keys of earlier versions that no longer exist and change nothing here.
 REMOVED = {
     f"train.{name}"
-    for name in (
-        "overwrite_output_dir include_inputs_for_metrics include_tokens_per_second logging_dir save_safetensors "
-        "use_mps_device jit_mode_eval use_ipex fp16_opt_level fp16_backend half_precision_backend past_index "
-        "tpu_num_cores tpu_metrics_debug mp_parameters ray_scope use_legacy_prediction_loop "
-        "dataset_batch_size num_of_sequences chars_per_token"
-    ).split()
+    for name in [
+        "overwrite_output_dir",
+        "include_inputs_for_metrics",
+        "include_tokens_per_second",
+        "logging_dir",
+        "save_safetensors",
+        "use_mps_device",
+        "jit_mode_eval",
+        "use_ipex",
+        "fp16_opt_level",
+        "fp16_backend",
+        "half_precision_backend",
+        "past_index",
+        "tpu_num_cores",
+        "tpu_metrics_debug",
+        "mp_parameters",
+        "ray_scope",
+        "use_legacy_prediction_loop",
+        "dataset_batch_size",
+        "num_of_sequences",
+        "chars_per_token",
+    ]
 }
 # What people write whose letters are far from the key they mean.
 SYNONYMS = {
@@ -203,7 +219,9 @@ def _enums() -> dict[str, list[str]]:
         for node in ast.parse((folder / file).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "ExplicitEnum" for base in node.bases):
                 found[node.name] = [
-                    item.value.value for item in node.body if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+                    item.value.value
+                    for item in node.body
+                    if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
                 ]
     return found
 
@@ -316,7 +334,11 @@ def coerce(value, accepted, key):
 def check_bounds(key, value, accepted):
     """Raise `KeyProblem` for a number beyond `BOUNDS`."""
     low, high = BOUNDS[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or low <= value <= (math.inf if high is None else high):
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or low <= value <= (math.inf if high is None else high)
+    ):
         return
     kind = "a number" if "float" in accepted else "a whole number"
     advice = f"Set {kind} {f'of at least {low}' if high is None else f'between {low} and {high}'}"
@@ -339,7 +361,12 @@ def parent_and_name(tree, key) -> tuple[dict, str]:
 
 def is_dotted(part, key):
     """Whether a key of a YAML file's `part` ("" is the top level) is a dotted one, such as `train.learning_rate`."""
-    return part in ("", *STRICT) and isinstance(key, str) and "." in key and annotation_of(f"{part}.{key}".lstrip("."), True) is not None
+    return (
+        part in ("", *STRICT)
+        and isinstance(key, str)
+        and "." in key
+        and annotation_of(f"{part}.{key}".lstrip("."), True) is not None
+    )
 
 
 def nested(tree):

@@ -26,24 +26,75 @@ logger = logging.getLogger(__name__)
 
 FILE = "ragfit.yaml"
 _PLACES = ("model.model_name_or_path", "model.trained_adapter", "data_file", "dev_split")
-_MODEL = (
-    "model_name_or_path trained_adapter revision dtype device_map attn_implementation load_in_8bit load_in_4bit "
-    "quantization_config"
-).split()
-_LORA = (
-    "r lora_alpha lora_dropout use_rslora use_dora target_modules exclude_modules modules_to_save bias fan_in_fan_out "
-    "layers_pattern layers_to_transform rank_pattern alpha_pattern init_lora_weights peft_type task_type lora_bias "
-    "target_parameters trainable_token_indices layer_replication"
-).split()
-_GENERATION = (
-    "max_new_tokens min_new_tokens max_length min_length do_sample temperature top_k top_p min_p typical_p "
-    "repetition_penalty no_repeat_ngram_size num_beams length_penalty early_stopping bad_words_ids suppress_tokens "
-    "bos_token_id eos_token_id pad_token_id"
-).split()
-_TRAIN = (
-    "per_device_eval_batch_size seed bf16 fp16 bf16_full_eval fp16_full_eval tf32 use_cpu loss_type "
-    "label_smoothing_factor pad_to_multiple_of"
-).split()
+_MODEL = [
+    "model_name_or_path",
+    "trained_adapter",
+    "revision",
+    "dtype",
+    "device_map",
+    "attn_implementation",
+    "load_in_8bit",
+    "load_in_4bit",
+    "quantization_config",
+]
+_LORA = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "bias",
+    "fan_in_fan_out",
+    "layers_pattern",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+    "peft_type",
+    "task_type",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "layer_replication",
+]
+_GENERATION = [
+    "max_new_tokens",
+    "min_new_tokens",
+    "max_length",
+    "min_length",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "bad_words_ids",
+    "suppress_tokens",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+]
+_TRAIN = [
+    "per_device_eval_batch_size",
+    "seed",
+    "bf16",
+    "fp16",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "tf32",
+    "use_cpu",
+    "loss_type",
+    "label_smoothing_factor",
+    "pad_to_multiple_of",
+]
 _BELIEVED = {
     *("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split"),
     *(f"model.{key}" for key in (*_MODEL, *PROMPT_KEYS)),
@@ -57,10 +108,20 @@ _OPENED = ("model", "model.lora", "model.generation", "train")
 _QUIET = ("train", "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated")
 _NAMED = tuple(
     f"train.{name}"
-    for name in (
-        "accelerator_config deepspeed fsdp hub_ liger logging_dir parallelism_config push_to_hub report_to "
-        "torch_compile torchdynamo use_liger"
-    ).split()
+    for name in [
+        "accelerator_config",
+        "deepspeed",
+        "fsdp",
+        "hub_",
+        "liger",
+        "logging_dir",
+        "parallelism_config",
+        "push_to_hub",
+        "report_to",
+        "torch_compile",
+        "torchdynamo",
+        "use_liger",
+    ]
 )
 # `${oc.env:NAME}` and `${another.key}`; no other resolver, and none within another.
 _INTERPOLATION = re.compile(r"\$\{(?:(?P<env>oc\.env:\w+(?:,[^${}]*)?)|[A-Za-z_][\w.]*)\}")

@@ -103,7 +103,9 @@ def _tokenizer_digest(tokenizer):
     try:
         for cls in type(tokenizer).__mro__:
             add((cls.__module__, cls.__qualname__))
-            if cls is not object and cls.__module__.partition(".")[0] != "transformers":  # the user's or the model's own
+            if (
+                cls is not object and cls.__module__.partition(".")[0] != "transformers"
+            ):  # the user's or the model's own
                 add(inspect.getsource(cls))
         add(tokenizer.chat_template)
         add(sorted(tokenizer.special_tokens_map.items()))
@@ -157,7 +159,9 @@ def get_or_prepare(make_key, make, rows=(), keep=True):
             found = _make(root, key, make, rows)
         except OSError as error:
             log.warning(
-                "Prepared rows cannot be kept in %s: %s. Free room there, or set RAGFIT_CACHE to another folder.", root, error
+                "Prepared rows cannot be kept in %s: %s. Free room there, or set RAGFIT_CACHE to another folder.",
+                root,
+                error,
             )
             return _uncached(make)
         if found is None:
@@ -173,7 +177,9 @@ def _limit():
     try:
         return float(given) * 1e9
     except ValueError:
-        raise ConfigError(f"RAGFIT_CACHE_GB is {given!r}, not a number. Set it to gigabytes, such as 20, or 0.") from None
+        raise ConfigError(
+            f"RAGFIT_CACHE_GB is {given!r}, not a number. Set it to gigabytes, such as 20, or 0."
+        ) from None
 
 
 def _launch(key):
@@ -213,7 +219,11 @@ def _root():
         if stat.st_mode & 0o077:
             root.chmod(0o700)
     except OSError as error:
-        log.warning("Prepared rows are not kept, because %s cannot be used: %s. Set RAGFIT_CACHE to a folder of yours.", root, error)
+        log.warning(
+            "Prepared rows are not kept, because %s cannot be used: %s. Set RAGFIT_CACHE to a folder of yours.",
+            root,
+            error,
+        )
         return None
     return root
 
@@ -240,7 +250,9 @@ def _make(root, key, make, rows):
         try:
             report = make(folder)
             if not all(source.unchanged() for source in rows):
-                log.warning("The data file was written to while its rows were prepared; they are not kept for later runs.")
+                log.warning(
+                    "The data file was written to while its rows were prepared; they are not kept for later runs."
+                )
                 return None
             _write_report(folder, report)
             _remove(root / key)

@@ -144,7 +144,13 @@ KINDS = {
 def became(given: str, written: str) -> str:
     """What the template made of an output (`Rendered.changed`), in words."""
     given, written = ((text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}") for text in (given, written))
-    return f"{given!r} became {written!r}" if given and written else f"{given!r} is left out" if given else f"{written!r} is put in"
+    return (
+        f"{given!r} became {written!r}"
+        if given and written
+        else f"{given!r} is left out"
+        if given
+        else f"{written!r} is put in"
+    )
 
 
 @dataclass

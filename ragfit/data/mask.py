@@ -152,7 +152,7 @@ class Encoder:
             return shared, None
         raise PromptError(
             f"{type(self.tokenizer).__name__} gives no offsets, and its tokens do not decode to the text they came from, "
-            f"so the place of the completion cannot be known near {text[max(0, char - 20):char + 20]!r}. "
+            f"so the place of the completion cannot be known near {text[max(0, char - 20) : char + 20]!r}. "
             "Use a model with a fast tokenizer (a tokenizer.json)."
         )
 

@@ -181,7 +181,9 @@ class Preparer:
         ids_type = pa.list_(pa.int32())
         schema = pa.schema([("input_ids", ids_type), ("labels", ids_type)])
         # A bar for a second of work would only be noise in a notebook.
-        progress = progress_bar(total=len(positions), desc=f"preparing {part}", unit="row", disable=len(positions) < 2000)
+        progress = progress_bar(
+            total=len(positions), desc=f"preparing {part}", unit="row", disable=len(positions) < 2000
+        )
         with (
             progress,
             pa.OSFile(str(path), "wb") as sink,
@@ -344,4 +346,3 @@ class Preparer:
 
     def findings(self):
         return self.found.findings()
-

@@ -114,7 +114,9 @@ class Renderer:
         self.suggestion = ""
         if self._marker_is_the_templates:
             row = self._render("question", "answer")
-            self.suggestion = next((text for text in self._suggestions() if text.strip() and self._find_marker(text, *row)), "")
+            self.suggestion = next(
+                (text for text in self._suggestions() if text.strip() and self._find_marker(text, *row)), ""
+            )
             if self.marker and not self._find_marker(self.marker, *row):
                 raise self._no_marker(*row)
 
@@ -130,7 +132,9 @@ class Renderer:
         self.middle, self.tail = rest.split(_OUTPUT)
         self.generation = self.middle
         self.dated = False
-        self.system = "none" if not self.instruction else "prompt" if self.in_prompt or "instruction" in names else "dropped"
+        self.system = (
+            "none" if not self.instruction else "prompt" if self.in_prompt or "instruction" in names else "dropped"
+        )
         tokenizer = self.tokenizer
         bos = getattr(tokenizer, "bos_token_id", None)
         if bos is not None and not self.head.startswith(tokenizer.bos_token):
@@ -337,7 +341,7 @@ class Renderer:
         around = full[max(0, start - 60) : start + 20]
         return PromptError(
             f"completion_start {self.marker!r} does not occur in the template's text before the output. "
-            f"There the text reads {around!r} (the output begins after {full[max(0, start - 20):start]!r}). "
+            f"There the text reads {around!r} (the output begins after {full[max(0, start - 20) : start]!r}). "
             f"{advice} empty to begin where the generation prompt ends."
         )
 
@@ -410,9 +414,7 @@ def _parse_template(template):
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise PromptError(
-            f"template: {error}. Double the braces that are not placeholders ({{{{ and }}}})."
-        ) from error
+        raise PromptError(f"template: {error}. Double the braces that are not placeholders ({{{{ and }}}}).") from error
     parts = []
     for literal, name, form, conversion in pieces:
         if literal:

@@ -157,8 +157,12 @@ class ReportView(View):
         parts = [getattr(report, name) for name in names]
         found = style.callout(Html("<b>No findings.</b> Every check on every row passed."), style.GOOD)
         if report.findings:
-            lines = [[_badge(f), Html(f"<b>{escape(f.kind)}</b>"), _rows(f), _meaning(f), f.fix] for f in report.findings]
-            found = style.table(["", "finding", "rows", "what it means", "what to do"], lines, widths=("66px", "15%", "12%", "29%", ""))
+            lines = [
+                [_badge(f), Html(f"<b>{escape(f.kind)}</b>"), _rows(f), _meaning(f), f.fix] for f in report.findings
+            ]
+            found = style.table(
+                ["", "finding", "rows", "what it means", "what to do"], lines, widths=("66px", "15%", "12%", "29%", "")
+            )
         reasons = dict.fromkeys(reason for part in parts for reason in part.dropped)
         rows = [
             ["rows", *(f"{part.rows:,}" for part in parts)],
@@ -183,16 +187,23 @@ class ReportView(View):
             style.table(["", *names], rows, right=range(1, len(names) + 1), widths=("220px",)),
             Html(_head("Where loss begins and ends, over all rows")),
             style.table(None, labels, widths=("220px",)),
-            aside=f"{report.data_file}, {report.in_file:,} rows in the file" + (", prepared before" if report.cached else ""),
+            aside=f"{report.data_file}, {report.in_file:,} rows in the file"
+            + (", prepared before" if report.cached else ""),
         )
 
     def text(self):
         report = self.report
         lines = [style.plain(report)]
-        for name, counter in (("first", report.first_labels), ("last", report.last_labels), ("boundary", report.boundary)):
+        for name, counter in (
+            ("first", report.first_labels),
+            ("last", report.last_labels),
+            ("boundary", report.boundary),
+        ):
             if counter:
                 many = ", ".join(f"{text!r} × {count:,}" for text, count in counter.most_common(FIRST))
-                lines.append(f"  {'tokens across the boundary' if name == 'boundary' else f'{name} token with loss'}: {many}")
+                lines.append(
+                    f"  {'tokens across the boundary' if name == 'boundary' else f'{name} token with loss'}: {many}"
+                )
         if not report.findings:
             lines.append("  no findings")
         return "\n".join(lines)
@@ -216,7 +227,9 @@ def _dropped(numbers):
     if not numbers:
         return "0"
     first = ", ".join(map(str, numbers[:FIRST])) + (", …" if len(numbers) > FIRST else "")
-    return Html(f'{len(numbers):,} <span style="{style.colours((style.PAPER[0], style.QUIET[1]))}">(rows {first})</span>')
+    return Html(
+        f'{len(numbers):,} <span style="{style.colours((style.PAPER[0], style.QUIET[1]))}">(rows {first})</span>'
+    )
 
 
 def _rows(finding):

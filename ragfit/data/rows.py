@@ -47,7 +47,9 @@ class JsonlRows(Sequence):
                 offset += len(line)
             self._end = offset
         except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror or error}. Check the file and its permissions.") from error
+            raise DataError(
+                f"{self.path} cannot be read: {error.strerror or error}. Check the file and its permissions."
+            ) from error
 
     def _unzipped(self):
         try:
@@ -92,7 +94,9 @@ class JsonlRows(Sequence):
             if self.unchanged():
                 raise
             problem = "the file was written to since it was opened, and this row is not what it was"
-            raise DataError(f"{self.where(i)}: {problem}. Start again, and leave the file as it is meanwhile.") from error
+            raise DataError(
+                f"{self.where(i)}: {problem}. Start again, and leave the file as it is meanwhile."
+            ) from error
 
     def _row(self, i):
         # pread leaves no file position behind, so forked workers can share the file.
@@ -106,15 +110,21 @@ class JsonlRows(Sequence):
                 f"{self.where(i)}: byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8."
             ) from error
         except json.JSONDecodeError as error:
-            hint = " This looks like one JSON array; write one object a line instead." if raw.lstrip()[:1] == b"[" else ""
+            hint = (
+                " This looks like one JSON array; write one object a line instead." if raw.lstrip()[:1] == b"[" else ""
+            )
             raise DataError(
                 f"{self.where(i)}: not JSON ({error.msg}, column {error.colno}). "
                 f"Each line must be one JSON object.{hint}"
             ) from error
         except _Twice as error:
-            raise DataError(f"{self.where(i)}: the key {short_repr(error.args[0])} is there twice. Keep one of them.") from error
+            raise DataError(
+                f"{self.where(i)}: the key {short_repr(error.args[0])} is there twice. Keep one of them."
+            ) from error
         except ValueError as error:  # a number of thousands of digits
-            raise DataError(f"{self.where(i)}: a number of more than 4,300 digits. Write such a number as text.") from error
+            raise DataError(
+                f"{self.where(i)}: a number of more than 4,300 digits. Write such a number as text."
+            ) from error
         except RecursionError as error:
             raise DataError(f"{self.where(i)}: nested too deeply. Each line must be one flat JSON object.") from error
         if not isinstance(row, dict):
@@ -211,7 +221,9 @@ def open_rows(path, name=None):
 
         try:
             # `datasets` fails on a table without rows.
-            return TableRows(Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else Dataset.from_dict({}), path)
+            return TableRows(
+                Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else Dataset.from_dict({}), path
+            )
         except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
             raise DataError(f"{path} is not a readable Parquet file: {first_line(error)}. Write it again.") from error
     if not path.name.endswith(SUFFIXES):
@@ -283,7 +295,9 @@ def text_of(row, key, where, config_key):
     """
     if key not in row:
         keys = ", ".join(map(short_repr, list(row)[:20])) + (f", … ({len(row):,} keys)" if len(row) > 20 else "")
-        raise DataError(f"{where}: there is no key {key!r}; the row has {keys or 'no keys'}. Set {config_key} to one of them.")
+        raise DataError(
+            f"{where}: there is no key {key!r}; the row has {keys or 'no keys'}. Set {config_key} to one of them."
+        )
     value = row[key]
     while isinstance(value, (list, tuple)):
         value = value[0] if len(value) else ""

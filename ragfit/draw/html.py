@@ -39,6 +39,7 @@ AS_IT_STANDS = "mathjax_ignore tex2jax_ignore"
 SANS = "font-family:system-ui,-apple-system,Segoe UI,Roboto,sans-serif"
 MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 
+
 class Html(str):
     """Text that is HTML already and is not escaped again."""
 

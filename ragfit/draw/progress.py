@@ -34,7 +34,11 @@ def weights_bar():
     from transformers.utils import logging
 
     def bar(factory, args, kwargs):
-        return progress_bar(*args, **{"delay": 2, **kwargs}) if logging.is_progress_bar_enabled() else factory(*args, **kwargs)
+        return (
+            progress_bar(*args, **{"delay": 2, **kwargs})
+            if logging.is_progress_bar_enabled()
+            else factory(*args, **kwargs)
+        )
 
     before = logging.set_tqdm_hook(bar)
     try:

@@ -1,6 +1,6 @@
 """After the run: dev loss and answers of the base model beside those of the tuned one, measured, shown and saved.
 
-    python -m ragfit.evaluation trained_models/checkpoint --data test.jsonl --rows 100
+python -m ragfit.evaluation trained_models/checkpoint --data test.jsonl --rows 100
 """
 
 import contextlib
@@ -44,11 +44,15 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
         raise ConfigError(f"rows is {rows!r}. Give the number of rows to answer, or None for all.")
     save = user_path(save, "save") if save else save  # said before the answers are generated, not after
     if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
-        raise ConfigError(f"max_new_tokens is {max_new_tokens!r}. Give a number of tokens above 0, or None for the default.")
+        raise ConfigError(
+            f"max_new_tokens is {max_new_tokens!r}. Give a number of tokens above 0, or None for the default."
+        )
     prepared, trained = trainer.prepared, trainer.state.global_step > 0
     part = "dev" if prepared.dev is not None else "train"
     kept = getattr(prepared.report, part).kept[:rows]
-    settings = OmegaConf.to_container(trainer.cfg.model).get("generation") or {}  # transformers asks for lists and dicts
+    settings = (
+        OmegaConf.to_container(trainer.cfg.model).get("generation") or {}
+    )  # transformers asks for lists and dicts
     limit = max_new_tokens or settings.get("max_new_tokens") or longest_answer(prepared, part)
     settings["max_new_tokens"] = limit
     measured = [_row(prepared, number, part, answer_marker) for number in kept]
@@ -79,7 +83,9 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
     if part == "train":
         notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
     if trainer.cfg.model.get("trained_adapter"):
-        notes.append(f"The base is {trainer.cfg.model.model_name_or_path} with {trainer.cfg.model.trained_adapter} merged into it.")
+        notes.append(
+            f"The base is {trainer.cfg.model.model_name_or_path} with {trainer.cfg.model.trained_adapter} merged into it."
+        )
     saved = None
     folder = trainer.args.output_dir if save is None and trained else save
     if folder and trainer.is_world_process_zero():

@@ -44,6 +44,7 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None, batch_size
         A list of `(answer, cut)`: text without special tokens, and whether `max_new_tokens` ended it.
     """
     import torch
+
     tokenizer, encoder = prepared.tokenizer, prepared.encoder
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
@@ -63,7 +64,9 @@ def generate(model, prepared, prompts, max_new_tokens, settings=None, batch_size
             batch = order[begin : begin + batch_size]
             width = len(ids[batch[0]])
             padding = [width - len(ids[i]) for i in batch]
-            inputs = torch.tensor([[pad] * left + ids[i] for i, left in zip(batch, padding, strict=True)], device=model.device)
+            inputs = torch.tensor(
+                [[pad] * left + ids[i] for i, left in zip(batch, padding, strict=True)], device=model.device
+            )
             mask = torch.tensor([[0] * left + [1] * (width - left) for left in padding], device=model.device)
             output = model.generate(input_ids=inputs, attention_mask=mask, tokenizer=tokenizer, **settings)
             for i, new in zip(batch, output[:, width:].tolist(), strict=True):

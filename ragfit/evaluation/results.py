@@ -20,11 +20,16 @@ def summarize(table):
     """
     summary = {}
     for metric in METRICS:
-        values = {name: [row[key] for row in table if row.get(key := f"{name}_{metric}") is not None] for name in MODELS}
+        values = {
+            name: [row[key] for row in table if row.get(key := f"{name}_{metric}") is not None] for name in MODELS
+        }
         values = {name: found for name, found in values.items() if found}
         if not values:
             continue
-        summary[metric] = {"rows": len(values["tuned"]), **{name: sum(found) / len(found) for name, found in values.items()}}
+        summary[metric] = {
+            "rows": len(values["tuned"]),
+            **{name: sum(found) / len(found) for name, found in values.items()},
+        }
         if "base" in values:
             pairs = list(zip(values["base"], values["tuned"], strict=True))
             summary[metric] |= {"better": sum(t > b for b, t in pairs), "worse": sum(t < b for b, t in pairs)}
@@ -35,7 +40,10 @@ def save_loss(trainer, loss):
     """Save the dev loss alone, where a run answers no rows."""
     part = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": now()}
     with contextlib.suppress(OSError):
-        save_evaluation(trainer.args.output_dir, part | {"dev_loss": {"rows": len(trainer.prepared.dev), "base": None, "tuned": loss}})
+        save_evaluation(
+            trainer.args.output_dir,
+            part | {"dev_loss": {"rows": len(trainer.prepared.dev), "base": None, "tuned": loss}},
+        )
 
 
 def now():

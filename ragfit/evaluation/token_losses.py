@@ -55,4 +55,3 @@ def _losses(trainer, model, batch):
     for place, cost in zip(places.tolist(), costs, strict=True):
         values[place + 1] = cost
     return values
-

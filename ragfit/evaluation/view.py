@@ -36,7 +36,13 @@ class EvaluationView(View):
         if loss:
             base = "–" if loss["base"] is None else f"{loss['base']:.4f}"
             change = "" if loss["base"] is None else f"{loss['tuned'] - loss['base']:+.4f}"
-            yield "dev loss", base, f"{loss['tuned']:.4f}", change, f"nats per completion token, mean of {loss['rows']:,} dev rows"
+            yield (
+                "dev loss",
+                base,
+                f"{loss['tuned']:.4f}",
+                change,
+                f"nats per completion token, mean of {loss['rows']:,} dev rows",
+            )
         for metric, name in NAMES.items():
             found = self.summary.get(metric)
             if not found:
@@ -71,7 +77,10 @@ class EvaluationView(View):
 
     def html(self):
         metrics = list(self._metrics())
-        table = [[name, Html(f"<b>{base}</b>"), Html(f"<b>{tuned}</b>"), change, _small(note)] for name, base, tuned, change, note in metrics]
+        table = [
+            [name, Html(f"<b>{base}</b>"), Html(f"<b>{tuned}</b>"), change, _small(note)]
+            for name, base, tuned, change, note in metrics
+        ]
         head = ["", "base", "tuned", "tuned against base", "what it is"]
         parts = [style.callout(note) for note in self.notes]
         parts += [style.table(head, table, right=(1, 2), widths=("120px",))] if table else []
@@ -84,7 +93,12 @@ class EvaluationView(View):
 
     def _answers(self, rows):
         table = [
-            [_folded(row["question"]), _folded(_one_of(row["expected"])), *(self._answer(row, name) for name in self.columns)] for row in rows
+            [
+                _folded(row["question"]),
+                _folded(_one_of(row["expected"])),
+                *(self._answer(row, name) for name in self.columns),
+            ]
+            for row in rows
         ]
         widths = ("24%", "26%", "25%", "25%") if len(self.columns) == 2 else ("30%", "35%", "35%")
         return style.table(["question", "expected", *self.columns], table, widths=widths)
@@ -142,4 +156,6 @@ def _folded(value):
         return style.badge("empty", style.PADDING)
     if len(text) <= LONG:
         return Html(f"<bdi>{html_lines(text)}</bdi>")
-    return style.details(Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{html_lines(text)}</bdi></div>"))
+    return style.details(
+        Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{html_lines(text)}</bdi></div>")
+    )

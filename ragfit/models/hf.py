@@ -135,7 +135,9 @@ class HFTrain:
                 self.model = get_peft_model(self.model, LoraConfig(**lora))
             except torch.OutOfMemoryError:
                 raise  # has advice of its own
-            except Exception as error:  # some initializations meet the weights only here, and quantized ones refuse some keys
+            except (
+                Exception
+            ) as error:  # some initializations meet the weights only here, and quantized ones refuse some keys
                 raise ConfigError(_no_lora(error)) from error
 
 
@@ -184,7 +186,9 @@ def own_quantization(keys):
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"model.quantization_config: {first_line(error)}. Change the key it names.") from error
     if not (made.load_in_8bit or made.load_in_4bit):
-        raise ConfigError("model.quantization_config sets neither load_in_8bit nor load_in_4bit. Set one of them there.")
+        raise ConfigError(
+            "model.quantization_config sets neither load_in_8bit nor load_in_4bit. Set one of them there."
+        )
     return made
 
 
@@ -221,7 +225,9 @@ def choose_dtype(dtype):
         return dtype
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"model.dtype: {dtype!r} is no floating-point type of torch. Use float32, bfloat16 or float16, or leave it empty.")
+        raise ConfigError(
+            f"model.dtype: {dtype!r} is no floating-point type of torch. Use float32, bfloat16 or float16, or leave it empty."
+        )
     return found
 
 

@@ -45,5 +45,7 @@ def _class(target):
             "its package must be installed, or lie where Python looks (PYTHONPATH)."
         ) from error
     if not isinstance(found, type):
-        raise ConfigError(f"model._target_: {target} is no class. Name a class with the attributes model and tokenizer.")
+        raise ConfigError(
+            f"model._target_: {target} is no class. Name a class with the attributes model and tokenizer."
+        )
     return found

@@ -67,14 +67,24 @@ def _certain_class(source, revision=None):
         config = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8"))
         model = json.loads(files["config.json"].read_text(encoding="utf-8")) if files["config.json"] else {}
         registered, incorrect, patterns = _tables()
-        model_type, name = model.get("model_type"), (config.get("tokenizer_class") or model.get("tokenizer_class")).removesuffix("Fast")
+        model_type, name = (
+            model.get("model_type"),
+            (config.get("tokenizer_class") or model.get("tokenizer_class")).removesuffix("Fast"),
+        )
     except (ValueError, AttributeError, LookupError, TypeError, SyntaxError, OSError):
         return None  # broken files, no class named, or tables that look different in another release
     import transformers
 
-    if "auto_map" in config or model.get("model_name") in incorrect or any(fnmatch.fnmatch(source.lower(), p) for p in patterns):
+    if (
+        "auto_map" in config
+        or model.get("model_name") in incorrect
+        or any(fnmatch.fnmatch(source.lower(), p) for p in patterns)
+    ):
         return None
-    if files["config.json"] and not Path(transformers.__file__).with_name("models").joinpath(str(model_type).replace("-", "_")).is_dir():
+    if (
+        files["config.json"]
+        and not Path(transformers.__file__).with_name("models").joinpath(str(model_type).replace("-", "_")).is_dir()
+    ):
         return None  # a model that transformers does not know brings code of its own
     of_type = registered.get(model_type, name).removesuffix("Fast")
     if of_type == "MistralCommonBackend" and _file(source, "tekken.json", revision):
@@ -123,7 +133,11 @@ def _file(source, name, revision):
 
     try:
         found = cached_file(
-            source, name, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+            source,
+            name,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
         )
     except (OSError, ValueError):
         return None  # no such model, or no right to it: AutoTokenizer says so
@@ -147,7 +161,9 @@ def _tables():
             node = node.body if getattr(import_utils, node.test.func.id)() else node.orelse
         return ast.literal_eval(node)
 
-    pairs = [(ast.literal_eval(pair.elts[0]), chosen(pair.elts[1])) for pair in found["TOKENIZER_MAPPING_NAMES"].args[0].elts]
+    pairs = [
+        (ast.literal_eval(pair.elts[0]), chosen(pair.elts[1])) for pair in found["TOKENIZER_MAPPING_NAMES"].args[0].elts
+    ]
     incorrect = ast.literal_eval(found["MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS"])
     registered = dict.fromkeys(incorrect, "TokenizersBackend") | {key: name for key, name in pairs if name}
     return registered, incorrect, ast.literal_eval(found["MODEL_IDS_TO_TOKENIZERS_BACKEND"])

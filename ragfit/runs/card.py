@@ -37,7 +37,12 @@ def write_card(folder, trainer):
     try:
         path.write_text(model_card(trainer), encoding="utf-8", errors="backslashreplace")
     except Exception as error:  # a trained adapter is not lost for want of its description
-        logger.warning("The model card could not be written (%s: %s); write %s yourself.", type(error).__name__, first_line(error), path.name)
+        logger.warning(
+            "The model card could not be written (%s: %s); write %s yourself.",
+            type(error).__name__,
+            first_line(error),
+            path.name,
+        )
         path.unlink(missing_ok=True)
 
 
@@ -61,7 +66,11 @@ def model_card(trainer):
     base, lora = _base(cfg), cfg["model"].get("lora")
     hub_base = base if _on_hub(base) else None
     data = _file_name(cfg["data_file"])
-    on_hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(:[\w.-]+)?", str(cfg["data_file"])) if not find_existing(cfg["data_file"]) else None
+    on_hub = (
+        re.fullmatch(r"([\w.-]+/[\w.-]+)(:[\w.-]+)?", str(cfg["data_file"]))
+        if not find_existing(cfg["data_file"])
+        else None
+    )
     header = ModelCardData(
         base_model=hub_base,
         base_model_relation=("adapter" if lora else "finetune") if hub_base else None,
@@ -125,7 +134,12 @@ def _base(cfg):
 
 
 def _on_hub(name):
-    return bool(name) and not is_demo(name) and not find_existing(name) and bool(re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", name))
+    return (
+        bool(name)
+        and not is_demo(name)
+        and not find_existing(name)
+        and bool(re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", name))
+    )
 
 
 def _base_name(base):
@@ -137,7 +151,11 @@ def _file_name(path):
     """The last part of a path; a data set's name on the hub stays as it is."""
     text = str(path)
     exists = find_existing(text)
-    return text if not exists and text.count("/") == 1 and not text.startswith(("/", ".", "~")) else Path(text).name or text
+    return (
+        text
+        if not exists and text.count("/") == 1 and not text.startswith(("/", ".", "~"))
+        else Path(text).name or text
+    )
 
 
 def _earlier(cfg):
@@ -213,7 +231,12 @@ def _data_rows(prepared, data):
             dropped = "".join(f", {len(numbers):,} dropped ({reason})" for reason, numbers in part.dropped.items())
             cut = f", {len(part.cut):,} cut" if part.cut else ""
             rows.append((f"{name}: rows kept", f"{len(part.kept):,} of {part.rows:,}{dropped}{cut}"))
-            rows.append((f"{name}: tokens with loss", f"{part.loss_tokens:,} of {part.tokens:,} ({part.loss_tokens / max(part.tokens, 1):.1%})"))
+            rows.append(
+                (
+                    f"{name}: tokens with loss",
+                    f"{part.loss_tokens:,} of {part.tokens:,} ({part.loss_tokens / max(part.tokens, 1):.1%})",
+                )
+            )
     if prepared.renderer.marker:
         rows.append(("loss begins after", repr(prepared.renderer.marker)))
     return rows
@@ -238,11 +261,19 @@ def _training_rows(trainer, cfg, args):
         rows.append(("training loss", _first_and_last(logged["loss"])))
     if logged["eval_loss"]:
         rows.append(("dev loss", _first_and_last(logged["eval_loss"])))
-    quantized = next((name for name in ("load_in_8bit", "load_in_4bit", "quantization_config") if cfg["model"].get(name)), None)
-    rows += [("base model quantized", {"load_in_8bit": "8 bits", "load_in_4bit": "4 bits"}.get(quantized, "as configured"))] if quantized else []
+    quantized = next(
+        (name for name in ("load_in_8bit", "load_in_4bit", "quantization_config") if cfg["model"].get(name)), None
+    )
+    rows += (
+        [("base model quantized", {"load_in_8bit": "8 bits", "load_in_4bit": "4 bits"}.get(quantized, "as configured"))]
+        if quantized
+        else []
+    )
     rows += [("max_sequence_len", cfg["model"]["max_sequence_len"])] if cfg["model"].get("max_sequence_len") else []
     values = ((name, getattr(args, name, None)) for name in ARGUMENTS)
-    rows += [(name, getattr(value, "value", value)) for name, value in values if value is not None and value is not False]
+    rows += [
+        (name, getattr(value, "value", value)) for name, value in values if value is not None and value is not False
+    ]
     return rows
 
 

@@ -1,6 +1,6 @@
 """Push a finished adapter to a private repository on the Hugging Face hub.
 
-    python -m ragfit.hub trained_models/checkpoint org/name
+python -m ragfit.hub trained_models/checkpoint org/name
 """
 
 import contextlib
@@ -30,7 +30,9 @@ def check_tag(tag):
     try:
         validate_repo_id(str(tag))
     except HFValidationError as error:
-        raise ConfigError(f"hfhub_tag: {tag!r} is no repository name ({error}). Set hfhub_tag to name or org/name.") from error
+        raise ConfigError(
+            f"hfhub_tag: {tag!r} is no repository name ({error}). Set hfhub_tag to name or org/name."
+        ) from error
 
 
 def push(folder, tag, token=None):
@@ -54,13 +56,19 @@ def push(folder, tag, token=None):
             if not api.model_info(repo.repo_id).private:
                 raise RagfitError("the repository exists and is public; make it private, or choose another name")
             api.upload_folder(
-                repo_id=repo.repo_id, folder_path=str(folder), ignore_patterns=list(LEFT_OUT), commit_message="Upload adapter trained with ragfit"
+                repo_id=repo.repo_id,
+                folder_path=str(folder),
+                ignore_patterns=list(LEFT_OUT),
+                commit_message="Upload adapter trained with ragfit",
             )
     except Exception as error:  # network, login and server errors have no common class; none may lose the run
         reason = first_line(error) + (f": {first_line(error.__cause__)}" if error.__cause__ else "")
         logger.error(
             "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: python -m ragfit.hub %s",
-            tag, mask(reason, [token] if token else []), folder, shlex.join([str(folder), str(tag)]),
+            tag,
+            mask(reason, [token] if token else []),
+            folder,
+            shlex.join([str(folder), str(tag)]),
         )
         return None
     logger.info("Pushed %s to %s", folder, repo)
@@ -89,7 +97,9 @@ def main(argv=None):
         check_tag(argv[1])
         folder = user_path(argv[0], "checkpoint")
         if not any(folder.glob("*.safetensors")):
-            raise ConfigError(f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
+            raise ConfigError(
+                f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir."
+            )
         sys.exit(0 if push(folder, argv[1]) else 1)
     except RagfitError as error:
         sys.exit(for_terminal(error))

@@ -1,6 +1,6 @@
 """Merge a run's adapter into its base model: a model of its own, which needs no peft.
 
-    python -m ragfit.merge trained_models/checkpoint merged_model
+python -m ragfit.merge trained_models/checkpoint merged_model
 """
 
 import argparse
@@ -118,7 +118,9 @@ def _adapter(folder):
     if not path.is_file():
         if any(folder.glob("*.safetensors")):
             raise ConfigError(f"{folder} holds a whole model, so there is nothing to merge. Load it as it is.")
-        raise ConfigError(f"{folder} holds no adapter (adapter_config.json). Name the folder checkpoint of a run's train.output_dir.")
+        raise ConfigError(
+            f"{folder} holds no adapter (adapter_config.json). Name the folder checkpoint of a run's train.output_dir."
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -138,7 +140,9 @@ def _load_base(base, dtype, model_keys):
     try:
         source = resolve(base)
     except ConfigError as error:
-        raise ConfigError(f"The base model of the adapter was not found at {base!r}. Name its folder, or its name on the hub, with --base.") from error
+        raise ConfigError(
+            f"The base model of the adapter was not found at {base!r}. Name its folder, or its name on the hub, with --base."
+        ) from error
     try:
         config = AutoConfig.from_pretrained(source, **remote)
         if getattr(config, "quantization_config", None) is not None:
@@ -159,7 +163,9 @@ def _check_space(model, folder):
     need = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     free = shutil.disk_usage(folder).free
     if free < need * 1.02:
-        raise ConfigError(f"The merged model takes {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Name another folder.")
+        raise ConfigError(
+            f"The merged model takes {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Name another folder."
+        )
 
 
 def _merged(model, folder, base):
@@ -201,5 +207,7 @@ def main(argv=None):
         sys.exit(for_terminal(error))
     how = quantized_in_training(args.checkpoint)
     if how:
-        print(f"The adapter was trained on {how} weights and merged into full ones, so answers can differ a little from those of the run.")
+        print(
+            f"The adapter was trained on {how} weights and merged into full ones, so answers can differ a little from those of the run."
+        )
     print(f"saved {out}; it loads with AutoModelForCausalLM.from_pretrained")

@@ -74,14 +74,19 @@ def save_checkpoint(trainer, keep_same=False, weights=None):
         if isinstance(error, OSError) or "No space left" in str(error):  # safetensors has an error of its own kind
             newest = trainer.newest_checkpoint
             on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
-            raise RagfitError(f"The adapter cannot be saved in {output}: {first_line(error)}. Free room there, then {on}.") from error
+            raise RagfitError(
+                f"The adapter cannot be saved in {output}: {first_line(error)}. Free room there, then {on}."
+            ) from error
         raise
     return target
 
 
 def _same_weights(folder, other):
     names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
-    return all((other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False) for n in names)
+    return all(
+        (other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False)
+        for n in names
+    )
 
 
 class SavedView(View):
@@ -101,7 +106,10 @@ class SavedView(View):
             files = [path]
             if path.is_dir() and note is None:
                 files = sorted(child for child in path.iterdir() if child.is_file())
-            self.rows += [(file.name if alone == path else str(file), _size(file), note or _HOLDS.get(file.name, "")) for file in files]
+            self.rows += [
+                (file.name if alone == path else str(file), _size(file), note or _HOLDS.get(file.name, ""))
+                for file in files
+            ]
         on_top = earlier_adapter(alone) if alone else None
         self.note = (
             f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base model alone is "

@@ -69,7 +69,11 @@ class RunStatus:
         except Timeout:
             facts = read(folder) or {}
             running = facts.get("state") == "running"
-            who = f"process {facts.get('pid')} on {facts.get('host')}" if running else f"another process, which holds {lock.lock_file},"
+            who = (
+                f"process {facts.get('pid')} on {facts.get('host')}"
+                if running
+                else f"another process, which holds {lock.lock_file},"
+            )
             since = f" since {facts.get('started')} ({_steps(facts)})" if running else ""
             raise ConfigError(
                 f"train.output_dir: {who} is training into {folder}{since}. "
@@ -90,7 +94,13 @@ class RunStatus:
         """Around loading the model. A trainer that never trains leaves the status as it was before."""
         with self.alone():
             before = self._before()
-            self.facts = {"started": _now(), **_process(), **self.resumed, "earlier": _finished(before), "before": before}
+            self.facts = {
+                "started": _now(),
+                **_process(),
+                **self.resumed,
+                "earlier": _finished(before),
+                "before": before,
+            }
             with self.outcome():
                 self.set(state="running", doing=LOADING)
                 yield
@@ -176,11 +186,10 @@ class RunStatus:
         try:
             write_whole(self.path, text)
         except OSError:  # a full disk, on which the old file still has its blocks: the text is written over it
-            with contextlib.suppress(OSError):
-                with open(self.path, "r+b") as file:
-                    if len(text) <= os.fstat(file.fileno()).st_blocks * 512:
-                        file.write(text)
-                        file.truncate()
+            with contextlib.suppress(OSError), open(self.path, "r+b") as file:
+                if len(text) <= os.fstat(file.fileno()).st_blocks * 512:
+                    file.write(text)
+                    file.truncate()
 
 
 # What a status holds, and of which kind it is: `fitting` leaves out what is otherwise.
@@ -195,7 +204,10 @@ LARGEST = 2**26  # bytes of a file that a run may have written
 def read(folder):
     """The facts of a folder's `status.json`, or None where there is none that a run wrote and that can be read."""
     facts = read_json(Path(folder) / FILE, {**_RUN, "before": _RUN}) or {}
-    known = facts.get("state") in ("running", "finished", "failed", "interrupted") and {"started", "updated"} <= facts.keys()
+    known = (
+        facts.get("state") in ("running", "finished", "failed", "interrupted")
+        and {"started", "updated"} <= facts.keys()
+    )
     return facts if known else None
 
 
@@ -280,7 +292,9 @@ def run_status(folder):
     folder = user_path(folder, "folder")
     facts = read(folder)
     if facts is None:
-        raise ConfigError(f"{folder} has no {FILE} that a run wrote: none has begun there. Name a run's train.output_dir.")
+        raise ConfigError(
+            f"{folder} has no {FILE} that a run wrote: none has begun there. Name a run's train.output_dir."
+        )
     return StatusView(folder, facts, *run_state(facts))
 
 
@@ -360,11 +374,18 @@ class StatusView(View):
             ("last checkpoint", facts.get("last_checkpoint")),
             ("went on from", facts.get("resumed_from")),
             ("adapter", facts.get("saved")),
-            ("an earlier run", f"finished {earlier['updated']}; its adapter was saved in {earlier['saved']}" if {"updated", "saved"} <= earlier.keys() else None),
+            (
+                "an earlier run",
+                f"finished {earlier['updated']}; its adapter was saved in {earlier['saved']}"
+                if {"updated", "saved"} <= earlier.keys()
+                else None,
+            ),
         ]
         if self.state in ("failed", "interrupted", "killed"):
             on = "resume_checkpoint=true, with all else as it was"
-            items.append(("to go on", on if facts.get("last_checkpoint") else "start it again: there is no checkpoint yet"))
+            items.append(
+                ("to go on", on if facts.get("last_checkpoint") else "start it again: there is no checkpoint yet")
+            )
         return [(label, str(value)) for label, value in items if value is not None]
 
     def html(self):
@@ -374,4 +395,9 @@ class StatusView(View):
         return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
 
     def text(self):
-        return "\n".join([f"{self.title}: {plain(self.sentence)}", *(f"  {label:<17}  {plain(value)}" for label, value in self._items())])
+        return "\n".join(
+            [
+                f"{self.title}: {plain(self.sentence)}",
+                *(f"  {label:<17}  {plain(value)}" for label, value in self._items()),
+            ]
+        )

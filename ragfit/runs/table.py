@@ -1,6 +1,6 @@
 """A table of runs: what differs between their configurations, how they ended, and how good they are.
 
-    python -m ragfit.runs trained_models
+python -m ragfit.runs trained_models
 """
 
 import os
@@ -58,13 +58,16 @@ def table_of_runs(*roots):
             name = os.path.relpath(folder, root) if len(roots) == 1 else str(folder)
             folders.setdefault(folder.resolve(), status.printable(root.name if name == "." else name))
     if not folders:
-        raise ConfigError(f"There is no run in {', '.join(map(str, roots))}. Name a run's train.output_dir, or a folder that holds some.")
+        raise ConfigError(
+            f"There is no run in {', '.join(map(str, roots))}. Name a run's train.output_dir, or a folder that holds some."
+        )
     configs = [_config(folder) for folder in folders]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     # A run that left no configuration (an older one, killed) says nothing about a key.
     varied = [key for key in keys if len({repr(config.get(key)) for config in configs if config}) > 1]
     rows = [
-        {**{key: config.get(key) for key in varied}, **_outcome(folder)} for folder, config in zip(folders, configs, strict=True)
+        {**{key: config.get(key) for key in varied}, **_outcome(folder)}
+        for folder, config in zip(folders, configs, strict=True)
     ]
     frame = pandas.DataFrame(rows, index=pandas.Index(list(folders.values()), name="run"))
     return frame[[key for key in frame if key in varied or frame[key].notna().any()]]
@@ -78,8 +81,16 @@ def find_runs(root):
     """
     found = []
     for path, names, files in os.walk(root):
-        model = {"adapter_config.json", "config.json"} & set(files)  # an adapter or a merged model keeps its run's configuration
-        run = status.FILE in files or CONFIG in files and not model or _is_own(path, "checkpoint") and os.path.isfile(os.path.join(path, "checkpoint", CONFIG))
+        model = {"adapter_config.json", "config.json"} & set(
+            files
+        )  # an adapter or a merged model keeps its run's configuration
+        run = (
+            status.FILE in files
+            or CONFIG in files
+            and not model
+            or _is_own(path, "checkpoint")
+            and os.path.isfile(os.path.join(path, "checkpoint", CONFIG))
+        )
         names[:] = sorted((n for n in names if not n.startswith(".") and not (run and _is_own(path, n))), key=_natural)
         if run:
             found.append(Path(path))
@@ -116,7 +127,11 @@ def _config(folder):
         if flat is not None:
             # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
             flat = {"model._target_": HF_TRAIN} | flat
-            kept = ((RENAMED.get(key, key), value) for key, value in flat.items() if value is not None and key not in REMOVED)
+            kept = (
+                (RENAMED.get(key, key), value)
+                for key, value in flat.items()
+                if value is not None and key not in REMOVED
+            )
             return {key: value for key, value in kept if not key.startswith(_NOT_COMPARED)}
     return {}
 
@@ -127,7 +142,10 @@ def _leaves(tree, prefix=""):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield status.printable(f"{prefix}{key}"), value if isinstance(value, int | float | None) else status.printable(text)
+            yield (
+                status.printable(f"{prefix}{key}"),
+                value if isinstance(value, int | float | None) else status.printable(text),
+            )
 
 
 def _outcome(folder):
@@ -224,7 +242,11 @@ class RunsView(View):
                     mark, look = STATES.get(value, ("✗", style.BAD))
                     cells.append(style.badge(f"{mark} {text}", look) if text != "–" else text)
                 else:
-                    cells.append(Html(f"<b>{html_lines(text).replace(' ', '&nbsp;')}</b>") if text.startswith("★") else html_lines(text))
+                    cells.append(
+                        Html(f"<b>{html_lines(text).replace(' ', '&nbsp;')}</b>")
+                        if text.startswith("★")
+                        else html_lines(text)
+                    )
             rows.append(cells)
         right = [n for n, column in enumerate(columns, 1) if column in (*LOW, *HIGH, "step", "answers", "seconds")]
         # A long name takes two lines; a key stays as it is written.
@@ -246,6 +268,11 @@ class RunsView(View):
             table.append([str(name), *(self._cell(column, value) for column, value in zip(columns, row, strict=True))])
         table = [[plain(" ".join(cell.split())) for cell in line] for line in table]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines = [
+            "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
         lines += ["  ★ the best of its column"] if self.best else []
-        return "\n".join([f"{self.title}:", *lines, *(plain(f"  {' '.join(line.split())}") for line in self._problems())])
+        return "\n".join(
+            [f"{self.title}:", *lines, *(plain(f"  {' '.join(line.split())}") for line in self._problems())]
+        )

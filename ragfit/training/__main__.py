@@ -1,6 +1,6 @@
 """The command line of a run, with every override of Hydra's.
 
-    python -m ragfit.training -cp configs/paper -cn training-asqa data_file=rows.jsonl output_key=answers
+python -m ragfit.training -cp configs/paper -cn training-asqa data_file=rows.jsonl output_key=answers
 """
 
 import os
@@ -82,14 +82,18 @@ def _config_file(args):
     if args.config_dir:
         return find_path(args.config_dir, "--config-dir").resolve() / name
     folders = (Path("configs").resolve(), CONFIGS)
-    return next((folder / name for folder in folders if user_path(folder / name, "--config-name").is_file()), folders[1] / name)
+    return next(
+        (folder / name for folder in folders if user_path(folder / name, "--config-name").is_file()), folders[1] / name
+    )
 
 
 def _options(args):
     """The options of a command line as Hydra takes them, without what `_config_file` has read."""
     both = args.config_path and args.config_dir and find_path(args.config_dir, "--config-dir").resolve()
     left = vars(args) | {"overrides": None, "config_name": None, "config_path": None, "config_dir": both}
-    return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in left.items() if value]
+    return [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in left.items() if value
+    ]
 
 
 def _hydra_defaults(overrides, cfg):
@@ -99,7 +103,10 @@ def _hydra_defaults(overrides, cfg):
     """
     from omegaconf import OmegaConf
 
-    if any(word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")) for word in overrides):
+    if any(
+        word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir"))
+        for word in overrides
+    ):
         return []
 
     def output(folder):

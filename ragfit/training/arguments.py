@@ -82,7 +82,9 @@ def training_arguments(cfg, prepared):
     if given.get("bf16") is None:
         given["bf16"] = bf16_is_fast() and not given.get("fp16")
     if not cuda and given.get("fp16"):
-        raise ConfigError("train.fp16 is set, but there is no GPU. Set train.fp16=false; train.bf16=true works on a CPU.")
+        raise ConfigError(
+            "train.fp16 is set, but there is no GPU. Set train.fp16=false; train.bf16=true works on a CPU."
+        )
     if not cuda:
         given.setdefault("dataloader_pin_memory", False)
     if prepared.dev is None and str(given.get("eval_strategy") or "no") != "no":
@@ -96,7 +98,14 @@ def training_arguments(cfg, prepared):
     if cfg.get("use_wandb"):
         others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
-    args = tried(lambda keys: Arguments(**keys), given, lambda name: {k: v for k, v in given.items() if k != name}, None, "train", given)
+    args = tried(
+        lambda keys: Arguments(**keys),
+        given,
+        lambda name: {k: v for k, v in given.items() if k != name},
+        None,
+        "train",
+        given,
+    )
     prepare_trackers(args)
     args.from_environment = {name: text for name, text in without_secrets(cfg)["train"].items() if "${" in str(text)}
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:

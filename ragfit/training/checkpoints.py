@@ -104,7 +104,9 @@ def why_not_resumable(folder):
         except SafetensorError as error:
             return f"{name} is cut short ({first_line(error)})"
         except Exception as error:  # pickle, zip, runtime and end-of-file errors
-            if any(sign in str(error) for sign in ("Unsupported global", "Unsupported operand", "not an allowed global")):
+            if any(
+                sign in str(error) for sign in ("Unsupported global", "Unsupported operand", "not an allowed global")
+            ):
                 return f"{name} holds a pickle that may run code; it was not loaded"
             return f"{name} cannot be read ({first_line(error)})"
     return None
@@ -266,7 +268,11 @@ def resume_path(cfg):
         if found:
             return str(found)
         facts = read(folder) or {}
-        if not skipped and facts.get("state") in ("running", "interrupted", "failed") and not facts.get("last_checkpoint"):
+        if (
+            not skipped
+            and facts.get("state") in ("running", "interrupted", "failed")
+            and not facts.get("last_checkpoint")
+        ):
             say(f"resume_checkpoint: the run in {folder} ended before its first checkpoint, so it starts anew.")
             return None
         whole = f"no checkpoint that is whole ({'; '.join(skipped)})" if skipped else "no checkpoint"

@@ -81,7 +81,9 @@ class LossCurve(View):
         self.now = time.monotonic()
         if "num_tokens" in logs:
             self._tokens = [*self._tokens[:1], (self.now, logs["num_tokens"])]
-        wrong = next((name for name in ("loss", "eval_loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))), None)
+        wrong = next(
+            (name for name in ("loss", "eval_loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))), None
+        )
         if wrong and self.step not in self.bad:
             if len(self.bad) < 3:
                 self.write(f"step {self._of()}  {wrong} is {logs[wrong]}: {ADVICE}")
@@ -157,7 +159,10 @@ class LossCurve(View):
     def html(self):
         facts = [
             ("step", self._of()),
-            ("epoch", None if self.epoch is None else f"{self.epoch:.2f}" + (f" of {self.epochs:g}" if self.epochs else "")),
+            (
+                "epoch",
+                None if self.epoch is None else f"{self.epoch:.2f}" + (f" of {self.epochs:g}" if self.epochs else ""),
+            ),
             ("loss", f"{self.train[-1][1]:.4f}" if self.train else None),
             ("dev loss", f"{self.dev[-1][1]:.4f}" if self.dev else None),
             ("learning rate", f"{self.last['learning_rate']:.2e}" if "learning_rate" in self.last else None),
@@ -208,7 +213,9 @@ class LossCurve(View):
                 axis.plot(steps, losses, color=style.BLUE, alpha=0.35, linewidth=1.2)
                 axis.plot(steps, _smooth(losses), color=style.BLUE, linewidth=1.8, label="training loss, smoothed")
             else:
-                axis.plot(steps, losses, color=style.BLUE, linewidth=1.4, marker="o", markersize=3, label="training loss")
+                axis.plot(
+                    steps, losses, color=style.BLUE, linewidth=1.4, marker="o", markersize=3, label="training loss"
+                )
         if dev:
             steps, losses = zip(*dev, strict=True)
             look = {"marker": "D", "markersize": 5, "linestyle": "--", "linewidth": 1.2, "clip_on": False}
@@ -226,7 +233,9 @@ class LossCurve(View):
         return figure
 
 
-ADVICE = "if this goes on, the run is lost. Lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
+ADVICE = (
+    "if this goes on, the run is lost. Lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
+)
 
 
 def loss_curve(total=None, show=None):

@@ -65,7 +65,9 @@ def device_name(args):
 
     if args.device.type == "cuda":
         more = torch.cuda.device_count() - 1
-        return torch.cuda.get_device_name(args.device) + (f" ({more} more not used by this process)" if more > 0 else "")
+        return torch.cuda.get_device_name(args.device) + (
+            f" ({more} more not used by this process)" if more > 0 else ""
+        )
     threads = torch.get_num_threads()
     return f"{args.device.type.upper()}, {threads} thread{'s' * (threads != 1)}"
 
@@ -87,7 +89,13 @@ def precision(trainer):
         why = "train.fp16 is true"
     else:
         why = f"chosen because this {machine} does not multiply bfloat16 in hardware and train.bf16 is empty"
-    quantized = "8-bit" if getattr(model, "is_loaded_in_8bit", False) else "4-bit" if getattr(model, "is_loaded_in_4bit", False) else ""
+    quantized = (
+        "8-bit"
+        if getattr(model, "is_loaded_in_8bit", False)
+        else "4-bit"
+        if getattr(model, "is_loaded_in_4bit", False)
+        else ""
+    )
     weights = f"{quantized or name_of(model.dtype)} weights"
     if hasattr(model, "peft_config"):
         adapter = {name_of(parameter.dtype) for parameter in model.parameters() if parameter.requires_grad}

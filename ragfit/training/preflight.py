@@ -28,7 +28,11 @@ def preflight(trainer):
     have = free_memory(args.device)
     share, hint = padding(trainer)
     items = [
-        ("device", device_name(args), f"{'with' if args.gradient_checkpointing else 'without'} activation checkpointing"),
+        (
+            "device",
+            device_name(args),
+            f"{'with' if args.gradient_checkpointing else 'without'} activation checkpointing",
+        ),
         ("precision", *precision(trainer)),
         ("parameters", f"{trainable:,} of {total:,} are trained", f"{trainable / total:.2%}"),
         ("rows", f"{len(report.train.kept):,} train, {len(report.dev.kept):,} dev", ""),
@@ -49,7 +53,10 @@ def preflight(trainer):
     ]
     warnings = [str(finding) for finding in report.findings if finding.severity == "warning"]
     warnings += hint
-    longest, made_for = max(sum(pair) for part in (report.train, report.dev) for pair in part.lengths), positions(model.config)
+    longest, made_for = (
+        max(sum(pair) for part in (report.train, report.dev) for pair in part.lengths),
+        positions(model.config),
+    )
     if made_for and longest > made_for:
         warnings.append(
             f"The longest row has {longest:,} tokens, and the model was made for {made_for:,} positions: beyond them it reads badly, "
@@ -118,7 +125,9 @@ def padding(trainer):
     note = f"of the positions in batches of {rows:,} row{'s' * (rows != 1)}, first epoch"
     if strategy in GROUPED:
         return (f"{share:.1%}", f"{note}; rows of similar length share a batch"), []
-    grouped = LengthGroupedSampler(rows * args.gradient_accumulation_steps, lengths=lengths, generator=torch.Generator().manual_seed(0))
+    grouped = LengthGroupedSampler(
+        rows * args.gradient_accumulation_steps, lengths=lengths, generator=torch.Generator().manual_seed(0)
+    )
     order = list(grouped)
     least = padded_share([order[i : i + rows] for i in range(0, len(order), rows)], lengths, multiple)
     if share <= LARGE_SHARE or least > share / 2:
@@ -163,11 +172,15 @@ class PreflightView(View):
         top = "".join(style.callout(html_lines(warning)) for warning in self.warnings)
         grey = style.colours((style.PAPER[0], style.QUIET[1]))
         rows = [
-            [label, Html(f'<b>{html_lines(value)}</b> <span style="{grey}">{html_lines(note)}</span>')] for label, value, note in self.items
+            [label, Html(f'<b>{html_lines(value)}</b> <span style="{grey}">{html_lines(note)}</span>')]
+            for label, value, note in self.items
         ]
         return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
 
     def text(self):
         width = max((len(label) for label, _, _ in self.items), default=0)
-        lines = [f"  {label:<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}" for label, value, note in self.items]
+        lines = [
+            f"  {label:<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}"
+            for label, value, note in self.items
+        ]
         return "\n".join([f"{self.title}:", *(f"  ! {plain(warning)}" for warning in self.warnings), *lines])

@@ -41,7 +41,9 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
         raise ConfigError(f"{folder} holds no ragfit.yaml. Name the folder checkpoint of a run's train.output_dir.")
     adapter = (folder / "adapter_config.json").is_file()
     if not adapter and not (folder / "config.json").is_file():  # a run's output folder has a ragfit.yaml too
-        raise ConfigError(f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir.")
+        raise ConfigError(
+            f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir."
+        )
     keys = {"train.output_dir": str(folder.parent), "train.disable_tqdm": True}
     if not adapter:  # an earlier adapter is part of these weights
         keys |= {"model.model_name_or_path": str(folder), "model.trained_adapter": None}
@@ -51,7 +53,9 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     prepared = prepare(cfg)
     if data_file:
         prepared.report.dev = prepared.report.train
-        prepared = dataclasses.replace(prepared, dev=prepared.train, sources={**prepared.sources, "dev": prepared.sources["train"]})
+        prepared = dataclasses.replace(
+            prepared, dev=prepared.train, sources={**prepared.sources, "dev": prepared.sources["train"]}
+        )
     loaded = load_model(cfg)
     check_vocabulary(loaded.model, prepared)
     trainer = RagfitTrainer(cfg, prepared, loaded, training_arguments(cfg, prepared))
@@ -62,9 +66,13 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
 
 def main(argv=None):
     """Evaluate a checkpoint from the command line."""
-    parser = argparse.ArgumentParser("python -m ragfit.evaluation", description="Base against tuned on a checkpoint of an earlier run.")
+    parser = argparse.ArgumentParser(
+        "python -m ragfit.evaluation", description="Base against tuned on a checkpoint of an earlier run."
+    )
     parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument("overrides", nargs="*", help="overrides of the run's configuration, such as model.load_in_8bit=false")
+    parser.add_argument(
+        "overrides", nargs="*", help="overrides of the run's configuration, such as model.load_in_8bit=false"
+    )
     parser.add_argument("--data", help="rows to evaluate on; the run's own dev set by default")
     parser.add_argument("--rows", type=int, help="answer so many of them; all by default")
     parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
@@ -102,10 +110,14 @@ def load_tuned(trainer, checkpoint=None):
     if folder is None:
         return "There is no trained adapter yet: these are the losses of the base model. Run train.ipynb, or set checkpoint."
     if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(f"checkpoint: {folder} holds no adapter. Name the folder checkpoint of a run's train.output_dir.")
+        raise ConfigError(
+            f"checkpoint: {folder} holds no adapter. Name the folder checkpoint of a run's train.output_dir."
+        )
     model = trainer.model
     if not hasattr(model, "load_adapter") or not hasattr(model, "disable_adapter"):
-        raise ConfigError(f"checkpoint: {folder} is an adapter, but model.lora is empty. Set model.lora, or leave checkpoint empty.")
+        raise ConfigError(
+            f"checkpoint: {folder} is an adapter, but model.lora is empty. Set model.lora, or leave checkpoint empty."
+        )
     if TUNED in model.peft_config:
         model.set_adapter(next(name for name in model.peft_config if name != TUNED))
         model.delete_adapter(TUNED)

@@ -153,8 +153,14 @@ def train(trainer):
 def _stopped(trainer):
     """Say where a stopped run can go on, and end it."""
     stop, state, newest = trainer.stop, trainer.state, trainer.newest_checkpoint
-    on = f"{newest} holds all of it; go on with resume_checkpoint=true" if newest else "Nothing was learned yet; start it again"
-    trainer.status.set(state="interrupted", reason=f"stopped by {stop.why}. {on}", step=state.global_step, last_checkpoint=newest)
+    on = (
+        f"{newest} holds all of it; go on with resume_checkpoint=true"
+        if newest
+        else "Nothing was learned yet; start it again"
+    )
+    trainer.status.set(
+        state="interrupted", reason=f"stopped by {stop.why}. {on}", step=state.global_step, last_checkpoint=newest
+    )
     raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
 
 

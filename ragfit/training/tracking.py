@@ -138,7 +138,11 @@ class Tracking:
             part = getattr(self.prepared.report, name)
             if part.rows:
                 dropped = sum(map(len, part.dropped.values()))
-                counts |= {f"{name}_rows": len(part.kept), f"{name}_rows_dropped": dropped, f"{name}_rows_cut": len(part.cut)}
+                counts |= {
+                    f"{name}_rows": len(part.kept),
+                    f"{name}_rows_dropped": dropped,
+                    f"{name}_rows_cut": len(part.cut),
+                }
                 counts |= {f"{name}_tokens": part.tokens, f"{name}_loss_tokens": part.loss_tokens}
         return counts | {"findings": len(self.prepared.report.findings)}
 
@@ -303,7 +307,14 @@ class Wandb(Service):
         train = tracking.prepared.report.train
         self.run.summary.update({"rows": len(train.kept), "loss_tokens": train.loss_tokens, "data": tracking.counts()})
         findings = [
-            [f.severity, f.kind, len(f.rows) or None, f.meaning, mask(f.detail).encode("utf-8", "backslashreplace").decode(), f.fix]
+            [
+                f.severity,
+                f.kind,
+                len(f.rows) or None,
+                f.meaning,
+                mask(f.detail).encode("utf-8", "backslashreplace").decode(),
+                f.fix,
+            ]
             for f in tracking.prepared.report.findings
         ]
         self.run.log({
@@ -337,7 +348,9 @@ class Mlflow(Service):
             place = Path(self.tracking.args.output_dir).absolute()
             place.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
-        if mlflow.active_run() or any(os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "NESTED_RUN", "EXPERIMENT_ID")):
+        if mlflow.active_run() or any(
+            os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "NESTED_RUN", "EXPERIMENT_ID")
+        ):
             return  # the callback knows what to do with them
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.tracking.config().get("experiment") or PROJECT
         found = mlflow.get_experiment_by_name(name)

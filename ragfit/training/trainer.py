@@ -1,6 +1,5 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
-
 from trl import SFTTrainer
 
 from ragfit import before_torch
@@ -68,4 +67,3 @@ class RagfitTrainer(Resumable, SFTTrainer):
 
     def create_model_card(self, *args, **kwargs):
         """TRL writes its own card into each checkpoint; a run's card is written from the run at its end."""
-

@@ -29,7 +29,14 @@ TOKENS = 16  # of a row that are read
 # What a text model's other sizes are called.
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "n_inner", "ffn_dim")
 # LoRA's keys that name layers which a copy may lack.
-OF_LAYERS = ("layers_to_transform", "layers_pattern", "layer_replication", "exclude_modules", "target_parameters", "eva_config")
+OF_LAYERS = (
+    "layers_to_transform",
+    "layers_pattern",
+    "layer_replication",
+    "exclude_modules",
+    "target_parameters",
+    "eva_config",
+)
 
 
 def try_run(cfg, prepared, args):
@@ -102,7 +109,10 @@ def small_copy(keys):
         source = resolve(keys.model_name_or_path)
         config = narrowed(AutoConfig.from_pretrained(source, trust_remote_code=remote, revision=keys.get("revision")))
         with torch.device("meta"):
-            size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config, trust_remote_code=remote).parameters())
+            size = sum(
+                weight.numel()
+                for weight in AutoModelForCausalLM.from_config(config, trust_remote_code=remote).parameters()
+            )
         lora = keys.get("lora")
         if size > (LARGEST if lora and not lora.get("modules_to_save") else LARGEST // 2):
             return None
@@ -113,7 +123,9 @@ def small_copy(keys):
                 weight.fill_(0.01)
             ids = torch.tensor([[0, 1]])
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except Exception as error:  # of an architecture that cannot be made thin, or of a model that cannot be loaded at all
+    except (
+        Exception
+    ) as error:  # of an architecture that cannot be made thin, or of a model that cannot be loaded at all
         logger.debug("No trial: %s", error)
         return None
     return model
@@ -210,7 +222,9 @@ def _try_answer(model, prepared, settings, batch_size):
         one = {"max_new_tokens": 1} if limit is None or isinstance(limit, int) and limit > 0 else {}
         generate(model, prepared, [prompt, prompt[TOKENS:]], 1, settings | one, batch_size)
 
-    tried(answer, settings, lambda key: {k: v for k, v in settings.items() if k != key}, {}, "model.generation", settings)
+    tried(
+        answer, settings, lambda key: {k: v for k, v in settings.items() if k != key}, {}, "model.generation", settings
+    )
 
 
 def _try_step(cfg, prepared, args, model):
@@ -268,11 +282,15 @@ def _step(cfg, prepared, args, model):
         prepared = copy.copy(prepared)
         prepared.dev = prepared.dev.select([0])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = RagfitTrainer(cfg, prepared, SimpleNamespace(model=model), _small(args, folder), callbacks=[OneStep()])
+        trainer = RagfitTrainer(
+            cfg, prepared, SimpleNamespace(model=model), _small(args, folder), callbacks=[OneStep()]
+        )
         for callback in list(trainer.callback_handler.callbacks):
             if not isinstance(callback, DefaultFlowCallback | RunCallback | OneStep):
                 trainer.remove_callback(callback)
-        if args.world_size > 1 or args.deepspeed or args.torch_compile:  # what takes a minute, or all processes together
+        if (
+            args.world_size > 1 or args.deepspeed or args.torch_compile
+        ):  # what takes a minute, or all processes together
             trainer.create_optimizer_and_scheduler(10)
             return
         collator = trainer.data_collator
@@ -283,7 +301,9 @@ def _step(cfg, prepared, args, model):
 def _small(args, folder):
     """The run's arguments for a single step that leaves nothing behind."""
     small = copy.copy(args)
-    vars(small).update({key: copy.deepcopy(value) for key, value in vars(small).items() if isinstance(value, dict | list)})
+    vars(small).update(
+        {key: copy.deepcopy(value) for key, value in vars(small).items() if isinstance(value, dict | list)}
+    )
     small.output_dir, small.save_strategy, small.load_best_model_at_end, small.disable_tqdm = folder, "no", False, True
     small.gradient_accumulation_steps, small.eval_delay = 1, 0
     small.dataloader_num_workers, small.dataloader_drop_last = min(args.dataloader_num_workers, 1), False

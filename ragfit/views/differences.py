@@ -1,6 +1,5 @@
 """Before and after a run: what differs from the YAML, the last look, and what was saved."""
 
-
 from ragfit.draw import html as style
 from ragfit.draw.html import Html, View, escape, plain
 from ragfit.secrets import MASK, holds_secret, masked
@@ -34,16 +33,23 @@ class DifferencesView(View):
         if self.rows:
             why = any(row[3] for row in self.rows)
             rows = [
-                [Html(f"<b>{escape(key)}</b>"), style.small_mono(before), style.small_mono(after), note] for key, before, after, note in self.rows
+                [Html(f"<b>{escape(key)}</b>"), style.small_mono(before), style.small_mono(after), note]
+                for key, before, after, note in self.rows
             ]
             head = ["key", "in the file", "this run", "why"]
             # Widths for all, so that long names and paths break instead of leaving the card.
             wide, narrow = ("30%", "18%", "32%", "20%"), ("30%", "30%", "40%")
-            body = style.table(head, rows, widths=wide) if why else style.table(head[:3], [row[:3] for row in rows], widths=narrow)
+            body = (
+                style.table(head, rows, widths=wide)
+                if why
+                else style.table(head[:3], [row[:3] for row in rows], widths=narrow)
+            )
         else:
             body = style.small_text("Nothing: this run is the file as it stands.")
         notes = "".join(style.small_text(note) for note in self.notes)
-        return style.card(self.title, body, Html(notes), style.details("the whole configuration", style.mono(self._yaml())))
+        return style.card(
+            self.title, body, Html(notes), style.details("the whole configuration", style.mono(self._yaml()))
+        )
 
     def text(self):
         lines = [f"{self.title}:"] + [

@@ -59,7 +59,9 @@ class RagView(View):
         rows = [[name, *map(_cell, values)] for name, values in self._rows()]
         note = ""
         if any(part.labels for part in self.parts.values()):
-            note = style.small_text("Answers such as yes and no are labels: no document has to hold them, so they are not looked for.")
+            note = style.small_text(
+                "Answers such as yes and no are labels: no document has to hold them, so they are not looked for."
+            )
         return style.card(self.title, style.table(["", *self.parts], rows, widths=("270px",)), Html(note))
 
     def text(self):

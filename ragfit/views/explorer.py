@@ -185,16 +185,23 @@ class Explorer:
         self.slider = wide(widgets.IntSlider(min=0, max=max(0, len(self.found) - 1), readout=False), flex="1 1 auto")
         self.number = wide(widgets.BoundedIntText(value=self.found[0], min=0, max=max(self.found)), "90px")
         self.told = widgets.HTML()
-        self.completion_start = widgets.Text(value=spell(base.completion_start), placeholder="empty: where the generation prompt ends")
+        self.completion_start = widgets.Text(
+            value=spell(base.completion_start), placeholder="empty: where the generation prompt ends"
+        )
         self.max_sequence_len = widgets.BoundedIntText(value=base.max_sequence_len or 0, min=0, max=10_000_000)
         policies = list(dict.fromkeys([base.over_length, "drop", "cut_start", "cut_end"]))
         self.over_length = widgets.Dropdown(options=sorted(policies), value=base.over_length)
         self.instruction = widgets.Textarea(value=base.instruction, rows=3, placeholder="empty: no instruction")
         self.template = widgets.Textarea(
-            value=base.template, rows=3, placeholder="empty: the tokenizer's chat template; else a text with {query} and {output}"
+            value=base.template,
+            rows=3,
+            placeholder="empty: the tokenizer's chat template; else a text with {query} and {output}",
         )
         self.instruction_in_prompt = widgets.Checkbox(
-            value=base.instruction_in_prompt, description="instruction_in_prompt", indent=False, layout=widgets.Layout(width="200px")
+            value=base.instruction_in_prompt,
+            description="instruction_in_prompt",
+            indent=False,
+            layout=widgets.Layout(width="200px"),
         )
         self.reset = wide(widgets.Button(description="Reset settings", icon="undo"), "150px")
         self.write = wide(widgets.Button(description="Write edited texts", icon="save"), "180px")
@@ -206,7 +213,10 @@ class Explorer:
         top = [labelled("with a finding", self.choose_finding, "2 1 0"), labelled("search", self.search, "3 1 0")]
         if len(parts) > 1:
             top.insert(0, labelled("part", self.choose_part, "0 0 90px"))
-        copies = [labelled("for the parameters cell of train.ipynb", self.for_cell), labelled("for the shell", self.for_shell)]
+        copies = [
+            labelled("for the parameters cell of train.ipynb", self.for_cell),
+            labelled("for the shell", self.for_shell),
+        ]
         app = widgets.VBox(
             [
                 row(*top),
@@ -256,7 +266,9 @@ class Explorer:
         """(what to show, kind) for the list of findings."""
         counts = {f.kind: sum(1 for row in f.rows if row[0] == part) for f in self.prepared.report.findings}
         options = [(f"any or none ({len(self.numbers(part)):,} rows)", "")]
-        return options + [(f"{kind} ({count:,} row{'s' * (count != 1)})", kind) for kind, count in counts.items() if count]
+        return options + [
+            (f"{kind} ({count:,} row{'s' * (count != 1)})", kind) for kind, count in counts.items() if count
+        ]
 
     def _narrow(self, change):
         """Another part, finding or search text: the slider runs over the rows that match."""
@@ -295,7 +307,10 @@ class Explorer:
         for widget in (self.slider, self.number, self.back, self.ahead):
             widget.disabled = nothing
         if nothing:
-            self.row, self.view.value = None, str(NoteView("No row matches", "Change the search text or the finding.").html())
+            self.row, self.view.value = (
+                None,
+                str(NoteView("No row matches", "Change the search text or the finding.").html()),
+            )
         else:
             number = self.found[min(self.slider.value, len(self.found) - 1)]
             self._quiet = True
@@ -330,7 +345,9 @@ class Explorer:
         self._quiet = True
         for name in (*MODEL_KEYS, *TEXT_KEYS):
             value = getattr(self.base, name)
-            getattr(self, name).value = spell(value) if name == "completion_start" else value or (0 if name == "max_sequence_len" else value)
+            getattr(self, name).value = (
+                spell(value) if name == "completion_start" else value or (0 if name == "max_sequence_len" else value)
+            )
         self._quiet = False
         self._show()
 

@@ -21,7 +21,9 @@ class FailureView(View):
     def html(self):
         if self.error is None:
             return Html("")
-        return Html(f'<div class="{AS_IT_STANDS}">{badge("This notebook failed", WARNING)} {escape(self._sentence())}</div>')
+        return Html(
+            f'<div class="{AS_IT_STANDS}">{badge("This notebook failed", WARNING)} {escape(self._sentence())}</div>'
+        )
 
 
 def failure_on_top():

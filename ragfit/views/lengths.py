@@ -20,7 +20,9 @@ class LengthsView(View):
     def __init__(self, prepared):
         report = prepared.report
         self.limit = prepared.cfg.model.get("max_sequence_len")
-        self.parts = {name: _columns(getattr(report, name).lengths) for name in ("train", "dev") if getattr(report, name).lengths}
+        self.parts = {
+            name: _columns(getattr(report, name).lengths) for name in ("train", "dev") if getattr(report, name).lengths
+        }
         self.rejected = list(report.train.rejected_lengths)
         self.loss, self.tokens = report.train.loss_tokens, report.train.tokens
         self.cut = len(report.train.cut)
@@ -36,7 +38,9 @@ class LengthsView(View):
         share = self.loss / max(self.tokens, 1)
         text = f"{share:.1%} of the training tokens have loss."
         if self.limit:
-            text += f" max_sequence_len is {self.limit:,}: {len(self.rejected):,} rows dropped as longer, {self.cut:,} cut."
+            text += (
+                f" max_sequence_len is {self.limit:,}: {len(self.rejected):,} rows dropped as longer, {self.cut:,} cut."
+            )
         return text
 
     def html(self):
@@ -46,12 +50,17 @@ class LengthsView(View):
             self.title,
             Html(f"<div>{style.bar(share)} {escape(self._sentence())}</div>"),
             image,
-            style.table(["tokens", "shortest", "median", "95 % up to", "longest"], list(self._rows()), right=(1, 2, 3, 4)),
+            style.table(
+                ["tokens", "shortest", "median", "95 % up to", "longest"], list(self._rows()), right=(1, 2, 3, 4)
+            ),
         )
 
     def text(self):
         lines = [f"{self.title}, in tokens: {self._sentence()}"]
-        lines += [f"  {name}: {low} to {high}, median {middle}, 95 % up to {most}" for name, low, middle, most, high in self._rows()]
+        lines += [
+            f"  {name}: {low} to {high}, median {middle}, 95 % up to {most}"
+            for name, low, middle, most, high in self._rows()
+        ]
         return "\n".join(lines)
 
     def _figure(self):
@@ -69,7 +78,14 @@ class LengthsView(View):
             if rejected:
                 axis.hist(rejected, bins=bins, color="#f6c5bd", hatch="///", edgecolor="#94180c", label="dropped")
             if "dev" in self.parts:
-                axis.hist(self.parts["dev"][place], bins=bins, histtype="step", color=style.ORANGE, linestyle="--", label="dev")
+                axis.hist(
+                    self.parts["dev"][place],
+                    bins=bins,
+                    histtype="step",
+                    color=style.ORANGE,
+                    linestyle="--",
+                    label="dev",
+                )
             if self.limit and name == "whole row" and self.limit <= 3 * high:
                 axis.axvline(self.limit, color="#94180c", linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
             axis.set_title(f"{name}, tokens", fontsize=9, loc="left", color=style.PAPER[1])

@@ -1,6 +1,6 @@
 """A look at the rows in a terminal, before anything is trained.
 
-    python -m ragfit look data_file=rows.jsonl output_key=answers --row 3
+python -m ragfit look data_file=rows.jsonl output_key=answers --row 3
 """
 
 import argparse
@@ -47,15 +47,28 @@ def audit(prepared: Prepared, index: int = 0, part: str = "train") -> dict:
         for number, text, label in zip(view.ids, view.texts, view.labels, strict=True)
     ]
     number = getattr(prepared.report, part).kept[index]
-    row = {"part": part, "index": index, "number": number, "prompt": rendered.prompt, "text": rendered.text, "tokens": tokens}
+    row = {
+        "part": part,
+        "index": index,
+        "number": number,
+        "prompt": rendered.prompt,
+        "text": rendered.text,
+        "tokens": tokens,
+    }
     return report | {"row": row}
 
 
 def main(argv=None):
     """Look from the command line."""
-    parser = argparse.ArgumentParser("python -m ragfit look", description="What the model will read, and which tokens it will learn from.")
-    parser.add_argument("overrides", nargs="*", help="overrides of the configuration, such as data_file=rows.jsonl output_key=answers")
-    parser.add_argument("--config", help="a name under configs/ or a YAML file; by default the demo, with a data_file training")
+    parser = argparse.ArgumentParser(
+        "python -m ragfit look", description="What the model will read, and which tokens it will learn from."
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="overrides of the configuration, such as data_file=rows.jsonl output_key=answers"
+    )
+    parser.add_argument(
+        "--config", help="a name under configs/ or a YAML file; by default the demo, with a data_file training"
+    )
     parser.add_argument("--row", type=int, default=0, help="which of the prepared rows to show; the first by default")
     parser.add_argument("--part", choices=("train", "dev"), default="train")
     parser.add_argument("--json", action="store_true", help="all that was found, and the row token by token, as JSON")

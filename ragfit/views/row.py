@@ -80,7 +80,9 @@ def prepare_row(prepared, number, part="train", settings=None):
         whole.model.max_sequence_len = None
         kept = _run(whole, renderer, prepared, number, part)[2]
     findings = work.findings() + [
-        finding for finding in prepared.report.findings if finding.kind in _BETWEEN_ROWS and (part, number) in finding.rows
+        finding
+        for finding in prepared.report.findings
+        if finding.kind in _BETWEEN_ROWS and (part, number) in finding.rows
     ]
     # Findings go with the row's number, so the row's index is that number too.
     done = replace(result, kept={number: number} if kept else {})
@@ -149,7 +151,11 @@ class RowView(View):
             if self.inner:
                 yield "note", "Below", "the same row without a completion_start."
         elif not self.trained:
-            yield "warning", "Not trained on", "the row is dropped." + (" Below: the row as it is." if self.inner else "")
+            yield (
+                "warning",
+                "Not trained on",
+                "the row is dropped." + (" Below: the row as it is." if self.inner else ""),
+            )
         for finding in self.findings:
             all_rows = "" if finding.rows else " (all rows)"
             seen = f" Seen: {style.visible(finding.detail)}." if finding.detail else ""

@@ -54,7 +54,15 @@ class TokenView(View):
 
     @classmethod
     def from_ids(
-        cls, tokenizer, input_ids, labels, attention_mask=None, text=None, name="row", losses=None, ignore_index=IGNORE_INDEX
+        cls,
+        tokenizer,
+        input_ids,
+        labels,
+        attention_mask=None,
+        text=None,
+        name="row",
+        losses=None,
+        ignore_index=IGNORE_INDEX,
     ):
         """A view of ids that may come from anywhere, a padded row of a batch included.
 
@@ -73,7 +81,9 @@ class TokenView(View):
 
     def _set(self, tokenizer, ids, labels, mask, losses, text, encoder, ignore_index=IGNORE_INDEX):
         if len(ids) != len(labels) or (mask is not None and len(mask) != len(ids)):
-            raise ValueError(f"A row has {len(ids)} input_ids and {len(labels)} labels. Give one label (and mask) for each id.")
+            raise ValueError(
+                f"A row has {len(ids)} input_ids and {len(labels)} labels. Give one label (and mask) for each id."
+            )
         self.ids, self.labels = ids, labels
         self.padding = [mask is not None and not kept for kept in mask or [1] * len(ids)]
         self.loss = [label != ignore_index for label in labels]
@@ -81,7 +91,9 @@ class TokenView(View):
         self.losses = {name: _list(values) for name, values in (losses or {}).items()}
         for name, values in self.losses.items():
             if len(values) != len(ids):
-                raise ValueError(f"losses: {name} has {len(values)} values for {len(ids)} tokens. Give a number or None for each.")
+                raise ValueError(
+                    f"losses: {name} has {len(values)} values for {len(ids)} tokens. Give a number or None for each."
+                )
         self.tokenizer = tokenizer
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self.special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if str(token).strip())}
@@ -121,9 +133,8 @@ class TokenView(View):
 
     def html(self):
         total, loss, share, padding = self._counts()
-        counts = (
-            f"<b>{total:,}</b> tokens &nbsp;{style.bar(share)}&nbsp; <b>{loss:,}</b> with loss ({share:.1%})"
-            + (f" &nbsp;+ <b>{padding:,}</b> padding" if padding else "")
+        counts = f"<b>{total:,}</b> tokens &nbsp;{style.bar(share)}&nbsp; <b>{loss:,}</b> with loss ({share:.1%})" + (
+            f" &nbsp;+ <b>{padding:,}</b> padding" if padding else ""
         )
         found = "".join(
             f"<div>{style.badge(f.severity, style.WARNING if f.severity == 'warning' else style.NOTE)} "
@@ -170,12 +181,19 @@ class TokenView(View):
                 yield self._tokens(start, stop)
                 continue
             yield self._tokens(start, left)
-            yield str(style.details(self._summary(left, right, kind), Html(f"<div>{self._tokens(left, right, stripes)}</div>")))
+            yield str(
+                style.details(
+                    self._summary(left, right, kind), Html(f"<div>{self._tokens(left, right, stripes)}</div>")
+                )
+            )
             yield self._tokens(right, stop)
 
     def _runs(self):
         """(start, stop, kind): stretches of one kind: "loss", "prompt" or "padding"."""
-        kinds = ["padding" if pad else "loss" if loss else "prompt" for pad, loss in zip(self.padding, self.loss, strict=True)]
+        kinds = [
+            "padding" if pad else "loss" if loss else "prompt"
+            for pad, loss in zip(self.padding, self.loss, strict=True)
+        ]
         start = 0
         for i in range(1, len(kinds) + 1):
             if i == len(kinds) or kinds[i] != kinds[start]:
@@ -208,8 +226,12 @@ class TokenView(View):
                 shown = "·" + shown[1:] if shown[:1] == " " else shown  # a box of its own would lose it
                 right += f'<br><small style="font-size:10px">{"<br>".join(numbers)}</small>'
             if i in self.dropped:
-                parts.append(f'<s title="{attribute(repr(self.dropped[i]))}: the tokenizer drops it">{html_lines(self.dropped[i])}</s>')
-            parts.append(f'<bdi title="{i}: id {self.ids[i]}, {label}, {attribute(told)}"{look}>{left}{shown}{right}</bdi>{extra}')
+                parts.append(
+                    f'<s title="{attribute(repr(self.dropped[i]))}: the tokenizer drops it">{html_lines(self.dropped[i])}</s>'
+                )
+            parts.append(
+                f'<bdi title="{i}: id {self.ids[i]}, {label}, {attribute(told)}"{look}>{left}{shown}{right}</bdi>{extra}'
+            )
         return "".join(parts)
 
     def _kind(self, i):
@@ -243,9 +265,13 @@ class TokenView(View):
     def text(self):
         total, loss, share, padding = self._counts()
         lines = [
-            f"{self.title}: {total:,} tokens, {loss:,} with loss ({share:.1%})" + (f", {padding:,} padding" if padding else "")
+            f"{self.title}: {total:,} tokens, {loss:,} with loss ({share:.1%})"
+            + (f", {padding:,} padding" if padding else "")
         ]
-        lines += [f"  {finding}" if mine else f"  (all rows) {finding.kind}: {finding.meaning}" for finding, mine in self.findings]
+        lines += [
+            f"  {finding}" if mine else f"  (all rows) {finding.kind}: {finding.meaning}"
+            for finding, mine in self.findings
+        ]
         if self.boundary is not None:
             lines.append(f"  token {self.boundary} {self.texts[self.boundary]!r} spans the boundary and has no loss")
         for start, stop, kind in self._runs():

@@ -44,7 +44,9 @@ TINY = {"limit": 4, "dev_split": 2, "train.max_steps": 2}
 def print_times(name, times, limit=None):
     """Print the median and spread of times in seconds."""
     said = "" if limit is None else f", {'within' if max(times) <= limit else 'NOT within'} {limit:g} s"
-    middle, low, high = (f"{value:.{2 if max(times) > 1 else 4}f}" for value in (statistics.median(times), min(times), max(times)))
+    middle, low, high = (
+        f"{value:.{2 if max(times) > 1 else 4}f}" for value in (statistics.median(times), min(times), max(times))
+    )
     print(f"{name}: {middle} s ({low}..{high}, {len(times)} runs){said}", flush=True)
 
 
@@ -98,7 +100,11 @@ def _run(client, code, ask=False):
             continue
         if message["msg_type"] == "error":
             raise RuntimeError("\n".join(content["traceback"]))
-        text = content.get("data", {}).get("text/plain", "") if message["msg_type"] in ("display_data", "execute_result") else ""
+        text = (
+            content.get("data", {}).get("text/plain", "")
+            if message["msg_type"] in ("display_data", "execute_result")
+            else ""
+        )
         if ask and text:
             return text
         if not ask and text.startswith(("Prompt of", "Tokens of")):
@@ -146,7 +152,16 @@ def training(args, answers):
         keys = TINY | {"train.output_dir": f"{folder}/trained"}
         overrides = [f"{key}={value}" for key, value in keys.items()]
         module = [sys.executable, "-m", "ragfit.training", "-cn", "demo", *overrides]
-        notebook = [sys.executable, "-m", "papermill", "notebooks/train.ipynb", f"{folder}/out.ipynb", "-p", "config", "demo"]
+        notebook = [
+            sys.executable,
+            "-m",
+            "papermill",
+            "notebooks/train.ipynb",
+            f"{folder}/out.ipynb",
+            "-p",
+            "config",
+            "demo",
+        ]
         notebook += [word for key, value in keys.items() for word in ("-p", key, str(value))]
         notebook += [] if answers else ["-p", "answers", "0"]
 
@@ -164,8 +179,13 @@ def training(args, answers):
     print_times("python -m ragfit.training", [theirs for _, theirs in figures])
     print_times(f"train.ipynb adds, {what}", [ours - theirs for ours, theirs in figures], 10)
     # The last run by cell: which of them the time went to.
-    spent = [(c.metadata.papermill.duration or 0, c.source.splitlines()[0][:60]) for c in cells if c.cell_type == "code"]
-    print("  by cell: " + "; ".join(f"{seconds:.1f} {line}" for seconds, line in sorted(spent, reverse=True)[:7]), flush=True)
+    spent = [
+        (c.metadata.papermill.duration or 0, c.source.splitlines()[0][:60]) for c in cells if c.cell_type == "code"
+    ]
+    print(
+        "  by cell: " + "; ".join(f"{seconds:.1f} {line}" for seconds, line in sorted(spent, reverse=True)[:7]),
+        flush=True,
+    )
 
 
 def main():

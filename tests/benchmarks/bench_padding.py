@@ -110,12 +110,22 @@ def main():
                 column = [pair[which] for pair in shares]
                 middle = sorted(column)[len(column) // 2]
                 said = ", ".join(pair[which][3] for pair in pairs)
-                print(f"{name}, {grouped}: {middle:.1%} padding ({min(column):.1%}..{max(column):.1%}); preflight said {said}")
-            print_ratio(f"{name}, positions computed", [tuple(side[0] / 1000 for side in pair) for pair in pairs], "grouped", "random", "thousand")
+                print(
+                    f"{name}, {grouped}: {middle:.1%} padding ({min(column):.1%}..{max(column):.1%}); preflight said {said}"
+                )
+            print_ratio(
+                f"{name}, positions computed",
+                [tuple(side[0] / 1000 for side in pair) for pair in pairs],
+                "grouped",
+                "random",
+                "thousand",
+            )
             if train:
                 print_ratio(f"{name}, an epoch of training", seconds, "grouped", "random")
     times = [quick_look() for _ in range(args.pairs)]
-    print(f"preflight's share for 100,000 rows: {sorted(times)[len(times) // 2]:.2f} s ({min(times):.2f}..{max(times):.2f})")
+    print(
+        f"preflight's share for 100,000 rows: {sorted(times)[len(times) // 2]:.2f} s ({min(times):.2f}..{max(times):.2f})"
+    )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,11 @@ def make_config(path, folder, instruction, max_length=None):
     import ragfit
 
     overrides = [f"data_file={path}", "output_key=answers", f"instruction={instruction}"]
-    overrides += [f"model.model_name_or_path={folder}", "model.completion_start=''", f"model.max_sequence_len={max_length or 'null'}"]
+    overrides += [
+        f"model.model_name_or_path={folder}",
+        "model.completion_start=''",
+        f"model.max_sequence_len={max_length or 'null'}",
+    ]
     return ragfit.load_config("training", overrides=overrides)
 
 
@@ -83,7 +87,9 @@ def make_trainer(tokenizer, folder, max_length=None):
     args = SFTConfig(
         output_dir=str(folder), max_length=max_length, packing=False, report_to="none", use_cpu=True, bf16=False
     )
-    start = Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}])
+    start = Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}]
+    )
     return SFTTrainer(model=LlamaForCausalLM(config), args=args, train_dataset=start, processing_class=tokenizer)
 
 
@@ -130,7 +136,8 @@ def compare(args, folder):
     print(f"rows: {args.rows}, max_length {args.max_length}, of {report.tokens / len(report.kept):.0f} tokens, {report.loss_tokens / report.tokens:.1%} with loss; "
           f"{rows.stat().st_size / 1e6:.1f} MB; tokenizer {Path(args.tokenizer).name}")  # fmt: skip
     different = sum(
-        (a["input_ids"], a["labels"]) != (b["input_ids"], b["labels"]) for a, b in zip(prepared.train, other, strict=True)
+        (a["input_ids"], a["labels"]) != (b["input_ids"], b["labels"])
+        for a, b in zip(prepared.train, other, strict=True)
     )
     # TRL gives loss to all that the template writes after the answer; this kit stops behind the end-of-turn token.
     tail = tokenizer.encode(prepared.renderer.tail, add_special_tokens=False)

@@ -52,7 +52,11 @@ def main():
 
 
 def compare(name, case, pairs, allocator):
-    settings = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+    settings = {
+        "THP_MEM_ALLOC_ENABLE": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(10**11),
+        "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    }
     with tempfile.TemporaryDirectory() as folder:
         sides = {}
         for side in ("ragfit", "trl"):
@@ -153,7 +157,11 @@ def ours(case, folder, callbacks):
 
     import ragfit
 
-    keys = {"model.dtype": case["weights"], "train.bf16": case["bf16"], "train.gradient_checkpointing": case["checkpointing"]}
+    keys = {
+        "model.dtype": case["weights"],
+        "train.bf16": case["bf16"],
+        "train.gradient_checkpointing": case["checkpointing"],
+    }
     keys |= {f"train.{key}": f"'{value}'" for key, value in STEP.items()}
     overrides = [f"++{key}={value}" for key, value in keys.items() if value is not None]
     cfg = ragfit.load_config("demo", [*overrides, "limit=4", "dev_split=null", f"train.output_dir={case['folder']}"])
@@ -167,7 +175,13 @@ def theirs(case, folder, callbacks):
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    args = {"output_dir": case["folder"], "use_cpu": True, "max_length": None, "report_to": "none", "learning_rate": 1e-3} | STEP
+    args = {
+        "output_dir": case["folder"],
+        "use_cpu": True,
+        "max_length": None,
+        "report_to": "none",
+        "learning_rate": 1e-3,
+    } | STEP
     model = folder
     if case["weights"]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, case["weights"]))

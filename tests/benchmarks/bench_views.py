@@ -14,7 +14,11 @@ from pathlib import Path
 from common import PAIRS, parser, print_versions, random_text, timed
 
 PACKAGES = ("ragfit", "datasets", "ipywidgets", "jinja2", "tokenizers", "transformers")
-MARKERS = {"smollm2-135m-instruct": "<|im_start|>assistant\n", "zephyr-7b-beta": "<|assistant|>\n", "llama-2-7b-chat": "[/INST]"}
+MARKERS = {
+    "smollm2-135m-instruct": "<|im_start|>assistant\n",
+    "zephyr-7b-beta": "<|assistant|>\n",
+    "llama-2-7b-chat": "[/INST]",
+}
 
 
 def words(data, seed):
@@ -38,7 +42,10 @@ def long_rows(tokenizer, data, tokens, count=3):
 def print_times(name, times, limit=None, size=None):
     said = "" if limit is None else f", {'within' if max(times) < limit else 'NOT within'} {limit:g} s"
     kilobytes = "" if size is None else f", {size / 1000:.0f} kB"
-    print(f"{name}: {statistics.median(times):.4f} s ({min(times):.4f}..{max(times):.4f}, {len(times)} runs){said}{kilobytes}", flush=True)
+    print(
+        f"{name}: {statistics.median(times):.4f} s ({min(times):.4f}..{max(times):.4f}, {len(times)} runs){said}{kilobytes}",
+        flush=True,
+    )
 
 
 def view(args, name, make, limit=None):
@@ -105,7 +112,11 @@ def main():
         every = [0.7] * length
         view(args, "token view", lambda: views.TokenView(prepared, 0), 0.1)
         view(args, "token view with losses of the completion", lambda: views.TokenView(prepared, 0, losses=costs), 0.1)
-        view(args, "token view with a loss for every token", lambda: views.TokenView(prepared, 0, losses={"a": every, "b": every}))
+        view(
+            args,
+            "token view with a loss for every token",
+            lambda: views.TokenView(prepared, 0, losses={"a": every, "b": every}),
+        )
         view(args, "prompt view", lambda: views.PromptView(prepared, 0), 0.1)
         view(args, "report", lambda: prepared.report)
         view(args, "questions, documents and answers", lambda: views.RagView(prepared))

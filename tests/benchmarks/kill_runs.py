@@ -49,9 +49,18 @@ def tiny(folder):
     from tiny_runs import question_rows
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer, sizes = make_tokenizer("digits", "chatml"), {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    tokenizer, sizes = (
+        make_tokenizer("digits", "chatml"),
+        {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
+    )
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id, **sizes)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        **sizes,
+    )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in question_rows(200)), encoding="utf-8")
@@ -93,7 +102,9 @@ def main():
         sys.exit(f"The run to compare with failed:\n{log.read_text()[-3000:]}")
     step = (time.monotonic() - began - ready) / args.steps
     window = ready + step * args.steps / 4
-    print(f"ran through: {ready:.1f} s to the first step, {step:.3f} s a step; kills fall in the first {window:.1f} s of each start")
+    print(
+        f"ran through: {ready:.1f} s to the first step, {step:.3f} s a step; kills fall in the first {window:.1f} s of each start"
+    )
 
     kills, runs, lost, in_saves, out, half_written = 0, 0, 0, 0, folder / "killed-0", {}
     while True:
@@ -123,7 +134,9 @@ def main():
         if kills >= args.kills:
             break
         out = folder / f"killed-{runs}"
-    print(f"{kills} kills, {in_saves} of them in the middle of a save; {runs} runs brought to their end; {lost} with anything lost or different")
+    print(
+        f"{kills} kills, {in_saves} of them in the middle of a save; {runs} runs brought to their end; {lost} with anything lost or different"
+    )
     sys.exit(1 if lost else 0)
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pandas
 import pytest
-from test_views import HOSTILE, assert_harmless
+from harmless import HOSTILE, assert_harmless
 from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit

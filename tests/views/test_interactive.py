@@ -249,7 +249,7 @@ def test_an_edited_text_is_copied_once_it_is_in_a_file(setup, tmp_path):
 
 def test_the_command_is_for_the_working_directory(setup, monkeypatch):
     _, prepared, _ = setup()
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     for folder, notebook in (
         (root, "notebooks/train.ipynb"),
         (root / "notebooks", "train.ipynb"),
@@ -337,9 +337,7 @@ views.explore(prepared).app
 assert "ipywidgets" in sys.modules
 print("torch" in sys.modules)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.stdout.endswith("False\n"), result.stderr
 
 

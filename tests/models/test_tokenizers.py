@@ -107,7 +107,7 @@ def loaded_elsewhere(name, **env):
         "import sys\nfrom ragfit.models.tokenizer import load_tokenizer\ntokenizer = load_tokenizer(sys.argv[1])\n"
         "print(type(tokenizer).__name__, tokenizer(sys.argv[2])['input_ids'], 'torch' in sys.modules, sep='|')"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1", **env}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", **env}
     run = subprocess.run(
         [sys.executable, "-c", code, str(name), TEXT], capture_output=True, text=True, check=True, env=environment
     )

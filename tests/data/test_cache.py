@@ -378,7 +378,7 @@ def killed(rows):
 preparation.to_arrow = killed
 preparation.prepare(make_config(sys.argv[2]), make_tokenizer("digits"))
 """
-    run = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(data["data_file"])])
+    run = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[1]), str(data["data_file"])])
     assert run.returncode == -9
     assert [path.name[:4] for path in entries(folder)] == ["tmp-"]
     assert (entries(folder)[0] / "train.arrow").stat().st_size > 9999
@@ -425,7 +425,7 @@ def test_a_full_disk_is_told_and_done_without(data, folder):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
         "ragfit.prepare(make_config(sys.argv[2]), tokenizer)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(data["data_file"])]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(data["data_file"])]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode and "DataError: Prepared rows cannot be written to" in run.stderr
     assert f"Prepared rows cannot be kept in {folder}: " in run.stderr
@@ -526,7 +526,7 @@ def many(tmp_path):
 
 
 def test_of_two_processes_at_once_one_prepares(many, tmp_path, folder):
-    command = [sys.executable, "-c", _PROCESS, str(Path(__file__).parent), str(tmp_path), "{}"]
+    command = [sys.executable, "-c", _PROCESS, str(Path(__file__).parents[1]), str(tmp_path), "{}"]
     env = {**os.environ, "WORLD_SIZE": "2"}
     processes = [
         subprocess.Popen(
@@ -559,7 +559,7 @@ def test_under_torchrun_rows_are_prepared_once(many, tmp_path, folder, keep):
     ]
     options = json.dumps({"cache": keep})
     run = subprocess.run(
-        [*command, str(Path(__file__).parent), str(tmp_path), options], capture_output=True, text=True, timeout=240
+        [*command, str(Path(__file__).parents[1]), str(tmp_path), options], capture_output=True, text=True, timeout=240
     )
     assert run.returncode == 0, run.stderr
     results = sorted(map(json.loads, re.findall(r"\[.*?\]", run.stdout)))

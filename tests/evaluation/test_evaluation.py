@@ -5,7 +5,7 @@ import json
 import pandas
 import pytest
 import torch
-from test_views import HOSTILE, assert_harmless
+from harmless import HOSTILE, assert_harmless
 from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

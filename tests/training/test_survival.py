@@ -27,7 +27,7 @@ from ragfit.errors import ConfigError, RagfitError
 from ragfit.runs.status import read, run_state
 from ragfit.training.checkpoints import RECORD, newest, why_not_resumable
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from ragfit.config.paths import is_demo
 from ragfit.errors import RagfitError
 from ragfit.models import demo
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENIZERS = os.environ.get("RAGFIT_TOKENIZERS")
 NO_NETWORK = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
 MAKE_MODEL = "import ragfit.demo as d; print(d.model_folder())"

@@ -478,11 +478,11 @@ def test_a_tokenizers_folder_is_loaded_without_torch(tiny_tokenizer, tmp_path, w
         "print(len(p.train), 'torch' in sys.modules, p.train[0]['input_ids'])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(write_rows(ROWS)), str(folder), str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(write_rows(ROWS)), str(folder), str(Path(__file__).parents[1])],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     ids = ragfit.prepare(make_config(write_rows(ROWS)), tiny_tokenizer).train[0]["input_ids"]
     assert run.stdout.strip() == f"10 False {ids}"

@@ -19,7 +19,7 @@ from ragfit.config.load import load_config
 from ragfit.config.overrides import literal
 from ragfit.config.paths import find_existing, in_cache
 from ragfit.config.schema import PROMPT_KEYS, RENAMED, is_hf_train
-from ragfit.draw.html import plain
+from ragfit.draw.text import plain
 from ragfit.errors import ConfigError, first_line
 
 logger = logging.getLogger(__name__)

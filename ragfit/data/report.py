@@ -1,14 +1,16 @@
 """What preparing gives: the rows, and all that was counted on the way."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ragfit.data.findings import Finding
 from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
 from ragfit.data.rows import text_of
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, escape, visible
+from ragfit.draw.blocks import Badge, Bar, Block, Callout, Heading, Line, Span, Table
+from ragfit.draw.view import View
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,117 +166,81 @@ class ReportView(View):
 
     title = "Data"
 
-    def __init__(self, prepared):
-        self.report = getattr(prepared, "report", prepared)
+    def __init__(self, prepared: "Prepared | Report"):
+        self.report = prepared.report if isinstance(prepared, Prepared) else prepared
+        before = ", prepared before" if self.report.cached else ""
+        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file{before}"
 
-    def html(self):
+    def blocks(self) -> list[Block]:
         report = self.report
-        names = [name for name in ("train", "dev") if getattr(report, name).rows]
-        parts = [getattr(report, name) for name in names]
-        found = style.callout(Html("<b>No findings.</b> Every check on every row passed."), style.GOOD)
-        if report.findings:
-            lines = [
-                [_badge(f), Html(f"<b>{escape(f.kind)}</b>"), _rows(f), _meaning(f), f.fix] for f in report.findings
-            ]
-            found = style.table(
-                ["", "finding", "rows", "what it means", "what to do"], lines, widths=("66px", "15%", "12%", "29%", "")
-            )
-        reasons = dict.fromkeys(reason for part in parts for reason in part.dropped)
-        rows = [
-            ["rows", *(f"{part.rows:,}" for part in parts)],
-            ["kept", *(f"{len(part.kept):,}" for part in parts)],
-            *[
-                [f"dropped: {reason}", *(_dropped(part.dropped.get(reason, ())) for part in parts)]
-                for reason in reasons or ["none"]
+        parts = {name: report.part(name) for name in ("train", "dev") if report.part(name).rows}
+        reasons = dict.fromkeys(reason for part in parts.values() for reason in part.dropped)
+        rows = {
+            "rows": [f"{part.rows:,}" for part in parts.values()],
+            "kept": [f"{len(part.kept):,}" for part in parts.values()],
+            **{f"dropped: {why}": [_dropped(part.dropped.get(why, ())) for part in parts.values()] for why in reasons},
+            "prompt cut": [f"{len(part.cut):,}" for part in parts.values()],
+            "tokens": [f"{part.tokens:,}" for part in parts.values()],
+            "with loss": [
+                (Bar(part.loss_share), f"{part.loss_tokens:,} ({part.loss_share:.1%})") for part in parts.values()
             ],
-            ["prompt cut", *(f"{len(part.cut):,}" for part in parts)],
-            ["tokens", *(f"{part.tokens:,}" for part in parts)],
-            ["with loss", *(_share(part) for part in parts)],
-        ]
+        }
         labels = [
-            ["first token with loss", _counter(report.first_labels)],
-            ["last token with loss", _counter(report.last_labels)],
-            ["tokens across the boundary", _counter(report.boundary) if report.boundary else "none"],
+            ["first token with loss", _most_common(report.first_labels)],
+            ["last token with loss", _most_common(report.last_labels)],
+            ["tokens across the boundary", _most_common(report.boundary)],
         ]
-        return style.card(
-            self.title,
-            found,
-            Html(_head("Rows and tokens")),
-            style.table(["", *names], rows, right=range(1, len(names) + 1), widths=("220px",)),
-            Html(_head("Where loss begins and ends, over all rows")),
-            style.table(None, labels, widths=("220px",)),
-            aside=f"{report.data_file}, {report.in_file:,} rows in the file"
-            + (", prepared before" if report.cached else ""),
-        )
+        return [
+            *self._findings(),
+            Heading("Rows and tokens"),
+            Table(["", *parts], [[label, *cells] for label, cells in rows.items()], range(1, 3), widths=("220px",)),
+            Heading("Where loss begins and ends, over all rows"),
+            Table((), labels, widths=("220px",)),
+        ]
 
-    def text(self):
-        report = self.report
-        lines = [style.plain(report)]
-        for name, counter in (
-            ("first", report.first_labels),
-            ("last", report.last_labels),
-            ("boundary", report.boundary),
-        ):
-            if counter:
-                many = ", ".join(f"{text!r} × {count:,}" for text, count in counter.most_common(FIRST))
-                lines.append(
-                    f"  {'tokens across the boundary' if name == 'boundary' else f'{name} token with loss'}: {many}"
-                )
-        if not report.findings:
-            lines.append("  no findings")
-        return "\n".join(lines)
+    def _findings(self) -> list[Block]:
+        if not self.report.findings:
+            return [Callout((Span("No findings."), " Every check on every row passed."), "good")]
+        rows = [
+            [
+                (Badge(found.severity, "warning" if found.severity == "warning" else "note"), " ", Span(found.kind)),
+                _rows_of(found),
+                (found.meaning, *((" Seen: ", Span(found.detail, "mono")) if found.detail else ())),
+                found.fix,
+            ]
+            for found in self.report.findings
+        ]
+        return [Table(["finding", "rows", "what it means", "what to do"], rows, widths=("18%", "13%", "34%", "35%"))]
 
 
-def report_html(report):
+def report_html(report: Report) -> str:
     """The HTML of a report, for its `_repr_html_`."""
     return str(ReportView(report).html())
 
 
-def _head(text):
-    return f'<div style="{style.colours(style.PAPER)};font-weight:600;margin:12px 0 2px">{escape(text)}</div>'
-
-
-def _share(part):
-    share = part.loss_tokens / max(part.tokens, 1)
-    return Html(f"{style.bar(share, width=70)}&ensp;{part.loss_tokens:,} ({share:.1%})")
-
-
-def _dropped(numbers):
+def _dropped(numbers: Sequence[int]) -> Line:
     if not numbers:
         return "0"
     first = ", ".join(map(str, numbers[:FIRST])) + (", …" if len(numbers) > FIRST else "")
-    return Html(
-        f'{len(numbers):,} <span style="{style.colours((style.PAPER[0], style.QUIET[1]))}">(rows {first})</span>'
-    )
+    return f"{len(numbers):,} ", Span(f"(rows {first})", "quiet")
 
 
-def _rows(finding):
+def _rows_of(finding: Finding) -> str:
     if not finding.rows:
-        return Html("all rows")
-    groups = {}
+        return "all rows"
+    groups: dict[str, list[str]] = {}
     for part, number in finding.rows[:FIRST]:
         groups.setdefault(part, []).append(str(number))
     first = "; ".join(f"{part} {', '.join(numbers)}" for part, numbers in groups.items())
     more = ", …" if len(finding.rows) > FIRST else ""
-    return Html(f"{len(finding.rows):,} row{'s' * (len(finding.rows) != 1)} ({escape(first + more)})")
+    return f"{len(finding.rows):,} row{'s' * (len(finding.rows) != 1)} ({first}{more})"
 
 
-def _meaning(finding):
-    if not finding.detail:
-        return finding.meaning
-    seen = f'<br>Seen: <bdi style="{style.MONO};font-size:12px">{escape(visible(finding.detail))}</bdi>'
-    return Html(escape(finding.meaning) + seen)
-
-
-def _badge(finding):
-    return style.badge(finding.severity, style.WARNING if finding.severity == "warning" else style.NOTE)
-
-
-def _counter(counter):
+def _most_common(texts: Counter) -> Line:
     """Texts with their counts, the most frequent first."""
-    parts = [
-        f'<bdi style="{style.MONO};{style.colours(style.LOSS)};padding:1px 4px;border-radius:3px">{escape(repr(text))}</bdi> × {count:,}'
-        for text, count in counter.most_common(FIRST)
-    ]
-    more = len(counter) - FIRST
-    return Html(" &ensp; ".join(parts) + (f" &ensp; and {more:,} more" if more > 0 else ""))
+    parts = []
+    for text, count in texts.most_common(FIRST):
+        parts += [", "] if parts else []
+        parts += [Span(repr(text), "mono"), f" × {count:,}"]
+    more = len(texts) - FIRST
+    return (*parts, f" and {more:,} more") if more > 0 else tuple(parts) or "none"

@@ -1,18 +1,24 @@
-"""The look that all views share: palette, safe text, and a few building blocks of HTML.
+"""The look that all views share: palette, safe text, and the elements that pages are made of.
 
-Written for the strictest reader, JupyterLab's sanitizer for untrusted notebooks: no scripts, style sheets, `hsl()` or
-`var()`, no `unicode-bidi: isolate` (hence `<bdi>`). A coloured element names both its colours, so it reads in light
-and dark themes, and carries a cue that does not need colour, because GitHub drops styles altogether.
+Written for the strictest reader, JupyterLab's sanitizer for untrusted notebooks: no scripts, style sheets or `hsl()`,
+no `unicode-bidi: isolate` (hence `<bdi>`). A coloured element names both its colours, so it reads in light and dark
+themes, and carries a cue that does not need colour, because GitHub drops styles altogether. Where a notebook is
+trusted, paper and ink follow JupyterLab's theme: a `var()` after the plain colour, which the sanitizer drops.
 """
 
+import base64
 import html
-from pathlib import Path
+import io
+from typing import TYPE_CHECKING
 
-from ragfit.draw.text import plain, visible  # noqa: F401  (`plain` for the views)
+from ragfit.draw.text import visible
+
+if TYPE_CHECKING:
+    pass
 
 # Pairs of (background, foreground), contrast at least 4.5:1.
 PAPER = ("#ffffff", "#1f2328")
-STRIPE = ("#eee", "#222")
+FAINT = ("#ffffff", "#57606a")
 QUIET = ("#f6f8fa", "#57606a")
 LOSS = ("#dcf5e4", "#0b3d22")
 LOSS_STRIPE = ("#c3ebcf", "#0b3d22")
@@ -64,8 +70,24 @@ def small_mono(text):
     return Html(f'<span style="{MONO};font-size:12px"><bdi>{html_lines(text)}</bdi></span>')
 
 
-def colours(pair):
-    return f"background:{pair[0]};color:{pair[1]}"
+# What JupyterLab's theme has for these pairs.
+_THEME = {
+    PAPER: ("var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"),
+    FAINT: ("var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color2,#57606a)"),
+    QUIET: ("var(--jp-layout-color2,#f6f8fa)", "var(--jp-content-font-color2,#57606a)"),
+}
+
+
+def colours(pair: tuple[str, str]) -> str:
+    """Background and text colour as CSS, with the theme's own after them where there are such."""
+    plain = f"background:{pair[0]};color:{pair[1]}"
+    return plain if pair not in _THEME else f"{plain};background:{_THEME[pair][0]};color:{_THEME[pair][1]}"
+
+
+def border(side: str = "") -> str:
+    """A thin line around an element, or at one side of it, as CSS."""
+    side = f"-{side}" if side else ""
+    return f"border{side}:1px solid {LINE};border{side}-color:var(--jp-border-color2,{LINE})"
 
 
 def badge(text, pair=NOTE, title=""):
@@ -101,11 +123,11 @@ def table(head, rows, right=(), widths=()):
 
     def cell(tag, value, column):
         look = f"{colours(QUIET)};font-weight:600" if tag == "th" else colours(PAPER)
-        side = "right" if column in right else "left"
+        side = "right;white-space:nowrap" if column in right else "left;white-space:normal"
         side += f";width:{widths[column]}" if column < len(widths) and widths[column] else ""
         return (
             f'<{tag} style="{look};text-align:{side};vertical-align:top;padding:5px 10px;border:0;'
-            f'border-bottom:1px solid {LINE};white-space:normal;overflow-wrap:break-word">{escape(value)}</{tag}>'
+            f'{border("bottom")};overflow-wrap:break-word">{escape(value)}</{tag}>'
         )
 
     def line(tag, cells):
@@ -128,7 +150,7 @@ def details(summary, body, open=False):
 
 def small_text(text):
     """A line of small, calm text."""
-    return Html(f'<div style="font-size:12px;{colours((PAPER[0], QUIET[1]))};margin:3px 0">{escape(text)}</div>')
+    return Html(f'<div style="font-size:12px;{colours(FAINT)};margin:3px 0">{escape(text)}</div>')
 
 
 def callout(text, pair=WARNING):
@@ -155,19 +177,13 @@ def mono(text, begin=900, end=300):
     )
 
 
-def short(text, length=80):
-    """The beginning of a text, on one line."""
-    text = visible(" ".join(text.split()))
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
 def card(title, *parts, aside=""):
     """The frame of a view: a title, what stands beside it, and the parts below."""
     body = "".join(escape(part) for part in parts)
     return Html(
-        f'<div class="{AS_IT_STANDS}" style="{SANS};font-size:13px;line-height:1.5;{colours(PAPER)};border:1px solid {LINE};border-radius:8px;'
+        f'<div class="{AS_IT_STANDS}" style="{SANS};font-size:13px;line-height:1.5;{colours(PAPER)};{border()};border-radius:8px;'
         f'padding:12px 16px;margin:4px 0;text-align:left"><div style="margin:0 0 6px"><b style="font-size:14px">{escape(title)}</b>'
-        f' <span style="{colours((PAPER[0], QUIET[1]))}">{escape(aside)}</span></div>{body}</div>'
+        f' <span style="{colours(FAINT)}">{escape(aside)}</span></div>{body}</div>'
     )
 
 
@@ -191,50 +207,10 @@ def strip_axes(axis):
 
 def picture(figure, description):
     """A figure as a PNG inside the HTML."""
-    import base64
-    import io
-
     data = io.BytesIO()
     figure.savefig(data, format="png")
     code = base64.b64encode(data.getvalue()).decode("ascii")
     return Html(
-        f'<img alt="{attribute(description)}" style="max-width:100%;{colours(PAPER)};border:1px solid {LINE};border-radius:6px;'
+        f'<img alt="{attribute(description)}" style="max-width:100%;{colours(PAPER)};{border()};border-radius:6px;'
         f'margin:6px 0" src="data:image/png;base64,{code}">'
     )
-
-
-class View:
-    """Something to look at: `html()` for notebooks and `text()` for logs, drawn from the same values."""
-
-    title = "ragfit"
-
-    def html(self):
-        raise NotImplementedError
-
-    def text(self):
-        raise NotImplementedError
-
-    def _repr_html_(self):
-        return str(self.html())
-
-    def __repr__(self):
-        return self.text()
-
-    def save_html(self, path):
-        """Write the view as a whole page that needs nothing from elsewhere.
-
-        Returns:
-            pathlib.Path
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>body{{margin:24px auto;max-width:1040px;padding:0 16px;"
-            "background:#f3f5f7}@media(prefers-color-scheme:dark){body{background:#14181d}}</style></head>"
-            f"<body>{self.html()}</body></html>\n",
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
-        return path

@@ -1,7 +1,31 @@
-"""Text of any origin made safe to print: every character is seen, and nothing moves the cursor or reorders a line."""
+"""Text of any origin made safe to print: every character is seen, and nothing moves the cursor or reorders a line.
+
+At the end, blocks as lines for a log.
+"""
 
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+
+from ragfit.draw.blocks import (
+    Badge,
+    Bar,
+    Block,
+    Callout,
+    Facts,
+    Fold,
+    Heading,
+    Line,
+    Long,
+    Note,
+    Picture,
+    Source,
+    Span,
+    Table,
+)
+
+WIDTH = 150  # characters of a line, above which a table is written as records
+LONG = 300  # characters of a long text in a log
 
 # A terminal's escape sequences: colours and cursor moves (CSI), titles and links (OSC), and the short ones.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]")
@@ -44,3 +68,67 @@ def in_one_line(text, length=600):
     """Any text on one line, without terminal escapes; the end of a long one is cut off."""
     text = plain(" ".join(_ESCAPES.sub("", str(text)).split()))
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def short(text: str, length: int = 80) -> str:
+    """The beginning of a text, on one line."""
+    text = visible(" ".join(text.split()))
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+# Blocks.
+
+
+def line(part: Line) -> str:
+    """A line of text, on one line."""
+    match part:
+        case tuple():
+            return " ".join("".join(map(line, part)).split())
+        case Bar():
+            return ""
+        case Long(text):
+            return short(text, LONG) or "(empty)"
+        case Span(text) | Badge(text):
+            return plain(text)
+    return plain(" ".join(part.split()) if "\n" in part else part)
+
+
+def lines(blocks: Iterable[Block]) -> Iterator[str]:
+    """Blocks as lines of text, indented by two spaces."""
+    for block in blocks:
+        match block:
+            case Facts(items):
+                width = max((len(label) for label, _, _ in items), default=0)
+                for label, value, note in items:
+                    yield f"  {plain(label):<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}".rstrip()
+            case Table(head, rows, right):
+                yield from _table(list(head), [list(map(line, row)) for row in rows], right)
+            case Callout(text, tone):
+                yield f"  ! {line(text)}" if tone in ("warning", "bad") else f"  {line(text)}"
+            case Note(text):
+                yield f"  {line(text)}"
+            case Heading(text):
+                yield f"  {plain(text)}:"
+            case Source(text):
+                yield from (f"    {plain(part)}" for part in text.splitlines())
+            case Picture(text=text) if text:
+                yield f"  {plain(text)}"
+            case Fold(blocks=inner, in_text=True):
+                yield from lines(inner)
+
+
+def _table(head: list[str], rows: list[list[str]], right: Sequence[int]) -> Iterator[str]:
+    table = [head, *rows] if any(head) else rows
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if sum(widths) <= WIDTH or not any(head):
+        for row in table:
+            cells = (
+                f"{cell:>{w}}" if n in right else f"{cell:<{w}}"
+                for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            yield f"  {'  '.join(cells)}".rstrip()
+        return
+    for row in rows:
+        first, *rest = zip(head, row, strict=True)
+        yield f"  {': '.join(filter(None, first))}"
+        yield from (f"    {': '.join(filter(None, pair))}" for pair in rest if pair[1])

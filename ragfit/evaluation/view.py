@@ -1,9 +1,8 @@
 """Base against tuned: metrics on top, then the answers side by side."""
 
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, escape, html_lines, plain, short
+from ragfit.draw.blocks import Badge, Block, Callout, Fold, Line, Long, Note, Span, Table
+from ragfit.draw.view import View
 
-LONG = 240  # characters of an answer shown before it is folded
 SHOWN = 6  # rows shown before the rest is folded
 NAMES = {"exact_match": "exact match", "f1": "token F1", "recall": "answer recall", "citations": "same citations"}
 MEANS = {
@@ -75,52 +74,41 @@ class EvaluationView(View):
         if self.saved:
             yield f"Saved in {self.saved}."
 
-    def html(self):
-        metrics = list(self._metrics())
-        table = [
-            [name, Html(f"<b>{base}</b>"), Html(f"<b>{tuned}</b>"), change, _small(note)]
-            for name, base, tuned, change, note in metrics
+    def blocks(self) -> list[Block]:
+        metrics = [
+            [name, Span(base), Span(tuned), change, Span(note, "quiet")]
+            for name, base, tuned, change, note in self._metrics()
         ]
-        head = ["", "base", "tuned", "tuned against base", "what it is"]
-        parts = [style.callout(note) for note in self.notes]
-        parts += [style.table(head, table, right=(1, 2), widths=("120px",))] if table else []
-        parts += [style.small_text(line) for line in self._fine_print()]
-        parts += [self._answers(self.rows[:SHOWN])] if self.rows else []
         rest = self.rows[SHOWN:]
-        if rest:
-            parts.append(style.details(f"{len(rest)} more row{'s' * (len(rest) != 1)}", self._answers(rest)))
-        return style.card(self.title, *parts)
+        return [
+            *map(Callout, self.notes),
+            Table(["metric", "base", "tuned", "tuned against base", "what it is"], metrics, (1, 2), ("120px",)),
+            *map(Note, self._fine_print()),
+            *([self._answers(self.rows[:SHOWN])] if self.rows else []),
+            *([Fold(f"{len(rest)} more row{'s' * (len(rest) != 1)}", [self._answers(rest)])] if rest else []),
+        ]
 
-    def _answers(self, rows):
+    def _answers(self, rows: list[dict]) -> Table:
         table = [
             [
-                _folded(row["question"]),
-                _folded(_one_of(row["expected"])),
+                Long(f"{row['row']}. {row['question']}"),
+                Long(_one_of(row["expected"])),
                 *(self._answer(row, name) for name in self.columns),
             ]
             for row in rows
         ]
         widths = ("24%", "26%", "25%", "25%") if len(self.columns) == 2 else ("30%", "35%", "35%")
-        return style.table(["question", "expected", *self.columns], table, widths=widths)
+        return Table(["question", "expected", *self.columns], table, widths=widths)
 
-    def _answer(self, row, name):
+    def _answer(self, row: dict, name: str) -> Line:
         mark, rest = answer_mark(row, name)
-        look = {"✓": style.GOOD, "✗": style.BAD}.get(mark[0], style.NOTE)
-        return Html(f"{style.badge(mark, look)} {_small(rest)}<br>{_folded(row[name])}")
-
-    def text(self):
-        lines = [f"{self.title}:", *(f"  ! {note}" for note in self.notes)]
-        metrics = list(self._metrics())
-        for name, base, tuned, change, _ in metrics:
-            lines.append(f"  {name:<14}  base {base:>7}   tuned {tuned:>7}   {change}".rstrip())
-        lines += [f"  {line}" for line in self._fine_print()]
-        for row in self.rows:
-            lines.append(f"  {row['row']}. {short(_one_line(row['question']), 300)}")
-            lines.append(f"     expected: {short(_one_line(_one_of(row['expected'])), 300)}")
-            for name in self.columns:
-                said = short(_one_line(row[name]), 300)
-                lines.append(f"     {name + ':':<9} {said}   ({', '.join(filter(None, answer_mark(row, name)))})")
-        return plain("\n".join(lines))
+        return (
+            Badge(mark, {"✓": "good", "✗": "bad"}.get(mark[0], "note")),
+            " ",
+            Span(rest, "quiet"),
+            "\n",
+            Long(row[name]),
+        )
 
 
 def answer_mark(row, name):
@@ -138,24 +126,5 @@ def answer_mark(row, name):
     return mark, ", ".join(rest)
 
 
-def _small(text):
-    return Html(f'<span style="font-size:12px;{style.colours((style.PAPER[0], style.QUIET[1]))}">{escape(text)}</span>')
-
-
 def _one_of(expected):
     return expected[0] if len(expected) == 1 else f"{expected[0]}  (or {len(expected) - 1} more)"
-
-
-def _one_line(value):
-    return " ".join(str(value).split())
-
-
-def _folded(value):
-    text = str(value)
-    if not text:
-        return style.badge("empty", style.PADDING)
-    if len(text) <= LONG:
-        return Html(f"<bdi>{html_lines(text)}</bdi>")
-    return style.details(
-        Html(f"<bdi>{escape(short(text, LONG))}</bdi>"), Html(f"<div><bdi>{html_lines(text)}</bdi></div>")
-    )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ragfit.config.paths import find_existing, is_demo
 from ragfit.config.save import without_secrets
-from ragfit.draw.html import plain
+from ragfit.draw.text import plain
 from ragfit.errors import first_line
 from ragfit.secrets import mask
 

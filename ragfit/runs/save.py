@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from ragfit.config.save import save_config
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, html_lines, plain
+from ragfit.draw.blocks import Block, Callout, Span, Table
 from ragfit.draw.progress import say
+from ragfit.draw.view import View
 from ragfit.errors import RagfitError, first_line
 from ragfit.models.saved import earlier_adapter
 
@@ -117,15 +117,10 @@ class SavedView(View):
             if on_top else ""
         )  # fmt: skip
 
-    def html(self):
-        rows = [[style.small_mono(path), size.replace(" ", "\u00a0"), note] for path, size, note in self.rows]
-        note = style.callout(html_lines(self.note)) if self.note else Html()
-        return style.card(self.title, note, style.table(["file", "size", "what it holds"], rows, right=(1,)))
-
-    def text(self):
-        width = max((len(path) for path, _, _ in self.rows), default=0)
-        lines = [plain(f"  {path:<{width}}  {size:>9}  {note}".rstrip()) for path, size, note in self.rows]
-        return "\n".join([f"{self.title}:", *([plain(f"  ! {self.note}")] if self.note else []), *lines])
+    def blocks(self) -> list[Block]:
+        files = [[Span(path, "mono"), size, note] for path, size, note in self.rows]
+        note = [Callout(self.note)] if self.note else []
+        return [*note, Table(["file", "size", "what it holds"], files, right=(1,))]
 
 
 def _size(path):

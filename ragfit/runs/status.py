@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from ragfit.config.paths import user_path
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, html_lines, plain
+from ragfit.draw.blocks import Block, Callout, Facts
+from ragfit.draw.view import View
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
 from ragfit.files import write_whole
 from ragfit.secrets import mask
@@ -364,40 +364,25 @@ class StatusView(View):
     def __init__(self, folder, facts, state, sentence):
         self.title, self.facts, self.state, self.sentence = f"The run in {folder}", dict(facts), state, str(sentence)
 
-    def _items(self):
-        facts = self.facts
-        earlier = facts.get("earlier") or {}
-        items = [
-            ("started", f"{facts.get('started')} on {facts.get('host')}, process {facts.get('pid')}"),
-            ("last sign of life", facts.get("updated")),
-            ("last loss", None if facts.get("loss") is None else f"{facts['loss']:.4f}"),
-            ("last checkpoint", facts.get("last_checkpoint")),
-            ("went on from", facts.get("resumed_from")),
-            ("adapter", facts.get("saved")),
-            (
-                "an earlier run",
-                f"finished {earlier['updated']}; its adapter was saved in {earlier['saved']}"
-                if {"updated", "saved"} <= earlier.keys()
-                else None,
-            ),
-        ]
-        if self.state in ("failed", "interrupted", "killed"):
-            on = "resume_checkpoint=true, with all else as it was"
-            items.append(
-                ("to go on", on if facts.get("last_checkpoint") else "start it again: there is no checkpoint yet")
-            )
-        return [(label, str(value)) for label, value in items if value is not None]
-
-    def html(self):
-        good = {"running": style.NOTE, "finished": style.GOOD}
-        rows = [[label, Html(f"<b>{html_lines(value)}</b>")] for label, value in self._items()]
-        top = style.callout(html_lines(self.sentence), good.get(self.state, style.BAD))
-        return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
-
-    def text(self):
-        return "\n".join(
-            [
-                f"{self.title}: {plain(self.sentence)}",
-                *(f"  {label:<17}  {plain(value)}" for label, value in self._items()),
-            ]
+    def blocks(self) -> list[Block]:
+        facts, earlier = self.facts, self.facts.get("earlier") or {}
+        saved = f"finished {earlier.get('updated')}; its adapter was saved in {earlier.get('saved')}"
+        on = (
+            "resume_checkpoint=true, with all else as it was" if facts.get("last_checkpoint") else NOTHING_TO_GO_ON_FROM
         )
+        items = {
+            "started": f"{facts.get('started')} on {facts.get('host')}, process {facts.get('pid')}",
+            "last sign of life": facts.get("updated"),
+            "last loss": None if facts.get("loss") is None else f"{facts['loss']:.4f}",
+            "last checkpoint": facts.get("last_checkpoint"),
+            "went on from": facts.get("resumed_from"),
+            "adapter": facts.get("saved"),
+            "an earlier run": saved if {"updated", "saved"} <= earlier.keys() else None,
+            "to go on": on if self.state in ("failed", "interrupted", "killed") else None,
+        }
+        tone = {"running": "note", "finished": "good"}.get(self.state, "bad")
+        known = [(label, str(value), "") for label, value in items.items() if value is not None]
+        return [Callout(self.sentence, tone), Facts(known)]
+
+
+NOTHING_TO_GO_ON_FROM = "start it again: there is no checkpoint yet"

@@ -13,13 +13,13 @@ import yaml
 
 from ragfit.config.paths import user_path
 from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, html_lines, plain
+from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
+from ragfit.draw.view import View
 from ragfit.errors import ConfigError, RagfitError, for_terminal
 from ragfit.runs import status
 
 LOW, HIGH = ("train_loss", "dev_loss"), ("exact_match", "f1", "recall", "citations")
-STATES = {"finished": ("✓", style.GOOD), "running": ("…", style.NOTE)}
+STATES = {"finished": ("✓", "good"), "running": ("…", "note")}
 
 CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
 METRICS = ("exact_match", "f1", "recall", "citations")
@@ -231,48 +231,23 @@ class RunsView(View):
             text = f"{value:g}" if isinstance(value, float) else str(value)
         return f"★ {text}" if value == self.best.get(column) and column in self.best else text
 
-    def html(self):
+    def blocks(self) -> list[Block]:
         columns = [column for column in self.frame if column != "problem"]
-        rows = []
-        for name, row in zip(self.frame.index, self.frame[columns].itertuples(index=False, name=None), strict=True):
-            cells = [Html(f"<b>{html_lines(str(name))}</b>")]
-            for column, value in zip(columns, row, strict=True):
-                text = self._cell(column, value)
-                if column == "state":
-                    mark, look = STATES.get(value, ("✗", style.BAD))
-                    cells.append(style.badge(f"{mark} {text}", look) if text != "–" else text)
-                else:
-                    cells.append(
-                        Html(f"<b>{html_lines(text).replace(' ', '&nbsp;')}</b>")
-                        if text.startswith("★")
-                        else html_lines(text)
-                    )
-            rows.append(cells)
-        right = [n for n, column in enumerate(columns, 1) if column in (*LOW, *HIGH, "step", "answers", "seconds")]
-        # A long name takes two lines; a key stays as it is written.
-        parts = [re.split(r"(?<=\.)(?=[^.]+$)", column) if "." in column else column.split("_") for column in columns]
-        head = ["run", *(Html("<br>".join(map(html_lines, words))) for words in parts)]
-        table = Html(f'<div style="overflow-x:auto">{style.table(head, rows, right=right)}</div>')
-        note = style.small_text("★ the best of its column") if self.best else Html()
-        return style.card(self.title, table, note, *(style.small_text(line) for line in self._problems()))
-
-    def _problems(self):
-        if "problem" in self.frame:
-            for name, problem in self.frame["problem"].dropna().items():
-                yield f"{name}: {problem}"
-
-    def text(self):
-        columns = [column for column in self.frame if column != "problem"]
-        table = [["run", *columns]]
-        for name, row in zip(self.frame.index, self.frame[columns].itertuples(index=False, name=None), strict=True):
-            table.append([str(name), *(self._cell(column, value) for column, value in zip(columns, row, strict=True))])
-        table = [[plain(" ".join(cell.split())) for cell in line] for line in table]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
+        rows = [
+            [Span(str(name)), *(self._drawn(column, value) for column, value in zip(columns, row, strict=True))]
+            for name, row in zip(self.frame.index, self.frame[columns].itertuples(index=False, name=None), strict=True)
         ]
-        lines += ["  ★ the best of its column"] if self.best else []
-        return "\n".join(
-            [f"{self.title}:", *lines, *(plain(f"  {' '.join(line.split())}") for line in self._problems())]
-        )
+        right = [n for n, column in enumerate(columns, 1) if column in (*LOW, *HIGH, "step", "answers", "seconds")]
+        problems = self.frame["problem"].dropna().items() if "problem" in self.frame else ()
+        return [
+            Table(["run", *columns], rows, right=right, wide=True),
+            *([Note("★ the best of its column")] if self.best else []),
+            *(Note(f"{name}: {problem}") for name, problem in problems),
+        ]
+
+    def _drawn(self, column: str, value: object) -> Line:
+        text = self._cell(column, value)
+        if column == "state" and text != "–":
+            mark, tone = STATES.get(value, ("✗", "bad"))
+            return Badge(f"{mark} {text}", tone)
+        return Span(text) if text.startswith("★") else text

@@ -4,8 +4,9 @@ import math
 import time
 
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, escape
+from ragfit.draw.html import Html, escape
 from ragfit.draw.progress import in_notebook
+from ragfit.draw.view import View
 
 EVERY = 2.0  # seconds between two updates of the display
 LINES = 16  # at most so many printed lines for training loss, and a third of it for dev loss
@@ -170,9 +171,9 @@ class LossCurve(View):
             ("left", clock(self.left) if self.left is not None and self.how == "running" else None),
             ("tokens/s", f"{self.speed:,.0f}" if self.speed else None),
         ]
-        grey = style.colours((style.PAPER[0], style.QUIET[1]))
         tiles = "".join(
-            f'<div style="display:inline-block;margin:0 26px 4px 0"><span style="{grey};font-size:11px">{escape(name)}</span>'
+            f'<div style="display:inline-block;margin:0 26px 4px 0">'
+            f'<span style="{style.colours(style.FAINT)};font-size:11px">{escape(name)}</span>'
             f'<br><b style="font-size:15px">{escape(value)}</b></div>'
             for name, value in facts
             if value is not None

@@ -1,9 +1,10 @@
 """A last look before the GPU hours: device, parameters, rows, steps and memory."""
 
 import math
+from collections.abc import Sequence
 
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, html_lines, plain
+from ragfit.draw.blocks import Block, Callout, Facts
+from ragfit.draw.view import View
 from ragfit.training.memory import HALVES, device_name, free_memory, memory_estimate, name_of, parameters, precision
 
 GROUPED = ("group_by_length", "batch_rebalance")
@@ -164,23 +165,9 @@ class PreflightView(View):
 
     title = "Before the run"
 
-    def __init__(self, items, warnings=()):
+    def __init__(self, items: Sequence[tuple[str, object, object]], warnings: Sequence[str] = ()):
         self.items = [(str(label), str(value), str(note or "")) for label, value, note in items]
         self.warnings = [str(warning) for warning in warnings]
 
-    def html(self):
-        top = "".join(style.callout(html_lines(warning)) for warning in self.warnings)
-        grey = style.colours((style.PAPER[0], style.QUIET[1]))
-        rows = [
-            [label, Html(f'<b>{html_lines(value)}</b> <span style="{grey}">{html_lines(note)}</span>')]
-            for label, value, note in self.items
-        ]
-        return style.card(self.title, Html(top), style.table(None, rows, widths=("130px",)))
-
-    def text(self):
-        width = max((len(label) for label, _, _ in self.items), default=0)
-        lines = [
-            f"  {label:<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}"
-            for label, value, note in self.items
-        ]
-        return "\n".join([f"{self.title}:", *(f"  ! {plain(warning)}" for warning in self.warnings), *lines])
+    def blocks(self) -> list[Block]:
+        return [*map(Callout, self.warnings), Facts(self.items)]

@@ -1,7 +1,7 @@
 """Before and after a run: what differs from the YAML, the last look, and what was saved."""
 
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, escape, plain
+from ragfit.draw.blocks import Block, Fold, Note, Source, Span, Table
+from ragfit.draw.view import View
 from ragfit.secrets import MASK, holds_secret, masked
 
 
@@ -15,7 +15,7 @@ class DifferencesView(View):
     """
 
     def __init__(self, cfg, differences, config_name):
-        translated = dict((cfg.get("translated") or {}) if hasattr(cfg, "get") else {})
+        translated = dict(cfg.get("translated") or {})
         self.title = f"What differs from {config_name}"
         self.rows = []
         for key, before, after, *why in differences:
@@ -24,38 +24,19 @@ class DifferencesView(View):
         self.notes = [f"{key}: {note}" for key, note in translated.items()]
         self.cfg = cfg
 
-    def _yaml(self):
+    def blocks(self) -> list[Block]:
         from ragfit.config.save import to_yaml
 
-        return to_yaml(self.cfg)
-
-    def html(self):
-        if self.rows:
-            why = any(row[3] for row in self.rows)
-            rows = [
-                [Html(f"<b>{escape(key)}</b>"), style.small_mono(before), style.small_mono(after), note]
-                for key, before, after, note in self.rows
-            ]
-            head = ["key", "in the file", "this run", "why"]
-            # Widths for all, so that long names and paths break instead of leaving the card.
-            wide, narrow = ("30%", "18%", "32%", "20%"), ("30%", "30%", "40%")
-            body = (
-                style.table(head, rows, widths=wide)
-                if why
-                else style.table(head[:3], [row[:3] for row in rows], widths=narrow)
-            )
-        else:
-            body = style.small_text("Nothing: this run is the file as it stands.")
-        notes = "".join(style.small_text(note) for note in self.notes)
-        return style.card(
-            self.title, body, Html(notes), style.details("the whole configuration", style.mono(self._yaml()))
-        )
-
-    def text(self):
-        lines = [f"{self.title}:"] + [
-            plain(f"  {key}: {before} -> {after}{f'  ({why})' if why else ''}") for key, before, after, why in self.rows
+        rows = [[Span(key), Span(before, "mono"), Span(after, "mono"), why] for key, before, after, why in self.rows]
+        head, widths = ["key", "in the file", "this run", "why"], ("30%", "18%", "32%", "20%")
+        if not any(why for *_, why in self.rows):
+            rows, head, widths = [row[:3] for row in rows], head[:3], ("30%", "30%", "40%")
+        found = Table(head, rows, widths=widths) if rows else Note("Nothing: this run is the file as it stands.")
+        return [
+            found,
+            *map(Note, self.notes),
+            Fold("the whole configuration", [Source(to_yaml(self.cfg))], in_text=False),
         ]
-        return "\n".join([*(lines if self.rows else [f"{self.title}: nothing"]), *(f"  {note}" for note in self.notes)])
 
 
 def _value(key, value):

@@ -5,8 +5,8 @@ import string
 import unicodedata
 from collections import Counter
 
-from ragfit.draw import html as style
-from ragfit.draw.html import Html, View
+from ragfit.draw.blocks import Bar, Block, Line, Note, Table
+from ragfit.draw.view import View
 
 DOCUMENT_KEYS = ("positive_passages", "documents", "passages", "contexts", "docs")
 ANSWER_KEYS = ("short_answers", "answers")
@@ -55,22 +55,11 @@ class RagView(View):
         if len(self.parts) > 1:
             yield "documents in both train and dev", [f"{self.shared:,}", ""]
 
-    def html(self):
+    def blocks(self) -> list[Block]:
         rows = [[name, *map(_cell, values)] for name, values in self._rows()]
-        note = ""
-        if any(part.labels for part in self.parts.values()):
-            note = style.small_text(
-                "Answers such as yes and no are labels: no document has to hold them, so they are not looked for."
-            )
-        return style.card(self.title, style.table(["", *self.parts], rows, widths=("270px",)), Html(note))
-
-    def text(self):
-        width = max(len(name) for name, _ in self._rows())
-        lines = [f"{self.title} ({' | '.join(self.parts)}):"]
-        for name, values in self._rows():
-            values = [value[0] if isinstance(value, tuple) else value for value in values]
-            lines.append(style.plain(f"  {name:<{width}}  {' | '.join(values)}".rstrip(" |")))
-        return "\n".join(lines)
+        labels = "Answers such as yes and no are labels: no document has to hold them, so they are not looked for."
+        note = [Note(labels)] if any(part.labels for part in self.parts.values()) else []
+        return [Table(["", *self.parts], rows, widths=("270px",)), *note]
 
 
 class _Counts:
@@ -190,11 +179,8 @@ def _share(part, whole):
     return f"{part:,} of {whole:,} ({part / whole:.0%})", part / whole
 
 
-def _cell(value):
-    if not isinstance(value, tuple):
-        return value
-    text, share = value
-    return Html(f"{style.bar(share, width=70)}&ensp;{style.escape(text)}")
+def _cell(value) -> Line:
+    return (Bar(value[1]), value[0]) if isinstance(value, tuple) else value
 
 
 def _numbers(numbers):

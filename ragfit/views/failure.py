@@ -1,6 +1,8 @@
 """Why a notebook failed, at its top: papermill's own cell there only says in which cell to look."""
 
-from ragfit.draw.html import AS_IT_STANDS, WARNING, Html, View, badge, escape, plain
+from ragfit.draw.html import AS_IT_STANDS, WARNING, Html, badge, escape
+from ragfit.draw.text import plain
+from ragfit.draw.view import View
 from ragfit.errors import RagfitError, first_line
 
 

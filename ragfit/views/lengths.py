@@ -3,7 +3,8 @@
 import math
 
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, escape
+from ragfit.draw.blocks import Bar, Block, Note, Picture, Table
+from ragfit.draw.view import View
 
 _NAMES = ("prompt", "completion", "whole row")
 
@@ -43,25 +44,12 @@ class LengthsView(View):
             )
         return text
 
-    def html(self):
-        share = self.loss / max(self.tokens, 1)
-        image = style.picture(self._figure(), f"Histograms of lengths in tokens. {self._sentence()}")
-        return style.card(
-            self.title,
-            Html(f"<div>{style.bar(share)} {escape(self._sentence())}</div>"),
-            image,
-            style.table(
-                ["tokens", "shortest", "median", "95 % up to", "longest"], list(self._rows()), right=(1, 2, 3, 4)
-            ),
-        )
-
-    def text(self):
-        lines = [f"{self.title}, in tokens: {self._sentence()}"]
-        lines += [
-            f"  {name}: {low} to {high}, median {middle}, 95 % up to {most}"
-            for name, low, middle, most, high in self._rows()
+    def blocks(self) -> list[Block]:
+        return [
+            Note((Bar(self.loss / max(self.tokens, 1)), self._sentence())),
+            Picture(self._figure, f"Histograms of lengths in tokens. {self._sentence()}"),
+            Table(["tokens", "shortest", "median", "95 % up to", "longest"], list(self._rows()), right=(1, 2, 3, 4)),
         ]
-        return "\n".join(lines)
 
     def _figure(self):
         figure = style.figure(2.5)

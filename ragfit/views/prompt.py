@@ -7,7 +7,9 @@ import re
 from ragfit.data.findings import became
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, colours, html_lines
+from ragfit.draw.html import Html, colours, html_lines
+from ragfit.draw.text import visible
+from ragfit.draw.view import View
 from ragfit.views.token_text import token_texts
 
 _LOOK = {
@@ -60,14 +62,14 @@ class PromptView(View):
             pair = _LOOK[name]
             count = "" if tokens is None else f"{tokens:,} token{'s' * (tokens != 1)}"
             learned = "" if not loss else f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>"
-            look = f"padding:6px 10px;border:0;border-bottom:1px solid {style.LINE};vertical-align:top;text-align:left"
+            look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;text-align:left"
             rows.append(
                 f'<tr><td style="{look};{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px">'
                 f"{style.badge(name, pair)}<br>{count}{learned}</td>"
                 f'<td style="{look};{colours(_SOFT_LOSS if loss else style.PAPER)};padding:0">{style.mono(text)}</td></tr>'
             )
         body = (
-            f'<table style="width:100%;border-collapse:collapse;border:1px solid {style.LINE};margin:8px 0;table-layout:auto">'
+            f'<table style="width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:auto">'
             f"<tbody>{''.join(rows)}</tbody></table>"
         )
         pair = style.GOOD if not self.differences else style.WARNING
@@ -93,10 +95,10 @@ class PromptView(View):
         lines += [f"  ! {note}" for note in self._notes()]
         for name, text, tokens, loss in self.parts:
             count = "" if tokens is None else f" ({tokens:,} tokens{f', {loss:,} with loss' if loss else ''})"
-            lines += [f"--- {name}{count}", style.visible(text)]
-        lines.append(f"--- inference prompt and training text: {style.visible(self.comparison)}")
+            lines += [f"--- {name}{count}", visible(text)]
+        lines.append(f"--- inference prompt and training text: {visible(self.comparison)}")
         lines += [
-            f"  …{style.visible(before)}[-{style.visible(old)}-]{{+{style.visible(new)}+}}{style.visible(after)}…"
+            f"  …{visible(before)}[-{visible(old)}-]{{+{visible(new)}+}}{visible(after)}…"
             for before, old, new, after in self.differences[:MOST]
         ]
         return "\n".join(lines)

@@ -7,7 +7,10 @@ from omegaconf import OmegaConf
 from ragfit.data.prepare import Part, Preparer
 from ragfit.data.prompt import Renderer
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View
+from ragfit.draw.blocks import Block, Note
+from ragfit.draw.html import Html
+from ragfit.draw.text import plain, visible
+from ragfit.draw.view import View
 from ragfit.errors import RagfitError
 from ragfit.views.prompt import PromptView
 from ragfit.views.tokens import TokenView
@@ -158,7 +161,7 @@ class RowView(View):
             )
         for finding in self.findings:
             all_rows = "" if finding.rows else " (all rows)"
-            seen = f" Seen: {style.visible(finding.detail)}." if finding.detail else ""
+            seen = f" Seen: {visible(finding.detail)}." if finding.detail else ""
             yield finding.severity, f"{finding.kind}{all_rows}", f"{finding.meaning}{seen} {finding.fix}"
 
     def html(self):
@@ -172,7 +175,7 @@ class RowView(View):
         return Html(f'<div style="{style.SANS};font-size:13px;line-height:1.5">{notes}</div>{self.inner.html()}')
 
     def text(self):
-        lines = [f"[{severity}] {title}: {style.plain(text)}" for severity, title, text in self._notes()]
+        lines = [f"[{severity}] {title}: {plain(text)}" for severity, title, text in self._notes()]
         return "\n".join([*lines, self.inner.text() if self.inner else self.title])
 
 
@@ -182,11 +185,8 @@ class NoteView(View):
     def __init__(self, title, text):
         self.title, self.said = title, text
 
-    def html(self):
-        return style.card(self.title, style.small_text(self.said))
-
-    def text(self):
-        return f"{self.title}: {self.said}"
+    def blocks(self) -> list[Block]:
+        return [Note(self.said)]
 
 
 def rows_with_findings(prepared, show="prompt", most=6):

@@ -2,7 +2,9 @@
 
 from ragfit.data.mask import IGNORE_INDEX, Encoder
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, View, attribute, colours, escape, html_lines
+from ragfit.draw.html import Html, attribute, colours, escape, html_lines
+from ragfit.draw.text import short, visible
+from ragfit.draw.view import View
 from ragfit.views.token_text import token_texts
 
 CONTEXT = 30  # tokens without loss left visible on each side of a fold
@@ -10,7 +12,7 @@ FOLD = 60  # the fewest tokens worth folding
 PAD_CONTEXT, PAD_FOLD = 2, 6
 LARGE = 320_000  # bytes of HTML, estimated
 
-_ODD = f' style="{colours(style.STRIPE)}"'
+_ODD = ' style="background:#8882"'  # so thin that it shows on any paper
 _ODD_LOSS = f' style="{colours(style.LOSS_STRIPE)}"'
 _LOSS = f'<mark style="{colours(style.LOSS)};border-bottom:2px solid {style.LOSS_EDGE};padding:1px 0">'
 _LOSS_BOXES = f'<mark style="{colours((style.PAPER[0], style.LOSS[1]))}">'
@@ -152,7 +154,7 @@ class TokenView(View):
         legend.append(("with loss", (_LOSS, "</mark>")))
         if padding:
             legend.append(("padding", _INNER["padding"]))
-        words = " &ensp; ".join(f"{left}{escape(style.visible(word))}{right}" for word, (left, right) in legend)
+        words = " &ensp; ".join(f"{left}{escape(visible(word))}{right}" for word, (left, right) in legend)
         if self.losses:
             words += f" &ensp; below a token: its loss in nats ({', then '.join(map(escape, self.losses))})"
         hint = (
@@ -161,7 +163,7 @@ class TokenView(View):
         )
         body = (
             f'<div style="{style.MONO};font-size:13px;line-height:1.9;white-space:pre-wrap;overflow-wrap:break-word;'
-            f'margin:8px 0;padding:8px 12px;border:1px solid {style.LINE};border-radius:6px;{colours(style.PAPER)}">'
+            f'margin:8px 0;padding:8px 12px;{style.border()};border-radius:6px;{colours(style.PAPER)}">'
             f"{''.join(self._stretches())}</div>"
         )
         return style.card(self.title, Html(f"<div>{counts}</div>"), Html(found), Html(f'<div style="margin:4px 0">{words}</div>'),
@@ -203,8 +205,8 @@ class TokenView(View):
     def _summary(self, left, right, kind):
         if kind == "padding":
             return f"{right - left:,} more padding tokens"
-        first = style.short("".join(self.texts[left : min(left + 10, right)]), 36).rstrip("…")
-        last = style.short("".join(self.texts[max(right - 10, left) : right])[-36:], 36).rstrip("…")
+        first = short("".join(self.texts[left : min(left + 10, right)]), 36).rstrip("…")
+        last = short("".join(self.texts[max(right - 10, left) : right])[-36:], 36).rstrip("…")
         return Html(f"{right - left:,} tokens without loss: <bdi>{escape(first)}</bdi> … <bdi>{escape(last)}</bdi>")
 
     def _tokens(self, start, stop, stripes=True):
@@ -252,7 +254,7 @@ class TokenView(View):
         total, loss, share, padding = self._counts()
         parts = []
         for start, stop, kind in self._runs():
-            texts = [style.visible(text) for text in self.texts[start:stop]]
+            texts = [visible(text) for text in self.texts[start:stop]]
             if kind == "loss":
                 parts.append(f"{plain}{green}▶{''.join(texts)}◀{plain}")
                 continue
@@ -280,7 +282,7 @@ class TokenView(View):
             if kind != "loss" and stop - start > 2 * CONTEXT:
                 texts = [*texts[:CONTEXT], f" [… {stop - start - 2 * CONTEXT:,} tokens …] ", *texts[-CONTEXT:]]
             lines.append(f"--- {name}, tokens {start} to {stop - 1}")
-            lines.append("".join(style.visible(text) for text in texts))
+            lines.append("".join(visible(text) for text in texts))
             for name, values in self.losses.items() if kind == "loss" else ():
                 costs = ["–" if cost is None else f"{cost:.2f}" for cost in values[start:stop]]
                 lines.append(f"  loss, {name}: {' '.join(costs[:CONTEXT])}{' …' if len(costs) > CONTEXT else ''}")

@@ -104,7 +104,7 @@ def bar(share, colour=LOSS_EDGE, width=110):
     filled = max(2.0 if share > 0 else 0.0, min(1.0, share) * width)
     return Html(
         f'<span style="display:inline-block;vertical-align:middle;width:{width}px;height:7px;border-radius:4px;'
-        f'background:#e3e8ed;color:{colour}"><span style="display:block;width:{filled:.0f}px;height:7px;border-radius:4px;'
+        f'background:#8884"><span style="display:block;width:{filled:.0f}px;height:7px;border-radius:4px;'
         f'background:{colour};color:{colour}"></span></span>'
     )
 

@@ -101,8 +101,8 @@ def lines(blocks: Iterable[Block]) -> Iterator[str]:
                 width = max((len(label) for label, _, _ in items), default=0)
                 for label, value, note in items:
                     yield f"  {plain(label):<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}".rstrip()
-            case Table(head, rows, right):
-                yield from _table(list(head), [list(map(line, row)) for row in rows], right)
+            case Table(head, rows, right, wide=wide):
+                yield from _table(list(head), [list(map(line, row)) for row in rows], right, wide)
             case Callout(text, tone):
                 yield f"  ! {line(text)}" if tone in ("warning", "bad") else f"  {line(text)}"
             case Note(text):
@@ -117,10 +117,10 @@ def lines(blocks: Iterable[Block]) -> Iterator[str]:
                 yield from lines(inner)
 
 
-def _table(head: list[str], rows: list[list[str]], right: Sequence[int]) -> Iterator[str]:
+def _table(head: list[str], rows: list[list[str]], right: Sequence[int], wide: bool) -> Iterator[str]:
     table = [head, *rows] if any(head) else rows
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if sum(widths) <= WIDTH or not any(head):
+    if wide or sum(widths) <= WIDTH or not any(head):
         for row in table:
             cells = (
                 f"{cell:>{w}}" if n in right else f"{cell:<{w}}"

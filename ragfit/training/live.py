@@ -182,7 +182,7 @@ class LossCurve(View):
         # A share of the width, so that it fits any page.
         thin = "height:7px;border-radius:4px"
         progress = (
-            f'<div style="{thin};background:#e3e8ed;color:{style.BLUE};margin:4px 0 10px">'
+            f'<div style="{thin};background:#8884;margin:4px 0 10px">'
             f'<div style="{thin};width:{100 * min(share, 1):.1f}%;background:{style.BLUE};color:{style.BLUE}"></div></div>'
         )
         bad = style.callout(self._bad(), style.BAD) if self.bad else ""

@@ -20,7 +20,7 @@ _LOOK = {
     "output": style.LOSS,
     "end of turn": style.LOSS,
 }
-_SOFT_LOSS = ("#f2fbf5", style.PAPER[1])
+_SOFT_LOSS = "background:#1a7f4522"  # thin, so that it suits any paper
 AROUND = 60  # characters shown before and after a difference
 MOST = 12  # differences shown
 
@@ -66,7 +66,7 @@ class PromptView(View):
             rows.append(
                 f'<tr><td style="{look};{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px">'
                 f"{style.badge(name, pair)}<br>{count}{learned}</td>"
-                f'<td style="{look};{colours(_SOFT_LOSS if loss else style.PAPER)};padding:0">{style.mono(text)}</td></tr>'
+                f'<td style="{look};{_SOFT_LOSS if loss else colours(style.PAPER)};padding:0">{style.mono(text)}</td></tr>'
             )
         body = (
             f'<table style="width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:auto">'

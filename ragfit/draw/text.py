@@ -88,9 +88,9 @@ def line(part: Line) -> str:
             return ""
         case Long(text):
             return short(text, LONG) or "(empty)"
-        case Span(text) | Badge(text):
-            return plain(text)
-    return plain(" ".join(part.split()) if "\n" in part else part)
+        case Span(text) | Badge(text) | str(text):
+            return plain(" ".join(text.split()) if "\n" in text else text)
+    raise TypeError(f"{type(part).__name__} is not a part of a line.")
 
 
 def lines(blocks: Iterable[Block]) -> Iterator[str]:

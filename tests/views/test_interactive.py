@@ -57,7 +57,7 @@ def label_rows(prepared, part="train"):
     """(ids, labels) of each prepared row by its number in the file."""
     dataset = getattr(prepared, part)
     numbers = getattr(prepared.report, part).kept
-    return {number: (list(row["input_ids"]), list(row["labels"])) for number, row in zip(numbers, dataset)}
+    return {number: (list(row["input_ids"]), list(row["labels"])) for number, row in zip(numbers, dataset, strict=True)}
 
 
 # --- A row ------------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_what_is_copied_gives_what_is_shown(setup, edit, show, tmp_path):
     exec(explorer.for_cell.value, namespace)
     words = shlex.split(explorer.for_shell.value)
     assert words[:3] == ["papermill", "notebooks/train.ipynb", "out.ipynb"]
-    pairs = dict(zip(words[4::3], words[5::3]))
+    pairs = dict(zip(words[4::3], words[5::3], strict=True))
     assert set(words[3::3]) == {"-p"} and isinstance(_papermill(pairs["overrides"]), str)
     for parameters in (namespace, pairs):
         again = prepare(from_parameters(parameters).cfg, tokenizer)

@@ -4,6 +4,7 @@ Nothing here needs a network. `RAGFIT_TOKENIZERS` may name a folder with real to
 are skipped where it is not set.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["RAGFIT_CACHE_GB"] = "0"  # prepared rows of a test are not kept in the user's cache
 
 import pytest
+
+pytest_plugins = ["browser"]
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 # Added tokens of the trained tokenizers: those that the templates below write.
@@ -369,8 +372,8 @@ def real_rows(name, count):
     path = real_folder().parent / "data" / name
     if not path.is_file():
         pytest.skip(f"there is no {path}")
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in itertools.islice(file, count)]
 
 
 def make_config(data_file, **settings):

@@ -1,6 +1,5 @@
 """Files are written whole or not at all."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,21 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
     path = tmp_path / "new" / "a.json"
     for text, written in (("é\ud800", b"\xc3\xa9\\ud800"), (b"\x00", b"\x00")):
         write_whole(path, text)
-        assert path.read_bytes() == written and os.listdir(path.parent) == ["a.json"]
+        assert path.read_bytes() == written and list(path.parent.iterdir()) == [path]
 
 
 def test_what_was_there_stays_where_the_new_text_cannot_be_written(tmp_path, monkeypatch):
     write_whole(tmp_path / "a", "old")
 
     def full(self, data):
-        with open(self, "wb") as file:
+        with self.open("wb") as file:
             file.write(data[:1])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "a"]
 
 
 def test_the_next_free_name(tmp_path):

@@ -69,6 +69,38 @@ def quick_look(count=100_000):
     return time.perf_counter() - begin
 
 
+def compare(file, cfg, args, train):
+    """Print the padding of a file's batches with and without grouping, and where `train` an epoch's time."""
+    import ragfit
+
+    prepared = ragfit.prepare(cfg)
+    runs = {True: [], False: []}
+
+    def run(grouped):
+        seed = 42 + len(runs[grouped])
+        runs[grouped].append(epoch(prepared, cfg, grouped, seed, train))
+        return runs[grouped][-1][2]
+
+    seconds = measure_pairs(lambda: run(True), lambda: run(False), args.pairs)
+    pairs = list(zip(runs[True][1:], runs[False][1:], strict=True))
+    name = f"{file}, {len(prepared.train)} rows, {args.batch} a batch"
+    shares = [tuple(padded / positions for positions, padded, _, _ in pair) for pair in pairs]
+    for which, grouped in ((0, "group_by_length"), (1, "random")):
+        column = [pair[which] for pair in shares]
+        middle = sorted(column)[len(column) // 2]
+        said = ", ".join(pair[which][3] for pair in pairs)
+        print(f"{name}, {grouped}: {middle:.1%} padding ({min(column):.1%}..{max(column):.1%}); preflight said {said}")
+    print_ratio(
+        f"{name}, positions computed",
+        [tuple(side[0] / 1000 for side in pair) for pair in pairs],
+        "grouped",
+        "random",
+        "thousand",
+    )
+    if train:
+        print_ratio(f"{name}, an epoch of training", seconds, "grouped", "random")
+
+
 def main():
     made = parser(__doc__)
     made.add_argument("--batch", type=int, default=4, help="per_device_train_batch_size")
@@ -94,34 +126,7 @@ def main():
                 "train.save_strategy": "no", "train.optim": "adamw_torch", "train.logging_steps": 1000,
             }  # fmt: skip
             cfg = ragfit.load_config("training", [override(name, value) for name, value in keys.items()])
-            prepared = ragfit.prepare(cfg)
-            runs = {True: [], False: []}
-
-            def run(grouped):
-                seed = 42 + len(runs[grouped])
-                runs[grouped].append(epoch(prepared, cfg, grouped, seed, train))
-                return runs[grouped][-1][2]
-
-            seconds = measure_pairs(lambda: run(True), lambda: run(False), args.pairs)
-            pairs = list(zip(runs[True][1:], runs[False][1:], strict=True))
-            name = f"{file}, {len(prepared.train)} rows, {args.batch} a batch"
-            shares = [tuple(padded / positions for positions, padded, _, _ in pair) for pair in pairs]
-            for which, grouped in ((0, "group_by_length"), (1, "random")):
-                column = [pair[which] for pair in shares]
-                middle = sorted(column)[len(column) // 2]
-                said = ", ".join(pair[which][3] for pair in pairs)
-                print(
-                    f"{name}, {grouped}: {middle:.1%} padding ({min(column):.1%}..{max(column):.1%}); preflight said {said}"
-                )
-            print_ratio(
-                f"{name}, positions computed",
-                [tuple(side[0] / 1000 for side in pair) for pair in pairs],
-                "grouped",
-                "random",
-                "thousand",
-            )
-            if train:
-                print_ratio(f"{name}, an epoch of training", seconds, "grouped", "random")
+            compare(file, cfg, args, train)
     times = [quick_look() for _ in range(args.pairs)]
     print(
         f"preflight's share for 100,000 rows: {sorted(times)[len(times) // 2]:.2f} s ({min(times):.2f}..{max(times):.2f})"

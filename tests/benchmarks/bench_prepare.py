@@ -52,7 +52,7 @@ def write_rows(path, folder, count, tokens, tokenizer):
     documents, asked = read_documents(folder)
     lengths = [len(encoding) for encoding in tokenizer.backend_tokenizer.encode_batch(documents)]
     draw = random.Random(0)
-    with open(path, "w", encoding="utf-8") as file:
+    with Path(path).open("w", encoding="utf-8") as file:
         for _ in range(count):
             (question, answer), left, chosen = draw.choice(asked), tokens - 150, []
             while left > 0:
@@ -104,7 +104,7 @@ def as_messages(path):
             "completion": [{"role": "assistant", "content": row["answers"][0]}],
         }
 
-    with open(path, encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8") as file:
         return Dataset.from_list([messages(line) for line in file])
 
 

@@ -4,6 +4,7 @@ The row is made of real documents where `--data` has them. A view's time is that
 is that of the widget's own callback, as a front end sets it, until the new view is in the widget.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -26,8 +27,8 @@ def words(data, seed):
     path = data / "asqa-raft-cot-train.jsonl"
     if not path.is_file():
         return random_text(seed).split(" ")
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line)["prompt"] for _, line in zip(range(4 * seed + 4), file)]
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line)["prompt"] for line in itertools.islice(file, 4 * seed + 4)]
     return "\n\n".join(rows[-4:]).split(" ")
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import nbformat
 import pytest
 from tiny_runs import question_rows
@@ -478,7 +479,7 @@ def command(*words, **environment):
 
 
 def module(*words, **environment):
-    return command(sys.executable, "-m", "ragfit.training", "-cp", ".", "-cn", "own", *words, **environment)
+    return forked.command("ragfit.training", "-cp", ".", "-cn", "own", *words, **environment)
 
 
 def one_line(result, expected):
@@ -511,9 +512,8 @@ def test_the_command_line_says_it_in_one_line(words, expected, place):
 @pytest.mark.parametrize("key", ["model.model_name_or_path", "data_file", "model.trained_adapter"])
 def test_a_hub_that_refuses_connections(key, place):
     begin = time.monotonic()
-    result = module(
-        f"{key}=some/name", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(place / "hub")
-    )
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(place / "hub")}
+    result = command(sys.executable, "-m", "ragfit.training", "-cp", ".", "-cn", "own", f"{key}=some/name", **hub)
     one_line(
         result,
         f"{re.escape(key)}: there is no some/name on this disk, and the hub at http://127.0.0.1:9 cannot be reached: ",
@@ -581,7 +581,7 @@ def test_a_disk_that_is_read_only(place, small_disk):
 def test_a_folder_that_cannot_be_looked_up(name, place):
     more = {"merge": ["out"], "hub": ["org/name"]}
     for given, reason in ((LONG, "File name too long"), ("~nosuchuser/x", "Could not determine home directory")):
-        result = command(sys.executable, "-m", f"ragfit.{name}", given, *more.get(name, ()))
+        result = forked.command(f"ragfit.{name}", given, *more.get(name, ()))
         one_line(
             result, f"(folder|checkpoint): '.*cannot be looked up: {reason}. Set (folder|checkpoint) to another path."
         )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from shutil import copytree
 
+import forked
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -37,6 +38,10 @@ def command(*words, cwd):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     arguments = [sys.executable, "-m", "ragfit.training", *words]
     return subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def forked_command(*words, cwd):
+    return forked.command("ragfit.training", *words, cwd=cwd)
 
 
 def names(folder):
@@ -84,7 +89,7 @@ def test_several_runs(place):
     words = "-cn paper/training-asqa data_file=asqa.jsonl output_key=answers train.output_dir=out model.model_name_or_path=phi3"
     more = "train.max_steps=1 limit=4 model.load_in_8bit=false train.optim=adamw_torch train.save_strategy=no"
     before = names(place)
-    result = command(*words.split(), "--multirun", *more.split(), "model.lora.r=2,3", cwd=place)
+    result = forked_command(*words.split(), "--multirun", *more.split(), "model.lora.r=2,3", cwd=place)
     assert result.returncode == 0, result.stderr
     assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
     ranks = [json.loads((place / "out" / n / "checkpoint" / "adapter_config.json").read_text())["r"] for n in "01"]
@@ -98,7 +103,7 @@ def test_several_runs_of_a_file_with_dotted_keys(place, monkeypatch):
     lines = "model.model_name_or_path: phi3\nmodel: {lora.r: 4}\ntrain.output_dir: out\ntrain.max_steps: 1\ntrain.run_name: ${oc.env:CANARY}-${model.lora.r}\n"
     (place / "own.yaml").write_text(f"{lines}data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\n")
     before = names(place)
-    result = command(
+    result = forked_command(
         *["-cp=.", "-cn=own", "--multirun", "model.lora.target_modules=[o_proj]", "model.lora.r=2,x"], cwd=place
     )
     assert "error: run 1: model.lora.r is 'x'" in result.stderr
@@ -111,7 +116,7 @@ def test_several_runs_of_a_file_with_dotted_keys(place, monkeypatch):
 
 def test_an_error_of_the_run_is_one_line(place):
     words = "data_file=asqa.jsonl output_key=answer model.model_name_or_path=phi3"
-    result = command(*words.split(), "model.completion_start=<|assistant|>", cwd=place)
+    result = forked_command(*words.split(), "model.completion_start=<|assistant|>", cwd=place)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: asqa.jsonl, line 1: ") and "answer" in result.stderr
     assert result.stderr.count("\n") == 1 and names(place) == ["asqa.jsonl", "phi3"]
@@ -269,7 +274,7 @@ def test_a_secret_of_the_environment_is_used_and_written_nowhere(options, place,
         "model: {model_name_or_path: phi3, max_sequence_len: 900}\ntrain: {output_dir: out, max_steps: 1}\n"
     )
     words = "data_file=asqa.jsonl input_key=prompt output_key=answers limit=2 train.hub_token='${oc.env:CANARY}' train.run_name='${oc.env:CANARY}'"
-    result = command("-cp=.", "-cn=own", *words.split(), *options.split(), cwd=place)
+    result = forked_command("-cp=.", "-cn=own", *words.split(), *options.split(), cwd=place)
     assert result.returncode == 0, result.stderr
     files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert {Path(name).name for name in files} & {"multirun.yaml", "overrides.yaml"} and "training_args.bin" in str(

@@ -1,79 +1,12 @@
 """The notebooks in JupyterLab, in a real browser: run, look, and read what the page says."""
 
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import nbformat
 import pytest
+from browser import needs_chromium, place, save_shots
 from tiny_runs import notebook_parameters
 
-ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A JupyterLab server on loopback over an empty folder: (address, folder)."""
-    folder = tmp_path_factory.mktemp("lab")
-    # All cells stay in the page, and nothing asks for attention.
-    for plugin, settings in (
-        ("notebook-extension/tracker", {"windowingMode": "none"}),
-        ("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False}),
-    ):
-        path = folder / ".config" / "lab" / "user-settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings))
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root",
-        "--IdentityProvider.token=here", f"--ServerApp.root_dir={folder}",
-    ]  # fmt: skip
-    env = {
-        **os.environ,
-        "JUPYTER_CONFIG_DIR": str(folder / ".config"),
-        "JUPYTER_DATA_DIR": str(folder / ".data"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    log = open(folder / "lab.log", "w+")
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
-    try:
-        for _ in range(240):
-            found = re.search(r"http://127\.0\.0\.1:\d+/", Path(log.name).read_text())
-            if found:
-                break
-            assert server.poll() is None, Path(log.name).read_text()
-            time.sleep(0.25)
-        yield found.group(), folder
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
-
-
-def place(folder, name, parameters):
-    """Copy a notebook into the server's folder with its parameters cell as a user would have changed it."""
-    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
-    cell.source += "\n" + "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-    nbformat.write(notebook, folder / name)
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 def start_all(page, address, name):
@@ -98,17 +31,6 @@ def run_all(page, address, name, until, timeout=240):
     """Open a notebook, choose Run All Cells, and wait until a cell says `until`."""
     start_all(page, address, name)
     page.get_by_text(until).first.wait_for(timeout=timeout * 1000)
-
-
-def save_shots(page, name):
-    """Keep pictures of the notebook from top to bottom where RAGFIT_SHOTS names a folder."""
-    if not os.environ.get("RAGFIT_SHOTS"):
-        return
-    cells = page.locator(".jp-Notebook .jp-CodeCell")
-    for number in range(cells.count()):
-        cells.nth(number).scroll_into_view_if_needed()
-        page.wait_for_timeout(200)
-        page.screenshot(path=str(Path(os.environ["RAGFIT_SHOTS"], f"{name}-{number:02}.png")))
 
 
 @pytest.fixture

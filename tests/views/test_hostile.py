@@ -13,10 +13,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_browser import CHROMIUM, ROOT, browser, lab, save_shots  # noqa: F401  (fixtures)
+from browser import NOTEBOOKS, needs_chromium
 from tiny_runs import MARKER
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 # What would run if a view put it into a page as it stands: each sets the flag, asks the user, or asks the network.
 ATTACK = (
@@ -77,9 +77,7 @@ def execute(name, folder, parameters, fails=False):
 
     out = folder / f"out-{name}"
     try:
-        papermill.execute_notebook(
-            str(ROOT / "notebooks" / name), str(out), parameters, cwd=str(folder), progress_bar=False
-        )
+        papermill.execute_notebook(str(NOTEBOOKS / name), str(out), parameters, cwd=str(folder), progress_bar=False)
         assert not fails
     except PapermillExecutionError:
         assert fails
@@ -139,7 +137,7 @@ def trust(path):
     return notebook
 
 
-def open_trusted(watch, lab, path):  # noqa: F811
+def open_trusted(watch, lab, path):
     address, folder = lab
     nbformat.write(trust(path), folder / path.name)
     env = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_DATA_DIR": str(folder / ".data")}
@@ -151,7 +149,7 @@ def open_trusted(watch, lab, path):  # noqa: F811
     watch.page.wait_for_timeout(2000)
 
 
-NOTEBOOKS = [
+CASES = [
     ("inspect_prompts.ipynb", {}, "Prompt of train row 0"),
     ("loss_mask.ipynb", {}, "Tokens of train row 0"),
     ("train.ipynb", {}, "adapter_model.safetensors"),
@@ -162,9 +160,9 @@ NOTEBOOKS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "says"), NOTEBOOKS, ids=["prompts", "mask", "train", "wrong key", "wrong marker"]
+    ("name", "change", "says"), CASES, ids=["prompts", "mask", "train", "wrong key", "wrong marker"]
 )
-def test_nothing_runs(name, change, says, hostile, lab, browser):  # noqa: F811
+def test_nothing_runs(name, change, says, hostile, lab, browser):
     folder, parameters = hostile
     out = execute(name, folder, {**parameters, **change}, fails=bool(change))
     for view in ("lab", "html"):
@@ -186,7 +184,7 @@ def test_nothing_runs(name, change, says, hostile, lab, browser):  # noqa: F811
         watch.page.close()
 
 
-def test_a_view_that_does_not_escape_is_noticed(hostile, lab, browser, tmp_path):  # noqa: F811
+def test_a_view_that_does_not_escape_is_noticed(hostile, lab, browser, tmp_path):
     """The checks above can fail."""
     cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("display_data", data={"text/html": ATTACK})])
     path = tmp_path / "careless.ipynb"

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,16 +151,11 @@ def test_long_prompts_fold(make):
     assert "…" in repr(TokenView(prepared, 0))
 
 
-def test_size_and_time(make):
+def test_size(make):
     prepared = make([{"prompt": "The document says that Ada wrote it in 1843. " * 400, "answer": "Ada wrote it."}])
     ids = prepared.train[0]["input_ids"]
     assert 3_500 < len(ids) < 5_000
-    TokenView(prepared)  # imports
-    began = time.perf_counter()
-    html = TokenView(prepared)._repr_html_()
-    took = time.perf_counter() - began
-    assert len(html.encode()) < 75 * len(ids)  # 300 kB for 4,000
-    assert took < 0.5, "0.05 s on an idle machine"
+    assert len(TokenView(prepared)._repr_html_().encode()) < 75 * len(ids)  # 300 kB for 4,000
 
 
 def test_a_row_of_a_batch(make, tokenizer):

@@ -270,7 +270,7 @@ def _open(folder, report):
 
     sets = []
     for name in ("train", "dev"):
-        kept = len(getattr(report, name).kept)
+        kept = len(report.part(name).kept)
         sets.append(Dataset.from_file(str(folder / f"{name}.arrow")) if kept else None)
         if kept and len(sets[-1]) != kept:
             raise ValueError(f"{name}.arrow has {len(sets[-1])} rows, not {kept}")

@@ -2,12 +2,16 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
 from ragfit.data.rows import text_of
 from ragfit.draw import html as style
 from ragfit.draw.html import Html, View, escape, visible
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FIRST = 6  # row numbers and token texts listed before the rest is only counted
 
@@ -32,12 +36,17 @@ class Part:
     rejected_lengths: list = field(default_factory=list)
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         return sum(prompt + completion for prompt, completion in self.lengths)
 
     @property
-    def loss_tokens(self):
+    def loss_tokens(self) -> int:
         return sum(completion for _, completion in self.lengths)
+
+    @property
+    def loss_share(self) -> float:
+        """The share of the tokens that have loss; 0.0 where there are no tokens."""
+        return self.loss_tokens / max(self.tokens, 1)
 
 
 @dataclass(repr=False)
@@ -66,6 +75,10 @@ class Report:
     findings: list
     cached: bool = field(default=False, compare=False)
 
+    def part(self, name: str) -> Part:
+        """The part of a name: "train" or "dev"."""
+        return {"train": self.train, "dev": self.dev}[name]
+
     def __str__(self):
         lines = [f"{self.data_file}: {self.in_file} rows{' (prepared before, from the cache)' if self.cached else ''}"]
         for name, part in (("train", self.train), ("dev", self.dev)):
@@ -73,10 +86,9 @@ class Report:
                 continue
             dropped = "".join(f", {len(rows)} {reason}" for reason, rows in part.dropped.items())
             cut = f", {len(part.cut)} cut" if part.cut else ""
-            share = part.loss_tokens / max(part.tokens, 1)
             lines.append(
                 f"  {name}: {len(part.kept)} of {part.rows} rows kept{dropped}{cut}; "
-                f"{part.tokens:,} tokens, {part.loss_tokens:,} with loss ({share:.1%})"
+                f"{part.tokens:,} tokens, {part.loss_tokens:,} with loss ({part.loss_share:.1%})"
             )
         lines += [f"  {finding}" for finding in self.findings]
         return "\n".join(lines)
@@ -108,6 +120,10 @@ class Prepared:
     cfg: object
     sources: dict
 
+    def part(self, name: str) -> "Dataset | None":
+        """The prepared rows of a part: "train" or "dev"."""
+        return {"train": self.train, "dev": self.dev}[name]
+
     def row(self, number, part="train"):
         """(query, output, source row) of a row by its number in its file, the query as it was cut."""
         rows = self.sources[part]
@@ -115,14 +131,14 @@ class Prepared:
         where = rows.where(number)
         query = text_of(row, self.cfg.input_key, where, "input_key")
         output = text_of(row, self.cfg.output_key, where, "output_key")
-        cut = getattr(self.report, part).cut.get(number)
+        cut = self.report.part(part).cut.get(number)
         if cut:
             query = cut.apply(query)
         return query, output, row
 
     def rendered(self, index, part="train"):
         """The prepared row `index` of a part as text, cut as it was for training."""
-        number = getattr(self.report, part).kept[index]
+        number = self.report.part(part).kept[index]
         query, output, _ = self.row(number, part)
         return self.renderer.render(query, output)
 

@@ -15,6 +15,9 @@ from ragfit.draw.view import View
 if TYPE_CHECKING:
     from datasets import Dataset
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 FIRST = 6  # row numbers and token texts listed before the rest is only counted
 
 

@@ -6,32 +6,36 @@ python -m ragfit.runs trained_models
 import os
 import re
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ragfit.config.paths import user_path
+from ragfit.config.save import leaves
 from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
 from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
 from ragfit.draw.view import View
-from ragfit.errors import ConfigError, RagfitError, for_terminal
+from ragfit.errors import ConfigError, MissingPath, RagfitError, for_terminal
 from ragfit.runs import status
+from ragfit.runs.records import CONFIG, EVALUATION, LOG, METRICS, STATUS, printable, read_json
 
-LOW, HIGH = ("train_loss", "dev_loss"), ("exact_match", "f1", "recall", "citations")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+LOW, HIGH = ("train_loss", "dev_loss"), METRICS
 STATES = {"finished": ("✓", "good"), "running": ("…", "note")}
-
-CONFIG, LOG = "ragfit.yaml", "trainer_state.json"
-METRICS = ("exact_match", "f1", "recall", "citations")
+NAME_ONE = "Name a run's train.output_dir, or a folder that holds some."
 # Different for every run by necessity, or no setting at all.
 _NOT_COMPARED = ("train.output_dir", "train.run_name", "train.report_to", "resume_checkpoint", "translated")
 _OWN = re.compile(r"checkpoint|checkpoint[.-]\d+|checkpoint\.part-.*|earlier\.\d+")
-# What is read of a run's files (`ragfit.runs.status.fitting`).
+# What is read of a run's files (`ragfit.runs.records.fitting`).
 _LOG = {"global_step": int, "log_history": [{"loss": float, "eval_loss": float, "train_runtime": float}]}
 _EVALUATION = {"written": datetime, "rows": int, **{key: {"tuned": float} for key in ("dev_loss", *METRICS)}}
 
 
-def table_of_runs(*roots):
+def table_of_runs(*roots) -> "DataFrame":
     """Collect runs, from papermill, `--multirun` or anywhere else, into one table.
 
     Args:
@@ -53,53 +57,39 @@ def table_of_runs(*roots):
     folders = {}
     for root in (user_path(root, "folder") for root in roots):
         if not root.is_dir():
-            raise ConfigError(f"There is no folder {root}. Name a run's train.output_dir, or a folder that holds some.")
+            raise MissingPath("folder", f"there is no folder {root}", NAME_ONE)
         for folder in find_runs(root):
             name = os.path.relpath(folder, root) if len(roots) == 1 else str(folder)
-            folders.setdefault(folder.resolve(), status.printable(root.name if name == "." else name))
+            folders.setdefault(folder.resolve(), printable(root.name if name == "." else name))
     if not folders:
-        raise ConfigError(
-            f"There is no run in {', '.join(map(str, roots))}. Name a run's train.output_dir, or a folder that holds some."
-        )
-    configs = [_config(folder) for folder in folders]
-    keys = list(dict.fromkeys(key for config in configs for key in config))
+        raise ConfigError("folder", f"there is no run in {', '.join(map(str, roots))}", NAME_ONE)
+    index = pandas.Index(list(folders.values()), name="run")
+    outcome = pandas.DataFrame([_outcome(folder) for folder in folders], index)
+    keys = pandas.DataFrame([_config(folder) for folder in folders], index).drop(
+        columns=outcome.columns, errors="ignore"
+    )
     # A run that left no configuration (an older one, killed) says nothing about a key.
-    varied = [key for key in keys if len({repr(config.get(key)) for config in configs if config}) > 1]
-    rows = [
-        {**{key: config.get(key) for key in varied}, **_outcome(folder)}
-        for folder, config in zip(folders, configs, strict=True)
-    ]
-    frame = pandas.DataFrame(rows, index=pandas.Index(list(folders.values()), name="run"))
-    return frame[[key for key in frame if key in varied or frame[key].notna().any()]]
+    told = keys[keys.notna().any(axis=1)].astype(str)
+    return keys[[key for key in keys if told[key].nunique() > 1]].join(outcome.dropna(axis=1, how="all"))
 
 
-def find_runs(root):
+def find_runs(root: Path) -> list[Path]:
     """Output folders of runs in a folder and below, in natural order (`2` before `10`).
 
-    A run's own `checkpoint`, `checkpoint.N`, `checkpoint-STEP` and `earlier.N`, and models that were merged or copied, are
-    no runs of their own.
+    A run's own `checkpoint`, `checkpoint.N`, `checkpoint-STEP` and `earlier.N`, and models that were merged or copied,
+    are not runs of their own.
     """
     found = []
     for path, names, files in os.walk(root):
-        model = {"adapter_config.json", "config.json"} & set(
-            files
-        )  # an adapter or a merged model keeps its run's configuration
-        run = (
-            status.FILE in files
-            or CONFIG in files
-            and not model
-            or _is_own(path, "checkpoint")
-            and os.path.isfile(os.path.join(path, "checkpoint", CONFIG))
-        )
-        names[:] = sorted((n for n in names if not n.startswith(".") and not (run and _is_own(path, n))), key=_natural)
+        folder = Path(path)
+        own = [name for name in names if _OWN.fullmatch(name) and not (folder / name / STATUS).is_file()]
+        model = {"adapter_config.json", "config.json"} & set(files)  # which keeps its run's configuration
+        saved = "checkpoint" in own and (folder / "checkpoint" / CONFIG).is_file()
+        run = STATUS in files or CONFIG in files and not model or saved
+        names[:] = sorted({name for name in names if name[0] != "."}.difference(own if run else ()), key=_natural)
         if run:
-            found.append(Path(path))
+            found.append(folder)
     return found
-
-
-def _is_own(path, name):
-    """Whether a folder in a run's is one of its checkpoints, which have no status."""
-    return _OWN.fullmatch(name) and not os.path.isfile(os.path.join(path, name, status.FILE))
 
 
 def _natural(name):
@@ -115,75 +105,55 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _config(folder):
+def _read_yaml(path):
+    """The mapping in a run's YAML file; {} where there is none that can be read."""
+    try:
+        tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None
+    # The file's errors, and PyYAML's, which are of any kind where a value is not of its tag (`!!bool 3`).
+    except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        tree = None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _config(folder: Path) -> dict[str, Any]:
     """The run's configuration by dotted key: the one it began with, or its checkpoint's."""
-    for path in (folder / CONFIG, folder / "checkpoint" / CONFIG):
-        try:
-            tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None
-            flat = dict(_leaves(tree)) if isinstance(tree, dict) else None
-        # The file's errors, and PyYAML's, which are of any kind where a value is not of its tag (`!!bool 3`).
-        except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
-            continue
-        if flat is not None:
-            # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
-            flat = {"model._target_": HF_TRAIN} | flat
-            kept = (
-                (RENAMED.get(key, key), value)
-                for key, value in flat.items()
-                if value is not None and key not in REMOVED
-            )
-            return {key: value for key, value in kept if not key.startswith(_NOT_COMPARED)}
-    return {}
-
-
-def _leaves(tree, prefix=""):
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
+    tree = _read_yaml(folder / CONFIG) or _read_yaml(folder / "checkpoint" / CONFIG)
+    if not tree:
+        return {}
+    # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
+    config = {"model._target_": HF_TRAIN}
+    for key, value in leaves(tree):
+        key = RENAMED.get(key, printable(key))
+        if value is not None and key not in REMOVED and not key.startswith(_NOT_COMPARED):
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield (
-                status.printable(f"{prefix}{key}"),
-                value if isinstance(value, int | float | None) else status.printable(text),
-            )
+            config[key] = value if isinstance(value, int | float) else printable(text)
+    return config
 
 
-def _outcome(folder):
+def _outcome(folder: Path) -> dict[str, Any]:
     """What became of a run. Files of an earlier run in the same folder do not count."""
-    facts = status.read(folder) or {}
+    facts = status.read(folder)
+    state = status.run_state(facts)[0] if facts else "finished" if (folder / "checkpoint").is_dir() else None
+    facts = facts or {}
     began = facts.get("started") or ""
-    state, problem = (status.run_state(facts)[0], facts.get("reason")) if facts else (None, None)
-    if not facts and os.path.isdir(folder / "checkpoint"):
-        state = "finished"
-    log = (status.read_json(folder / LOG, _LOG) or {}) if not _older(folder / LOG, began) else {}
-    history = log.get("log_history") or []
-    evaluation = status.read_json(folder / "evaluation.json", _EVALUATION) or {}
-    if (evaluation.get("written") or "") < began:
+    log = read_json(folder / LOG, _LOG)
+    if began and log and (folder / LOG).stat().st_mtime + 1 < datetime.fromisoformat(began).timestamp():
+        log = {}
+    evaluation = read_json(folder / EVALUATION, _EVALUATION)
+    if evaluation.get("written", "") < began:
         evaluation = {}
-    dev = (evaluation.get("dev_loss") or {}).get("tuned")
-    scores = {metric: (evaluation.get(metric) or {}).get("tuned") for metric in METRICS}
+    last = {key: value for entry in log.get("log_history", ()) for key, value in entry.items()}
+    tuned = {key: evaluation[key]["tuned"] for key in ("dev_loss", *METRICS) if key in evaluation}
     return {
         "state": state,
-        "problem": problem if state not in ("finished", "running") else None,
+        "problem": facts.get("reason") if state not in ("finished", "running") else None,
         "step": facts.get("step") or log.get("global_step"),
-        "train_loss": _last(history, "loss"),
-        "dev_loss": _last(history, "eval_loss") if dev is None else dev,
-        **scores,
-        "answers": evaluation.get("rows") if any(value is not None for value in scores.values()) else None,
-        "seconds": _last(history, "train_runtime"),
+        "train_loss": last.get("loss"),
+        "dev_loss": tuned.get("dev_loss", last.get("eval_loss")),
+        **{metric: tuned.get(metric) for metric in METRICS},
+        "answers": evaluation.get("rows") if tuned.keys() & METRICS else None,
+        "seconds": last.get("train_runtime"),
     }
-
-
-def _last(history, key):
-    return next((entry[key] for entry in reversed(history) if key in entry), None)
-
-
-def _older(path, began):
-    """Whether a file was written before a time, to the second."""
-    try:
-        return bool(began) and datetime.fromtimestamp(int(path.stat().st_mtime), UTC) < datetime.fromisoformat(began)
-    except (OSError, ValueError, OverflowError):
-        return False
 
 
 def main(argv=None):

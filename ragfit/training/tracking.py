@@ -8,7 +8,6 @@ settings of a service say otherwise, nobody is asked to log in, and a tracker th
 import contextlib
 import dataclasses
 import html
-import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -18,7 +17,7 @@ from transformers import TrainerCallback
 
 from ragfit.config.save import to_yaml, without_secrets
 from ragfit.errors import ConfigError, Interrupted, first_line
-from ragfit.runs.card import PACKAGES, fence
+from ragfit.runs.card import fence, package_versions
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -122,11 +121,7 @@ class Tracking:
 
     def config(self):
         """The configuration without secrets and the packages' versions, as plain values."""
-        versions = {}
-        for name in PACKAGES:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                versions[name] = importlib.metadata.version(name)
-        return without_secrets(self.cfg) | {"versions": versions}
+        return without_secrets(self.cfg) | {"versions": package_versions()}
 
     def yaml(self):
         return to_yaml(self.cfg)

@@ -80,7 +80,7 @@ def test_a_run_s_card(build, tmp_path, tiny_phi3):
         "| train: rows kept | `4 of 4` |",
         f"| train: tokens with loss | `{report.train.loss_tokens:,} of {report.train.tokens:,} ({report.train.loss_tokens / report.train.tokens:.1%})` |",
         "| steps | `2 (1.00 epochs)` |",
-        "| base model quantized | `8 bits` |",
+        "| load_in_8bit | `True` |",
         "| learning_rate | `0.0001` |",
         "| r | `16` |",
         "No findings: every check on every row passed.",
@@ -117,7 +117,7 @@ def test_the_example_reads_what_was_trained_on(build, tmp_path, tiny_phi3, varia
     example = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
     query = trainer.prepared.row(trainer.prepared.report.train.kept[1])[0]
     for written, here in (
-        ('"path/to/checkpoint"', repr(str(folder))), (f'"path/to/{tiny_phi3.name}"', repr(str(tiny_phi3))), ('"…"', repr(query)),
+        ('"path/to/checkpoint"', repr(str(folder))), (f'"path/to/{tiny_phi3.name}"', repr(str(tiny_phi3))), ('"..."', repr(query)),
     ):  # fmt: skip
         assert written in example or written.startswith('"path/to/tiny') and not lora
         example = example.replace(written, here)
@@ -219,7 +219,7 @@ def test_findings_are_told_without_what_was_seen(build, write_rows, tmp_path):
 
 def test_an_adapter_is_not_lost_for_want_of_a_card(build, monkeypatch, caplog):
     trainer = build()
-    monkeypatch.setattr(trainer.prepared.report, "last_ids", 5)  # no list: the card cannot be written
+    monkeypatch.setattr(trainer.prepared.report, "findings", 5)  # not a list: the card cannot be written
     folder = save_checkpoint(trainer)
     assert (folder / "adapter_model.safetensors").is_file() and not (folder / "README.md").exists()
     assert "The model card could not be written (TypeError: " in caplog.text

@@ -222,9 +222,9 @@ def test_quantized_layers_train_with_the_paged_optimizer(name, tiny_phi3, rows, 
 
 def test_quantized_weights_and_no_adapter_exclude_each_other(tiny_phi3):
     for keys in ({"load_in_8bit": True}, {"load_in_4bit": True}, {"quantization_config": {"load_in_4bit": True}}):
-        with pytest.raises(ConfigError, match="model.lora is empty, but quantized weights cannot be trained"):
+        with pytest.raises(ConfigError, match="^model.lora: it is empty, but quantized weights cannot be trained"):
             HFTrain("/nothing/is/loaded", lora=None, **keys)
-    with pytest.raises(ConfigError, match="load_in_4bit and model.load_in_8bit are both"):
+    with pytest.raises(ConfigError, match="^model.load_in_4bit: load_in_4bit and load_in_8bit are both True"):
         HFTrain(str(tiny_phi3), lora=LORA, load_in_4bit=True, load_in_8bit=True)
 
 
@@ -329,19 +329,14 @@ def test_targets_that_match_nothing_list_the_linear_layers(tiny_phi3, rows, tmp_
 
 # Keys that PEFT takes, and that then train nothing, something else, or fail in the first step.
 TRAINS_NOTHING = [
-    ("inference_mode", True, "model.lora.inference_mode is set, so nothing would be trained. Remove it."),
+    ("inference_mode", True, "^model.lora.inference_mode: .* Change or remove model.lora.inference_mode"),
     (
         "modules_to_save",
         ["lm_head", "nope"],
-        "model.lora.modules_to_save: 'nope' matches no module of this model. Its modules with weights are embed_tokens, ",
+        "^model.lora.modules_to_save: 'nope' matches no module of this model. Its modules with weights are embed_tokens, ",
     ),
-    (
-        "trainable_token_indices",
-        [1, 99999],
-        r"model.lora.trainable_token_indices: \[99999\] are no tokens of this model. Give ids between 0 and ",
-    ),
-    ("trainable_token_indices", {"lm_head": [-1]}, r"model.lora.trainable_token_indices: \[-1\] are no tokens"),
-    ("trainable_token_indices", [], r"model.lora.trainable_token_indices: \[\] are no tokens"),
+    ("trainable_token_indices", {"lm_head": [-1]}, "^model.lora.trainable_token_indices: .*-1.* Change or remove"),
+    ("trainable_token_indices", [], "^model.lora.trainable_token_indices: .* Change or remove"),
     ("lora_alpha", 0, "model.lora.lora_alpha is 0"),
 ]
 
@@ -355,7 +350,7 @@ def test_lora_keys_that_would_train_nothing(tiny_phi3, rows, tmp_path, key, valu
     folder = copytree(tiny_phi3, tmp_path / "broken-phi3")
     (folder / "model.safetensors").write_bytes(b"no weights")  # had they been read, the error would be another one
     with pytest.raises(ConfigError, match=message):
-        load_model(tiny_config(folder, rows, tmp_path, override(f"model.lora.{key}", value)))
+        tiny_trainer(tiny_config(folder, rows, tmp_path, override(f"model.lora.{key}", value)))
 
 
 def test_broken_weights_are_a_configuration_error(tiny_phi3, tmp_path):

@@ -7,10 +7,15 @@ import ragfit.before_torch  # noqa: F401  (before torch)
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import COMPUTED as COMPUTED
-from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, no_lora
-from ragfit.models.adapter import linear_layers as linear_layers
-from ragfit.models.adapter import load_adapter as load_adapter
+from ragfit.models.adapter import (
+    COMPUTED,
+    check_lora,
+    find_adapter,
+    linear_layers,
+    load_adapter,
+    merge_adapter,
+    no_lora,
+)
 from ragfit.models.demo import model_folder
 from ragfit.models.refusal import MODEL_KEY, errors_as, not_loaded
 from ragfit.models.tokenizer import load_tokenizer
@@ -20,6 +25,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = [
+    *("HFTrain", "bf16_is_fast", "choose_dtype", "quantization", "resolve", "skeleton"),
+    *("COMPUTED", "find_adapter", "linear_layers", "load_adapter", "merge_adapter"),  # of ragfit.models.adapter
+]
 logger = logging.getLogger(__name__)
 
 
@@ -153,17 +162,17 @@ def quantization(
     Raises:
         ConfigError: unknown keys, values that cannot be used, or keys that quantize nothing.
     """
-    if not (load_in_4bit or load_in_8bit or isinstance(own, dict)):
-        return own
     import torch
     from transformers import BitsAndBytesConfig
 
     key, keys = "model.quantization_config", own
-    if own is None:
+    if own is None and (load_in_4bit or load_in_8bit):
         key, keys = "model.load_in_4bit", {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         if load_in_4bit:
             keys |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
             keys |= {"bnb_4bit_compute_dtype": torch.bfloat16 if bf16_is_fast() else torch.float32}
+    if not isinstance(keys, dict):
+        return keys
     try:
         made = BitsAndBytesConfig(**keys)
     except (AttributeError, ImportError, TypeError, ValueError) as error:

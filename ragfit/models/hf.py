@@ -7,7 +7,7 @@ import ragfit.before_torch  # noqa: F401  (before torch)
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import (
+from ragfit.models.adapter import (  # noqa: F401  (public names of this module too)
     COMPUTED,
     check_lora,
     find_adapter,
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    *("HFTrain", "bf16_is_fast", "choose_dtype", "quantization", "resolve", "skeleton"),
-    *("COMPUTED", "find_adapter", "linear_layers", "load_adapter", "merge_adapter"),  # of ragfit.models.adapter
-]
 logger = logging.getLogger(__name__)
 
 

@@ -169,17 +169,13 @@ def _check_space(model, folder):
 
 
 def _merged(model, folder, base):
-    from ragfit.models.hf import load_adapter
+    from ragfit.models.hf import merge_adapter
 
-    def sentence(reason):
-        advice = "Name the model that it was trained on with --base"
-        return f"The adapter in {folder} could not be merged into {base}: {reason}. {advice}."
+    def refusal(reason):
+        problem = f"the adapter could not be merged into {base}: {reason}"
+        return ConfigError(str(folder), problem, "Name the model that it was trained on with --base.")
 
-    tuned = load_adapter(model, folder, sentence)
-    try:
-        return tuned.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError) as error:  # of a kind that cannot be merged, or weights that are no numbers
-        raise ConfigError(sentence(first_line(error))) from error
+    return merge_adapter(model, folder, refusal)
 
 
 def _tokenizer(folder, base, model_keys):

@@ -121,9 +121,10 @@ def load_tuned(trainer, checkpoint=None):
     if TUNED in model.peft_config:
         model.set_adapter(next(name for name in model.peft_config if name != TUNED))
         model.delete_adapter(TUNED)
-    load_adapter(model, folder, lambda reason: (
-        f"checkpoint: the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}. "
-        "Name an adapter of this model."
+    load_adapter(model, folder, lambda reason: ConfigError(
+        "checkpoint",
+        f"the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}",
+        "Name an adapter of this model.",
     ), TUNED)  # fmt: skip
     model.set_adapter(TUNED)
     return f"The tuned model is the base model with the adapter in {folder}."

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, nested_gather
 from transformers.trainer_utils import rotate_checkpoints
 
-from ragfit.errors import RagfitError, first_line
+from ragfit.errors import ConfigError, RagfitError, first_line
 from ragfit.models.hf import load_adapter
 from ragfit.training import checkpoints
 
@@ -109,9 +109,10 @@ class Resumable:
         types = {name: weight.dtype for name, weight in self.model.named_parameters() if weight.requires_grad}
         adapter = any(Path(resume_from_checkpoint).glob("adapter_model.*"))
         if model is None and adapter and isinstance(self.model, PeftModel):
-            load_adapter(self.model, resume_from_checkpoint, lambda reason: (
-                f"resume_checkpoint: the adapter in {resume_from_checkpoint} does not fit this run's: {reason}. "
-                "Name a checkpoint of this run, or leave resume_checkpoint empty to start anew."
+            load_adapter(self.model, resume_from_checkpoint, lambda reason: ConfigError(
+                "resume_checkpoint",
+                f"the adapter in {resume_from_checkpoint} does not fit this run's: {reason}",
+                "Name a checkpoint of this run, or leave resume_checkpoint empty to start anew.",
             ), self.model.active_adapter, is_trainable=True)  # fmt: skip
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -125,15 +125,15 @@ def _load_base(base: str, dtype: str | None, revision: str | None, trust_remote_
 def _merged(model: "PreTrainedModel", folder: Path, base: str) -> "PreTrainedModel":
     from ragfit.models.hf import load_adapter
 
-    def sentence(reason):
-        fix = "Name the model that it was trained on with --base"
-        return f"checkpoint: the adapter in {folder} could not be merged into {base}: {reason}. {fix}."
+    def refusal(reason: str) -> ConfigError:
+        problem = f"the adapter in {folder} could not be merged into {base}: {reason}"
+        return ConfigError("checkpoint", problem, "Name the model that it was trained on with --base.")
 
-    tuned = load_adapter(model, folder, sentence)
+    tuned = load_adapter(model, folder, lambda reason: str(refusal(reason)))
     try:
         return tuned.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError) as error:  # of a kind that cannot be merged, or weights that are not numbers
-        raise ConfigError(sentence(first_line(error))) from error
+        raise refusal(first_line(error)) from error
 
 
 def main(argv=None):

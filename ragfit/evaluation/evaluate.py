@@ -4,6 +4,7 @@ python -m ragfit.evaluation trained_models/checkpoint --data test.jsonl --rows 1
 """
 
 import contextlib
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import explained
@@ -27,7 +28,7 @@ def evaluate(
     answer_marker: str | None = None,
     base_loss: float | None = None,
     max_new_tokens: int | None = None,
-    save=None,
+    save: str | PathLike | bool | None = None,
 ) -> EvaluationView:
     """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.
 

@@ -9,6 +9,7 @@ import logging
 import shutil
 import signal
 import sys
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,11 @@ KEPT = (CONFIG, "instruction.txt", "template.txt")
 
 @explained("Merging")
 def merge_checkpoint(
-    checkpoint, out, base: str | None = None, dtype: str | None = None, trust_remote_code: bool = False
+    checkpoint: str | PathLike,
+    out: str | PathLike,
+    base: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Merge an adapter into the base model that it was trained on, and save model, tokenizer and instruction.
 

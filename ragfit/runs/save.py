@@ -78,7 +78,7 @@ def save_checkpoint(trainer: "RagfitTrainer", keep_same: bool = False, weights: 
     return target
 
 
-def _write(trainer, folder, weights):
+def _write(trainer: "RagfitTrainer", folder: Path, weights: dict | None):
     cfg, prepared = trainer.cfg, trainer.prepared
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
     prepared.tokenizer.save_pretrained(folder)
@@ -90,7 +90,7 @@ def _write(trainer, folder, weights):
     write_card(folder, trainer)
 
 
-def _same_weights(folder, other):
+def _same_weights(folder: Path, other: Path) -> bool:
     names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
     return all(
         (other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False)

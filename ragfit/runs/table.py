@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from datetime import datetime
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ _LOG = {"global_step": int, "log_history": [{"loss": float, "eval_loss": float, 
 _EVALUATION = {"written": datetime, "rows": int, **{key: {"tuned": float} for key in ("dev_loss", *METRICS)}}
 
 
-def table_of_runs(*roots) -> "DataFrame":
+def table_of_runs(*roots: str | PathLike) -> "DataFrame":
     """Collect runs, from papermill, `--multirun` or anywhere else, into one table.
 
     Args:
@@ -92,7 +93,7 @@ def find_runs(root: Path) -> list[Path]:
     return found
 
 
-def _natural(name):
+def _natural(name: str) -> list[tuple]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
@@ -105,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_yaml(path):
+def _read_yaml(path: Path) -> dict:
     """The mapping in a run's YAML file; {} where there is none that can be read."""
     try:
         tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None

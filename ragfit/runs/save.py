@@ -72,9 +72,8 @@ def save_checkpoint(trainer: "RagfitTrainer", keep_same: bool = False, weights: 
     except (OSError, SafetensorError) as error:
         newest = trainer.newest_checkpoint
         on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
-        raise RagfitError(
-            "", f"The adapter cannot be saved in {target.parent}: {first_line(error)}", f"Free room there, then {on}."
-        ) from error
+        problem = f"the adapter cannot be saved in {target.parent}: {first_line(error)}"
+        raise RagfitError("train.output_dir", problem, f"Free room there, then {on}.") from error
     return target
 
 

@@ -66,12 +66,11 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
         raise ConfigError("folder", f"there is no run in {', '.join(map(str, roots))}", NAME_ONE)
     index = pandas.Index(list(folders.values()), name="run")
     outcome = pandas.DataFrame([_outcome(folder) for folder in folders], index)
-    keys = pandas.DataFrame([_config(folder) for folder in folders], index).drop(
-        columns=outcome.columns, errors="ignore"
-    )
+    configs = pandas.DataFrame([_config(folder) for folder in folders], index)
     # A run that left no configuration (an older one, killed) says nothing about a key.
-    told = keys[keys.notna().any(axis=1)].astype(str)
-    return keys[[key for key in keys if told[key].nunique() > 1]].join(outcome.dropna(axis=1, how="all"))
+    told = configs[configs.notna().any(axis=1)].astype(str)
+    varied = [key for key in configs if key not in outcome and told[key].nunique() > 1]
+    return configs[varied].join(outcome.dropna(axis=1, how="all"))
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -138,7 +137,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
     facts = facts or {}
     began = facts.get("started") or ""
     log = read_json(folder / LOG, _LOG)
-    if began and log and (folder / LOG).stat().st_mtime + 1 < datetime.fromisoformat(began).timestamp():
+    if began and log and int((folder / LOG).stat().st_mtime) < datetime.fromisoformat(began).timestamp():
         log = {}
     evaluation = read_json(folder / EVALUATION, _EVALUATION)
     if evaluation.get("written", "") < began:

@@ -1,6 +1,9 @@
 """Files written whole or not at all."""
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ragfit.draw.progress import say
@@ -24,6 +27,22 @@ def write_whole(path: Path, text: str | bytes):
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def part_of(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, to write into and then to rename to it; what was not renamed is removed.
+
+    What a killed process leaves of it is `TARGET.part-…`.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.part-", dir=target.parent) as place:
+        part = Path(place, target.name)  # with the rights of any new folder; `place` is the owner's alone
+        part.mkdir()
+        yield part
 
 
 def next_free(folder: Path, name: str) -> Path:

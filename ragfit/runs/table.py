@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from datetime import datetime
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ _LOG = {"global_step": int, "log_history": [{"loss": float, "eval_loss": float, 
 _EVALUATION = {"written": datetime, "rows": int, **{key: {"tuned": float} for key in ("dev_loss", *METRICS)}}
 
 
-def table_of_runs(*roots) -> "DataFrame":
+def table_of_runs(*roots: str | PathLike) -> "DataFrame":
     """Collect runs, from papermill, `--multirun` or anywhere else, into one table.
 
     Args:
@@ -65,12 +66,11 @@ def table_of_runs(*roots) -> "DataFrame":
         raise ConfigError("folder", f"there is no run in {', '.join(map(str, roots))}", NAME_ONE)
     index = pandas.Index(list(folders.values()), name="run")
     outcome = pandas.DataFrame([_outcome(folder) for folder in folders], index)
-    keys = pandas.DataFrame([_config(folder) for folder in folders], index).drop(
-        columns=outcome.columns, errors="ignore"
-    )
+    configs = pandas.DataFrame([_config(folder) for folder in folders], index)
     # A run that left no configuration (an older one, killed) says nothing about a key.
-    told = keys[keys.notna().any(axis=1)].astype(str)
-    return keys[[key for key in keys if told[key].nunique() > 1]].join(outcome.dropna(axis=1, how="all"))
+    told = configs[configs.notna().any(axis=1)].astype(str)
+    varied = [key for key in configs if key not in outcome and told[key].nunique() > 1]
+    return configs[varied].join(outcome.dropna(axis=1, how="all"))
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -92,7 +92,7 @@ def find_runs(root: Path) -> list[Path]:
     return found
 
 
-def _natural(name):
+def _natural(name: str) -> list[tuple]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
@@ -105,7 +105,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_yaml(path):
+def _read_yaml(path: Path) -> dict:
     """The mapping in a run's YAML file; {} where there is none that can be read."""
     try:
         tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None
@@ -137,7 +137,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
     facts = facts or {}
     began = facts.get("started") or ""
     log = read_json(folder / LOG, _LOG)
-    if began and log and (folder / LOG).stat().st_mtime + 1 < datetime.fromisoformat(began).timestamp():
+    if began and log and int((folder / LOG).stat().st_mtime) < datetime.fromisoformat(began).timestamp():
         log = {}
     evaluation = read_json(folder / EVALUATION, _EVALUATION)
     if evaluation.get("written", "") < began:

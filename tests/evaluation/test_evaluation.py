@@ -15,6 +15,7 @@ from ragfit.errors import ConfigError, RagfitError
 from ragfit.evaluation.generate import generate, longest_answer
 from ragfit.evaluation.metrics import Gold, citations, gold_of, normalize, scores
 from ragfit.evaluation.results import save_evaluation, summarize
+from ragfit.evaluation.token_losses import label_losses
 from ragfit.training.reload import load_checkpoint, main
 from ragfit.views import EvaluationView
 
@@ -243,9 +244,9 @@ def test_without_a_dev_set_or_an_adapter(tiny_llama, rows, out):
     assert all("base" not in row and row["tuned"] is not None for row in view.rows)
     assert view.columns == ["tuned"] and "All weights were trained" in view.html()
     assert view.saved is None and not (out / "evaluation.jsonl").exists()  # nothing was trained yet
-    with pytest.raises(ConfigError, match="rows is -1"):
+    with pytest.raises(ConfigError, match="^rows: -1 is not a number of rows. Give one"):
         ragfit.evaluate(trainer, rows=-1)
-    with pytest.raises(ConfigError, match="max_new_tokens is 0. Give a number of tokens above 0"):
+    with pytest.raises(ConfigError, match="^max_new_tokens: 0 is not .* Give a number of tokens above 0"):
         ragfit.evaluate(trainer, max_new_tokens=0)
 
 
@@ -261,6 +262,20 @@ def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
     assert len({text for text, _ in alone}) > 6
     for size in (4, 99):
         assert generate(trainer.model, prepared, prompts, 9, batch_size=size) == alone
+
+
+def test_token_losses_do_not_depend_on_the_batch(trained):
+    trainer, _, _ = trained
+    rows = [trainer.prepared.train[index] for index in (0, 1, 2, 3)]  # padded to the longest
+    trainer.model.eval()
+    with torch.no_grad():
+        alone = [label_losses(trainer.model, trainer.data_collator([row]))[0] for row in rows]
+        together = label_losses(trainer.model, trainer.data_collator(rows))
+    assert len({len(one) for one in alone}) > 1
+    for row, one, padded in zip(rows, alone, together, strict=True):
+        assert [loss is None for loss in one] == [label == -100 for label in row["labels"]]
+        assert padded[: len(one)] == [loss if loss is None else pytest.approx(loss, abs=1e-4) for loss in one]
+        assert set(padded[len(one) :]) <= {None}
 
 
 def test_cut_answers_are_told(trained, recwarn):

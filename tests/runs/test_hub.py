@@ -149,7 +149,7 @@ def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, 
     ("there", "tag", "said"),
     [
         (False, "org/name", "error: .* holds no adapter and no model. Name the folder checkpoint"),
-        (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is no repository name"),
+        (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is not a repository name"),
     ],
 )
 def test_nothing_to_push_and_nowhere_to(folder, there, tag, said):
@@ -169,5 +169,5 @@ def test_names_that_a_repository_can_have(tag):
 
 @pytest.mark.parametrize("tag", ["a/b/c", "no name", "org/", "-name", "name.git", "x" * 97])
 def test_names_that_no_repository_has(tag):
-    with pytest.raises(ConfigError, match="hfhub_tag: .* is no repository name"):
+    with pytest.raises(ConfigError, match="hfhub_tag: .* is not a repository name"):
         check_tag(tag)

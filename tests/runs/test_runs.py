@@ -218,7 +218,7 @@ def test_a_damaged_or_foreign_file_spoils_no_other_run(tmp_path, name):
         elif kind == "a pipe":
             os.mkfifo(path)
         elif kind == "huge":
-            with open(path, "wb") as file:
+            with path.open("wb") as file:
                 file.truncate(2**40)
         else:
             path.symlink_to(path)

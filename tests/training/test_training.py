@@ -131,7 +131,7 @@ def test_arguments_that_are_refused(config, overrides, message):
         (["model.lora.target_modules=[lm_head]"], "^model.lora.target_modules: .*lm_head"),
         (["train.loss_type=made_up"], "^train.loss_type: .*made_up"),
         (["train.report_to=made_up"], "train.report_to: made_up"),
-        (["hfhub_tag='no such name'"], "hfhub_tag: 'no such name' is no repository name"),
+        (["hfhub_tag='no such name'"], "hfhub_tag: 'no such name' is not a repository name"),
     ],
 )
 def test_runs_that_are_refused(config, overrides, message):

@@ -12,7 +12,6 @@ from ragfit.draw.view import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 EVERY = 2.0  # seconds between two updates of the display
 MOST_TIME = 0.02  # the share of a run's time that drawing may take
@@ -58,9 +57,7 @@ class LossCurve(View):
 
     # What the trainer calls.
 
-    def on_train_begin(
-        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._reset()
         if not state.is_world_process_zero:
             self.show, self.write = False, lambda line: None
@@ -81,7 +78,7 @@ class LossCurve(View):
         self.step, self.epoch = state.global_step, state.epoch
         self._update()
 
-    def on_log(self, args, state, control, logs: Mapping[str, object] | None = None, **kwargs) -> None:
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         self.step, self.epoch = state.global_step, state.epoch
         self.log(logs or {})
 

@@ -83,12 +83,11 @@ class PromptView(View):
         look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;text-align:left"
         for name, text, tokens, loss in self.parts:
             pair = _LOOK[name]
-            count = "" if tokens is None else f"{tokens:,} token{'s' * (tokens != 1)}"
             learned = f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>" if loss else ""
             side = f"{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px"
             paper = _SOFT_LOSS if loss else colours(style.PAPER)
             rows.append(
-                f'<tr><td style="{look};{side}">{style.badge(name, pair)}<br>{count}{learned}</td>'
+                f'<tr><td style="{look};{side}">{style.badge(name, pair)}<br>{_count_of(tokens)}{learned}</td>'
                 f'<td style="{look};{paper};padding:0">{style.mono(text)}</td></tr>'
             )
         look = f"width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:auto"
@@ -96,9 +95,9 @@ class PromptView(View):
 
     def _parts_lines(self) -> Iterator[str]:
         for name, text, tokens, loss in self.parts:
-            learned = f", {loss:,} with loss" if loss else ""
-            yield f"--- {name}" + ("" if tokens is None else f" ({tokens:,} tokens{learned})")
-            yield visible(text)
+            counts = [_count_of(tokens), f"{loss:,} with loss" if loss else ""]
+            yield f"--- {name} ({', '.join(filter(None, counts))})"
+            yield visible(text).removesuffix("\n")
 
     def _differences_html(self) -> str:
         look = f"{style.MONO};font-size:12px;padding:3px 10px;white-space:pre-wrap;overflow-wrap:break-word"
@@ -118,6 +117,10 @@ class PromptView(View):
             yield f"  …{visible(before)}[-{visible(old)}-]{{+{visible(new)}+}}{visible(after)}…"
         if len(self.differences) > MOST:
             yield f"  and {len(self.differences) - MOST} more"
+
+
+def _count_of(tokens: int | None) -> str:
+    return "not counted" if tokens is None else f"{tokens:,} token{'s' * (tokens != 1)}"
 
 
 def _regions(row: Rendered, instruction: str) -> list[Region]:

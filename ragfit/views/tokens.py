@@ -24,7 +24,7 @@ LARGE = 320_000  # bytes of HTML, estimated
 _ODD = ' style="background:#8882"'  # so thin that it shows on any paper
 _ODD_LOSS = f' style="{colours(style.LOSS_STRIPE)}"'
 _LOSS = f'<mark style="{colours(style.LOSS)};border-bottom:2px solid {style.GREEN};padding:1px 0">'
-_LOSS_BOXES = f'<mark style="{colours((style.PAPER[0], style.LOSS[1]))}">'
+_LOSS_BOXES = f'<mark style="{colours(style.PAPER)}">'
 # The tags say without colour what a token is.
 _TAGS = {
     "": ("", ""),
@@ -228,7 +228,7 @@ class TokenView(View):
     def _log(self, colour: bool = False) -> Iterator[str]:
         """The row as it runs on, with signs around what has loss; long stretches without loss are cut."""
         dim, green, normal = ("\x1b[2m", "\x1b[32m", "\x1b[0m") if colour else ("", "", "")
-        yield "  What has loss stands between ▶ and ◀."
+        yield "  Tokens between ▶ and ◀ have loss."
         if self.boundary is not None:
             yield f"  Token {self.boundary} {self.texts[self.boundary]!r} spans the boundary and has no loss."
         row, costs = [], []

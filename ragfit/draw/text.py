@@ -74,6 +74,8 @@ def line(part: Line) -> str:
             return ""
         case blocks.Long(text):
             return short(text, LONG) or "(empty)"
+        case blocks.Span(text, "mono"):
+            return visible(text).replace("\n", "")
         case blocks.Span(text) | blocks.Badge(text):
             return plain(text)
     return plain(" ".join(part.split()) if "\n" in part else part)

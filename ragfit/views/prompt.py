@@ -10,14 +10,14 @@ from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.prompt import Rendered
 from ragfit.data.report import Prepared
 from ragfit.draw import html as style
-from ragfit.draw.blocks import Block, Callout, Drawn, Span
-from ragfit.draw.html import colours, html_lines
+from ragfit.draw.blocks import Block, Callout, Drawn, Note, Span, Table
+from ragfit.draw.html import colours
 from ragfit.draw.text import visible
 from ragfit.draw.view import View
 from ragfit.views.token_text import token_texts
 
 Region = tuple[str, int, int]  # name, first character, one past the last
-Difference = tuple[str, str, str, str]  # before, only at inference, only in training, after
+Difference = tuple[str, str, str, str]  # text before it, only at inference, only in training, text after it
 
 _LOOK = {
     "template": style.SPECIAL,
@@ -70,13 +70,18 @@ class PromptView(View):
             self.notes.append(f"The template changed the output: {what}. What it writes is what is learned.")
 
     def blocks(self) -> list[Block]:
-        same = (Span("Inference prompt and training text:"), f" {self.comparison}")
-        return [
+        compared = (Span("Inference prompt and training text:"), f" {self.comparison}")
+        blocks = [
             *map(Callout, self.notes),
             Drawn(self._parts_html, self._parts_lines),
-            Callout(same, "warning" if self.differences else "good"),
-            *([Drawn(self._differences_html, self._differences_lines)] if self.differences else []),
+            Callout(compared, "warning" if self.differences else "good"),
         ]
+        if self.differences:
+            rows = [[Span(text, "mono") for text in found] for found in self.differences[:MOST]]
+            blocks.append(Table(["after", "only at inference", "only in training", "before"], rows, widths=["25%"] * 4))
+        if len(self.differences) > MOST:
+            blocks.append(Note(f"and {len(self.differences) - MOST} more differences"))
+        return blocks
 
     def _parts_html(self) -> str:
         rows = []
@@ -98,25 +103,6 @@ class PromptView(View):
             counts = [_count_of(tokens), f"{loss:,} with loss" if loss else ""]
             yield f"--- {name} ({', '.join(filter(None, counts))})"
             yield visible(text).removesuffix("\n")
-
-    def _differences_html(self) -> str:
-        look = f"{style.MONO};font-size:12px;padding:3px 10px;white-space:pre-wrap;overflow-wrap:break-word"
-        legend = "<del>only at inference</del>, <ins>only in training</ins>"
-        more = len(self.differences) - MOST
-        shown = (
-            f'<div style="{look};{colours(style.PAPER)}"><bdi>{"…" if before else ""}{html_lines(before)}</bdi>'
-            + (f'<del style="{colours(style.BAD)}">{html_lines(old)}</del>' if old else "")
-            + (f'<ins style="{colours(style.GOOD)}">{html_lines(new)}</ins>' if new else "")
-            + f"<bdi>{html_lines(after)}…</bdi></div>"
-            for before, old, new, after in self.differences[:MOST]
-        )
-        return f"<div>{legend}</div>{''.join(shown)}" + (f"<div>and {more} more</div>" if more > 0 else "")
-
-    def _differences_lines(self) -> Iterator[str]:
-        for before, old, new, after in self.differences[:MOST]:
-            yield f"  …{visible(before)}[-{visible(old)}-]{{+{visible(new)}+}}{visible(after)}…"
-        if len(self.differences) > MOST:
-            yield f"  and {len(self.differences) - MOST} more"
 
 
 def _count_of(tokens: int | None) -> str:
@@ -187,7 +173,7 @@ def _compare(row: Rendered) -> tuple[str, list[Difference]]:
         if tag != "equal":
             before = new[: first + len("".join(new_words[:c]))][-AROUND:]
             after = "".join(new_words[d : d + 8])[:AROUND]
-            found.append((before, "".join(old_words[a:b])[:2000], "".join(new_words[c:d])[:2000], after))
+            found.append((f"…{before}", "".join(old_words[a:b])[:2000], "".join(new_words[c:d])[:2000], f"{after}…"))
     return f"they differ from character {first:,}: the model learns to continue another text than it is given.", found
 
 

@@ -239,8 +239,9 @@ def test_prompt_view_shows_what_differs_at_inference(make, tokenizer):
     )
     prepared = make(rows("<b>it</b>"), odd)
     view = PromptView(prepared)
-    assert ">Hello" in view.html() and "<ins" in view.html()
-    assert "{+Hello " in repr(view)
+    assert "only in training" in view.html()
+    assert view.html().count("<bdi>Hello </bdi>") == len(view.differences) == 2
+    assert re.search(r"only in training +before\n  … +Hello +<\|user\|>⏎", repr(view))
     assert_harmless(view._repr_html_())
     assert "prompt mismatch" in repr(ReportView(prepared))
 

@@ -13,8 +13,8 @@ from ragfit.draw.view import View
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EVERY = 2.0  # seconds between two updates of the display
-MOST_TIME = 0.02  # the share of a run's time that drawing may take
+EVERY, SELDOM = 2.0, 15.0  # seconds between two updates of the display, at least and at most
+MOST_TIME = 0.02  # the share of a run's time that drawing may take in between
 LINES = {"loss": 16, "eval_loss": 5}  # at most so many printed lines of each
 ADVICE = (
     "if this goes on, the run is lost. Lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
@@ -160,7 +160,7 @@ class LossCurve(View):
         else:
             self._handle.update(self)
         took = time.monotonic() - self.now
-        self._next_update = time.monotonic() + max(EVERY, took / MOST_TIME)
+        self._next_update = time.monotonic() + min(max(EVERY, took / MOST_TIME), SELDOM)
 
     @property
     def aside(self) -> Line:

@@ -57,6 +57,9 @@ def for_shell(changes: Mapping[str, object], chosen: Chosen | None = None) -> st
     shown = str(notebook.relative_to(here)) if notebook.is_relative_to(here) else "notebooks/train.ipynb"
     words = ["papermill", shown, "out.ipynb"]
     words += ["-p", "config", chosen.config] if chosen else []
+    marker = changes.get("model.completion_start")
+    if marker and "\\" not in marker:  # backslash and n reads better in a command, and means the same
+        changes = {**changes, "model.completion_start": marker.replace("\n", "\\n").replace("\t", "\\t")}
     given = _overrides(changes, chosen)
     words += ["-p", "overrides", given if isinstance(given, str) else repr(given)] if given else []
     return " ".join(map(_quoted, words))
@@ -64,10 +67,6 @@ def for_shell(changes: Mapping[str, object], chosen: Chosen | None = None) -> st
 
 def _overrides(changes: Mapping[str, object], chosen: Chosen | None) -> str | list[str]:
     """The Hydra overrides of the notebook's own parameters and of what was changed: one text where that is clear."""
-    changes = dict(changes)
-    marker = changes.get("model.completion_start")
-    if marker and "\\" not in marker:  # backslash and n reads better in a command, and means the same
-        changes["model.completion_start"] = marker.replace("\n", "\\n").replace("\t", "\\t")
     before = chosen.overrides if chosen else ()
     before = [text for text in before if re.match(r"[~+]*([\w.]*)", text)[1] not in changes]
     overrides = [*before, *(override(key, value) for key, value in changes.items())]

@@ -1,6 +1,6 @@
 """Any row of the data under any settings, prepared by the code of `ragfit.prepare`: what training would see."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from omegaconf import open_dict
 
@@ -75,7 +75,7 @@ def prepare_row(
     def run(limit: int | None):
         cfg = prepared.cfg.copy()
         with open_dict(cfg):
-            cfg.model.update({key: getattr(settings, key) for key in MODEL_KEYS} | {"max_sequence_len": limit})
+            cfg.model.update({key: asdict(settings)[key] for key in MODEL_KEYS} | {"max_sequence_len": limit})
         work, result = Preparer(cfg, renderer), Part(rows=1)
         return cfg, work, result, work.prepare_row(part, prepared.sources[part], number, result)
 
@@ -90,11 +90,8 @@ def prepare_row(
     one = replace(result, kept={number: number} if kept else {})
     report = replace(prepared.report, **{part: one}, findings=work.findings() + among_rows)
     rows = {number: {"input_ids": kept[0].input_ids, "labels": kept[0].labels()}} if kept else {}
-    alone = replace(
-        prepared, report=report, renderer=renderer, encoder=work.encoder, instruction=instruction, cfg=cfg,
-        **{"train": {}, "dev": {}, part: rows},
-    )  # fmt: skip
-    return alone, trained
+    made = {"renderer": renderer, "encoder": work.encoder, "instruction": instruction, "cfg": cfg}
+    return replace(prepared, report=report, **made, **{"train": {}, "dev": {}, part: rows}), trained
 
 
 class RowView(View):

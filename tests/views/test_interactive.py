@@ -187,10 +187,9 @@ EDITS = [
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: ",".join(edit) or "none")
-@pytest.mark.parametrize("show", ["tokens", "prompt"])
-def test_what_is_copied_gives_what_is_shown(setup, edit, show, tmp_path):
+def test_what_is_copied_gives_what_is_shown(setup, edit):
     chosen, prepared, tokenizer = setup()
-    explorer = explore(prepared, show, chosen).panel
+    explorer = explore(prepared, "tokens", chosen).panel
     for name, value in edit.items():
         before = explorer.view.value
         explorer.fields[name].value = value
@@ -209,7 +208,7 @@ def test_what_is_copied_gives_what_is_shown(setup, edit, show, tmp_path):
         again = prepare(from_parameters(parameters).cfg, tokenizer)
         rows = label_rows(again)
         for number in range(len(ROWS)):
-            view = RowView(prepared, number, "train", show, explorer.settings)
+            view = RowView(prepared, number, "train", "tokens", explorer.settings)
             assert not view.error
             assert (view.ids, view.labels) == rows[number] if view.trained else number not in rows
     assert explorer.reset.disabled == (not edit or "Nothing is changed" in explorer.state.value)

@@ -76,9 +76,9 @@ def line(part: Line) -> str:
             return short(text, LONG) or "(empty)"
         case blocks.Span(text, "mono"):
             return visible(text).replace("\n", "")
-        case blocks.Span(text) | blocks.Badge(text):
-            return plain(text)
-    return plain(" ".join(part.split()) if "\n" in part else part)
+        case blocks.Span(text) | blocks.Badge(text) | str(text):
+            return plain(" ".join(text.split()) if "\n" in text else text)
+    raise TypeError(f"{type(part).__name__} is not a part of a line.")
 
 
 def lines(view: Iterable[Block]) -> Iterator[str]:

@@ -3,9 +3,10 @@
 A result that shows itself declares its blocks beside the code that computed it:
 
 >>> from ragfit.draw.text import lines
->>> print(*lines([Callout("Two rows are the same."), Facts([("rows", "200", "12 dropped")])]), sep="\n")
-  ! Two rows are the same.
-  rows  200  (12 dropped)
+>>> for line in lines([Callout("Two rows are the same."), Facts([("rows", "200", "12 dropped")])]):
+...     print("|" + line)
+|  ! Two rows are the same.
+|  rows  200  (12 dropped)
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -33,29 +33,21 @@ def audit(prepared: Prepared, index: int = 0, part: str = "train") -> dict:
     Raises:
         ConfigError: there is no such row.
     """
-    rows = getattr(prepared, part)
+    rows = prepared.part(part)
     if rows is None or not 0 <= index < len(rows):
         there = f"rows 0 to {len(rows) - 1}" if rows is not None else "none, since dev_split is not set"
-        raise ConfigError(f"--row {index}: {part} has no such prepared row (there are {there}). Name another one.")
+        raise ConfigError(f"--row {index}", f"{part} has no such prepared row (there are {there})", "Name another one.")
     report = report_as_plain(prepared.report)
     for name in ("train", "dev"):
-        own = getattr(prepared.report, name)
+        own = prepared.report.part(name)
         report[name] |= {"tokens": own.tokens, "loss_tokens": own.loss_tokens}
     view, rendered = TokenView(prepared, index, part), prepared.rendered(index, part)
     tokens = [
         {"id": number, "text": text, "label": label, "loss": label != IGNORE_INDEX}
         for number, text, label in zip(view.ids, view.texts, view.labels, strict=True)
     ]
-    number = getattr(prepared.report, part).kept[index]
-    row = {
-        "part": part,
-        "index": index,
-        "number": number,
-        "prompt": rendered.prompt,
-        "text": rendered.text,
-        "tokens": tokens,
-    }
-    return report | {"row": row}
+    row = {"part": part, "index": index, "number": prepared.report.part(part).kept[index]}
+    return report | {"row": row | {"prompt": rendered.prompt, "text": rendered.text, "tokens": tokens}}
 
 
 def main(argv=None):

@@ -126,7 +126,7 @@ def test_help_and_the_configuration_are_shown_at_once(tmp_path):
     result = command("--help", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "max_sequence_len: 4000" in result.stdout and "functools" not in result.stdout
-    result = command(
+    result = forked_command(
         *["--cfg", "job", "-cn", "paper/training-pubmed", "model.lora.r=4", "limit=3", "-p", "model"], cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr

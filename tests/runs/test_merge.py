@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig, VBLoRAConfig, get_peft_model
@@ -148,9 +149,7 @@ def test_a_base_that_the_environment_names(run, tiny_llama, ids, tmp_path, monke
 def test_an_adapter_trained_on_8_bit_weights(run, tiny_llama, ids, tmp_path):
     """By the command line; the base is loaded in full."""
     checkpoint = run("model.load_in_8bit=true")
-    command = [sys.executable, "-m", "ragfit.merge", str(checkpoint), "merged"]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    result = forked.command("ragfit.merge", str(checkpoint), "merged", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "trained on 8-bit weights and merged into full ones" in result.stdout and "saved merged" in result.stdout
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

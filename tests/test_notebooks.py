@@ -301,6 +301,7 @@ def test_loss_mask_says_what_is_wrong(tiny_run, tmp_path):
     assert "There is no parameter row" in str(caught.value) and "rows" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tokenizer"), [("inspect_prompts.ipynb", "qwen3"), ("loss_mask.ipynb", "phi-3-mini-4k-instruct")]
 )

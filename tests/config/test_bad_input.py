@@ -507,6 +507,7 @@ def test_the_command_line_says_it_in_one_line(words, expected, place):
     one_line(module(*words.split()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model.model_name_or_path", "data_file", "model.trained_adapter"])
 def test_a_hub_that_refuses_connections(key, place):
     hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(place / "hub")}
@@ -528,6 +529,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(place, small_disk, tiny_llama):
     """For the prepared rows, and for the adapter at the end."""
     shutil.copy(tiny_llama / "model.safetensors", place / "model")
@@ -586,6 +588,7 @@ def test_a_folder_that_cannot_be_looked_up(name, place):
 # --- From papermill ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

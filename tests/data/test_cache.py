@@ -525,6 +525,7 @@ def many(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_prepares(many, tmp_path, folder):
     command = [sys.executable, "-c", _PROCESS, str(Path(__file__).parents[1]), str(tmp_path), "{}"]
     env = {**os.environ, "WORLD_SIZE": "2"}
@@ -545,6 +546,7 @@ def test_of_two_processes_at_once_one_prepares(many, tmp_path, folder):
     assert len(entries(folder)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_under_torchrun_rows_are_prepared_once(many, tmp_path, folder, keep):
     (tmp_path / "rank.py").write_text(_PROCESS, encoding="utf-8")

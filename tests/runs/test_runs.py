@@ -21,6 +21,7 @@ def rows(write_rows):
     return write_rows(question_rows(12))
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     """The runs behind the failing one go on, the exit code says that one failed, and the table says which."""
     keys = {"model.model_name_or_path": str(tiny_llama), "model.completion_start": MARKER, "data_file": str(rows)}

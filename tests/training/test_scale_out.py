@@ -11,6 +11,8 @@ import psutil
 import pytest
 from tiny_runs import MARKER, question_rows
 
+pytestmark = pytest.mark.slow
+
 LAUNCHERS = {
     "one": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],

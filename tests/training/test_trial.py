@@ -226,7 +226,17 @@ def test_the_copy_of_a_large_model_is_small():
 
 
 @pytest.mark.parametrize(
-    "kind", ["gemma3_text", "qwen3_next", "qwen3_moe", "gpt_neox", "mistral", "deepseek_v3", "gpt_oss", "cohere2"]
+    "kind",
+    [
+        "gemma3_text",
+        "qwen3_next",
+        "qwen3_moe",
+        "gpt_neox",
+        "mistral",
+        "deepseek_v3",
+        "cohere2",
+        pytest.param("gpt_oss", marks=pytest.mark.slow),
+    ],
 )
 def test_the_copy_has_a_layer_of_each_kind(kind):
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM

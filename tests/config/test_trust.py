@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from tiny_runs import one_thread, question_rows, tiny_config  # noqa: F401
+from tiny_runs import one_thread, question_rows, tiny_config, with_code  # noqa: F401
 
 import ragfit
 from ragfit.config.load import load_config
@@ -162,23 +162,6 @@ def test_a_file_that_cannot_be_read(text, tmp_path):
 
 
 # --- Code that comes with a checkpoint ------------------------------------------------------------------------------
-
-
-def with_code(folder, ran):
-    """Give a model's folder code of its own, for the model and the tokenizer, which leaves a file behind when it runs."""
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "owncode",
-        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(
-        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
-        f"Path({str(ran)!r}).touch()\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'owncode'\n"
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
-    )
 
 
 def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tmp_path, caplog):

@@ -148,6 +148,7 @@ def test_a_base_that_the_environment_names(run, tiny_llama, ids, tmp_path, monke
         merge_checkpoint(checkpoint, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_an_adapter_trained_on_8_bit_weights(run, tiny_llama, ids, tmp_path):
     """By the command line; the base is loaded in full."""
     checkpoint = run("model.load_in_8bit=true")
@@ -306,6 +307,7 @@ def test_an_adapter_has_no_other_folder_read(settings, tiny_llama, tmp_path):
         merge_checkpoint(tmp_path / "adapter", tmp_path / "merged", base=str(tiny_llama))
 
 
+@pytest.mark.slow
 def test_a_killed_merge_leaves_nothing_for_long(run, tmp_path):
     """Killed while it writes; the next merge removes what is left, and asks for the disk's space only then."""
     checkpoint = run()

@@ -68,6 +68,7 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     assert said.startswith("9 runs:") and f"★ {done['dev_loss'].min():.4f}" in said and "failed" in said
 
 
+@pytest.mark.slow
 def test_evaluations_and_several_roots(tiny_llama, rows, tmp_path):
     for name, steps in (("a", 1), ("b", 30)):
         keys = [

@@ -106,6 +106,7 @@ MOMENTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "left"), [m[1:] for m in MOMENTS], ids=[m[0] for m in MOMENTS])
 def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out, through, moment, left):
     log = out.parent / "log"
@@ -125,6 +126,7 @@ def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out
     assert not (out / ".saving").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "step"),
     [
@@ -181,6 +183,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signals", "more", "step"), [s[1:] for s in STOPS], ids=[s[0] for s in STOPS])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
     overrides, out, through, signals, more, step
@@ -236,6 +239,7 @@ def test_handlers_of_stop_signals():
             time.sleep(1)
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_command_line(overrides, out):
     words = overrides(out, "train.max_steps=100000", "train.save_steps=20", "train.logging_steps=1000")
     command = subprocess.Popen(
@@ -259,6 +263,7 @@ def wait_for(condition, alive, seconds=90):
 # --- Under papermill -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_terminated(tiny_llama, rows, tmp_path):
     """The notebook of the first reads as completed, the status does not. The kernels of the others save before they go."""
     many = tmp_path / "many.jsonl"
@@ -549,6 +554,7 @@ def test_resuming_a_finished_run_changes_nothing(overrides, tmp_path, through):
     ).exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk(overrides, out, through):
     """No file may grow over 6,000 bytes once the second checkpoint's adapter is written: the optimizer's state does not go through."""
     log = out.parent / "log"
@@ -599,6 +605,7 @@ def test_a_folder_that_another_process_trains_into_is_refused(overrides, out):
     assert run_state(read(out))[0] == "finished"
 
 
+@pytest.mark.slow
 def test_of_two_runs_that_begin_together_one_trains(overrides, out):
     """Both have loaded their models, and begin at the same moment."""
     go, both = out.parent / "go", []
@@ -661,6 +668,7 @@ def test_a_file_system_that_locks_nothing_is_told_and_trained_on(overrides, out,
     assert any(f"{out} cannot be locked" in text or "flock not supported" in text for text in said)
 
 
+@pytest.mark.slow
 def test_a_full_disk_to_the_last_byte(overrides, out):
     """Nothing new can be written, and the status says so all the same: over its own file."""
     out.mkdir()

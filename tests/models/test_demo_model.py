@@ -251,7 +251,6 @@ def test_second_call_is_fast_and_offline(folder, monkeypatch):
     assert time.perf_counter() - start < 0.1
 
 
-@pytest.mark.slow
 def test_tokenizer_needs_no_torch_and_the_model_no_second_download(empty_cache, wheel):
     code = "import sys, ragfit.demo as d; print(d.tokenizer_folder(), {'torch', 'transformers'} & set(sys.modules))"
     tokenizer = cache_root(empty_cache) / "tokenizer"

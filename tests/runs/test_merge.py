@@ -307,7 +307,6 @@ def test_an_adapter_has_no_other_folder_read(settings, tiny_llama, tmp_path):
         merge_checkpoint(tmp_path / "adapter", tmp_path / "merged", base=str(tiny_llama))
 
 
-@pytest.mark.slow
 def test_a_killed_merge_leaves_nothing_for_long(run, tmp_path):
     """Killed while it writes; the next merge removes what is left, and asks for the disk's space only then."""
     checkpoint = run()

@@ -668,7 +668,6 @@ def test_a_file_system_that_locks_nothing_is_told_and_trained_on(overrides, out,
     assert any(f"{out} cannot be locked" in text or "flock not supported" in text for text in said)
 
 
-@pytest.mark.slow
 def test_a_full_disk_to_the_last_byte(overrides, out):
     """Nothing new can be written, and the status says so all the same: over its own file."""
     out.mkdir()

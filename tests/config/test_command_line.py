@@ -99,7 +99,6 @@ def test_several_runs(place):
     assert load_config(place / "out" / "1" / "checkpoint" / "ragfit.yaml").train.output_dir == "out/1"
 
 
-@pytest.mark.slow
 def test_several_runs_of_a_file_with_dotted_keys(place, monkeypatch):
     """A run that is refused has its folder beside the others', and what the environment holds is in none."""
     monkeypatch.setenv("CANARY", "cAnary7x")

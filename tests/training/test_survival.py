@@ -126,7 +126,6 @@ def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out
     assert not (out / ".saving").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "step"),
     [
@@ -263,7 +262,6 @@ def wait_for(condition, alive, seconds=90):
 # --- Under papermill -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_papermill_whose_kernel_is_killed_or_interrupted_and_one_that_is_terminated(tiny_llama, rows, tmp_path):
     """The notebook of the first reads as completed, the status does not. The kernels of the others save before they go."""
     many = tmp_path / "many.jsonl"

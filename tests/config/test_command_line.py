@@ -48,6 +48,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_documented_command(place):
     before = names(place)
     result = command(
@@ -84,6 +85,7 @@ def test_the_documented_command(place):
     assert "MatMul8bitLt" not in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_several_runs(place):
     """Overrides on both sides of --multirun; each run has a folder of its own."""
     words = "-cn paper/training-asqa data_file=asqa.jsonl output_key=answers train.output_dir=out model.model_name_or_path=phi3"
@@ -122,11 +124,12 @@ def test_an_error_of_the_run_is_one_line(place):
     assert result.stderr.count("\n") == 1 and names(place) == ["asqa.jsonl", "phi3"]
 
 
+@pytest.mark.slow
 def test_help_and_the_configuration_are_shown_at_once(tmp_path):
     result = command("--help", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "max_sequence_len: 4000" in result.stdout and "functools" not in result.stdout
-    result = command(
+    result = forked_command(
         *["--cfg", "job", "-cn", "paper/training-pubmed", "model.lora.r=4", "limit=3", "-p", "model"], cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
@@ -267,6 +270,7 @@ def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path
     assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == ["own.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.run.dir=hydra hydra.output_subdir=.hydra"])
 def test_a_secret_of_the_environment_is_used_and_written_nowhere(options, place, monkeypatch):
     monkeypatch.setenv("CANARY", "cAnary7x")

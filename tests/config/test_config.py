@@ -516,6 +516,7 @@ def test_configurations_of_a_wheel_and_what_they_name(wheel, name, tmp_path):
     assert result.stdout == f"{wheel / load_config(name).instruction}{rows}\n", result.stderr
 
 
+@pytest.mark.slow
 def test_the_module_of_a_wheel(wheel, tmp_path):
     command = [sys.executable, "-m", "ragfit.training", "-cn", "demo", "model.model_name_or_path=./none"]
     env = {**os.environ, "PYTHONPATH": str(wheel)}

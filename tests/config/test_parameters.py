@@ -283,6 +283,7 @@ def run_papermill(notebook, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
 
 
+@pytest.mark.slow
 def test_papermill_dotted_parameters_and_a_file(notebook, tmp_path):
     (tmp_path / "given.yaml").write_text(
         "data_file: a.jsonl\noutput_key: answers\nlimit: 7\nmodel:\n  lora: {r: 4}\n  completion_start: <|a|>\n"
@@ -299,6 +300,7 @@ def test_papermill_dotted_parameters_and_a_file(notebook, tmp_path):
     assert cfg.train.report_to == "wandb"
 
 
+@pytest.mark.slow
 def test_papermill_only_warns_of_a_misspelt_parameter(notebook):
     result = run_papermill(notebook, "-p", "data_fle", "x.jsonl")
     assert result.returncode == 1

@@ -1,7 +1,5 @@
 """What is left of a configuration that leaves the process."""
 
-import time
-
 import pytest
 from omegaconf import OmegaConf
 
@@ -93,13 +91,6 @@ def test_forms_of_tokens(token):
 )  # fmt: skip
 def test_paths_and_names_are_no_tokens(text):
     assert mask(text) == text
-
-
-@pytest.mark.parametrize("part", ["sk-proj-", "sk-or-a", "-eyJ", "://a:", "a:@", "xoxb-1", "github_pat_"])
-def test_a_long_text_is_looked_through_in_no_time(part):
-    began = time.monotonic()
-    mask(part * 20_000)
-    assert time.monotonic() - began < 5
 
 
 def test_keys_that_hold_a_secret_are_left_out(load):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from tiny_runs import one_thread, question_rows, tiny_config, with_code  # noqa: F401
 
 import ragfit
 from ragfit.config.load import load_config
@@ -19,8 +19,6 @@ from ragfit.runs.merge import merge_checkpoint
 from ragfit.training import reload as evaluation
 from ragfit.views import SavedView
 
-FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=2", "train.lr_scheduler_type=constant"]
-
 
 @pytest.fixture
 def rows(write_rows):
@@ -28,9 +26,9 @@ def rows(write_rows):
 
 
 @pytest.fixture
-def checkpoint(tiny_llama, rows, tmp_path):
-    """The folder of a finished run."""
-    return ragfit.train(tiny_trainer(tiny_config(tiny_llama, rows, tmp_path / "run", "dev_split=2", *FAST)))
+def checkpoint(finished_run, tmp_path):
+    """A copy of a finished run's checkpoint."""
+    return shutil.copytree(finished_run, tmp_path / "run") / "checkpoint"
 
 
 def change(checkpoint, keys):
@@ -164,23 +162,6 @@ def test_a_file_that_cannot_be_read(text, tmp_path):
 
 
 # --- Code that comes with a checkpoint ------------------------------------------------------------------------------
-
-
-def with_code(folder, ran):
-    """Give a model's folder code of its own, for the model and the tokenizer, which leaves a file behind when it runs."""
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "owncode",
-        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(
-        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
-        f"Path({str(ran)!r}).touch()\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'owncode'\n"
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
-    )
 
 
 def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tmp_path, caplog):

@@ -525,6 +525,7 @@ def many(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_prepares(many, tmp_path, folder):
     command = [sys.executable, "-c", _PROCESS, str(Path(__file__).parents[1]), str(tmp_path), "{}"]
     env = {**os.environ, "WORLD_SIZE": "2"}

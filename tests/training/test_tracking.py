@@ -91,6 +91,7 @@ def read_run(folder):
     return run, config, history, summary, code
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked(config, tmp_path):
     cfg = config("use_wandb=true", "experiment=my group", "wandb_entity=my-team", "train.learning_rate=0.01")
     trainer = tiny_trainer(cfg)
@@ -303,6 +304,7 @@ def test_tracking_is_off_unless_asked_for(config, tmp_path):
     assert not (tmp_path / "out" / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     """The command line in a process of its own: secrets in its environment, its configuration and the repository's
     address, what it runs on named by the environment, no WANDB_MODE, and nobody at the keyboard."""

@@ -133,8 +133,7 @@ def get_or_prepare(
     key = make_key() if keep and os.environ.get("RAGFIT_CACHE_GB") != "0" else None
     if key is not None:
         try:
-            entry = _root() / key
-            if prepared := _read(entry) or _prepare_in_turn(entry, make, sources):
+            if prepared := _read_or_prepare(_root() / key, make, sources):
                 return prepared
         except OSError as error:
             advice = "Free room there, or set RAGFIT_CACHE to a folder of yours."
@@ -152,13 +151,13 @@ def _root():
     return root
 
 
-def _prepare_in_turn(entry, make, sources):
-    """Make an entry, or read what another process has made meanwhile; None where a data file changed."""
+def _read_or_prepare(entry, make, sources):
+    """What an entry holds, made where it is not there; None where a data file changed meanwhile."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(entry.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)
     except Timeout:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say("Another process is preparing these rows; waiting for it.")

@@ -88,16 +88,19 @@ class JsonlRows(Sequence):
 
 def _open_plain(path):
     """A file's content as it is read; that of a gzipped file, which its first bytes tell, unpacked."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return path.open("rb")
     try:
-        with path.open("rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                return path.open("rb")
         with gzip.open(path) as packed, tempfile.TemporaryFile() as plain:
             shutil.copyfileobj(packed, plain)
             plain.seek(0)
             return os.fdopen(os.dup(plain.fileno()), "rb")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(path, f"it is a damaged gzip file: {error}", "Write it again.") from error
+    except OSError as error:
+        problem = f"it cannot be unpacked into the temporary folder: {error.strerror}"
+        raise DataError(path, problem, "Free room there, or set TMPDIR to another folder.") from error
 
 
 def _parse(line):
@@ -218,7 +221,6 @@ def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> 
     """The positions of the rows to use, in the order to use them.
 
     Args:
-        count: the number of rows there are.
         shuffle: a seed, or None to keep the file's order. The order is that of `datasets.Dataset.shuffle`.
         limit: the number of rows to keep, taken after shuffling, or None for all.
     """
@@ -229,16 +231,11 @@ def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> 
 
 
 def split(positions: list[int], share: float, seed: int | None = None) -> tuple[list[int], list[int]]:
-    """Take a development set out of the chosen rows.
-
-    Both parts keep the order of `positions`. The drawn rows depend on the seed alone, so that the same
-    configuration always gives the same split.
+    """Take a development set out of the chosen rows: (train, dev), each in the order of `positions`.
 
     Args:
         share: a share between 0 and 1, or a number of rows.
-
-    Returns:
-        (train, dev): two lists of positions.
+        seed: what alone decides which rows are drawn.
     """
     import numpy as np
 

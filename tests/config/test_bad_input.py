@@ -180,7 +180,7 @@ VALUES = [
     ("data_file=model", "^data_file: model is a folder. Name the file in it"),
     ("data_file=nowhere.jsonl", "^data_file: there is no 'nowhere.jsonl' at "),
     ("data_file=own.yaml", "^own.yaml: its format is not known. Use one of .jsonl"),
-    ("data_file=org/name", "^There is no file org/name, and no data set of that name could be loaded: .*Check data_file, or the network"),
+    ("data_file=org/name", "^data_file: there is no file org/name, and no data set of that name could be loaded: .*Check data_file, or the network"),
     ("input_key=question", "^rows.jsonl, line 1: there is no key 'question'; the row has 'prompt', 'answers'. Set input_key to one"),
     ("output_key=prompt", "^output_key is 'prompt', as input_key is, .*Set output_key to the key of a row"),
     ("output_key=null", "^output_key: it is not set. Set it, for instance output_key=answers"),
@@ -538,7 +538,7 @@ def test_a_full_disk(place, small_disk, tiny_llama):
     Path("rows.jsonl").write_bytes(jsonl(*question_rows(3000)))
     one_line(
         module(TMPDIR=str(small_disk), RAGFIT_CACHE_GB="0"),
-        f"Prepared rows cannot be written to {small_disk}/ragfit-.*No space left",
+        f"{small_disk}/ragfit-.*: prepared rows cannot be written there: .*No space left.*Free room there, or set TMPDIR",
     )
     assert not list(small_disk.iterdir())
     (small_disk / "filler").write_bytes(b"x" * 190_000)
@@ -553,7 +553,7 @@ def test_a_full_disk_for_what_is_unpacked(place, small_disk):
     Path("r.jsonl.gz").write_bytes(gzip.compress(jsonl(*question_rows(3000))))
     one_line(
         module("data_file=r.jsonl.gz", TMPDIR=str(small_disk)),
-        "r.jsonl.gz cannot be unpacked into the temporary folder: No space left on device. Free room there, or set TMPDIR",
+        "r.jsonl.gz: it cannot be unpacked into the temporary folder: No space left on device. Free room there, or set TMPDIR",
     )
 
 

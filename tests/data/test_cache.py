@@ -528,7 +528,7 @@ def test_waiting_for_another_process_is_said(data, folder, capsys):
     def hold():
         with FileLock(folder / f"{entry.name}.lock"):
             held.set()
-            free.wait(0.5)
+            free.wait(2)
 
     thread = Thread(target=hold)
     thread.start()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
-from ragfit.data.findings import KINDS, Checks, Collected, Finding
+from ragfit.data.findings import KINDS, Checks, Finding
 from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Renderer
@@ -67,7 +67,6 @@ def prepare(cfg: DictConfig, tokenizer=None, cache: bool = True) -> Prepared:
         cache,
     )
     report.data_file = str(cfg.data_file)
-    report.findings = _changed_files(chosen) + report.findings
     return Prepared(
         train=train,
         dev=dev,
@@ -99,14 +98,6 @@ def _open(key, cfg):
     if not len(rows):
         raise DataError(cfg[key], "the file has no rows", f"Check {key}.")
     return rows
-
-
-def _changed_files(chosen) -> list[Finding]:
-    """A finding of files that were written to since they were opened. It is said of this run alone, and not cached."""
-    found = Collected()
-    if changed := [part for part, (rows, _) in chosen.items() if not rows.unchanged()]:
-        found.everywhere("data file changed", f"the rows for {' and '.join(changed)}")
-    return found.findings()
 
 
 def _write_rows(cfg, renderer, chosen, folder: Path) -> Report:

@@ -104,22 +104,30 @@ def test_a_bad_line_is_named(tmp_path, line, problem):
     assert str(error.value).startswith(f"{path}, line 3: ")
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    packed = gzip.compress(b"\n".join(LINES * 100))
-    for name, data in (
-        ("cut", packed[:-20]),
-        ("bad", packed[:12] + b"\xff\xff\xff" + packed[15:]),
-        ("head", b"\x1f\x8bnothing"),
-    ):
-        with pytest.raises(DataError, match=f"{name}.jsonl.gz: it is a damaged gzip file: .*Write it again"):
-            open_rows(write(tmp_path, data, f"{name}.jsonl.gz"))
+PACKED = gzip.compress(b"\n".join(LINES * 100))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "problem"),
+    [
+        ("cut.jsonl.gz", PACKED[:-20], "it is a damaged gzip file: .*Write it again"),
+        ("bad.jsonl.gz", PACKED[:12] + b"\xff\xff\xff" + PACKED[15:], "it is a damaged gzip file: .*Write it again"),
+        ("head.jsonl.gz", b"\x1f\x8bnothing", "it is a damaged gzip file: .*Write it again"),
+        ("rows.txt", b"", "its format is not known. Use one of .jsonl, .json"),
+        ("rows", b"", "its format is not known. Use one of .jsonl"),
+        ("rows.jsonl.bz2", b"", "its format is not known. Use one of .jsonl"),
+        ("rows.JSONL", b"", "its format is not known. Use one of .jsonl"),
+        ("half.parquet", b"PAR1" + b"x" * 100 + b"PAR1", "it is not a readable Parquet file: .*Write it again"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, data, problem):
+    with pytest.raises(DataError, match=f"{name}: {problem}"):
+        open_rows(write(tmp_path, data, name))
+
+
+def test_a_key_that_names_no_file(tmp_path):
     with pytest.raises(ConfigError, match="data_file: .* is a folder"):
         open_rows(tmp_path)
-    for name in ("rows.csv", "rows.txt", "rows", "rows.jsonl.bz2", "rows.JSONL"):
-        with pytest.raises(DataError, match="its format is not known. Use one of .jsonl, .json"):
-            open_rows(write(tmp_path, b"", name))
-    with pytest.raises(DataError, match="rows.parquet: it is not a readable Parquet file: .*Write it again"):
-        open_rows(write(tmp_path, b"PAR1 nothing", "rows.parquet"))
     with pytest.raises(ConfigError, match="dev_split: there is no '.*absent.jsonl'"):
         open_rows(tmp_path / "absent.jsonl", "dev_split")
 
@@ -273,21 +281,6 @@ def test_a_lone_surrogate_in_the_file_is_read_and_refused_by_the_text(tmp_path):
 )
 def test_read_text(tmp_path, data, text):
     assert read_text(write(tmp_path, data, "i.txt"), "instruction") == text
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", r"i.txt (instruction): the file is empty. Write the text there, or leave instruction empty."),
-        (BOM + b" \n", "the file is empty"),
-        (b"a\xff", "i.txt (instruction): not UTF-8 at byte 1. Save it as UTF-8."),
-    ],
-)
-def test_texts_that_cannot_be_used(tmp_path, data, message):
-    with pytest.raises(DataError, match=re.escape(message)):
-        read_text(write(tmp_path, data, "i.txt"), "instruction")
-    with pytest.raises(ConfigError, match="template: .* is a folder"):
-        read_text(tmp_path, "template")
 
 
 # --- Chosen, shuffled, split ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ragfit.errors import PromptError
 if TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 """The label of a token without loss, as in `torch.nn.CrossEntropyLoss(ignore_index=-100)`."""
@@ -75,7 +76,7 @@ class Encoder:
         bos: ids to put before each text's own.
     """
 
-    def __init__(self, tokenizer, bos: Sequence[int] = ()):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", bos: Sequence[int] = ()):
         self.tokenizer = tokenizer
         self.bos = list(bos)
         self.backend = exact_backend(tokenizer)
@@ -178,7 +179,7 @@ def first_token_from(encoding: "Encoding", char: int, length: int) -> int:
 _exact = weakref.WeakKeyDictionary()  # tokenizer -> (what it was copied from, the copy)
 
 
-def exact_backend(tokenizer) -> "Tokenizer | None":
+def exact_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
     """The Rust tokenizer with offsets that cover each token's whole text, or None for a slow tokenizer.
 
     A byte-level post-processor may trim white space from the offsets (`trim_offsets`). A token " a" whose space

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -23,13 +24,16 @@ from ragfit.data.template import RowRefused
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError, DataError, PromptError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
 _AHEAD = 2  # batches that are tokenized while others are rendered and labelled
 
 
 @explained("Preparing the rows")
-def prepare(cfg: DictConfig, tokenizer=None, cache: bool = True) -> Prepared:
+def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None, cache: bool = True) -> Prepared:
     """Read, render, tokenize and label the rows that a configuration names.
 
     Needs no torch where the tokenizer can be loaded without it. The same rows under the same settings are prepared

@@ -4,9 +4,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ragfit.data.template import ChatTemplate, Placed, TextTemplate, stripped
 from ragfit.errors import PromptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: "PreTrainedTokenizerBase",
         instruction: str = "",
         template: str | None = None,
         instruction_in_prompt: bool = False,
@@ -97,9 +101,9 @@ class Renderer:
             self.marker = spelt_out  # a shell passes `assistant\n` on as a backslash and an n
         # Where the template has text of its own between prompt and output, a wrong marker shows before any row is
         # read. A row may lack a right one: its answer may bring the reasoning that the template would write.
-        self._marker_is_the_templates = template is None or bool(self.middle.strip())
+        self._has_text_between = template is None or bool(self.middle.strip())
         self.suggestion = ""
-        if self._marker_is_the_templates:
+        if self._has_text_between:
             row = self._place("question", "answer")
             markers = (text for text in self._suggestions() if text.strip() and self._find_marker(text, row))
             self.suggestion = next(markers, "")
@@ -120,7 +124,7 @@ class Renderer:
         row = self._place(query, output)
         matches = row.full.startswith(row.prompt)
         marker = self._find_marker(self.marker, row) if self.marker else None
-        if self.marker and not marker and not self._marker_is_the_templates:
+        if self.marker and not marker and not self._has_text_between:
             raise self._no_marker(row)
         # The generation prompt may end within the output: it opens the <think> that the output begins with.
         completion = marker[1] if marker else len(row.prompt) if matches else row.start
@@ -144,7 +148,7 @@ class Renderer:
         # Where the template's text cannot be told from the row's, only the text right before the output is its own.
         begin = max(row.start - len(marker), 0) if row.user_end is None else row.user_end
         at = row.full.rfind(marker, begin, row.start)
-        if at < 0 and not self._marker_is_the_templates:
+        if at < 0 and not self._has_text_between:
             # With nothing but white space between them, the prompt's own end may carry the marker ("Answer:").
             end = row.start if marker[-1].isspace() else len(row.full[: row.start].rstrip())
             at = end - len(marker) if row.full[:end].endswith(marker) else -1
@@ -208,7 +212,7 @@ class Renderer:
         return (row.end + first, "") if first else (row.end + len(tail), self.tokenizer.eos_token or "")
 
 
-def added_tokens_pattern(tokenizer, special_only: bool = False) -> re.Pattern | None:
+def added_tokens_pattern(tokenizer: "PreTrainedTokenizerBase", special_only: bool = False) -> re.Pattern | None:
     """A pattern for the texts of a tokenizer's added tokens, or None where it has none."""
     added = tokenizer.added_tokens_decoder.values()
     texts = {str(token) for token in added if token.special or not special_only} | set(tokenizer.all_special_tokens)

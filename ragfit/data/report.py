@@ -15,6 +15,7 @@ from ragfit.draw.html import Html, View, escape, visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 FIRST = 6  # row numbers and token texts listed before the rest is only counted
 
@@ -131,7 +132,7 @@ class Prepared:
     train: "Dataset"
     dev: "Dataset | None"
     report: Report
-    tokenizer: object
+    tokenizer: "PreTrainedTokenizerBase"
     renderer: Renderer
     encoder: Encoder
     instruction: str

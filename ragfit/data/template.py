@@ -7,8 +7,12 @@ rendered once with stand-ins for them, which shows the template's own text befor
 import os
 import string
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ragfit.errors import PromptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _QUERY, _OUTPUT, _SYSTEM = "qRAGFITqueryq", "oRAGFIToutputo", "sRAGFITsystems"
 
@@ -66,7 +70,7 @@ class ChatTemplate:
 
     bos = ()
 
-    def __init__(self, tokenizer, instruction: str = "", in_prompt: bool = False):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str = "", in_prompt: bool = False):
         self.tokenizer, self.instruction, self.in_prompt = tokenizer, instruction, in_prompt
         if not tokenizer.chat_template:
             fix = (
@@ -210,7 +214,7 @@ class TextTemplate:
 
     header, dated = "", False
 
-    def __init__(self, tokenizer, text: str, instruction: str = "", in_prompt: bool = False):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, instruction: str = "", in_prompt: bool = False):
         parts = _parse(text)
         says_where = any(name == "instruction" for _, name in parts)
         self.instruction, self.in_prompt = instruction, in_prompt and not says_where  # once is enough

@@ -93,8 +93,11 @@ def _version(name):
 
 def _tokenizer_digest(tokenizer):
     """A hash of all of a tokenizer that rendering, encoding and decoding use, or None where it cannot be known."""
+    from transformers import PreTrainedTokenizerFast
+
     # A tokenizer in Python, or with code that came with a model, may do anything with a text.
-    if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
+    own_code = not type(tokenizer).__module__.startswith("transformers.")
+    if own_code or not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
     backend = tokenizer.backend_tokenizer
     what = [

@@ -185,7 +185,9 @@ def exact_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
     A byte-level post-processor may trim white space from the offsets (`trim_offsets`). A token " a" whose space
     is the prompt's last character would then look as if it began with the completion.
     """
-    if not tokenizer.is_fast:
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
     backend = tokenizer.backend_tokenizer
     processor = backend.post_processor

@@ -72,7 +72,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str = "", in_prompt: bool = False):
         self.tokenizer, self.instruction, self.in_prompt = tokenizer, instruction, in_prompt
-        if not tokenizer.chat_template:
+        if not getattr(tokenizer, "chat_template", None):  # MistralCommonBackend has no such attribute
             fix = (
                 "Set template to a file with the placeholders {query} and {output}, "
                 "or use the instruction-tuned variant of the model."

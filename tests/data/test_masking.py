@@ -449,7 +449,6 @@ class Letters:
     """Enough of a tokenizer without offsets: a token for each pair in `pairs`, else for each character."""
 
     bos_token = bos_token_id = chat_template = None
-    is_fast = False
     eos_token, eos_token_id, all_special_tokens, added_tokens_decoder = "$", 0, ["$"], {}
 
     def __init__(self, pairs=(), lossy=False):

@@ -105,11 +105,11 @@ VALUES = [
     ("shuffle=-1", "^shuffle is -1 .*Set a whole number between 0 and"),
     ("dev_split=0", "^dev_split is 0 .*Set a share between 0 and 1, a number of rows, or the path"),
     ("dev_split=1.5", "^dev_split is 1.5 "),
-    ("dev_split=6", "^dev_split=6 takes 6 of 6 rows and leaves none to train on. Lower dev_split"),
+    ("dev_split=6", "^dev_split: 6 takes 6 of 6 rows and leaves none to train on. Lower dev_split"),
     ("dev_split=nowhere.jsonl", "^dev_split: there is no 'nowhere.jsonl' at "),
     ("model.max_sequence_len=0", f"^model.max_sequence_len is 0 .*{WHOLE} 1"),
     ("model.max_sequence_len=4k", "^model.max_sequence_len is '4k' .*a whole number"),
-    ("model.max_sequence_len=3", "^None of the 6 rows of rows.jsonl can be trained on .6 too long.. Raise model.max_sequence_len"),
+    ("model.max_sequence_len=3", "^rows.jsonl: none of its 6 rows can be trained on .6 too long.. Raise model.max_sequence_len"),
     ("model.over_length=cut", "^model.over_length is 'cut' .*one of cut_end, cut_start, drop"),
     ("model.lora.r=0", f"^model.lora.r is 0 .*{WHOLE} 1"),
     ("model.lora.r=x", "^model.lora.r is 'x' .*a whole number"),
@@ -135,8 +135,8 @@ VALUES = [
     ("model.trained_adapter=./nowhere", "^model.trained_adapter: there is no './nowhere' at "),
     ("model.trained_adapter=model", "^model.trained_adapter: no adapter could be loaded from 'model': .*adapter_config.json"),
     ("model.instruction_in_prompt=maybe", "^model.instruction_in_prompt is 'maybe' .*true or false"),
-    ("model.completion_start='<|nope|>'", r"^completion_start '<\|nope\|>' does not occur .*Set model.completion_start to '<\|im_start\|>assistant"),
-    ("model.completion_start='times two'", "^completion_start 'times two' does not occur in the template's text before the output"),
+    ("model.completion_start='<|nope|>'", r"^model.completion_start: '<\|nope\|>' does not occur .*Set model.completion_start to '<\|im_start\|>assistant"),
+    ("model.completion_start='times two'", "^model.completion_start: 'times two' does not occur in the template's text before the output"),
     ("model._target_=nope.Nope", "^model._target_: nope.Nope cannot be imported: No module named 'nope'. Name a class"),
     ("model._target_=json.dumps", "^model._target_: json.dumps is not a class"),
     ("model._target_=types.SimpleNamespace", "^model._target_: types.SimpleNamespace has no attribute 'model'. A model class needs"),
@@ -176,14 +176,14 @@ VALUES = [
     ("use_wandb=perhaps", "^use_wandb is 'perhaps' .*true or false"),
     ("instruction=model", "^instruction: model is a folder. Name the file in it"),
     ("template=nowhere.txt", "^template: there is no 'nowhere.txt' at "),
-    ("data_file=null", "^data_file is not set. Set it, for instance"),
+    ("data_file=null", "^data_file: it is not set. Set it, for instance"),
     ("data_file=model", "^data_file: model is a folder. Name the file in it"),
     ("data_file=nowhere.jsonl", "^data_file: there is no 'nowhere.jsonl' at "),
-    ("data_file=own.yaml", "^own.yaml has no known format. Use one of .jsonl"),
-    ("data_file=org/name", "^There is no file org/name, and no data set of that name could be loaded: .*Check data_file, or the network"),
+    ("data_file=own.yaml", "^own.yaml: its format is not known. Use one of .jsonl"),
+    ("data_file=org/name", "^data_file: there is no file org/name, and no data set of that name could be loaded: .*Check data_file, or the network"),
     ("input_key=question", "^rows.jsonl, line 1: there is no key 'question'; the row has 'prompt', 'answers'. Set input_key to one"),
     ("output_key=prompt", "^output_key is 'prompt', as input_key is, .*Set output_key to the key of a row"),
-    ("output_key=null", "^output_key is not set. Set it, for instance output_key=answers"),
+    ("output_key=null", "^output_key: it is not set. Set it, for instance output_key=answers"),
     ("model.lora.r='4", "cannot be read: .*Write key=value, close brackets and quotes, and quote text"),
     ("limit=1,2", "Ambiguous value for argument .*Correct the file or the override"),
     ("@limit=3", "Correct the file or the override"),
@@ -261,8 +261,8 @@ def test_no_such_configuration(place):
 ROW = ROWS[0]
 PLACES = "Each line must be"
 FILES = [
-    ("empty", {"rows.jsonl": b""}, "^rows.jsonl has no rows. Check data_file"),
-    ("white space", {"rows.jsonl": b"\n \r\n\t\n"}, "^rows.jsonl has no rows"),
+    ("empty", {"rows.jsonl": b""}, "^rows.jsonl: the file has no rows. Check data_file"),
+    ("white space", {"rows.jsonl": b"\n \r\n\t\n"}, "^rows.jsonl: the file has no rows"),
     ("not JSON", {"rows.jsonl": jsonl(ROW, b"{oops\n", ROW)}, f"^rows.jsonl, line 2: not JSON .*column 2.*{PLACES}"),
     ("cut off", {"rows.jsonl": jsonl(*ROWS)[:-30]}, "^rows.jsonl, line 6: not JSON .Unterminated string"),
     ("a list", {"rows.jsonl": jsonl(ROW, ["a"])}, f"^rows.jsonl, line 2: a JSON list, not an object. {PLACES}"),
@@ -277,14 +277,14 @@ FILES = [
     ("not UTF-8", {"rows.jsonl": jsonl(ROW, b'{"prompt": "caf\xe9", "answers": "x"}\n')}, "line 2: byte 16 of the line is not UTF-8. Save the file as UTF-8"),
     ("UTF-16", {"rows.jsonl": jsonl(ROW).decode().encode("utf-16")}, "line 1: byte 1 of the line is not UTF-8"),
     ("half a character", {"rows.jsonl": b'{"prompt": "\\ud800", "answers": "x"}\n'}, "line 1: 'prompt' holds half a character"),
-    ("nested deeply", {"rows.jsonl": b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}\n"}, "line 1: nested too deeply"),
-    ("a huge number", {"rows.jsonl": b'{"n": ' + b"9" * 6000 + b"}\n"}, "line 1: a number of more than 4,300 digits. Write such a number as text"),
-    ("damaged gzip", {"r.jsonl.gz": gzip.compress(jsonl(*ROWS) * 100)[:-40]}, "^r.jsonl.gz is a damaged gzip file: .*Write it again"),
-    ("no Parquet", {"r.parquet": b"PAR1xxxx"}, "^r.parquet is not a readable Parquet file: .*Write it again"),
-    ("a Parquet file without rows", {"r.parquet": parquet(prompt=[], answers=[])}, "^r.parquet has no rows. Check data_file"),
-    ("CSV", {"r.csv": b"prompt,answers\n"}, "^r.csv has no known format. Use one of .jsonl"),
-    ("empty instruction", {"i.txt": b" \n"}, r"^i.txt \(instruction\) is empty. Write the text there, or leave instruction empty"),
-    ("instruction not UTF-8", {"i.txt": b"caf\xe9"}, r"^i.txt \(instruction\) is not UTF-8 at byte 3. Save it as UTF-8"),
+    ("nested deeply", {"rows.jsonl": b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}\n"}, "^rows.jsonl, line 1: not JSON that can be read .maximum recursion depth.*Each line must be"),
+    ("a huge number", {"rows.jsonl": b'{"n": ' + b"9" * 6000 + b"}\n"}, "^rows.jsonl, line 1: not JSON that can be read .Exceeds the limit .4300 digits.*Each line must be"),
+    ("damaged gzip", {"r.jsonl.gz": gzip.compress(jsonl(*ROWS) * 100)[:-40]}, "^r.jsonl.gz: it is a damaged gzip file: .*Write it again"),
+    ("no Parquet", {"r.parquet": b"PAR1xxxx"}, "^r.parquet: it is not a readable Parquet file: .*Write it again"),
+    ("a Parquet file without rows", {"r.parquet": parquet(prompt=[], answers=[])}, "^r.parquet: the file has no rows. Check data_file"),
+    ("CSV", {"r.csv": b"prompt,answers\n"}, "^r.csv: its format is not known. Use one of .jsonl"),
+    ("empty instruction", {"i.txt": b" \n"}, r"^i.txt \(instruction\): the file is empty. Write the text there, or leave instruction empty"),
+    ("instruction not UTF-8", {"i.txt": b"caf\xe9"}, r"^i.txt \(instruction\): not UTF-8 at byte 3. Save it as UTF-8"),
     ("template without query", {"t.txt": b"hello {output}"}, "^template: it needs {query} once and, after it, {output} once. Add what is missing"),
     ("template without output", {"t.txt": b"{query}"}, "^template: it needs {query} once"),
     ("template with another key", {"t.txt": b"{query}{foo}{output}"}, "^template: unknown placeholder {foo}. Use {query} and {output}, and double the braces"),
@@ -307,7 +307,7 @@ def test_a_marker_that_stands_in_a_document_alone(place):
     Path("rows.jsonl").write_bytes(jsonl({"prompt": "[1] It says MARK here.", "answers": ["MARK"]}))
     check(
         refusal(["model.completion_start=MARK"]),
-        "^completion_start 'MARK' does not occur in the template's text before the output",
+        "^model.completion_start: 'MARK' does not occur in the template's text before the output",
     )
 
 
@@ -536,7 +536,7 @@ def test_a_full_disk(place, small_disk, tiny_llama):
     Path("rows.jsonl").write_bytes(jsonl(*question_rows(3000)))
     one_line(
         module(TMPDIR=str(small_disk), RAGFIT_CACHE_GB="0"),
-        f"Prepared rows cannot be written to {small_disk}/ragfit-.*No space left",
+        f"{small_disk}/ragfit-.*: prepared rows cannot be written there: .*No space left.*Free room there, or set TMPDIR",
     )
     assert not list(small_disk.iterdir())
     (small_disk / "filler").write_bytes(b"x" * 190_000)
@@ -551,7 +551,7 @@ def test_a_full_disk_for_what_is_unpacked(place, small_disk):
     Path("r.jsonl.gz").write_bytes(gzip.compress(jsonl(*question_rows(3000))))
     one_line(
         module("data_file=r.jsonl.gz", TMPDIR=str(small_disk)),
-        "r.jsonl.gz cannot be unpacked into the temporary folder: No space left on device. Free room there, or set TMPDIR",
+        "r.jsonl.gz: it cannot be unpacked into the temporary folder: No space left on device. Free room there, or set TMPDIR",
     )
 
 

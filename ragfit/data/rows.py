@@ -16,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-from ragfit.config.schema import short_repr
+from ragfit.config.values import short_repr
 from ragfit.errors import DataError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")

@@ -5,17 +5,15 @@ python -m ragfit.runs trained_models
 
 import os
 import re
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
-
 from ragfit.config.paths import user_path
 from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
+from ragfit.config.yaml_file import load_yaml
 from ragfit.draw import html as style
 from ragfit.draw.html import Html, View, html_lines, plain
-from ragfit.errors import ConfigError, RagfitError, for_terminal
+from ragfit.errors import ConfigError
 from ragfit.runs import status
 
 LOW, HIGH = ("train_loss", "dev_loss"), ("exact_match", "f1", "recall", "citations")
@@ -106,33 +104,19 @@ def _natural(name):
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
-class _Loader(yaml.SafeLoader):
-    """Without aliases: no run writes one, and with them a few lines can be endless."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
-        return super().compose_node(parent, index)
-
-
 def _config(folder):
     """The run's configuration by dotted key: the one it began with, or its checkpoint's."""
     for path in (folder / CONFIG, folder / "checkpoint" / CONFIG):
         try:
-            tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None
-            flat = dict(_leaves(tree)) if isinstance(tree, dict) else None
-        # The file's errors, and PyYAML's, which are of any kind where a value is not of its tag (`!!bool 3`).
-        except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            flat = dict(_leaves(load_yaml(path)))
+        except ConfigError:  # there is none, or it cannot be read
             continue
-        if flat is not None:
-            # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
-            flat = {"model._target_": HF_TRAIN} | flat
-            kept = (
-                (RENAMED.get(key, key), value)
-                for key, value in flat.items()
-                if value is not None and key not in REMOVED
-            )
-            return {key: value for key, value in kept if not key.startswith(_NOT_COMPARED)}
+        # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
+        flat = {"model._target_": HF_TRAIN} | flat
+        kept = (
+            (RENAMED.get(key, key), value) for key, value in flat.items() if value is not None and key not in REMOVED
+        )
+        return {key: value for key, value in kept if not key.startswith(_NOT_COMPARED)}
     return {}
 
 
@@ -184,19 +168,6 @@ def _older(path, began):
         return bool(began) and datetime.fromtimestamp(int(path.stat().st_mtime), UTC) < datetime.fromisoformat(began)
     except (OSError, ValueError, OverflowError):
         return False
-
-
-def main(argv=None):
-    """Print the table of runs."""
-    from ragfit.views import RunsView
-
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0].startswith("-"):
-        sys.exit("usage: python -m ragfit.runs FOLDER…")
-    try:
-        print(RunsView(table_of_runs(*argv)))
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
 
 
 class RunsView(View):

@@ -6,10 +6,8 @@ python -m ragfit.hub trained_models/checkpoint org/name
 import contextlib
 import logging
 import shlex
-import sys
 
-from ragfit.config.paths import user_path
-from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
+from ragfit.errors import ConfigError, RagfitError, first_line
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -85,21 +83,3 @@ def _no_endless_wait():
         yield
     finally:
         session.timeout = before
-
-
-def main(argv=None):
-    """Push from the command line; the exit code is 1 where it failed."""
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 2:
-        sys.exit("usage: python -m ragfit.hub CHECKPOINT_FOLDER ORG/NAME")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        check_tag(argv[1])
-        folder = user_path(argv[0], "checkpoint")
-        if not any(folder.glob("*.safetensors")):
-            raise ConfigError(
-                f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir."
-            )
-        sys.exit(0 if push(folder, argv[1]) else 1)
-    except RagfitError as error:
-        sys.exit(for_terminal(error))

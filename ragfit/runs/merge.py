@@ -3,22 +3,17 @@
 python -m ragfit.merge trained_models/checkpoint merged_model
 """
 
-import argparse
 import contextlib
 import glob
 import json
-import logging
 import shutil
-import signal
-import sys
 import tempfile
 from pathlib import Path
 
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing, find_path, user_path
 from ragfit.config.trust import believed, own_file, warn
-from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
-from ragfit.models.saved import quantized_in_training
+from ragfit.errors import ConfigError, first_line
 
 # What inference needs again and save_pretrained does not write.
 KEPT = ("ragfit.yaml", "instruction.txt", "template.txt")
@@ -188,26 +183,3 @@ def _tokenizer(folder, base, model_keys):
 
     name = folder if (folder / "tokenizer_config.json").is_file() else base
     return load_tokenizer(str(name), model_keys.get("revision"), model_keys["trust_remote_code"])
-
-
-def main(argv=None):
-    """Merge from the command line."""
-    parser = argparse.ArgumentParser("python -m ragfit.merge", description="Merge a run's adapter into its base model.")
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument("out", help="a new folder for the merged model")
-    parser.add_argument("--base", help="the base model's folder or name, where it has moved")
-    parser.add_argument("--dtype", help="the type of the merged weights, such as bfloat16; the base's own by default")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written is removed
-    try:
-        out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
-    how = quantized_in_training(args.checkpoint)
-    if how:
-        print(
-            f"The adapter was trained on {how} weights and merged into full ones, so answers can differ a little from those of the run."
-        )
-    print(f"saved {out}; it loads with AutoModelForCausalLM.from_pretrained")

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ import psutil
 from ragfit.config.paths import user_path
 from ragfit.draw import html as style
 from ragfit.draw.html import Html, View, html_lines, plain
-from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
+from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.files import write_whole
 from ragfit.secrets import mask
 
@@ -336,19 +335,6 @@ def _steps(facts):
 
 def _now():
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def main(argv=None):
-    """Print a run's status. The exit code is 0 where the run goes on or is finished, 1 where it ended otherwise."""
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 1 or argv[0].startswith("-"):
-        sys.exit("usage: python -m ragfit.status OUTPUT_DIR")
-    try:
-        view = run_status(argv[0])
-    except ConfigError as error:
-        sys.exit(for_terminal(error))
-    print(view)
-    sys.exit(0 if view.state in ("running", "finished") else 1)
 
 
 class StatusView(View):

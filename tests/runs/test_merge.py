@@ -309,7 +309,7 @@ def test_a_killed_merge_leaves_nothing_for_long(run, tmp_path):
     """Killed while it writes; the next merge removes what is left, and asks for the disk's space only then."""
     checkpoint = run()
     waits = "import signal, time\nfrom transformers import LlamaForCausalLM as model\nmodel.save_pretrained = lambda self, part: ((part / 'half').touch(), print('writing', flush=True), time.sleep(60))\n"
-    code = f"{waits}from ragfit.runs.merge import main\nmain([{str(checkpoint)!r}, 'merged'])"
+    code = f"{waits}from ragfit.__main__ import main\nmain(['merge', {str(checkpoint)!r}, 'merged'])"
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
     for signal_name, left in (("SIGKILL", 2), ("SIGTERM", 0)):
         process = subprocess.Popen(

@@ -363,9 +363,8 @@ def test_columns_named_as_the_trainers_do_not_matter(place, tiny_llama):
 def test_a_row_of_50_megabytes(policy, long, expected, place):
     text = "begin: " + "the quick brown fox jumps. " * 1_900_000 + " :end"
     Path("rows.jsonl").write_bytes(jsonl(ROW | {long: text}, *ROWS))
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     prepared = ragfit.prepare(ragfit.load_config("own.yaml", [f"model.over_length={policy}"]))
-    assert time.monotonic() - begin < 30  # 2 s alone; tokenized whole, it takes minutes
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000  # KiB; whole, 10 GB
     part = prepared.report.train
     if expected is None:

@@ -20,7 +20,7 @@ from ragfit.config.overrides import literal, normalize_overrides
 from ragfit.config.paths import find_existing, in_cache
 from ragfit.config.schema import PROMPT_KEYS, RENAMED, is_hf_train
 from ragfit.config.yaml_file import load_yaml
-from ragfit.draw.html import plain
+from ragfit.draw.text import plain
 from ragfit.errors import ConfigError
 
 logger = logging.getLogger(__name__)

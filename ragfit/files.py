@@ -3,13 +3,13 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ragfit.draw.progress import say
 
 
-def write_whole(path: Path, text: str | bytes):
+def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
     """Write a file in place of what is there: whoever reads it finds the old text or the new one, never half of it.
 
     Args:
@@ -53,8 +53,12 @@ def next_free(folder: Path, name: str) -> Path:
     return folder / f"{name}.{number}"
 
 
-def sync(folder, deep=True):
-    """Have the system write a folder to the disk: a rename must not outlive the files it names."""
+def sync(folder: str | os.PathLike, deep: bool = True) -> None:
+    """Have the system write a folder to the disk: a rename must not outlive the files it names.
+
+    Args:
+        deep: with all that is in it; else the folder's list of names alone.
+    """
     for path in [*(p for p in Path(folder).rglob("*") if deep), Path(folder)]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -66,7 +70,8 @@ def sync(folder, deep=True):
             os.close(descriptor)
 
 
-def move_aside(folders, output):
+def move_aside(folders: Sequence[Path], output: Path) -> Path:
+    """Move what an earlier run left into a new folder `earlier.N` of the output folder, which is returned."""
     aside = next_free(output, "earlier")
     aside.mkdir()
     for path in folders:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from ragfit.config.paths import check_reachable, find_existing, find_file
-from ragfit.config.schema import short_repr
+from ragfit.config.values import short_repr
 from ragfit.errors import DataError, first_line
 
 if TYPE_CHECKING:

@@ -5,11 +5,9 @@ python -m ragfit.hub trained_models/checkpoint org/name
 
 import logging
 import shlex
-import sys
 from pathlib import Path
 
-from ragfit.config.paths import user_path
-from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
+from ragfit.errors import ConfigError, RagfitError, first_line
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -74,21 +72,3 @@ def push(folder: Path, tag: str, token: str | None = None) -> str | None:
         return None
     logger.info("Pushed %s to %s", folder, repo)
     return str(repo)
-
-
-def main(argv=None):
-    """Push from the command line; the exit code is 1 where it failed."""
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 2:
-        sys.exit("usage: python -m ragfit.hub CHECKPOINT_FOLDER ORG/NAME")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        check_tag(argv[1])
-        folder = user_path(argv[0], "checkpoint")
-        if not any(folder.glob("*.safetensors")):
-            raise ConfigError(
-                f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir."
-            )
-        sys.exit(0 if push(folder, argv[1]) else 1)
-    except RagfitError as error:
-        sys.exit(for_terminal(error))

@@ -3,12 +3,8 @@
 python -m ragfit.merge trained_models/checkpoint merged_model
 """
 
-import argparse
 import json
-import logging
 import shutil
-import signal
-import sys
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +12,8 @@ from typing import TYPE_CHECKING
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_model, find_path, is_demo, user_path
 from ragfit.config.trust import believed, own_file, warn
-from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
+from ragfit.errors import ConfigError, first_line
 from ragfit.files import part_of
-from ragfit.models.saved import quantized_in_training
 from ragfit.runs.records import CONFIG
 
 if TYPE_CHECKING:
@@ -133,26 +128,3 @@ def _merged(model: "PreTrainedModel", folder: Path, base: str) -> "PreTrainedMod
         return ConfigError("checkpoint", problem, "Name the model that it was trained on with --base.")
 
     return merge_adapter(model, folder, refusal)
-
-
-def main(argv=None):
-    """Merge from the command line."""
-    parser = argparse.ArgumentParser("python -m ragfit.merge", description="Merge a run's adapter into its base model.")
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument("out", help="a new folder for the merged model")
-    parser.add_argument("--base", help="the base model's folder or name, where it has moved")
-    parser.add_argument("--dtype", help="the type of the merged weights, such as bfloat16; the base's own by default")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written is removed
-    try:
-        out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
-    how = quantized_in_training(args.checkpoint)
-    if how:
-        print(
-            f"The adapter was trained on {how} weights and merged into full ones, so answers can differ a little from those of the run."
-        )
-    print(f"saved {out}; it loads with AutoModelForCausalLM.from_pretrained")

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ import psutil
 from ragfit.config.paths import user_path
 from ragfit.draw.blocks import Block, Callout, Facts
 from ragfit.draw.view import View
-from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
+from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.files import write_whole
 from ragfit.runs.records import STATUS, now, read_json
 from ragfit.secrets import mask
@@ -254,19 +253,6 @@ def _alive(facts: dict[str, Any]) -> bool:
 def _steps(facts: dict[str, Any]) -> str:
     step, total = facts.get("step"), facts.get("total_steps")
     return "before the first step" if not step else f"step {step} of {total}" if total else f"step {step}"
-
-
-def main(argv=None):
-    """Print a run's status. The exit code is 0 where the run goes on or is finished, 1 where it ended otherwise."""
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 1 or argv[0].startswith("-"):
-        sys.exit("usage: python -m ragfit.status OUTPUT_DIR")
-    try:
-        view = run_status(argv[0])
-    except ConfigError as error:
-        sys.exit(for_terminal(error))
-    print(view)
-    sys.exit(0 if view.state in ("running", "finished") else 1)
 
 
 class StatusView(View):

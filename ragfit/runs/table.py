@@ -5,20 +5,18 @@ python -m ragfit.runs trained_models
 
 import os
 import re
-import sys
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ragfit.config.paths import user_path
 from ragfit.config.save import leaves
 from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
+from ragfit.config.yaml_file import load_yaml
 from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
 from ragfit.draw.view import View
-from ragfit.errors import ConfigError, MissingPath, RagfitError, for_terminal
+from ragfit.errors import ConfigError, MissingPath
 from ragfit.runs import status
 from ragfit.runs.records import CONFIG, EVALUATION, LOG, METRICS, STATUS, printable, read_json
 
@@ -96,23 +94,12 @@ def _natural(name: str) -> list[tuple]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
-class _Loader(yaml.SafeLoader):
-    """Without aliases: no run writes one, and with them a few lines can be endless."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
-        return super().compose_node(parent, index)
-
-
-def _read_yaml(path: Path) -> dict:
-    """The mapping in a run's YAML file; {} where there is none that can be read."""
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """What a run's YAML file says; {} where there is none that can be read."""
     try:
-        tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None
-    # The file's errors, and PyYAML's, which are of any kind where a value is not of its tag (`!!bool 3`).
-    except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        tree = None
-    return tree if isinstance(tree, dict) else {}
+        return load_yaml(path)
+    except ConfigError:
+        return {}
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -154,19 +141,6 @@ def _outcome(folder: Path) -> dict[str, Any]:
         "answers": evaluation.get("rows") if tuned.keys() & METRICS else None,
         "seconds": last.get("train_runtime"),
     }
-
-
-def main(argv=None):
-    """Print the table of runs."""
-    from ragfit.views import RunsView
-
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0].startswith("-"):
-        sys.exit("usage: python -m ragfit.runs FOLDER…")
-    try:
-        print(RunsView(table_of_runs(*argv)))
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
 
 
 class RunsView(View):

@@ -1,17 +1,13 @@
 """The model of a finished run, loaded again to look at it or to evaluate it."""
 
-import argparse
 import dataclasses
-import logging
-import sys
 from pathlib import Path
 
 from ragfit.config.explain import explained
-from ragfit.config.overrides import override, refuse_secrets
+from ragfit.config.overrides import override
 from ragfit.config.paths import find_existing, find_path
 from ragfit.config.trust import load_believed
-from ragfit.errors import ConfigError, RagfitError, for_terminal
-from ragfit.evaluation.evaluate import evaluate
+from ragfit.errors import ConfigError
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
 
@@ -62,33 +58,6 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     if adapter:
         load_tuned(trainer, folder)
     return trainer
-
-
-def main(argv=None):
-    """Evaluate a checkpoint from the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m ragfit.evaluation", description="Base against tuned on a checkpoint of an earlier run."
-    )
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument(
-        "overrides", nargs="*", help="overrides of the run's configuration, such as model.load_in_8bit=false"
-    )
-    parser.add_argument("--data", help="rows to evaluate on; the run's own dev set by default")
-    parser.add_argument("--rows", type=int, help="answer so many of them; all by default")
-    parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
-    parser.add_argument("--out", help="folder for evaluation.jsonl and evaluation.json; the run's own by default, "
-                        "with --data a folder evaluation-NAME in it")  # fmt: skip
-    args = parser.parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        refuse_secrets(args.overrides, "a command line is kept by shells")
-        trainer = load_checkpoint(args.checkpoint, args.data, args.overrides)
-        out = Path(trainer.args.output_dir)
-        if args.data:
-            out /= f"evaluation-{Path(args.data).name.partition('.')[0]}"
-        print(evaluate(trainer, args.rows, args.marker, save=args.out or out))
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
 
 
 def load_tuned(trainer, checkpoint=None):

@@ -10,13 +10,14 @@ from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ragfit
+from ragfit.__main__ import main
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.evaluation.generate import generate, longest_answer
 from ragfit.evaluation.metrics import Gold, citations, gold_of, normalize, scores
 from ragfit.evaluation.results import save_evaluation, summarize
 from ragfit.evaluation.token_losses import label_losses
-from ragfit.training.reload import load_checkpoint, main
+from ragfit.training.reload import load_checkpoint
 from ragfit.views import EvaluationView
 
 # --- Metrics ---------------------------------------------------------------------------------------------------------
@@ -331,7 +332,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_was(trained, out, monkeypatch, tmp
     of_run = ragfit.evaluate(trainer, rows=None, save=False)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    main([str(checkpoint), "--out", str(tmp_path / "again")])
+    main(["evaluate", str(checkpoint), "--out", str(tmp_path / "again")])
     lines = (tmp_path / "again" / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == of_run.rows
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
@@ -347,7 +348,7 @@ def test_a_checkpoint_on_other_rows(trained, write_rows, tmp_path, capsys):
     test = write_rows(
         [{"prompt": f"What is {n} times two?", "answers": [f"The answer is {2 * n}."]} for n in (40, 41)], "test.jsonl"
     )
-    main([str(checkpoint), "--data", str(test), "--rows", "1", "model.generation={max_new_tokens:3}"])
+    main(["evaluate", str(checkpoint), "--data", str(test), "--rows", "1", "model.generation={max_new_tokens:3}"])
     folder = checkpoint.parent / "evaluation-test"
     summary = json.loads((folder / "evaluation.json").read_text())
     assert (summary["rows"], summary["dev_loss"]["rows"], summary["data"], summary["max_new_tokens"]) == (
@@ -381,12 +382,12 @@ def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
 
 def test_a_folder_without_a_run(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: .*holds no ragfit.yaml. Name the folder checkpoint"):
-        main([str(tmp_path)])
+        main(["evaluate", str(tmp_path)])
     (tmp_path / "ragfit.yaml").write_text("model: {}")  # as an output folder has it
     with pytest.raises(SystemExit, match="error: .*holds no adapter and no model. Name the folder checkpoint"):
-        main([str(tmp_path)])
+        main(["evaluate", str(tmp_path)])
     with pytest.raises(SystemExit, match="error: checkpoint: there is no"):
-        main([str(tmp_path / "nowhere")])
+        main(["evaluate", str(tmp_path / "nowhere")])
 
 
 # --- The view ----------------------------------------------------------------------------------------------------------

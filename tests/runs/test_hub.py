@@ -109,7 +109,7 @@ def test_a_failed_push_says_how_to_push_later(folder, settings, environment, rea
 
 
 def test_a_hub_that_never_answers(folder):
-    code = "import sys, ragfit.hub; ragfit.runs.hub.SILENCE = 0.5; ragfit.runs.hub.main(sys.argv[1:])"
+    code = "import sys, ragfit.hub; ragfit.runs.hub.SILENCE = 0.5; from ragfit.__main__ import main; main(['push', *sys.argv[1:]])"
     with hub("silence", failing="/repos/create") as there:
         result = python(there.environment(), "-c", code, folder, "org/my-adapter")
     assert result.returncode == 1 and "timed out" in result.stderr and "push it later with" in result.stderr
@@ -150,7 +150,7 @@ def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, 
 @pytest.mark.parametrize(
     ("there", "tag", "said"),
     [
-        (False, "org/name", "error: .* holds no adapter and no model. Name the folder checkpoint"),
+        (False, "org/name", "error: checkpoint: .* holds no adapter and no model. Name the folder checkpoint"),
         (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is not a repository name"),
     ],
 )
@@ -161,7 +161,9 @@ def test_nothing_to_push_and_nowhere_to(folder, there, tag, said):
 
 def test_usage():
     result = python(None, "-m", "ragfit.hub", "folder")
-    assert (result.returncode, result.stderr) == (1, "usage: python -m ragfit.hub CHECKPOINT_FOLDER ORG/NAME\n")
+    assert result.returncode == 2 and result.stderr.startswith(
+        "usage: python -m ragfit push [-h] checkpoint repository\n"
+    )
 
 
 @pytest.mark.parametrize("tag", ["name", "org/name", "my.org/name-1_b"])

@@ -312,7 +312,7 @@ def test_a_killed_merge_leaves_no_half_model(run, tmp_path):
     """Killed while it writes: what is left of it does not have the name, and stands in nobody's way."""
     checkpoint = run()
     waits = "import signal, time\nfrom transformers import LlamaForCausalLM as model\nmodel.save_pretrained = lambda self, part: ((part / 'half').touch(), print('writing', flush=True), time.sleep(60))\n"
-    code = f"{waits}from ragfit.runs.merge import main\nmain([{str(checkpoint)!r}, 'merged'])"
+    code = f"{waits}from ragfit.__main__ import main\nmain(['merge', {str(checkpoint)!r}, 'merged'])"
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
     for signal_name, left in (("SIGTERM", 0), ("SIGKILL", 1)):
         process = subprocess.Popen(

@@ -10,9 +10,10 @@ from harmless import HOSTILE, assert_harmless
 from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
+from ragfit.__main__ import main
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
-from ragfit.runs.table import find_runs, main
+from ragfit.runs.table import find_runs
 from ragfit.views import RunsView
 
 
@@ -63,7 +64,7 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     assert done["train_loss"].tolist() == [[entry["loss"] for entry in log if "loss" in entry][-1] for log in logs]
     assert "f1" not in frame  # nothing was answered
 
-    main([str(tmp_path / "sweep")])
+    main(["runs", str(tmp_path / "sweep")])
     said = capsys.readouterr().out
     assert said.startswith("9 runs:") and f"★ {done['dev_loss'].min():.4f}" in said and "failed" in said
 
@@ -289,9 +290,9 @@ def test_no_runs(tmp_path):
     with pytest.raises(ConfigError, match="^folder: there is no run in .*. Name a run's train.output_dir"):
         ragfit.table_of_runs(tmp_path)
     with pytest.raises(SystemExit, match="error: folder: there is no run in"):
-        main([str(tmp_path)])
-    with pytest.raises(SystemExit, match="usage"):
-        main([])
+        main(["runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main(["runs"])
 
 
 def test_view_of_hostile_text_and_the_best():

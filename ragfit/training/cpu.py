@@ -11,9 +11,8 @@ import types
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from ragfit.collator import IGNORE_INDEX
 from ragfit.errors import ConfigError
-
-IGNORE_INDEX = -100  # what TRL's loss leaves out
 
 
 def project_labelled_only(model):

@@ -186,7 +186,7 @@ def test_a_trial_changes_nothing_of_what_is_trained(tiny_llama, write_rows, tmp_
         return start, losses(trainer)
 
     tried = run()
-    monkeypatch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
+    monkeypatch.setattr(ragfit.training.run, "try_run", lambda *run: None)
     start, untried = run()
     assert untried == tried[1] and all(torch.equal(start[name], tried[0][name]) for name in start)
 
@@ -340,7 +340,7 @@ def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, mon
     for place, step in steps.items():
         with monkeypatch.context() as patch:
             # The trial takes a step of its own, which is not what is looked at here.
-            patch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
+            patch.setattr(ragfit.training.run, "try_run", lambda *run: None)
             patch.setattr(place, fails)
             with pytest.raises(RagfitError, match="failed: KeyError: 'from a library'"):
                 step()

@@ -16,7 +16,7 @@ from ragfit.secrets import plain_secrets
 from ragfit.training.run import keep_config, run
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """`python -m ragfit.training`: Hydra's command line over `run`."""
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -110,7 +110,7 @@ def _hydra_defaults(overrides, cfg):
         return []
 
     def output(folder):
-        return os.path.expanduser(folder or OmegaConf.select(cfg, "train.output_dir") or OUTPUT_DIR)
+        return str(Path(folder or OmegaConf.select(cfg, "train.output_dir") or OUTPUT_DIR).expanduser())
 
     OmegaConf.register_new_resolver("ragfit_output", output, replace=True)
     sweep = "hydra.sweep.dir='${ragfit_output:${oc.select:train.output_dir,null}}'"  # multirun.yaml beside the runs

@@ -456,7 +456,10 @@ def resumed(overrides, out, *more):
         (["shuffle=6"], "made from other rows"),
         (["limit=11"], "made from other rows"),
         (["model.max_sequence_len=200"], "made from other rows"),
-        (["model.lora.r=8"], "^resume_checkpoint: model.lora.r, .* differs .* would not fit this run. Set it as it was"),
+        (
+            ["model.lora.r=8"],
+            "^resume_checkpoint: model.lora.r, .* differs .* would not fit this run. Set it as it was",
+        ),
         (["model.lora.lora_alpha=64"], "model.lora.lora_alpha, .* differs"),
         (["model.lora.target_modules=[q_proj]"], "model.lora.target_modules, .* differs"),
         (["model.lora=null"], "model.lora, .* differs"),

@@ -88,7 +88,7 @@ DROPS = [
 @pytest.mark.parametrize(("words", "text"), DROPS, ids=[words for words, _ in DROPS])
 def test_a_batch_larger_than_the_rows_that_is_dropped(words, text, config):
     message = refusal(config("train.dataloader_drop_last=true", *words.split()))
-    assert message.startswith("train.dataloader_drop_last drops the only batch") and text in message
+    assert message.startswith("train.dataloader_drop_last: it drops the only batch") and text in message
 
 
 # Keys that are odd and do no harm; the weights that are missing are all that is said of such a run.

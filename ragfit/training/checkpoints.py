@@ -11,11 +11,11 @@ import logging
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragfit.config.paths import find_path
+from ragfit.config.save import leaves
 from ragfit.draw.progress import say
 from ragfit.errors import ConfigError, first_line
 from ragfit.files import move_aside, sync
@@ -39,8 +39,6 @@ KEYS_THAT_MAY_CHANGE = (
     "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",
     "train.hub_", "train.push_to_hub", "train.disable_tqdm",
 )  # fmt: skip
-# Keys without which the adapter's weights or the optimizer's state would not fit, or mean something else.
-BASE_KEYS = ("model.model_name_or_path", "model.trained_adapter")
 
 
 def step_of(folder: str | Path) -> int | None:
@@ -190,8 +188,10 @@ def check_same_run(folder: str | Path, cfg: dict, rows: str, rows_per_step: int)
             "on from is not known",
             f"Set what chooses and renders the rows {as_it_was}",
         )
-    changed = [key for key in _differences(facts["config"], cfg) if not key.startswith(KEYS_THAT_MAY_CHANGE)]
-    if unfit := [key for key in changed if _must_fit(key, facts["config"], cfg)]:
+    before, now = dict(leaves(facts["config"])), dict(leaves(cfg))
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if not key.startswith(KEYS_THAT_MAY_CHANGE)]
+    if unfit := [key for key in changed if _must_fit(key, before.get(key), now.get(key))]:
         raise ConfigError(
             "resume_checkpoint",
             f"{', '.join(unfit)} differs from the run that wrote {folder}, whose adapter and optimizer's state would "
@@ -212,20 +212,11 @@ def check_same_run(folder: str | Path, cfg: dict, rows: str, rows_per_step: int)
         )  # fmt: skip
 
 
-def _must_fit(key: str, before: dict, after: dict) -> bool:
-    if key in BASE_KEYS:  # a folder that has only moved keeps its name
-        name = key.removeprefix("model.")
-        return Path(str(before["model"].get(name))).name != Path(str(after["model"].get(name))).name
+def _must_fit(key: str, before: Any, now: Any) -> bool:
+    """Whether the adapter or the optimizer's state would not fit, or mean something else, with a new value."""
+    if key in ("model.model_name_or_path", "model.trained_adapter"):
+        return Path(str(before)).name != Path(str(now)).name  # a folder that has only moved keeps its name
     return key == "train.optim" or key.startswith("model.lora") and key != "model.lora.lora_dropout"
-
-
-def _differences(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
-    for key in sorted({*before, *after}):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key}"
 
 
 def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> Path | None:

@@ -24,7 +24,8 @@ def memory_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
 
     Activations are for the longest row: without checkpointing about 16 values of the hidden size and 3 of the MLP's
     per layer and token (Korthikanti et al., https://arxiv.org/abs/2205.05198, with attention that keeps no scores);
-    with it, one value of the hidden size per layer and token and one layer whole. An estimate, to a factor of two.
+    with it, one value of the hidden size per layer and token, and one layer whole with its gradients. An estimate, to
+    a factor of two.
     """
     model, args, lengths = trainer.model, trainer.args, trainer.prepared.report.train.lengths
     rows, longest = args.per_device_train_batch_size, max(sum(pair) for pair in lengths)
@@ -38,7 +39,7 @@ def memory_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
     width = 2 if args.bf16 or args.fp16 or model.dtype in HALVES else 4
     layer = longest * rows * (16 * hidden + 3 * inner) * width
     kept = longest * rows * hidden * width * layers
-    activations = layer + kept if args.activation_checkpointing else layer * layers
+    activations = 2 * layer + kept if args.activation_checkpointing else layer * layers
     projected = rows * (max(pair[1] for pair in lengths) if trainer.labelled_head else longest)
     # TRL projects tiles of at most 4,096 positions and 32,768 ids of the vocabulary, and holds about three of them.
     logits = min(projected, 4096) * min(config.vocab_size, 32768) * 4 * 3

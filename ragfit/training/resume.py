@@ -70,9 +70,9 @@ class Resumable:
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint, skipped = checkpoints.newest(self.args.output_dir)
+            resume_from_checkpoint, _ = checkpoints.newest(self.args.output_dir)
             if resume_from_checkpoint is None:
-                problem = f"{self.args.output_dir} holds no checkpoint to go on from. {' '.join(skipped)}"
+                problem = f"{self.args.output_dir} holds no checkpoint that is whole"
                 raise RagfitError("resume_from_checkpoint", problem, "Leave it out to start anew.")
         self._resumed_from = self.newest_checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         self.stopped, self._saved_step = False, None

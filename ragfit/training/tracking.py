@@ -223,13 +223,13 @@ class Mlflow(Tracker):
         self.own, self.default_place = mlflow.active_run() is None, not mlflow.is_tracking_uri_set()
         if not (self.own and self.default_place):
             return
-        place, name = Path(self.trainer.args.output_dir).absolute(), os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        place = Path(self.trainer.args.output_dir).absolute()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.config().get("experiment") or PROJECT
         place.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
-        if (experiment := mlflow.get_experiment_by_name(name)) is None:
-            number = mlflow.create_experiment(name, (place / "mlruns").as_uri())  # not in the working directory
-        else:
-            number = experiment.experiment_id
+        known = mlflow.get_experiment_by_name(name)
+        # By default MLflow would put the pages into the working directory.
+        number = known.experiment_id if known else mlflow.create_experiment(name, (place / "mlruns").as_uri())
         mlflow.start_run(experiment_id=number, run_name=self.trainer.args.to_dict().get("run_name"))
 
     def tell(self) -> None:

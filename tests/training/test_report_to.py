@@ -128,7 +128,7 @@ print(json.dumps([experiment.name, experiment.artifact_location, run.info.status
     )
     assert result.returncode == 0, result.stderr
     name, place, status, params, losses, artifacts = json.loads(result.stdout.splitlines()[-1])
-    assert (name, place, status) == ("ragfit", (out / "mlruns").as_uri(), "FINISHED")
+    assert (name, place, status) == ("group", (out / "mlruns").as_uri(), "FINISHED")
     assert params["learning_rate"] == "0.0001" and "hub_token" not in params
     assert [step for step, _ in losses] == [1, 2, 3] and artifacts == ["loss_mask.html", "ragfit.yaml", "report.html"]
     assert "<script>alert(1)</script>" in said((fetched / "loss_mask.html").read_text(encoding="utf-8"))

@@ -115,7 +115,7 @@ def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
         "train.max_steps=100000",
         "train.save_steps=100000",
     )
-    with open(tmp_path / "log", "w") as log:
+    with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=SETTINGS, stdout=log, stderr=log)
     for _ in range(600):
         time.sleep(0.2)

@@ -669,7 +669,7 @@ class Fills(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 2:
-            with contextlib.suppress(OSError), open(self.path, "ab", buffering=0) as file:
+            with contextlib.suppress(OSError), self.path.open("ab", buffering=0) as file:
                 while file.write(b"x" * 4096):
                     pass
 

@@ -4,7 +4,6 @@ import gc
 import json
 import logging
 import shutil
-import time
 
 import pytest
 import torch
@@ -191,17 +190,14 @@ def test_a_trial_changes_nothing_of_what_is_trained(tiny_llama, write_rows, tmp_
     assert untried == tried[1] and all(torch.equal(start[name], tried[0][name]) for name in start)
 
 
-def test_a_trial_leaves_nothing_behind_and_takes_no_time(config, tmp_path, caplog, capfd):
+def test_a_trial_leaves_nothing_behind(config, tmp_path, caplog, capfd):
     from ragfit.training.arguments import training_arguments
 
     cfg = config(*EVALUATED.split())
     prepared = ragfit.prepare(cfg)
     args = training_arguments(cfg, prepared)
     before = vars(args).copy()
-    try_run(cfg, prepared, args)  # brings the imports
-    begin = time.monotonic()
     try_run(cfg, prepared, args)
-    assert time.monotonic() - begin < 2  # 0.1 s alone
     assert vars(args) == before and not (tmp_path / "out").exists()
     assert caplog.text == "" and capfd.readouterr() == ("", "")
     assert logging.root.manager.disable == 0 and gc.get_freeze_count() == 0

@@ -462,7 +462,7 @@ def resumed(overrides, out, *more):
         ),
         (["model.lora.lora_alpha=64"], "model.lora.lora_alpha, .* differs"),
         (["model.lora.target_modules=[q_proj]"], "model.lora.target_modules, .* differs"),
-        (["model.lora=null"], "model.lora, .* differs"),
+        (["model.lora=null"], "model.lora.r, .* differs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -238,20 +238,20 @@ ADVICE = (
 )
 
 
-def loss_curve(total: int | None = None, show: bool | None = None) -> LossCurve:
+def loss_curve(total=None, show=None):
     """A `LossCurve` that transformers' Trainer takes as a callback. Imports transformers, so call it when training."""
     from transformers import TrainerCallback
 
     return type("LossCurveCallback", (LossCurve, TrainerCallback), {})(total, show)
 
 
-def clock(seconds: float) -> str:
+def clock(seconds):
     """Seconds as `m:ss` or `h:mm:ss`."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def sparkline(values: list[float], width: int = 60) -> str:
+def sparkline(values, width=60):
     """Values as a line of blocks; `!` where one is not finite."""
     stride = max(1, math.ceil(len(values) / width))
     values = [values[i] for i in range(0, len(values), stride)]

@@ -87,7 +87,7 @@ DROPS = [
 @pytest.mark.parametrize(("words", "text"), DROPS, ids=[words for words, _ in DROPS])
 def test_a_batch_larger_than_the_rows_that_is_dropped(words, text, config):
     message = refusal(config("train.dataloader_drop_last=true", *words.split()))
-    assert message.startswith("train.dataloader_drop_last drops the only batch") and text in message
+    assert message.startswith("train.dataloader_drop_last: it drops the only batch") and text in message
 
 
 # Keys that are odd and do no harm; the weights that are missing are all that is said of such a run.
@@ -185,7 +185,7 @@ def test_a_trial_changes_nothing_of_what_is_trained(tiny_llama, write_rows, tmp_
         return start, losses(trainer)
 
     tried = run()
-    monkeypatch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
+    monkeypatch.setattr(ragfit.training.run, "try_run", lambda *run: None)
     start, untried = run()
     assert untried == tried[1] and all(torch.equal(start[name], tried[0][name]) for name in start)
 
@@ -346,7 +346,7 @@ def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, mon
     for place, step in steps.items():
         with monkeypatch.context() as patch:
             # The trial takes a step of its own, which is not what is looked at here.
-            patch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
+            patch.setattr(ragfit.training.run, "try_run", lambda *run: None)
             patch.setattr(place, fails)
             with pytest.raises(RagfitError, match="failed: KeyError: 'from a library'"):
                 step()

@@ -133,6 +133,9 @@ def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
     assert (tmp_path / "ran").exists() and type(loaded.model).__name__ == "OwnModel"
 
 
+# --- Types, quantization and places -------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("raised", "expected", "message"),
     [

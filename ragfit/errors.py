@@ -18,9 +18,7 @@ class RagfitError(Exception):
         fix: what to do, a sentence.
     """
 
-    def __init__(self, where: str, problem: str = "", fix: str = ""):
-        if not problem:  # a whole message
-            where, problem = "", where
+    def __init__(self, where: str, problem: str, fix: str = ""):
         self.where, self.problem, self.fix = (mask(str(part)) for part in (where, problem, fix))
         self.args = self.where, self.problem, self.fix  # for pickle, which makes the error anew of these
 

@@ -120,8 +120,8 @@ class SavedView(View):
             ]
         on_top = earlier_adapter(alone) if alone else None
         self.note = (
-            f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base model alone is "
-            f"not what it belongs to. python -m ragfit.merge {alone} NEW_FOLDER merges both, in that order."
+            f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base alone "
+            f"is not what it belongs to. python -m ragfit.merge {alone} NEW_FOLDER merges both, in that order."
             if on_top else ""
         )  # fmt: skip
 

@@ -118,13 +118,18 @@ def test_without_the_cache(data, folder, monkeypatch):
 
 def _one_byte(path):
     """Change one byte of a file, and set its time and size back to what they were."""
-    path, before = Path(path), os.stat(path)
+    path = Path(path)
+    before = path.stat()
     content = bytearray(path.read_bytes())
     content[content.rindex(b"7")] = ord("8")
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = os.stat(path)
+    after = path.stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def _append(path, text):
+    Path(path).write_text(Path(path).read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
 def _write(path, text):
@@ -161,7 +166,7 @@ def _lower_case(tokenizer):
 CHANGES = {
     "a byte of the data": ({}, lambda data: _one_byte(data["data_file"]), None),
     "a byte of the dev file": ({}, lambda data: _one_byte(data["dev_split"]), None),
-    "a row more": ({}, lambda data: open(data["data_file"], "a").write(json.dumps(ROWS[0]) + "\n"), None),
+    "a row more": ({}, lambda data: _append(data["data_file"], json.dumps(ROWS[0]) + "\n"), None),
     "the instruction's text": ({}, lambda data: _write(data["instruction"], "Be  brief."), None),
     "no instruction": ({"instruction": None}, None, None),
     "template": ({"template": "template.txt"}, None, None),
@@ -390,7 +395,7 @@ def test_rows_of_a_file_that_is_written_to_meanwhile_are_not_kept(data, folder, 
 
     def edited(self, *args):
         result = run(self, *args)
-        with open(data["data_file"], "a", encoding="utf-8") as file:
+        with Path(data["data_file"]).open("a", encoding="utf-8") as file:
             file.write("\n")
         return result
 

@@ -170,7 +170,7 @@ def test_parquet_that_was_written_anew_is_read_anew(tmp_path):
 
 def test_a_large_file_is_not_held_in_memory(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         for i in range(4000):
             file.write(b'{"prompt": "%d %s"}\n' % (i, b"x" * 10_000))
     tracemalloc.start()
@@ -198,7 +198,7 @@ def test_parquet_without_rows(tmp_path):
 def test_lines_appended_to_an_open_file_are_not_its(tmp_path, end):
     path = write(tmp_path, b"\n".join(LINES) + end)
     rows = open_rows(path)
-    with open(path, "ab") as file:
+    with path.open("ab") as file:
         file.write(b"\n" + LINES[0] + b"\n")
     assert list(rows) == ROWS and not rows.unchanged()
     assert len(open_rows(path)) == 3

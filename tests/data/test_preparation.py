@@ -16,7 +16,6 @@ from conftest import (
     NO_SYSTEM,
     make_config,
     make_tokenizer,
-    real_folder,
     real_rows,
 )
 from hypothesis import HealthCheck, given, settings
@@ -416,7 +415,7 @@ def test_real_rows_under_real_tokenizers(prepare, real_tokenizers):
         instruction="Use the documents.",
         instruction_in_prompt="mistral" in real_tokenizers.kit_name,
     )
-    ends = {tokenizer_end for tokenizer_end in plain.report.last_labels}
+    ends = set(plain.report.last_labels)
     assert len(ends) == 1 and len(plain.train) == 12
     longest = max(sum(pair) for pair in plain.report.train.lengths)
     for policy in ("cut_end", "cut_start"):
@@ -459,22 +458,6 @@ def test_a_tokenizers_folder_is_loaded_without_torch(tiny_tokenizer, tmp_path, w
 def test_a_folder_without_a_tokenizer(tmp_path, write_rows):
     with pytest.raises(ConfigError, match="model.model_name_or_path: no tokenizer could be loaded from"):
         ragfit.prepare(make_config(write_rows(ROWS), model_name_or_path=str(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    "name", sorted(os.listdir(os.environ["RAGFIT_TOKENIZERS"])) if os.environ.get("RAGFIT_TOKENIZERS") else []
-)
-def test_a_real_tokenizer_is_loaded_as_auto_tokenizer_would(name):
-    from transformers import AutoTokenizer
-
-    from ragfit.models.tokenizer import load_tokenizer
-
-    folder = str(real_folder() / name)
-    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    text = "<s>[INST] Where  is\n\n東京 é 12? [/INST]<|im_start|>x<|end|> \n</s> 👩‍👩‍👧\u0301"
-    assert type(ours) is type(theirs)
-    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
-    assert ours.chat_template == theirs.chat_template and ours.special_tokens_map == theirs.special_tokens_map
 
 
 # --- Many rows at once ------------------------------------------------------------------------------------------------

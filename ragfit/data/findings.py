@@ -87,6 +87,11 @@ KINDS = {
         "The row has more tokens than max_sequence_len and is not trained on.",
         "Raise model.max_sequence_len, or set model.over_length to cut_start or cut_end to cut the prompt.",
     ),
+    "data file changed": (
+        "warning",
+        "The file was written to after it was opened. Lines that were added since are not among these rows.",
+        "Start again once it is whole.",
+    ),
     "cut": (
         "note",
         "The row's prompt was cut so that the row fits max_sequence_len; its completion is whole.",

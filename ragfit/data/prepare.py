@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
-from ragfit.data.findings import KINDS, Checks, Finding
+from ragfit.data.findings import KINDS, Checks, Collected, Finding
 from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Renderer
@@ -71,6 +71,10 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
         cache,
     )
     report.data_file = str(cfg.data_file)
+    if changed := [name for name, (rows, _) in chosen.items() if not rows.unchanged()]:
+        found = Collected()
+        found.everywhere("data file changed", f"the rows for {' and '.join(changed)}")
+        report.findings = found.findings() + report.findings  # not in the cache: it is said of this run alone
     return Prepared(
         train=train,
         dev=dev,

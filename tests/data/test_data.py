@@ -7,7 +7,7 @@ import re
 import tracemalloc
 
 import pytest
-from conftest import make_config
+from conftest import make_config, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,6 +212,24 @@ def test_a_file_that_is_overwritten_while_it_is_read_is_blamed_for_that(tmp_path
         DataError, match=r"rows.jsonl, line 2: the file was written to since it was opened, .*Start again"
     ):
         rows[1]
+
+
+def test_a_data_file_that_grew_is_a_finding(write_rows, monkeypatch):
+    path = write_rows([{"prompt": "Where?", "answers": "Rome"}] * 2)
+
+    def open_and_append(*names):
+        rows = open_rows(*names)
+        with path.open("ab") as file:
+            file.write(LINES[0] + b"\n")
+        return rows
+
+    monkeypatch.setattr("ragfit.data.prepare.open_rows", open_and_append)
+    report = ragfit.prepare(make_config(path, custom="{query}: {output}"), make_tokenizer()).report
+    assert len(report.train.kept) == 2
+    assert str(report.findings[0]) == (
+        "[warning] data file changed, all rows: The file was written to after it was opened. Lines that were added since are "
+        "not among these rows. Seen: the rows for train. Start again once it is whole."
+    )
 
 
 def test_a_row_of_very_many_keys(tmp_path):

@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted or run out of disk, in processes of their own, and what comes of resuming them."""
 
+import contextlib
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 import torch
 from killed_runs import SETTINGS, adapter, logged, process, run
 from tiny_runs import MARKER, notebook_parameters, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from transformers import TrainerCallback
 
 import ragfit
 from ragfit.config.overrides import override
@@ -643,6 +645,36 @@ def test_a_file_system_that_locks_nothing_is_told_and_trained_on(overrides, out,
         ragfit.train(tiny_trainer(ragfit.load_config("training", overrides(out, "train.max_steps=1"))))
     said = [*caplog.messages, *(str(warning.message) for warning in recwarn)]
     assert any(f"{out} cannot be locked" in text or "flock not supported" in text for text in said)
+
+
+def test_a_full_disk_to_the_last_byte(overrides, out):
+    """Nothing new can be written, and the status says so all the same: over its own file."""
+    out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system takes rights that are not given here")
+    try:
+        trainer = tiny_trainer(ragfit.load_config("training", overrides(out)), [Fills(out / "full")])
+        with pytest.raises(RagfitError, match=f"checkpoint-3 could not be saved in {out}.*No space left"):
+            ragfit.train(trainer)
+        assert shutil.disk_usage(out).free == 0
+        state, sentence = run_state(read(out))
+        assert state == "failed" and "checkpoint-3 could not be saved" in sentence and "step 3 of" in sentence
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+class Fills(TrainerCallback):
+    """Fills the disk before the third step."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            with contextlib.suppress(OSError), self.path.open("ab", buffering=0) as file:
+                while file.write(b"x" * 4096):
+                    pass
 
 
 def test_home_in_output_dir_is_one_place_throughout(overrides, tmp_path, monkeypatch):

@@ -17,13 +17,14 @@ from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now
 
 if TYPE_CHECKING:
+    from trl import SFTTrainer
+
     from ragfit.data.report import Prepared
-    from ragfit.training.trainer import RagfitTrainer
 
 
 @explained("The evaluation")
 def evaluate(
-    trainer: "RagfitTrainer",
+    trainer: "SFTTrainer",
     rows: int | None = 16,
     answer_marker: str | None = None,
     base_loss: float | None = None,

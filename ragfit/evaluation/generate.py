@@ -9,13 +9,13 @@ from ragfit.config.explain import explained
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+    from trl import SFTTrainer
 
     from ragfit.data.report import Prepared
-    from ragfit.training.trainer import RagfitTrainer
 
 
 @explained("The dev loss")
-def dev_loss(trainer: "RagfitTrainer") -> float | None:
+def dev_loss(trainer: "SFTTrainer") -> float | None:
     """The mean loss per completion token on the dev set in nats, as Trainer reports it, without logging it.
 
     None where there is no dev set.

@@ -9,7 +9,7 @@ from ragfit.files import write_whole
 from ragfit.runs.records import EVALUATION, METRICS, now
 
 if TYPE_CHECKING:
-    from ragfit.training.trainer import RagfitTrainer
+    from trl import SFTTrainer
 
 ROWS = "evaluation.jsonl"
 MODELS = ("base", "tuned")
@@ -36,7 +36,7 @@ def summarize(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def save_loss(trainer: "RagfitTrainer", loss: float):
+def save_loss(trainer: "SFTTrainer", loss: float):
     """Save the dev loss alone, where a run answers no rows."""
     part = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": now()}
     losses = {"rows": len(trainer.prepared.dev), "base": None, "tuned": loss}

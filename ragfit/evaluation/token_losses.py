@@ -9,13 +9,12 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-    from ragfit.training.trainer import RagfitTrainer
+    from trl import SFTTrainer
 
 Losses = list[float | None]  # one for each token of a row, in nats; None where the token has no loss
 
 
-def token_losses(trainer: "RagfitTrainer", index: int = 0, part: str = "train") -> dict[str, Losses]:
+def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> dict[str, Losses]:
     """The loss of each completion token of a prepared row, for `TokenView(…, losses=…)`.
 
     The row goes through the trainer's own collator and the model in evaluation mode, so the mean of the values is the

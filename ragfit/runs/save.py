@@ -16,8 +16,7 @@ from ragfit.runs.records import CONFIG
 
 if TYPE_CHECKING:
     import torch
-
-    from ragfit.training.trainer import RagfitTrainer
+    from trl import SFTTrainer
 
 _HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
@@ -35,14 +34,14 @@ _HOLDS = {
 }
 
 
-def gathered_weights(trainer: "RagfitTrainer") -> dict[str, "torch.Tensor"] | None:
+def gathered_weights(trainer: "SFTTrainer") -> dict[str, "torch.Tensor"] | None:
     """The weights of a model that FSDP or DeepSpeed has sharded, from all processes; None where none has."""
     if trainer.is_fsdp_enabled:
         return trainer.accelerator.get_state_dict(trainer.model)
     return trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
 
 
-def save_checkpoint(trainer: "RagfitTrainer", keep_same: bool = False, weights: dict | None = None) -> Path:
+def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dict | None = None) -> Path:
     """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …
 
     Args:
@@ -77,7 +76,7 @@ def save_checkpoint(trainer: "RagfitTrainer", keep_same: bool = False, weights: 
     return target
 
 
-def _write(trainer: "RagfitTrainer", folder: Path, weights: dict | None):
+def _write(trainer: "SFTTrainer", folder: Path, weights: dict | None):
     cfg, prepared = trainer.cfg, trainer.prepared
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
     prepared.tokenizer.save_pretrained(folder)

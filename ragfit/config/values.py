@@ -81,7 +81,8 @@ def coerce(key: str, value: Any, kind: Any = None) -> Any:
 def _takes(schema: dict[str, Any]) -> tuple[list[str], str]:
     """The choices that a JSON schema names, and all that it takes, in words."""
     if "anyOf" in schema:
-        parts = [_takes(part) for part in schema["anyOf"]]
+        # In one order, whatever the one that the types were put together in; "empty" comes last.
+        parts = sorted(map(_takes, schema["anyOf"]), key=lambda part: (part[1] == "empty", part[1]))
         return [choice for choices, _ in parts for choice in choices], " or ".join(words for _, words in parts)
     if choices := sorted(map(str, schema.get("enum", [schema["const"]] if "const" in schema else []))):
         return choices, f"one of {', '.join(choices)}"

@@ -273,7 +273,7 @@ def test_a_notebook_shows_no_token(load, tmp_path):
     for shown in (view.html(), view.text()):
         assert not [text for text in (GITHUB, HF, "k1234") if text in shown]
         assert "train.hub_token" in shown and MASK in shown
-    assert "hf_mine" not in view._yaml() and "run_name" in view._yaml()
+    assert "hf_mine" not in view.html() and "run_name" in view.html()
 
 
 def test_without_the_environment_nothing_changes(load):

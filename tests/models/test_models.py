@@ -58,7 +58,7 @@ def test_another_class_is_made_from_the_keys_of_model(tmp_path, tiny_llama):
     assert type(loaded) is TwoAttributes
     assert loaded.seen == {"completion_start": "<|assistant|>", "scale": 1e-4, "nested": {"a": [1]}}
     keys["nested"] = {"_target_": "datetime.timedelta", "days": 2}
-    with pytest.raises(ConfigError, match="model.nested._target_ is 'datetime.timedelta', but values are plain"):
+    with pytest.raises(ConfigError, match="model.nested._target_: 'datetime.timedelta', but values are plain"):
         target_config(tmp_path, f"{__name__}.TwoAttributes", **keys)
 
 
@@ -336,7 +336,7 @@ TRAINS_NOTHING = [
     ),
     ("trainable_token_indices", {"lm_head": [-1]}, "^model.lora.trainable_token_indices: .*-1.* Change or remove"),
     ("trainable_token_indices", [], "^model.lora.trainable_token_indices: .* Change or remove"),
-    ("lora_alpha", 0, "model.lora.lora_alpha is 0"),
+    ("lora_alpha", 0, "model.lora.lora_alpha: 0 is not allowed"),
 ]
 
 

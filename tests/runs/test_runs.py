@@ -50,8 +50,10 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
         "finished",
     ]
     assert frame["problem"].dropna().index.tolist() == ["1", "3", "4", "5", "7"] and "nope" in frame["problem"]["3"]
-    assert frame["problem"]["1"].startswith("train.learning_rate is 'fast'")  # refused for its configuration
-    assert "failed, before the first step: train.learning_rate is 'fast'" in repr(
+    assert frame["problem"]["1"].startswith(
+        "train.learning_rate: 'fast' is not allowed"
+    )  # refused for its configuration
+    assert "failed, before the first step: train.learning_rate: 'fast' is not allowed" in repr(
         ragfit.run_status(tmp_path / "sweep" / "1")
     )
     done = frame[frame["state"] == "finished"]

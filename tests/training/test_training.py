@@ -125,8 +125,11 @@ def test_every_key_of_train_in_the_shipped_files_is_in_the_arguments(config):
         (["train.eval_strategy=steps"], "train.eval_strategy: steps needs a dev set. Set dev_split"),
         (["train.evaluation_strategy=epoch"], "train.eval_strategy: epoch needs a dev set"),
         (["train.fp16=true"], "train.fp16: it is set, but there is no GPU. Set train.fp16=false"),
-        (["train.optim=adamm"], "train.optim is 'adamm'"),
-        (["train.lr_scheduler_type=cosinus"], "train.lr_scheduler_type is 'cosinus'.* Did you mean cosine"),
+        (["train.optim=adamm"], "train.optim: 'adamm' is not allowed"),
+        (
+            ["train.lr_scheduler_type=cosinus"],
+            "train.lr_scheduler_type: 'cosinus' is not allowed.* Did you mean cosine",
+        ),
         (["train.load_best_model_at_end=true", "dev_split=2"], "^train.load_best_model_at_end: .*strategy to match"),
     ],
 )
@@ -543,7 +546,6 @@ def test_memory_is_estimated(config):
         return memory_estimate(trainer)[0], ragfit.preflight(trainer).warnings
 
     small, nothing = need()
-    eight, checkpointed = need("train.optim=paged_adamw_8bit")[0], need("train.gradient_checkpointing=true")[0]
-    assert 0 < checkpointed < small and 0 < eight < small and nothing == []
+    assert 0 < need("train.optim=paged_adamw_8bit")[0] < small and nothing == []
     large, warnings = need("train.per_device_train_batch_size=10000000")
     assert large > 2**40 and "The memory estimate exceeds what is free" in warnings[-1]

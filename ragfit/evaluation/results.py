@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ragfit.config.paths import user_path
 from ragfit.files import write_whole
 
 ROWS, SUMMARY = "evaluation.jsonl", "evaluation.json"
@@ -66,3 +67,12 @@ def save_evaluation(folder, summary, table=None):
     for name, text in texts.items():
         write_whole(folder / name, text)
     return folder / next(iter(texts))
+
+
+def save_results(folder, name: str, summary: dict, table: list[dict]) -> Path:
+    """Write `NAME.jsonl` and then `NAME.json`, each file whole or not at all; the path of the first."""
+    folder = user_path(folder, "save")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
+    write_whole(folder / f"{name}.jsonl", lines)
+    write_whole(folder / f"{name}.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    return folder / f"{name}.jsonl"

@@ -4,6 +4,7 @@
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -29,28 +30,14 @@ _HOME = {
     "RagfitError": "errors",
 }
 _ROOMS = {
-    "collator",
-    "config",
-    "data",
-    "demo",
-    "draw",
-    "errors",
-    "evaluation",
-    "files",
-    "hub",
-    "merge",
-    "models",
-    "runs",
-    "secrets",
-    "status",
-    "training",
-    "views",
+    *("collator", "config", "data", "demo", "draw", "errors", "evaluation", "files", "hub", "merge", "models"),
+    *("runs", "secrets", "status", "training", "views"),
 }
 
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"ragfit.{_HOME[name]}"), name)
     if name in _ROOMS:
@@ -58,5 +45,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'ragfit' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME, *_ROOMS})

@@ -1,35 +1,164 @@
-"""The kit's commands: `python -m ragfit COMMAND --help` says what each takes."""
+"""The kit's commands: `python -m ragfit COMMAND --help` says what each takes.
 
-import importlib
+A command is a function below: the first line of its docstring says what it does, and what it returns is the exit code.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-# The module whose `main` is the command, and what it does.
-COMMANDS = {
-    "look": ("ragfit.views.look", "what the model will read and learn from: report, findings, a row's tokens"),
-    "train": ("ragfit.training.__main__", "train, with every override of Hydra's"),
-    "evaluate": ("ragfit.training.reload", "base against tuned on a checkpoint of an earlier run"),
-    "status": ("ragfit.runs.status", "what became of a run"),
-    "runs": ("ragfit.runs.table", "a table of runs"),
-    "merge": ("ragfit.runs.merge", "an adapter and its base as one model"),
-    "push": ("ragfit.runs.hub", "a checkpoint to the hub, as a private repository"),
+from ragfit.errors import ConfigError, RagfitError, for_terminal
+
+
+def look(words: list[str]) -> None:
+    """What the model will read and learn from: report, findings, a row's tokens."""
+    parser = _parser(look)
+    parser.add_argument("overrides", nargs="*", help="overrides, such as data_file=rows.jsonl output_key=answers")
+    parser.add_argument("--config", help="a name under configs/ or a YAML file; the demo, with a data_file training")
+    parser.add_argument("--row", type=int, default=0, help="which of the prepared rows to show; the first by default")
+    parser.add_argument("--part", choices=("train", "dev"), default="train")
+    parser.add_argument("--json", action="store_true", help="all that was found, and the row token by token, as JSON")
+    args = parser.parse_intermixed_args(words)
+    from ragfit.config.notebook import from_parameters
+    from ragfit.config.overrides import refuse_secrets
+    from ragfit.data.prepare import prepare
+    from ragfit.views.look import audit
+    from ragfit.views.tokens import TokenView
+
+    refuse_secrets(args.overrides, "a command line is kept by shells")
+    chosen = from_parameters({"config": args.config, "overrides": args.overrides})
+    if not args.json:
+        print(f"looking at {chosen.cfg.data_file}, as {chosen.config} says", flush=True)
+    prepared = prepare(chosen.cfg)
+    facts = audit(prepared, args.row, args.part)
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False, indent=1))
+    else:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(prepared.report, TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
+
+
+def train(words: list[str]) -> None:
+    """Train, with every override of Hydra's."""
+    from ragfit.training.__main__ import main
+
+    main(words)
+
+
+def evaluate(words: list[str]) -> None:
+    """Base against tuned on a checkpoint of an earlier run."""
+    parser = _parser(evaluate)
+    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
+    parser.add_argument("overrides", nargs="*", help="overrides of the run's, such as model.load_in_8bit=false")
+    parser.add_argument("--data", help="rows to evaluate on; the run's own dev set by default")
+    parser.add_argument("--rows", type=int, help="answer so many of them; all by default")
+    parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
+    parser.add_argument("--out", help="folder for evaluation.jsonl and evaluation.json; the run's own by default, "
+                        "with --data a folder evaluation-NAME in it")  # fmt: skip
+    args = parser.parse_intermixed_args(words)
+    from ragfit.config.overrides import refuse_secrets
+    from ragfit.evaluation.evaluate import evaluate as compare
+    from ragfit.training.reload import load_checkpoint
+
+    refuse_secrets(args.overrides, "a command line is kept by shells")
+    trainer = load_checkpoint(args.checkpoint, args.data, args.overrides)
+    out = Path(trainer.args.output_dir)
+    if args.data:
+        out /= f"evaluation-{Path(args.data).name.partition('.')[0]}"
+    print(compare(trainer, args.rows, args.marker, save=args.out or out))
+
+
+def status(words: list[str]) -> int:
+    """What became of a run; the exit code is 0 where it goes on or is finished, 1 where it ended otherwise."""
+    parser = _parser(status)
+    parser.add_argument("folder", help="the run's train.output_dir")
+    args = parser.parse_args(words)
+    from ragfit.runs.status import run_status
+
+    view = run_status(args.folder)
+    print(view)
+    return 0 if view.state in ("running", "finished") else 1
+
+
+def runs(words: list[str]) -> None:
+    """A table of runs."""
+    parser = _parser(runs)
+    parser.add_argument("folders", nargs="+", help="a run's train.output_dir, or a folder that holds some")
+    args = parser.parse_args(words)
+    from ragfit.runs.table import table_of_runs
+    from ragfit.views import RunsView
+
+    print(RunsView(table_of_runs(*args.folders)))
+
+
+def merge(words: list[str]) -> None:
+    """An adapter and its base as one model."""
+    parser = _parser(merge)
+    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
+    parser.add_argument("out", help="a new folder for the merged model")
+    parser.add_argument("--base", help="the base model's folder or name, where it has moved")
+    parser.add_argument("--dtype", help="the type of the merged weights, such as bfloat16; the base's own by default")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
+    args = parser.parse_args(words)
+    from ragfit.models.saved import quantized_in_training
+    from ragfit.runs.merge import merge_checkpoint
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written is removed
+    out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
+    if how := quantized_in_training(args.checkpoint):
+        what = f"The adapter was trained on {how} weights and merged into full ones"
+        print(f"{what}, so answers can differ a little from those of the run.")
+    print(f"saved {out}; it loads with AutoModelForCausalLM.from_pretrained")
+
+
+def push(words: list[str]) -> int:
+    """A checkpoint to the hub, as a private repository."""
+    parser = _parser(push)
+    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
+    parser.add_argument("repository", help="its name on the hub, such as org/name")
+    args = parser.parse_args(words)
+    from ragfit.config.paths import user_path
+    from ragfit.runs import hub
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    hub.check_tag(args.repository)
+    folder = user_path(args.checkpoint, "checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        fix = "Name the folder checkpoint of a run's train.output_dir."
+        raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", fix)
+    return 0 if hub.push(folder, args.repository) else 1
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    command.__name__: command for command in (look, train, evaluate, status, runs, merge, push)
 }
 
 
-def main(argv=None):
-    """Run a command."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    name = argv[0] if argv else "--help"
+def _parser(command: Callable) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(f"python -m ragfit {command.__name__}", description=command.__doc__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; an error of the kit's is said in one line, and the exit code is then 1."""
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name not in COMMANDS:
-        lines = [
-            "usage: python -m ragfit COMMAND …",
-            "",
-            *(f"  {key:<10}{about}" for key, (_, about) in COMMANDS.items()),
-        ]
-        if name in ("--help", "-h"):
-            print("\n".join(lines))
-            return
-        sys.exit("\n".join([*lines, f"error: there is no command {name!r}. Take one of these."]))
-    importlib.import_module(COMMANDS[name][0]).main(argv[1:])
+        about = [f"  {key:<10}{command.__doc__.splitlines()[0]}" for key, command in COMMANDS.items()]
+        usage = "\n".join(["usage: python -m ragfit COMMAND …", "", *about])
+        if name not in ("--help", "-h"):
+            sys.exit(f"{usage}\nerror: there is no command {name!r}. Take one of these.")
+        print(usage)
+        return
+    try:
+        code = COMMANDS[name](words)
+    except RagfitError as error:
+        sys.exit(for_terminal(error))
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

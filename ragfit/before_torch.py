@@ -1,16 +1,14 @@
-"""What has to be set before torch and the libraries on it are imported: memory on a CPU, and their notes to each other.
-
-Freed tensors are used again instead of going back to the system.
+"""Settings that must be made before torch is imported: how memory is reused on a CPU, and which notes stay unseen.
 
 A training step takes and frees gigabytes in blocks of a few MB. glibc returns them to the system and asks for them
-again, page by page. It can't reuse freed blocks for tensors of the same size, so peak memory doubles (README, "How fast").
-
-Import this before torch, which reads its setting when it takes its first memory.
+again, page by page. It can't reuse freed blocks for tensors of the same size, so peak memory doubles. torch reads its
+own setting when it takes its first memory.
 """
 
 import ctypes
 import logging
 import os
+import platform
 import warnings
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large pages for large tensors. 0 turns it off.
@@ -30,21 +28,18 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 
 
-def keep_freed_memory():
-    """Have glibc keep what is freed; nothing happens with another C library."""
-    libc = _libc()
-    if libc is not None:
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, so that the next step takes it again; another C library is left as it is."""
+    if libc := _glibc():
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         libc.mallopt(_TRIM_THRESHOLD, -1)  # never
 
 
-def give_back_memory():
-    """Return what is kept to the system: a notebook's kernel lives on after the training."""
-    libc = _libc()
-    if libc is not None:
+def give_back_memory() -> None:
+    """Return to the system what is kept: a notebook's kernel lives on after the training."""
+    if libc := _glibc():
         libc.malloc_trim(0)
 
 
-def _libc():
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -1,11 +1,18 @@
 """The batch the model gets: prepared rows plus padding, nothing else."""
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 from ragfit.data.mask import IGNORE_INDEX, Encoder
 from ragfit.errors import PromptError
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
 
 class DataCollatorForCompletionOnlyLM:
-    """Pads rows to a batch; labels those that have no labels yet.
+    """Pads rows to a batch, and labels those that have no labels yet.
 
     Padding is told apart by position, never by id: EOS keeps its loss when pad and EOS are one token.
 
@@ -22,8 +29,8 @@ class DataCollatorForCompletionOnlyLM:
         padding_side: "right" or "left".
         pad_to_multiple_of: make the batch's length a multiple of this.
 
-    Returns of a call:
-        A dict of int64 tensors of shape (rows, longest row): `input_ids`, `attention_mask`, `labels`.
+    Raises:
+        ValueError: an unknown `padding_side`.
 
     Example:
         >>> collator = DataCollatorForCompletionOnlyLM(pad_token_id=0)
@@ -36,30 +43,41 @@ class DataCollatorForCompletionOnlyLM:
 
     def __init__(
         self,
-        completion_start=None,
-        tokenizer=None,
+        completion_start: str | Sequence[int] | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
-        pad_token_id=None,
-        ignore_index=IGNORE_INDEX,
-        padding_side="right",
-        pad_to_multiple_of=None,
+        pad_token_id: int | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        padding_side: str = "right",
+        pad_to_multiple_of: int | None = None,
     ):
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is {padding_side!r}. Use 'right' or 'left'.")
+        if completion_start is not None and not isinstance(completion_start, str):
+            completion_start = tokenizer.decode(list(completion_start))
+        if pad_token_id is None and tokenizer is not None:
+            pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.completion_start = completion_start or ""
         self.tokenizer = tokenizer
+        self.pad_token_id = pad_token_id or 0  # any id will do: padding is not attended to and has no loss
         self.ignore_index = ignore_index
         self.padding_side = padding_side
         self.pad_to_multiple_of = pad_to_multiple_of
-        if completion_start is not None and not isinstance(completion_start, str):
-            completion_start = tokenizer.decode(list(completion_start))
-        self.completion_start = completion_start or ""
-        if pad_token_id is None and tokenizer is not None:
-            pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        # Any id will do: padding is not attended to and has no loss.
-        self.pad_token_id = 0 if pad_token_id is None else pad_token_id
-        self._labeller = None
+        self._labeller: _Labeller | None = None
 
-    def __call__(self, rows):
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, torch.Tensor]":
+        """Make a batch.
+
+        Args:
+            rows: each with `input_ids` and, where it has them, `labels` of the same length; other keys are left out.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels`: int64 tensors of shape (rows, longest row).
+
+        Raises:
+            ValueError: a row has more or fewer labels than ids.
+            PromptError: as `label`.
+        """
         import torch
 
         width = max(len(row["input_ids"]) for row in rows)
@@ -77,7 +95,8 @@ class DataCollatorForCompletionOnlyLM:
             labels = torch.as_tensor(self.label(ids.tolist()) if labels is None else labels, dtype=torch.int64)
             if len(labels) != len(ids):
                 raise ValueError(
-                    f"Row {i} of the batch has {len(ids)} input_ids and {len(labels)} labels. Give one label for each id."
+                    f"Row {i} of the batch has {len(ids)} input_ids and {len(labels)} labels. "
+                    "Give one label for each id."
                 )
             if self.ignore_index != IGNORE_INDEX:
                 labels = labels.masked_fill(labels == IGNORE_INDEX, self.ignore_index)
@@ -87,74 +106,69 @@ class DataCollatorForCompletionOnlyLM:
             batch["labels"][i, place] = labels
         return batch
 
-    def label(self, ids):
-        """Labels for ids of a text that others rendered.
-
-        Args:
-            ids: a list of token ids.
-
-        Returns:
-            A list of labels of the same length.
+    def label(self, ids: list[int]) -> list[int]:
+        """Labels for the token ids of a text that others rendered, as many as there are ids.
 
         Raises:
-            PromptError: the marker does not occur, so no token would have loss.
+            PromptError: the marker does not occur or nothing follows it, so no token would have loss.
         """
         if self.tokenizer is None or not self.completion_start:
             raise PromptError(
-                "A row has no labels, and the collator has no tokenizer or completion_start to make them with. "
-                "Give both, or rows that ragfit.prepare made."
+                "labels",
+                "a row has none, and the collator has no tokenizer or completion_start to make them with",
+                "Give both, or rows that ragfit.prepare made.",
             )
         if self._labeller is None:
             self._labeller = _Labeller(self.tokenizer, self.completion_start)
         start = self._labeller.start(ids)
         if start >= len(ids):
             raise PromptError(
-                f"Nothing follows completion_start {self.completion_start!r} in a row, so none of its tokens would have "
-                "loss. Leave such rows out."
+                "completion_start",
+                f"nothing follows {self.completion_start!r} in a row, so none of its tokens would have loss",
+                "Leave such rows out.",
             )
-        return [self.ignore_index] * start + list(ids[start:])
+        return [self.ignore_index] * start + ids[start:]
 
 
 class _Labeller:
     """Finds the first token with loss in ids alone."""
 
-    def __init__(self, tokenizer, marker):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", marker: str):
         from ragfit.data.prompt import Renderer
 
-        self.tokenizer, self.marker, self.tail = tokenizer, marker, ""
+        self.tokenizer, self.marker = tokenizer, marker
         self.encoder = Encoder(tokenizer)
         try:
             # The template's own text before the output; in it, the marker is the template's and nobody's quotation.
-            renderer = Renderer(tokenizer, completion_start=marker)
             # What the template writes after the answer may hold the marker too: Llama-3 adds an assistant header.
+            renderer = Renderer(tokenizer, completion_start=marker)
             self.middle, self.tail = renderer.middle, renderer.tail
         except PromptError:
-            self.middle = marker
+            self.middle, self.tail = marker, ""
 
-    def start(self, ids):
+    def start(self, ids: list[int]) -> int:
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         again, spans = self.encoder.spans(text)
-        if again == list(ids) and spans is not None:
-            char = self._char(text)
-            starts = [position for position, (left, _) in enumerate(spans) if left >= char]
-            if char >= 0:
-                return starts[0] if starts else len(ids)
+        char = self._char(text)
+        if again == ids and spans is not None and char is not None:
+            return next((position for position, (left, _) in enumerate(spans) if left >= char), len(ids))
         # Ids that their own text does not give again (others tokenized it in pieces): the marker's ids decide.
         marker = self.encoder.spans(self.marker)[0]
         # One that ends the ids is the header of the next turn.
         for at in range(len(ids) - len(marker) - 1, -1, -1):
-            if list(ids[at : at + len(marker)]) == marker:
+            if ids[at : at + len(marker)] == marker:
                 return at + len(marker)
         raise PromptError(
-            f"completion_start {self.marker!r} does not occur in a row, so none of its tokens would have loss: "
-            f"it ends {text[-80:]!r}. Set completion_start to the text that comes right before the answer."
+            "completion_start",
+            f"{self.marker!r} does not occur in a row, so none of its tokens would have loss: it ends {text[-80:]!r}",
+            "Set completion_start to the text that comes right before the answer.",
         )
 
-    def _char(self, text):
+    def _char(self, text: str) -> int | None:
+        """Where the answer begins in a text; None where the marker does not occur."""
         text = text.removesuffix(self.tail)
-        within = self.middle.rfind(self.marker)
-        at = text.rfind(self.middle)
+        within, at = self.middle.rfind(self.marker), text.rfind(self.middle)
         if at >= 0 and within >= 0:
             return at + within + len(self.marker)
         at = text.rfind(self.marker)
-        return at + len(self.marker) if at >= 0 else -1
+        return at + len(self.marker) if at >= 0 else None

@@ -10,7 +10,7 @@ TRACEBACK = "RAGFIT_TRACEBACK"
 
 
 class RagfitError(Exception):
-    """Something the user can mend; its text is one sentence of what is wrong and one of what to do, without any token.
+    """Something the user can mend; its text says in one sentence what is wrong and in one what to do, without tokens.
 
     Attributes:
         where: the configuration's key, or the file and line; "" where there is none.
@@ -18,17 +18,15 @@ class RagfitError(Exception):
         fix: what to do, a sentence.
     """
 
-    def __init__(self, where: str, problem: str = "", fix: str = ""):
-        if not problem:  # a whole message
-            where, problem = "", where
+    def __init__(self, where: str, problem: str, fix: str = ""):
         self.where, self.problem, self.fix = (mask(str(part)) for part in (where, problem, fix))
         self.args = self.where, self.problem, self.fix  # for pickle, which makes the error anew of these
 
-    def __str__(self):
+    def __str__(self) -> str:
         said = f"{self.where}: {self.problem}" if self.where else self.problem
         return f"{said.rstrip('.')}. {self.fix}" if self.fix else said
 
-    def _render_traceback_(self):
+    def _render_traceback_(self) -> list[str]:
         """What IPython shows of this error: the sentence. Where it was raised is shown under `RAGFIT_TRACEBACK=1`."""
         return [*_frames(self), f"{type(self).__name__}: {plain(self)}"]
 
@@ -39,6 +37,11 @@ class ConfigError(RagfitError, ValueError):
     @property
     def key(self) -> str:
         return self.where
+
+    def in_file(self, place: object, line: int | None = None) -> "ConfigError":
+        """The same error with the place it comes from: a file, perhaps with a line of it."""
+        where = f"{place}, line {line}" if line else str(place)
+        return type(self)(self.where, f"{self.problem} ({where})", self.fix)
 
 
 class MissingPath(ConfigError, FileNotFoundError):
@@ -61,11 +64,11 @@ class Interrupted(RagfitError):
     """
 
     def __init__(self, message: str, signal: int):
-        super().__init__(message)
+        super().__init__("", message)
         self.args, self.signal = (message, signal), signal
 
 
-def first_line(error):
+def first_line(error: BaseException) -> str:
     """Another library's error in one line, for a message of ours: its first line, or its class where it says nothing.
 
     Without the period at its end: the sentence that it is put in has one of its own.
@@ -73,20 +76,20 @@ def first_line(error):
     return in_one_line((str(error).strip() or type(error).__name__).splitlines()[0], 300).rstrip(". ")
 
 
-def whole_text(error):
-    """Another library's error in one line, all that it says, with its class where the text is no sentence of its own."""
+def whole_text(error: BaseException) -> str:
+    """Another library's error in one line, all that it says, with its class where the text is not a sentence."""
     text = in_one_line(error).rstrip(". ")
     if type(error) in (ValueError, ImportError, RuntimeError) and " " in text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def for_terminal(error, where=""):
+def for_terminal(error: BaseException, where: str = "") -> str:
     """What a command says as it ends with an error: one line, under `RAGFIT_TRACEBACK=1` with the trace before it."""
     return "\n".join([*_frames(error), f"error: {where}{plain(error)}"])
 
 
-def _frames(error):
+def _frames(error: BaseException) -> list[str]:
     """The lines of an error's trace, where the user asks for it."""
     if os.environ.get(TRACEBACK, "0") in ("", "0"):
         return []

@@ -1,12 +1,15 @@
 """Files written whole or not at all."""
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ragfit.draw.progress import say
 
 
-def write_whole(path: Path, text: str | bytes):
+def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
     """Write a file in place of what is there: whoever reads it finds the old text or the new one, never half of it.
 
     Args:
@@ -26,6 +29,22 @@ def write_whole(path: Path, text: str | bytes):
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def part_of(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, to write into and then to rename to it; what was not renamed is removed.
+
+    What a killed process leaves of it is `TARGET.part-…`.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.part-", dir=target.parent) as place:
+        part = Path(place, target.name)  # with the rights of any new folder; `place` is the owner's alone
+        part.mkdir()
+        yield part
+
+
 def next_free(folder: Path, name: str) -> Path:
     """`folder/name.1`, or the first of `name.2`, `name.3`, … that is not there."""
     number = 1
@@ -34,8 +53,12 @@ def next_free(folder: Path, name: str) -> Path:
     return folder / f"{name}.{number}"
 
 
-def sync(folder, deep=True):
-    """Have the system write a folder to the disk: a rename must not outlive the files it names."""
+def sync(folder: str | os.PathLike, deep: bool = True) -> None:
+    """Have the system write a folder to the disk: a rename must not outlive the files it names.
+
+    Args:
+        deep: with all that is in it; else the folder's list of names alone.
+    """
     for path in [*(p for p in Path(folder).rglob("*") if deep), Path(folder)]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -47,7 +70,8 @@ def sync(folder, deep=True):
             os.close(descriptor)
 
 
-def move_aside(folders, output):
+def move_aside(folders: Sequence[Path], output: Path) -> Path:
+    """Move what an earlier run left into a new folder `earlier.N` of the output folder, which is returned."""
     aside = next_free(output, "earlier")
     aside.mkdir()
     for path in folders:

@@ -1,6 +1,8 @@
-"""What must not leave the process: a value whose key says that it is secret, and a text in the form of a known token."""
+"""What must not leave the process: a value whose key says that it is secret, and a text in a known token's form."""
 
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import yaml
 
@@ -25,25 +27,25 @@ _TOKEN = re.compile(
 _REFERENCE = re.compile(r"""\$\{\s*(?:oc\.env:[^{},:]*(?:,\s*(?:null|''|"")?\s*)?|[\w.]+)\s*\}""")
 
 
-def is_secret_name(key):
+def is_secret_name(key: Any) -> bool:
     """Whether a key's last part says that its value is a secret."""
     return bool(_NAME.fullmatch(str(key).rpartition(".")[2]))
 
 
-def holds_secret(key, value):
-    """Whether a key and its value are a secret: a name such as `train.hub_token`, and a value that is no switch or count."""
+def holds_secret(key: Any, value: Any) -> bool:
+    """Whether a key and its value are a secret: a name like `train.hub_token`, and neither a switch nor a count."""
     count = isinstance(value, bool) or isinstance(value, int | float) and str(key).lower().endswith(("token", "tokens"))
     return is_secret_name(key) and value is not None and not count
 
 
-def mask(text, secrets=()):
+def mask(text: str, secrets: Iterable[str] = ()) -> str:
     """A text without `secrets` and without what has the form of a known token."""
     for secret in secrets:
         text = text.replace(secret, MASK)
     return _TOKEN.sub(MASK, text)
 
 
-def masked(tree):
+def masked(tree: Any) -> Any:
     """A tree of dicts and lists without secrets: keys that hold one are left out, and texts are as of `mask`."""
     if isinstance(tree, dict):
         return {key: masked(value) for key, value in tree.items() if not holds_secret(key, value)}
@@ -52,7 +54,7 @@ def masked(tree):
     return mask(tree) if isinstance(tree, str) else tree
 
 
-def plain_secrets(tree, key="", secret=False):
+def plain_secrets(tree: Any, key: str = "", secret: bool = False) -> Iterator[str]:
     """The dotted keys of a tree that give a secret as it is (`train.hub_token: hf_…`), not as `${oc.env:NAME}`."""
     if isinstance(tree, dict):
         for name, value in tree.items():
@@ -67,7 +69,7 @@ def plain_secrets(tree, key="", secret=False):
         yield key
 
 
-def _inner(text):
+def _inner(text: str) -> Any:
     """What a text says that is read as keys and values, or as a list, where one is expected: `'{api_key: …}'`."""
     if text.strip()[:1] not in ("{", "["):
         return None

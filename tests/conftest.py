@@ -326,6 +326,22 @@ def tiny_phi3(tiny_model):
     return tiny_model("phi3")
 
 
+@pytest.fixture(scope="session")
+def finished_run(tiny_llama, tmp_path_factory):
+    """The output folder of a run that has ended, with its checkpoint/. Tests that change it copy it first."""
+    from tiny_runs import question_rows, tiny_config, tiny_trainer
+
+    import ragfit
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in question_rows(8)))
+    keys = (
+        "dev_split=2 train.learning_rate=0.05 train.warmup_ratio=0 train.max_steps=4 train.lr_scheduler_type=constant"
+    )
+    ragfit.train(tiny_trainer(tiny_config(tiny_llama, folder / "rows.jsonl", folder / "run", *keys.split())))
+    return folder / "run"
+
+
 @pytest.fixture
 def write_rows(tmp_path):
     """`write_rows(rows, name="rows.jsonl")`: write dicts as JSONL, return the path."""

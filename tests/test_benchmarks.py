@@ -1,15 +1,19 @@
-"""The benchmarks' rows: of real text where there is some, and drawn at random elsewhere. None is run here."""
+"""The benchmarks' rows: of real text where there is some, and drawn at random elsewhere. None is run here, but each begins."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import make_tokenizer
 
+FOLDER = Path(__file__).parent / "benchmarks"
+
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    monkeypatch.syspath_prepend(FOLDER)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 40])
@@ -31,3 +35,11 @@ def test_rows_to_prepare_where_there_is_no_data(tmp_path, tokens):
     write_rows(tmp_path / "rows.jsonl", tmp_path / "nowhere", 3, tokens, tokenizer)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(len(tokenizer.encode(row["prompt"])) > tokens - 200 for row in rows)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("[bk]*_*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_says_what_it_measures(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(path), run_name="__main__")
+    assert "--data" in capsys.readouterr().out

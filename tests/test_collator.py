@@ -1,10 +1,13 @@
 """The batch is the prepared rows plus padding, whatever the ids say."""
 
+import doctest
+
 import pytest
 from conftest import CHAT_TEMPLATES, KINDS_OF_TOKENIZER, MARKERS, NO_SYSTEM, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ragfit.collator
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
@@ -56,6 +59,10 @@ ROWS = [{"input_ids": [5, 6, 2], "labels": [-100, 6, 2]}, {"input_ids": [7, 2], 
 )
 def test_padding(kwargs, ids, mask, labels):
     assert batch(ROWS, **kwargs) == {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def test_the_docstrings_example():
+    assert doctest.testmod(ragfit.collator) == (0, 2)
 
 
 def test_the_types_and_keys_are_the_models():
@@ -115,7 +122,9 @@ def test_wrong_arguments():
         DataCollatorForCompletionOnlyLM(padding_side="up")
     with pytest.raises(ValueError, match="Row 0 of the batch has 2 input_ids and 1 labels"):
         batch([{"input_ids": [1, 2], "labels": [1]}])
-    with pytest.raises(PromptError, match="A row has no labels, and the collator has no tokenizer"):
+    with pytest.raises(
+        PromptError, match="^labels: a row has none, and the collator has no tokenizer .* Give both, or rows"
+    ):
         batch([{"input_ids": [1, 2]}])
 
 
@@ -188,9 +197,9 @@ def test_an_answer_begins_after_the_last_header_with_something_behind_it():
 def test_a_row_without_the_marker_or_without_an_answer_is_an_error():
     tokenizer = make_tokenizer("digits", "chatml")
     collator = DataCollatorForCompletionOnlyLM(MARKERS["chatml"], tokenizer)
-    with pytest.raises(PromptError, match=r"completion_start '<\|im_start\|>assistant\\n' does not occur in a row"):
+    with pytest.raises(PromptError, match=r"^completion_start: '<\|im_start\|>assistant\\n' does not occur .* Set"):
         collator([{"input_ids": tokenizer("no chat")["input_ids"]}])
-    with pytest.raises(PromptError, match="Nothing follows completion_start"):
+    with pytest.raises(PromptError, match="^completion_start: nothing follows .* Leave such rows out"):
         collator([{"input_ids": tokenizer("<|im_start|>assistant\n")["input_ids"]}])
 
 

@@ -1,5 +1,7 @@
 """Configurations for runs of the tiny models, and rows whose answers they can learn."""
 
+import json
+
 import pytest
 import torch
 
@@ -83,3 +85,20 @@ def notebook_parameters(model, data_file, output_dir):
         "train.output_dir": str(output_dir),
         "train.logging_steps": 1,
     }
+
+
+def with_code(folder, ran):
+    """Give a model's folder code of its own, for the model and the tokenizer, which leaves a file behind when it runs."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "owncode",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'owncode'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )

@@ -4,33 +4,39 @@ import contextlib
 import errno
 import logging
 import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from ragfit.draw.text import plain
 from ragfit.errors import TRACEBACK, ConfigError, RagfitError, whole_text
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # What the libraries say when something gives out that is no single key's fault, and what helps.
 MEMORY = (
-    "Lower train.per_device_train_batch_size (train.gradient_accumulation_steps makes up for it) or model.max_sequence_len, "
-    "set train.gradient_checkpointing=true, or load the model in 4 bits (model.load_in_4bit=true)"
+    "Lower train.per_device_train_batch_size (train.gradient_accumulation_steps makes up for it) or model."
+    "max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits (model.load_in_4bit=true)"
 )
+TOKENIZER = "Check that the tokenizer belongs to model.model_name_or_path, and lower model.max_sequence_len"
+OTHER_MODEL = "Check that resume_checkpoint, model.trained_adapter and model.model_name_or_path belong together"
+LOCAL = "Check the network, or set model.model_name_or_path and data_file to local files"
 CAUSES = (
     ("out of memory|can't allocate memory|cannot allocate memory|bad_alloc|^MemoryError", MEMORY),
     ("no space left|disk quota|file too large", "Make room there, or set train.output_dir to another disk"),
-    ("device-side assert|index out of range|out of bounds", "Check that the tokenizer belongs to model.model_name_or_path, and lower model.max_sequence_len"),
-    ("size mismatch|loading state_dict|parameter group", "Check that resume_checkpoint, model.trained_adapter and model.model_name_or_path belong together"),
+    ("device-side assert|index out of range|out of bounds", TOKENIZER),
+    ("size mismatch|loading state_dict|parameter group", OTHER_MODEL),
     ("dataloader worker", "Set train.dataloader_num_workers=0"),
     ("bitsandbytes", "Set model.load_in_8bit=false and model.load_in_4bit=false, or another train.optim"),
     ("flash.?attention|flash_attn", "Set model.attn_implementation=sdpa"),
-    ("trust_remote_code|custom code", "Set model.trust_remote_code=true if you trust the code that comes with the model"),
+    ("trust_remote_code|custom code", "Set model.trust_remote_code=true if you trust the code that the model brings"),
     ("nccl|gloo|timed out after|rendezvous", "Check that all processes run and reach each other"),
-    ("max retries|connection|offline|couldn't reach|name resolution", "Check the network, or set model.model_name_or_path and data_file to local files"),
-)  # fmt: skip
+    ("max retries|connection|offline|couldn't reach|name resolution", LOCAL),
+)
 
 
 @contextlib.contextmanager
-def explained(doing):
+def explained(doing: str) -> Iterator[None]:
     """The one place where what a library raises becomes a sentence of this kit's.
 
     For the public functions, as a decorator or around a block. The kit's own errors, a user's interrupt and the end of
@@ -47,19 +53,14 @@ def explained(doing):
     except RagfitError:
         raise
     except Exception as error:  # of any library, or of this kit's own code
-        advice = _advice(error)
-        raise RagfitError(
-            f"{doing} failed: {whole_text(error)}. {advice}. {TRACEBACK}=1 shows where it happened."
-        ) from error
+        fix = f"{_advice(error)}. {TRACEBACK}=1 shows where it happened."
+        raise RagfitError("", f"{doing} failed: {whole_text(error)}", fix) from error
 
 
-def _advice(error):
+def _advice(error: Exception) -> str:
     """What to do about another library's error, half a sentence."""
-    if (
-        isinstance(error, OSError)
-        and error.filename is not None
-        and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    ):
+    disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.filename is not None and error.errno not in disk:
         return f"Check that {plain(error.filename)!r} exists and that you may read and write it"
     said = whole_text(error)
     for pattern, advice in CAUSES:
@@ -76,7 +77,14 @@ def _advice(error):
     )
 
 
-def tried(attempt, keys, without, plain, room, names):
+def tried(
+    attempt: Callable[[Any], T],
+    keys: Any,
+    without: Callable[[str], Any],
+    plain: Any,
+    room: str,
+    names: Mapping[str, Any],
+) -> T | None:
     """Try something with keys; where that fails, find the key without which it does not.
 
     Args:
@@ -93,28 +101,28 @@ def tried(attempt, keys, without, plain, room, names):
         ConfigError: it fails with the keys and not without them.
     """
 
-    def passes(keys):
+    def outcome(keys: Any) -> tuple[T | None, BaseException | None]:
         try:
-            attempt(keys)
-        except Exception:  # of any library
-            return False
-        return True
+            with explained("The trial"):
+                return attempt(keys), None
+        except RagfitError as failure:
+            return None, (type(failure) is RagfitError and failure.__cause__) or failure
 
-    try:
-        return attempt(keys)
-    except Exception as error:  # of any library
-        if plain is not None and not passes(plain):
-            logger.debug("No trial: %s", error)
-            return None
-        said = whole_text(error)
+    result, error = outcome(keys)
+    if error is None:
+        return result
+    if plain is not None and outcome(plain)[1]:
+        logger.debug("No trial: %s", error)
+        return None
+    said = whole_text(error)
 
-        def likelihood(name):
-            key, values = name.rpartition(".")[2], re.findall(r"\w{4,}", str(names[name]))
-            # A longer name is of a detail, such as `optim_args`, and without the shorter one, `optim`, nothing reads it.
-            return key in said, any(word in said for word in values), len(key)
+    def likelihood(name: str) -> tuple[bool, bool, int]:
+        key, values = name.rpartition(".")[2], re.findall(r"\w{4,}", str(names[name]))
+        # The longer name is of a detail, such as `optim_args`: nothing reads it without the shorter one, `optim`.
+        return key in said, any(word in said for word in values), len(key)
 
-        likely = sorted(names, key=likelihood, reverse=True)
-        guilty = next((name for name in likely if passes(without(name))), None)
-        key = room if guilty is None else guilty if guilty.startswith(("train.", "model.")) else f"{room}.{guilty}"
-        change = f"Change the key of {room} that it names" if guilty is None else f"Change or remove {key}"
-        raise ConfigError(f"{key}: {said}. {change}; {TRACEBACK}=1 shows where it was raised.") from error
+    likely = sorted(names, key=likelihood, reverse=True)
+    guilty = next((name for name in likely if outcome(without(name))[1] is None), None)
+    key = room if guilty is None else guilty if guilty.startswith(("train.", "model.")) else f"{room}.{guilty}"
+    change = f"Change the key of {room} that it names" if guilty is None else f"Change or remove {key}"
+    raise ConfigError(key, said, f"{change}; {TRACEBACK}=1 shows where it was raised.") from error

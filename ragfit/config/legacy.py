@@ -2,27 +2,27 @@
 
 import json
 import re
+from typing import Any
 
 from ragfit.config.paths import find_existing
-from ragfit.config.schema import (
-    DATA_KEYS,
-    HF_TRAIN,
-    REMOVED,
-    RENAMED,
-    KeyProblem,
-    coerce,
-    is_hf_train,
-    kinds,
-    parent_and_name,
-    short_repr,
-)
+from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED, is_hf_train, parent_and_name
+from ragfit.config.values import coerce, short_repr
+from ragfit.errors import ConfigError
 from ragfit.secrets import MASK, is_secret_name
 
 
-def translate_names(tree, notes) -> bool:
-    """Move renamed keys in place, noting what became of them; whether the model is this kit's `HFTrain`."""
+def translate_names(tree: dict[str, Any], notes: dict[str, str]) -> bool:
+    """Move renamed keys in place.
 
-    def note(key, old, new):
+    Args:
+        tree: a configuration as plain values, which is changed.
+        notes: what became of each key is added here.
+
+    Returns:
+        Whether the model is this kit's `HFTrain`.
+    """
+
+    def note(key: str, old: Any, new: str) -> None:
         old = MASK if is_secret_name(key) else old
         plain = isinstance(old, str) and old.isprintable()
         notes[key] = f"{old if plain else json.dumps(old, default=str)} -> {new}"
@@ -32,13 +32,13 @@ def translate_names(tree, notes) -> bool:
         note("model._target_", target, target := target.replace("ragfoundry", "ragfit", 1))
     tree["model"] = {"_target_": target} | tree["model"] | {"_target_": target}
     quantization, class_name = parent_and_name(tree, key := "model.quantization_config._target_")
-    if is_hf_train(target) and str(quantization.get(class_name)).rpartition(".")[2] == "BitsAndBytesConfig":
+    if is_hf_train(target) and str(quantization.get(class_name)).endswith("BitsAndBytesConfig"):
         note(key, quantization.pop(class_name), "dropped, it is the class that is made of these keys")
     for key in ("instruction", "template"):
         value = tree.get(key)
         if isinstance(value, str) and re.match(r"(\./)?ragfoundry/", value) and not find_existing(value):
-            note(key, value, value.replace("ragfoundry/", "ragfit/", 1))
             tree[key] = value.replace("ragfoundry/", "ragfit/", 1)
+            note(key, value, tree[key])
     for old in (*RENAMED, *sorted(REMOVED)):
         mapping, name = parent_and_name(tree, old)
         if (old.startswith("model.") and not is_hf_train(target)) or (value := mapping.pop(name, None)) is None:
@@ -46,9 +46,10 @@ def translate_names(tree, notes) -> bool:
         if old in REMOVED:
             note(old, value, "dropped, there is no such setting any more")
             continue
-        moved, (place, new_name) = value, parent_and_name(tree, new := RENAMED[old])
+        moved, new = value, RENAMED[old]
+        place, new_name = parent_and_name(tree, new)
         if old == "train.group_by_length":
-            if not coerce(value, kinds("bool"), old):
+            if not coerce(old, value, bool):
                 note(old, value, "dropped, it is the default")
                 continue
             moved = "group_by_length"
@@ -58,14 +59,11 @@ def translate_names(tree, notes) -> bool:
         elif new == "model.max_sequence_len":
             note(old, value, f"dropped, {new} is {place[new_name]}")
         else:
-            problem = (
-                f"{old} is {short_repr(value, old)} and {new}, its present name, is {short_repr(place[new_name], new)}"
-            )
-            raise KeyProblem(old, problem, f"Leave {old} empty.")
+            problem = f"{short_repr(value, old)}, but {new}, its present name, is {short_repr(place[new_name], new)}"
+            raise ConfigError(old, problem, f"Leave {old} empty.")
     train, report = tree["train"], tree["train"].get("report_to", "none")
-    wandb = coerce(tree.get("use_wandb"), kinds(DATA_KEYS["use_wandb"]), "use_wandb")
     if report in (None, "", "none", [], ["none"]):
-        train["report_to"] = "wandb" if wandb else "none"
+        train["report_to"] = "wandb" if coerce("use_wandb", tree.get("use_wandb")) else "none"
         if report != train["report_to"]:
             note("train.report_to", report, train["report_to"])
     return is_hf_train(target)

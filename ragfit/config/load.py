@@ -2,22 +2,22 @@
 
 Three parts: `model` (how the model is loaded), `train` (TRL's `SFTConfig`), and data keys at the top level. A key that
 is none of these is an error, names of earlier library versions are translated, and a value has the type its field
-declares. Importing this module imports no torch: the libraries' fields are read off their sources.
+declares. Importing this module imports no torch.
 """
 
-import contextlib
 import difflib
-import math
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ragfit.config.legacy import translate_names
@@ -25,31 +25,29 @@ from ragfit.config.overrides import literal, normalize_overrides
 from ragfit.config.paths import CONFIGS, find_existing, find_file, user_path
 from ragfit.config.save import FROM_ENVIRONMENT, environment_texts, leaves, unresolved
 from ragfit.config.schema import (
-    BOUNDS,
     DATA_KEYS,
     PROMPT_KEYS,
     RENAMED,
     STRICT,
-    KeyProblem,
-    annotation_of,
-    check_bounds,
-    coerce,
-    get,
-    is_dotted,
-    kinds,
+    is_text,
     known_keys,
-    nested,
     parent_and_name,
-    short_repr,
+    type_of,
     unknown_key,
 )
+from ragfit.config.values import accepts, coerce, short_repr
+from ragfit.config.yaml_file import read_yaml
 from ragfit.errors import ConfigError, first_line
 
-MOST_VALUES = 10_000  # in a YAML file, aliases counted as often as they repeat something
 OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
+# Keys of the libraries' that this kit does in another way.
+NOT_READ = {
+    "train.resume_from_checkpoint": "Set resume_checkpoint.",
+    "train.push_to_hub": "Remove it, and set hfhub_tag to push the adapter at the end.",
+}
 
 
-def find_config(config) -> Path:
+def find_config(config: str | os.PathLike) -> Path:
     """The YAML file of a configuration's name (`paper/training-asqa`) or path."""
     text = os.fspath(config)
     stem = re.sub(r"\.ya?ml$", "", text)
@@ -61,14 +59,15 @@ def find_config(config) -> Path:
             return folder / f"{stem}.yaml"
     names = sorted({p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")})
     near = difflib.get_close_matches(stem, names, 1, 0.5) or [n for n in names if n.endswith(f"/{stem}")]
+    meant = f"Did you mean {near[0]}? " if near else ""
     raise ConfigError(
-        f"config: there is no configuration {short_repr(text)} in {' or '.join(map(str, folders))}. "
-        + (f"Did you mean {near[0]}? " if near else "")
-        + f"Give a path ending in .yaml or one of: {', '.join(names) or '(none found)'}."
+        "config",
+        f"there is no configuration {short_repr(text)} in {' or '.join(map(str, folders))}",
+        f"{meant}Give a path ending in .yaml or one of: {', '.join(names) or '(none found)'}.",
     )
 
 
-def load_config(config="training", overrides=()):
+def load_config(config: str | os.PathLike = "training", overrides: str | Iterable[str] = ()) -> DictConfig:
     """The resolved configuration of a YAML file and overrides.
 
     Args:
@@ -84,260 +83,195 @@ def load_config(config="training", overrides=()):
     """
     path = find_config(config)
     cfg = read_config(path)
-    overrides = normalize_overrides([overrides] if isinstance(overrides, str) else overrides, cfg)
-    return finish(_compose(path, overrides) if overrides else cfg, path)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    if overrides:
+        cfg = compose_config(path, normalize_overrides(overrides, cfg))
+    return finish(cfg, path, overrides)
 
 
-def read_config(config):
+def read_config(config: str | os.PathLike) -> DictConfig:
     """The configuration as its YAML file says it, composed without overrides, neither translated nor checked."""
     path = find_config(config)
     _written(path)
-    return OmegaConf.create(nested(OmegaConf.to_container(_compose(path, []))))
+    return compose_config(path, [])
 
 
-def _written(path) -> dict[str, tuple[int, yaml.Node]]:
-    """Line and value of each dotted key of a YAML file; syntax errors, duplicate keys and empty files are errors."""
-    found, dotted, sizes = {}, [], {}
-
-    def size(node):
-        if id(node) not in sizes:
-            sizes[id(node)] = math.inf  # until it is known: of a node that holds itself
-            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-            parts = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
-            sizes[id(node)] = 1 + sum(map(size, parts))
-        return sizes[id(node)]
-
-    def walk(node, prefix):
-        for key, value in node.value:
-            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
-            if name in found and key.value != "<<":
-                problem = f"{name} is there twice (line {found[name][0]})"
-                raise ConfigError(f"{path}, line {line}: {problem}. Remove one of them.")
-            found[name] = line, value
-            dotted.extend([name] * is_dotted(prefix.rstrip("."), key.value))
-            if isinstance(value, yaml.MappingNode) and key.value != "<<":
-                walk(value, f"{name}.")
-
+def compose_config(path: Path, overrides: Iterable[str], text: str | None = None) -> DictConfig:
+    """Hydra's composition of a YAML file, or of a text in its place, with overrides of `normalize_overrides`."""
+    text = read_yaml(path)[0] if text is None else text
+    running = GlobalHydra.instance().hydra  # of @hydra.main
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
-        if root and size(root) > MOST_VALUES:
-            problem = f"holds more than {MOST_VALUES:,} values, with its aliases (*name) written out"
-            raise ConfigError(f"{path} {problem}. Write what is needed, without aliases.")
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1
-        raise ConfigError(f"{path}, line {line}: this is no YAML: {error.problem}. Correct that line.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Save it as UTF-8 text.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply. Begin it like configs/training.yaml.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
-    if root is None:
-        raise ConfigError(f"{path} is empty. Write the keys model and train there; configs/training.yaml has them all.")
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path} is no mapping of keys to values. Begin it like configs/training.yaml.")
-    walk(root, "")
-    for name in dotted:
-        above = [
-            part for part in found if name.startswith(f"{part}.") and not isinstance(found[part][1], yaml.MappingNode)
-        ]
-        if "defaults" in found or above:
-            other = (
-                f"{above[0]} (line {found[above[0]][0]}) holds no keys"
-                if above
-                else "a list of defaults may say otherwise"
-            )
-            raise ConfigError(
-                f"{path}, line {found[name][0]}: {name} is set, but {other}. Write it as a key below {name.rpartition('.')[0]}:."
-            )
-    return found
-
-
-@contextlib.contextmanager
-def _temporary_folder():
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield folder
-    except OSError as error:
-        problem = f"The temporary folder cannot be written: {error.strerror}"
-        raise ConfigError(f"{problem}. Free room there, or set TMPDIR to another folder.") from error
-
-
-def _compose(path, overrides):
-    with _temporary_folder() as folder:
-        text = path.read_text(encoding="utf-8-sig")
-        if re.search(r"^defaults\s*:", text, re.MULTILINE):
+        with tempfile.TemporaryDirectory() as temporary:
             folder, name = path.resolve().parent, path.name
-        else:
-            # Hydra takes `template=x` for the choice of a group where a folder `template/` lies beside the file.
-            name = "config.yaml"
-            Path(folder, name).write_text(text, encoding="utf-8")
-        running = GlobalHydra.instance().hydra  # of @hydra.main
-        GlobalHydra.instance().clear()
-        try:
+            if not re.search(r"^defaults\s*:", text, re.MULTILINE):
+                # Hydra takes `template=x` for the choice of a group where a folder `template/` lies beside the file.
+                folder, name = Path(temporary), "config.yaml"
+                (folder / name).write_text(text, encoding="utf-8")
+            GlobalHydra.instance().clear()
             with initialize_config_dir(str(folder), version_base=None):
                 return compose(name, list(overrides))
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-            reason = str(error if str(error) else error.__cause__).replace(str(folder), str(path.parent))
-            reason = " ".join(reason.split())
-            raise ConfigError(f"{path}: {reason.rstrip('.')}. Correct the file or the override.") from error
-        finally:
-            GlobalHydra.instance().hydra = running
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(str(error) or error.__cause__).replace(str(folder), str(path.parent)).split())
+        raise ConfigError(str(path), reason.rstrip("."), "Correct the file or the override.") from error
+    except OSError as error:
+        fix = "Free room there, or set TMPDIR to another folder."
+        raise ConfigError("", f"The temporary folder cannot be written: {error.strerror}", fix) from error
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
-def finish(cfg, source=None):
+def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: Iterable[str] = ()) -> DictConfig:
     """Translate names of earlier versions, give values their types, refuse unknown keys, fill in missing data keys.
 
     Args:
         cfg: a composed configuration, of `load_config` or of `@hydra.main`; it may already be finished.
-        source: the YAML file it came from, for the messages.
+        source: the YAML file it came from, and
+        overrides: what was set beside it, both for the messages.
     """
+    written = _written(Path(source)) if source else {}
     try:
-        tree = OmegaConf.to_container(cfg, resolve=False)
-        cfg = OmegaConf.create(nested(tree) if isinstance(tree, dict) else {})
-        notes = cfg.pop("translated", None) or {}
-        if OmegaConf.is_dict(notes):  # they are told, and nothing that they say is followed
-            notes = {key: notes[key] for key in notes if not OmegaConf.is_interpolation(notes, key)}
-        tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
-        tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
-        for part in {
-            "model",
-            "train",
-        } & read.keys():  # what is saved could not tell its keys from those that were added
-            raise KeyProblem(
-                part,
-                f"{part} is {read[part]}, all of it from the environment",
-                f"Write keys under {part}:, and ${{oc.env:…}} as their values.",
-            )
-        for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
-            if not isinstance(value, dict):
-                found = "empty" if value is None else repr(value)
-                raise KeyProblem(
-                    part, f"{part} is {found}, not keys and values", f"Write keys under {part}:, indented."
-                )
-        if source:
-            _as_written(tree, _written(Path(source)))
-        hf_train = translate_names(tree, notes)
-        _check_keys(tree, hf_train)
-        missing = next((key for key, value in leaves(tree) if value == "???"), None)
-        if missing:
-            raise KeyProblem(missing, f"{missing} is ???, a value still to be given", f"Set {missing}.")
-        prompt = {f"model.{key}" for key in PROMPT_KEYS}
-        for key in known_keys():
-            if hf_train or not key.startswith("model.") or key in prompt:
-                _coerce_key(tree, key)
-        _check_values(tree, hf_train)
-        for key, text in read.items():
-            if key in notes:  # the value it was moved with
-                notes[key] = f"{text} -> {str(notes[key]).partition(' -> ')[2]}"
-            notes[RENAMED.get(key, key)] = text + FROM_ENVIRONMENT
+        return _finish(cfg, written)
     except OmegaConfBaseException as error:
-        reason = first_line(error)
-        where = source or "The configuration"
-        raise ConfigError(f"{where} cannot be resolved: {reason}. Correct the ${{…}}.") from error
-    except KeyProblem as wrong:
-        raise ConfigError(f"{wrong.problem}{_where(source, wrong)}. {wrong.advice}") from None
+        where = str(source or "the configuration")
+        raise ConfigError(where, f"it cannot be resolved: {first_line(error)}", "Correct the ${…}.") from error
+    except ConfigError as error:
+        if source is None:
+            raise
+        names = [error.key, *(old for old, new in RENAMED.items() if new == error.key)]
+        given = tuple(f"{text.lstrip('+~').partition('=')[0]}." for text in overrides)
+        if any(f"{name}.".startswith(given) for name in names):
+            raise error.in_file(f"an override of {source}") from error.__cause__
+        line = next((written[n][0] for n in (*names, error.key.rpartition(".")[0]) if n in written), None)
+        raise error.in_file(source, line) from error.__cause__
+
+
+def _finish(cfg: DictConfig, written: dict[str, tuple[int, yaml.Node]]) -> DictConfig:
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+    notes = cfg.pop("translated", None) or {}
+    if OmegaConf.is_dict(notes):  # they are told, and nothing that they say is followed
+        notes = {key: notes[key] for key in notes if not OmegaConf.is_interpolation(notes, key)}
+    tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
+    tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
+    for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
+        if part in read:  # what is saved could not tell its keys from those that were added
+            problem = f"{read[part]}, all of it from the environment"
+            raise ConfigError(part, problem, f"Write keys under {part}:, and ${{oc.env:…}} as their values.")
+        if not isinstance(value, dict):
+            problem = f"{'empty' if value is None else repr(value)}, not keys and values"
+            raise ConfigError(part, problem, f"Write keys under {part}:, indented.")
+    _keep_text(tree, written)
+    hf_train = translate_names(tree, notes)
+    _check_keys(tree, hf_train)
+    for key in known_keys():
+        if hf_train or not key.startswith("model.") or key.removeprefix("model.") in PROMPT_KEYS:
+            _coerce_key(tree, key)
+    _check_values(tree, hf_train)
+    for key, text in read.items():
+        if key in notes:  # the value it was moved with
+            notes[key] = f"{text} -> {str(notes[key]).partition(' -> ')[2]}"
+        notes[RENAMED.get(key, key)] = text + FROM_ENVIRONMENT
     data = {key: tree.get(key) for key in DATA_KEYS}
     return OmegaConf.create(literal({"model": tree["model"], "train": tree["train"], **data, "translated": notes}))
 
 
-def _where(source, wrong):
-    if source is None:
-        return ""
-    lines, names = _written(Path(source)), [wrong.key, *(old for old, new in RENAMED.items() if new == wrong.key)]
-    if wrong.value is not None:
-        cfg = read_config(source)
-        if all(OmegaConf.select(cfg, name) != wrong.value for name in names):
-            return f" (an override of {source})"
-    line = next((lines[name][0] for name in (*names, wrong.key.rpartition(".")[0]) if name in lines), None)
-    return f" ({source}, line {line})" if line else f" ({source})"
+def _written(path: Path) -> dict[str, tuple[int, yaml.Node]]:
+    """Line and value of each dotted key of a YAML file.
+
+    Raises:
+        ConfigError: syntax errors, duplicate keys, and files that are empty or not a mapping.
+    """
+    found = {}
+
+    def walk(node: yaml.MappingNode, prefix: str) -> None:
+        for key, value in node.value:
+            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if name in found and key.value != "<<":
+                problem = f"{name} is there twice (line {found[name][0]})"
+                raise ConfigError(f"{path}, line {line}", problem, "Remove one of them.")
+            found[name] = line, value
+            if isinstance(value, yaml.MappingNode) and key.value != "<<":
+                walk(value, f"{name}.")
+
+    _, root = read_yaml(path)
+    if root is None:
+        fix = "Write the keys model and train there; configs/training.yaml has them all."
+        raise ConfigError(str(path), "it is empty", fix)
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(str(path), "it is not a mapping of keys to values", "Begin it like configs/training.yaml.")
+    walk(root, "")
+    return found
 
 
-def _as_written(tree, written):
+def _keep_text(tree: dict[str, Any], written: dict[str, tuple[int, yaml.Node]]) -> None:
     """Give text its letters back, where YAML read a number: the revision `0123456` (octal, to YAML) or `12e4567`."""
     for key, (_, node) in written.items():
         mapping, name = parent_and_name(tree, key)
-        number = isinstance(mapping.get(name), int | float) and not isinstance(mapping[name], bool)
-        if number and kinds(annotation_of(key) or "Any") <= {"str", "null"} and "${" not in node.value:
+        value = mapping.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and is_text(key) and "${" not in node.value:
             mapping[name] = node.value
 
 
-def _check_keys(tree, hf_train):
-    for key, value in leaves(tree):
-        if key.endswith("._target_") and key != "model._target_":
-            problem = f"{key} is {value!r}, but values are plain: no class or function is called to make them"
-            raise KeyProblem(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
-
-    def walk(mapping, prefix):
+def _check_keys(tree: dict[str, Any], hf_train: bool) -> None:
+    def walk(mapping: dict, prefix: str) -> None:
         for key, value in mapping.items():
             name = f"{prefix}{key}"
-            if annotation_of(name, not hf_train) is None:
-                raise KeyProblem(name, f"{name} is an unknown key", unknown_key(name))
+            if type_of(name, not hf_train) is None:
+                raise unknown_key(name)
+            if "." in str(key):
+                above, _, last = name.rpartition(".")
+                raise ConfigError(name, "a key with dots", f"Write {last} as a key below {above}:, indented.")
             if name in STRICT and isinstance(value, dict):
                 walk(value, f"{name}.")
 
+    for key, value in leaves(tree):
+        if key.endswith("._target_") and key != "model._target_":
+            problem = f"{value!r}, but values are plain: no class or function is called to make them"
+            raise ConfigError(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
+        if value == "???":
+            raise ConfigError(key, "???, a value still to be given", f"Set {key}.")
     walk(tree, "")
 
 
-def _coerce_key(tree, key):
+def _coerce_key(tree: dict[str, Any], key: str) -> None:
     mapping, name = parent_and_name(tree, key)
     if name not in mapping:
         return
-    accepted = kinds(known_keys()[key])
-    if mapping[name] is None and not accepted & {"null", "any"}:
+    if mapping[name] is None and not accepts(key, None):
         del mapping[name]  # `key:` left empty means that it is not set
     elif mapping[name] is False and name.endswith("_strategy"):
         mapping[name] = "no"  # YAML reads `no` as false
     else:
-        mapping[name] = coerce(mapping[name], accepted, key)
+        mapping[name] = coerce(key, mapping[name])
 
 
-def _check_values(tree, hf_train):
-    if tree.get("shuffle") is True or tree.get("shuffle") is False:
+def _check_values(tree: dict[str, Any], hf_train: bool) -> None:
+    """What the type of a single key does not say."""
+    model, train, share, text = tree["model"], tree["train"], tree.get("dev_split"), tree.get("output_key")
+    if isinstance(tree.get("shuffle"), bool):
         tree["shuffle"] = 42 if tree["shuffle"] else None
-    model, share = tree["model"], tree.get("dev_split")
-    for key in BOUNDS:
-        if not hf_train and key.startswith("model.lora."):
-            continue
-        check_bounds(key, get(tree, key), kinds(known_keys()[key]))
-    if tree["train"].get("num_train_epochs") == 0 and (tree["train"].get("max_steps") or 0) <= 0:
-        problem = "train.num_train_epochs is 0, so nothing would be trained"
-        raise KeyProblem("train.num_train_epochs", problem, "Set a number above 0, or train.max_steps.", 0)
-    output_dir = tree["train"].get("output_dir") or OUTPUT_DIR
+    output_dir = train.get("output_dir") or OUTPUT_DIR
     home = user_path(output_dir, "train.output_dir")
     # Here and for all who ask later: transformers alone would see the home folder in it.
-    tree["train"]["output_dir"] = str(home) if output_dir.startswith("~") else output_dir
-    if tree.get("input_key") and tree["input_key"] == tree.get("output_key"):
-        problem = f"output_key is {short_repr(tree['output_key'])}, as input_key is, so the model would learn to repeat its prompt"
-        raise KeyProblem(
-            "output_key", problem, "Set output_key to the key of a row with the text to learn.", tree["output_key"]
-        )
-    if tree["train"].get("resume_from_checkpoint"):  # which transformers only hands on to scripts
-        wrong = tree["train"]["resume_from_checkpoint"]
-        raise KeyProblem(
-            "train.resume_from_checkpoint",
-            "train.resume_from_checkpoint is set, which nothing reads",
-            "Set resume_checkpoint.",
-            wrong,
-        )
-    if tree["train"].get("push_to_hub"):
-        problem = "train.push_to_hub is set, but checkpoints are not pushed while training"
-        raise KeyProblem(
-            "train.push_to_hub", problem, "Remove it, and set hfhub_tag to push the adapter at the end.", True
-        )
+    train["output_dir"] = str(home) if output_dir.startswith("~") else output_dir
+    for key, fix in NOT_READ.items():
+        if train.get(key.removeprefix("train.")):
+            raise ConfigError(key, "it is set, but nothing reads it", fix)
+    if train.get("num_train_epochs") == 0 and (train.get("max_steps") or 0) <= 0:
+        fix = "Set a number above 0, or train.max_steps."
+        raise ConfigError("train.num_train_epochs", "0, so nothing would be trained", fix)
+    if text and tree.get("input_key") == text:
+        problem = f"{short_repr(text)}, as input_key is, so the model would learn to repeat its prompt"
+        raise ConfigError("output_key", problem, "Set output_key to the key of a row with the text to learn.")
     if isinstance(share, int | float) and not (0 < share < 1 or isinstance(share, int) and share >= 1):
-        advice = "Set a share between 0 and 1, a number of rows, or the path of a data file."
-        raise KeyProblem("dev_split", f"dev_split is {share}", advice, share)
+        fix = "Set a share between 0 and 1, a number of rows, or the path of a data file."
+        raise ConfigError("dev_split", f"{share} is not allowed", fix)
     if hf_train and not model.get("model_name_or_path"):
-        raise KeyProblem(
-            "model", "model.model_name_or_path is not set", "Set a model's name on the hub, or its folder."
-        )
+        raise ConfigError("model.model_name_or_path", "it is not set", "Set a model's name on the hub, or its folder.")
     if hf_train and model.get("load_in_4bit") and model.get("load_in_8bit"):
-        problem = "model.load_in_4bit and model.load_in_8bit are both true"
-        raise KeyProblem("model.load_in_4bit", problem, "Set one to false.")
+        raise ConfigError("model.load_in_4bit", "true, as model.load_in_8bit is", "Set one to false.")
 
 
-def differences(cfg, config) -> list[tuple]:
+def differences(cfg: DictConfig, config: str | os.PathLike) -> list[tuple[str, Any, Any]]:
     """What a resolved configuration has other than its YAML file: `(key, value in the file, value)`.
 
     Keys that are empty on one side and absent on the other are no difference.

@@ -2,18 +2,20 @@
 
 import os
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ragfit.config.schema import RENAMED, annotation_of, get, is_hf_train, kinds, known_keys, unknown_key
+from ragfit.config.schema import RENAMED, get, is_hf_train, is_text, known_keys, type_of, unknown_key
 from ragfit.errors import ConfigError
 from ragfit.secrets import plain_secrets
 
 
-def override(key, value, environment=False) -> str:
+def override(key: str, value: Any, environment: bool = False) -> str:
     """A Hydra override, `key=value`, that parses back to exactly this Python value.
 
     With `environment`, `${oc.env:NAME}` in it is followed, as in a YAML file.
@@ -22,7 +24,7 @@ def override(key, value, environment=False) -> str:
     "model.completion_start='<|assistant|>'"
     """
 
-    def write(value):
+    def write(value: Any) -> str:
         if value is None or isinstance(value, bool):
             return {None: "null", True: "true", False: "false"}[value]
         if isinstance(value, int | float):
@@ -34,23 +36,24 @@ def override(key, value, environment=False) -> str:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         if not isinstance(value, str):
-            raise ConfigError(f"{key}: a {type(value).__name__} is no value. Use text, a number, a list or a mapping.")
+            fix = "Use text, a number, a list or a mapping."
+            raise ConfigError(key, f"an object of type {type(value).__name__} is not a value", fix)
         if value == "???":
-            raise ConfigError(f"{key}: '???' means a missing value to Hydra. Give the value.")
+            raise ConfigError(key, "'???' means a missing value to Hydra", "Give the value.")
         return QuotedString(literal(value, environment), Quote.single).with_quotes()
 
     text = f"{key}={write(value)}"
     if "{" in text and not _keys_survive(text, value):
-        raise ConfigError(f"{key}: Hydra's overrides cannot express a key of {value!r}. Write it in a YAML file.")
+        raise ConfigError(key, f"Hydra's overrides cannot express a key of {value!r}", "Write it in a YAML file.")
     return text
 
 
-def _escaped_key(key):
+def _escaped_key(key: Any) -> str:
     return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key) if isinstance(key, str) else repr(key)
 
 
-def _keys_survive(text, value):
-    def keys(tree):
+def _keys_survive(text: str, value: Any) -> bool:
+    def keys(tree: Any) -> Any:
         if isinstance(tree, dict):
             return [(type(k), k, keys(v)) for k, v in tree.items()]
         return [keys(v) for v in tree] if isinstance(tree, list | tuple) else None
@@ -61,8 +64,8 @@ def _keys_survive(text, value):
         return False
 
 
-def literal(tree, environment=False):
-    """`tree` with `${` escaped, so that OmegaConf does not read it as an interpolation; with `environment` but for `${oc.env:`."""
+def literal(tree: Any, environment: bool = False) -> Any:
+    """Plain values with `${` escaped, which OmegaConf would follow; with `environment`, `${oc.env:` is left to it."""
     if isinstance(tree, dict):
         return {key: literal(value, environment) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -70,11 +73,11 @@ def literal(tree, environment=False):
     return re.sub(r"(\\*)\$\{" + r"(?!oc\.env:)" * environment, r"\1\1\\${", tree) if isinstance(tree, str) else tree
 
 
-def _parse(text) -> Override:
+def _parse(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
-def refuse_secrets(words, keeps):
+def refuse_secrets(words: Iterable[str], keeps: str) -> None:
     """Raise a ConfigError for an override that gives a secret as it is, in any of Hydra's forms and at any depth.
 
     Args:
@@ -87,38 +90,33 @@ def refuse_secrets(words, keeps):
             key, values = given.key_or_group, [given.value()]
             if given.is_choice_sweep():
                 values = [_parse(f"{key}={value}").value() for value in given.sweep_string_iterator()]
-        except HydraException:
+        except (HydraException, ValueError):
             key, _, *values = word.lstrip("+~-").partition("=")
         refuse_plain(plain_secrets([{key: value} for value in values]), keeps)
 
 
-def refuse_plain(keys, keeps):
+def refuse_plain(keys: Iterable[str], keeps: str) -> None:
     """Raise a ConfigError for the first of the keys that hold a secret as it is."""
     for key in keys:
-        raise ConfigError(
-            f"{key}: {keeps}, and this is a secret. Remove it; log in with hf auth login, "
-            f"or write ${{oc.env:NAME}} as the value and set NAME in the environment."
-        )
+        instead = "log in with hf auth login, or write ${oc.env:NAME} as the value and set NAME in the environment."
+        raise ConfigError(key, f"{keeps}, and this is a secret", f"Remove it; {instead}")
 
 
-def _quoted(text, error):
-    """`key=<|assistant|>` with its value quoted, which Hydra's grammar refuses as it stands."""
-    match = re.fullmatch(r"(\+{0,2}[\w.]+)=(.*)", text, re.DOTALL)
-    pure_text = match and kinds(annotation_of(match[1].lstrip("+")) or "Any") <= {"str", "null"}
-    if match and (pure_text or match[2][:1] not in "'\"[{"):
-        return override(match[1], match[2])
-    raise ConfigError(
-        f"The override {_without_value(text)!r} cannot be read: it is not in Hydra's grammar. "
-        "Write key=value, close brackets and quotes, and quote text: key='a, b'."
-    ) from error
+def _parse_text(text: str) -> tuple[str, Override]:
+    """An override as Hydra reads it; `key=<|assistant|>`, which its grammar refuses, with the value quoted."""
+    try:
+        return text, _parse(text)
+    except (HydraException, ValueError) as error:  # a number of 5,000 digits is a ValueError
+        match = re.fullmatch(r"(\+{0,2}[\w.]+)=(.*)", text, re.DOTALL)
+        if match and (is_text(match[1].lstrip("+")) or match[2][:1] not in "'\"[{"):
+            quoted = override(match[1], match[2])
+            return quoted, _parse(quoted)
+        shown = re.sub("=.*", "=…", text, flags=re.DOTALL)  # the value may be a secret under a misspelt key
+        fix = "Write key=value, close brackets and quotes, and quote text: key='a, b'."
+        raise ConfigError("", f"The override {shown!r} cannot be read: it is not in Hydra's grammar", fix) from error
 
 
-def _without_value(text):
-    """An override in a message: the value may be a secret under a misspelt key."""
-    return re.sub("=.*", "=…", text, flags=re.DOTALL)
-
-
-def normalize_overrides(overrides, cfg) -> list[str]:
+def normalize_overrides(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
     """Overrides as Hydra takes them: known keys need no `+`, names of earlier versions work, others are errors.
 
     Args:
@@ -129,36 +127,29 @@ def normalize_overrides(overrides, cfg) -> list[str]:
         ConfigError: an override that cannot be read, or a key that does not exist, with the nearest real one.
     """
     tree = OmegaConf.to_container(cfg, resolve=False)
-    parsed = []
-    for text in overrides:
-        try:
-            parsed.append((text, _parse(text)))
-        except HydraException as error:
-            parsed.append((quoted := _quoted(text, error), _parse(quoted)))
-    targets = {o.key_or_group: o.value() for _, o in parsed if o.key_or_group == "model._target_"}
-    any_model = not is_hf_train(targets.get("model._target_", get(tree, "model._target_")))
-    found, given = [], set()
+    parsed = [_parse_text(text) for text in overrides]
+    target = {o.key_or_group: o.value() for _, o in parsed}.get("model._target_", get(tree, "model._target_"))
+    normal, given = [], set()
     for text, o in parsed:
         key = o.key_or_group
         if o.package is not None or "/" in key or key.split(".")[0] == "hydra":
-            found.append(text)
+            normal.append(text)
             continue
-        annotation = annotation_of(key, any_model)
-        if annotation is None:
-            raise ConfigError(f"The override {_without_value(text)!r} names an unknown key, {key}. {unknown_key(key)}")
+        if type_of(key, not is_hf_train(target)) is None:
+            raise unknown_key(key).in_file("an override")
+        # The key's other names, which must not say otherwise.
         group = {k for k in (*RENAMED, *RENAMED.values()) if RENAMED.get(k, k) == RENAMED.get(key, key)} - {key}
         siblings = sorted(k for k in group if k in given or get(tree, k) is not None)
         if not o.is_delete():
-            raw = text.partition("=")[2]
-            if kinds(annotation) <= {"str", "null"} and not isinstance(o.value(), str | None):
-                if not o.is_sweep_override():
-                    text = override(text.partition("=")[0], raw.strip())  # [/INST] is a marker, not a list
-            # Hydra, which sees neither a key that is not in the file nor one with dots, adds or changes it so.
+            if is_text(key) and not isinstance(o.value(), str | None) and not o.is_sweep_override():
+                name, _, raw = text.partition("=")
+                text = override(name, raw.strip())  # [/INST] is a marker, not a list
+            # Hydra would refuse to change a key that is not in the file.
             text = f"++{text}" if o.type == OverrideType.CHANGE else text
-            found += [f"++{k}=null" for k in siblings] + [text]
+            normal += [f"++{k}=null" for k in siblings] + [text]
         elif key in known_keys():  # empty is not set, and Hydra refuses to delete what is null
-            found += [f"++{k}=null" for k in (*siblings, key)]
+            normal += [f"++{k}=null" for k in (*siblings, key)]
         elif key in given or get(tree, key) is not None:
-            found.append(text)
+            normal.append(text)
         given.add(key)
-    return found
+    return normal

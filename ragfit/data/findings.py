@@ -1,7 +1,10 @@
 """What looks wrong: findings over the whole data set, each with its rows, its meaning and its remedy."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+
+from ragfit.data.mask import Masked
+from ragfit.data.prompt import Rendered, Renderer, added_tokens_pattern
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Finding:
     rows: tuple[tuple[str, int], ...] = ()
     detail: str = ""
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = "all rows" if not self.rows else f"{len(self.rows)} row{'s' * (len(self.rows) != 1)}"
         if self.rows:
             first = ", ".join(f"{part} {number}" for part, number in self.rows[:5])
@@ -42,18 +45,19 @@ KINDS = {
     ),
     "prompt mismatch": (
         "warning",
-        "The training text does not begin with the prompt the model is given at inference, so it learns to continue another text.",
+        "The training text does not begin with the prompt the model is given at inference, so it learns to continue "
+        "another text.",
         "Set template to a file of your own, or use a tokenizer whose template renders both alike.",
     ),
     "output changed by the template": (
         "warning",
         "The template rewrites these outputs (it drops their reasoning, say), and what it writes is learned instead.",
-        "Set template to a file of your own, which writes outputs as they stand, or keep what it drops out of the data.",
+        "Set template to a file of your own that writes outputs as they stand, or remove from the data what it drops.",
     ),
     "marker not before the output": (
         "warning",
-        "The template writes other text before these outputs (they bring their own reasoning, say), so loss begins where "
-        "the generation prompt or that text ends.",
+        "The template writes other text before these outputs (they bring their own reasoning, say), so loss begins "
+        "where the generation prompt or that text ends.",
         "Set model.completion_start to a marker that stands before every output, or change the rows.",
     ),
     "other text has loss": (
@@ -155,25 +159,27 @@ def became(given: str, written: str) -> str:
 
 @dataclass
 class Collected:
-    """Rows by kind, gathered while the rows are prepared."""
+    """Rows by the kind of finding, gathered while the rows are prepared."""
 
-    rows: dict = field(default_factory=lambda: defaultdict(list))
-    all_rows: set = field(default_factory=set)
-    details: dict = field(default_factory=dict)
+    rows: dict[str, list[tuple[str, int]]] = field(default_factory=lambda: defaultdict(list))
+    all_rows: set[str] = field(default_factory=set)
+    details: dict[str, str] = field(default_factory=dict)
 
-    def add(self, kind, part, number, detail=""):
+    def add(self, kind: str, part: str, number: int, detail: str = ""):
+        """Note a row of a part. What the first one says in detail is kept."""
         if kind not in self.all_rows:
             self.rows[kind].append((part, number))
         if detail:
             self.details.setdefault(kind, detail)
 
-    def everywhere(self, kind, detail=""):
+    def everywhere(self, kind: str, detail: str = ""):
+        """Note what concerns all rows."""
         self.all_rows.add(kind)
         self.rows[kind] = []
         if detail:
             self.details[kind] = detail
 
-    def findings(self):
+    def findings(self) -> list[Finding]:
         """All findings, warnings first, in the order of `KINDS`."""
         found = [
             Finding(kind, severity, meaning, fix, tuple(self.rows[kind]), self.details.get(kind, ""))
@@ -181,3 +187,79 @@ class Collected:
             if kind in self.rows
         ]
         return sorted(found, key=lambda finding: finding.severity != "warning")
+
+
+class Checks(Collected):
+    """Looks at every row that is trained on, for what looks wrong and for where loss begins and ends."""
+
+    def __init__(self, renderer: Renderer):
+        super().__init__()
+        self.renderer, self.tokenizer = renderer, renderer.tokenizer
+        self.first, self.last, self.boundary = Counter(), Counter(), Counter()
+        self._rows, self._queries = set(), set()
+        self._specials = added_tokens_pattern(self.tokenizer, special_only=True)
+        # A turn ends with a token of its own, not with text that looks like one.
+        added = self.tokenizer.added_tokens_decoder
+        self._ends = {self.tokenizer.eos_token_id, *(token for token in added if str(added[token]) in renderer.stops)}
+        if renderer.system == "dropped":
+            self.everywhere("instruction not in prompt")
+        if renderer.dated:
+            self.everywhere("dated template")
+        if special := self._special_token_in(renderer.instruction):
+            self.everywhere("special tokens in data", f"{special!r} in the instruction")
+
+    def _special_token_in(self, text):
+        match = self._specials.search(text) if self._specials else None
+        return match.group() if match else ""
+
+    def check(self, part: str, number: int, query: str, output: str, row: Rendered, masked: Masked):
+        """Look at one row."""
+        ids = masked.input_ids
+        self.first[ids[masked.start]] += 1
+        self.last[ids[masked.end - 1]] += 1
+        if masked.boundary:
+            shared = row.text[slice(*masked.boundary)]
+            self.boundary[shared] += 1
+            # A marker token that takes in the template's own white space takes nothing from the output.
+            if masked.boundary[1] > row.output[0]:
+                taken = row.text[row.output[0] : masked.boundary[1]].strip()
+                self.add("first word without loss" if taken else "boundary token", part, number, f"{shared!r}")
+        if not row.matches:
+            self.add("prompt mismatch", part, number)
+        if row.changed:
+            self.add("output changed by the template", part, number, became(*row.changed))
+        if self.renderer.marker and not row.marker:
+            self.add("marker not before the output", part, number)
+        if row.extra:
+            self.add("other text has loss", part, number, f"{row.extra[:40]!r}")
+        if not output.strip():
+            self.add("empty output", part, number)
+        if ids[masked.end - 1] not in self._ends:
+            self.add("no end of turn", part, number)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            self.add("double BOS", part, number)
+        if special := self._special_token_in(query) or self._special_token_in(output):
+            self.add("special tokens in data", part, number, f"{special!r}")
+        if part == "train":
+            if hash((query, output)) in self._rows:
+                self.add("duplicate rows", part, number)
+            self._rows.add(hash((query, output)))
+            self._queries.add(hash(query))
+        elif hash(query) in self._queries:
+            self.add("row in train and dev", part, number)
+
+    def counts(self) -> dict:
+        """The fields of a `Report` that tell where loss begins and ends."""
+        return {
+            "first_labels": self._texts_of_ids(self.first),
+            "last_labels": self._texts_of_ids(self.last),
+            "last_ids": sorted(self.last),
+            "boundary": self.boundary,
+        }
+
+    def _texts_of_ids(self, counter):
+        texts = Counter()
+        for token, count in counter.most_common():  # tokens that are part of a character share the text "\ufffd"
+            texts[self.tokenizer.decode([token], clean_up_tokenization_spaces=False)] += count
+        return texts

@@ -1,46 +1,104 @@
-"""Over-long rows, cut until they fit."""
+"""Over-long rows: their prompts cut until they fit, or the rows refused."""
 
+from dataclasses import dataclass, replace
+
+from ragfit.data.mask import Encoder, Masked
+from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Cut
 from ragfit.errors import PromptError
 
+_CHARACTERS_PER_TOKEN = 64  # Above so many per allowed token, only a piece of a text is tokenized to decide.
 
-def fit(renderer, encoder, query, output, row, masked, limit, policy):
-    """Cut a row's prompt from its start or end until the row has at most `limit` tokens.
+
+class TooLong(Exception):
+    """A row has more tokens than `max_sequence_len`, and cutting its prompt is not asked for or not enough.
+
+    Attributes:
+        tokens: how many it has, about.
+    """
+
+    def __init__(self, tokens: int):
+        super().__init__(tokens)
+        self.tokens = tokens
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Fits rows into `max_sequence_len`.
 
     Only the row's own prompt is cut: the template's text, the instruction and the completion stay whole.
 
-    Returns:
-        (Cut or None, Rendered, Masked): None where the rest alone is too long.
+    Attributes:
+        limit: the largest number of tokens, or None for no limit.
+        policy: "drop", or where the prompt is cut: "cut_start" or "cut_end".
     """
-    length = len(query)
-    start, stop = 0, length
-    whole = masked
-    for _ in range(20):
-        over = len(masked.input_ids) - limit
-        if over <= 0:
-            return Cut(start, stop, length), row, masked
-        if row.user is None or start >= stop:
-            break
-        # The tokens of the prompt that must go end (or begin) at these characters.
-        ids, spans = encoder.spans(row.text)
-        if spans is None:
-            drop = max(1, (stop - start) * over // max(len(ids), 1))
-        else:
-            inside = [span for span in spans if span[0] >= row.user[0] and span[1] <= row.user[1] and span[1] > span[0]]
-            if len(inside) <= over:
-                drop = stop - start
-            elif policy == "cut_end":
-                drop = row.user[1] - inside[-over][0]
+
+    renderer: Renderer
+    encoder: Encoder
+    limit: int | None
+    policy: str
+
+    def shorten(self, query: str, output: str) -> Cut:
+        """The piece of a prompt to begin with: all of it, but for a row of megabytes, which would take minutes.
+
+        Raises:
+            TooLong: a piece of the prompt (with the policy "drop") or of the output alone has too many tokens.
+        """
+        whole = Cut(0, len(query), len(query))
+        if not self.limit:
+            return whole
+        size = _CHARACTERS_PER_TOKEN * self.limit
+        if len(output) > size and (tokens := self._too_many(output, output[:size])):
+            raise TooLong(tokens)
+        if len(query) <= size:
+            return whole
+        piece = replace(whole, start=len(query) - size) if self.policy == "cut_start" else replace(whole, stop=size)
+        tokens = self._too_many(query, piece.apply(query))
+        if tokens and self.policy == "drop":
+            raise TooLong(tokens)
+        return piece if tokens else whole
+
+    def _too_many(self, text, piece):
+        """About how many tokens a text has, where its piece has twice the limit already; else 0, for it may fit."""
+        tokens = len(self.encoder.spans(piece)[0])
+        return tokens * len(text) // len(piece) if tokens > 2 * self.limit else 0
+
+    def fit(self, query: str, output: str, cut: Cut, row: Rendered, masked: Masked) -> tuple[Cut, Rendered, Masked]:
+        """Cut a prompt from its start or end until the row has at most `limit` tokens.
+
+        Args:
+            query: the whole prompt.
+            cut: the piece of it that `row` and `masked` were made of.
+
+        Raises:
+            TooLong: the row has too many tokens, and too few of them are the prompt's.
+        """
+        length = len(masked.input_ids)
+        for _ in range(20):
+            over = len(masked.input_ids) - self.limit
+            if over <= 0:
+                return cut, row, masked
+            if self.policy == "drop" or row.user is None or cut.start >= cut.stop:
+                break
+            drop = max(self._characters(row, over, cut.stop - cut.start), 1)
+            if self.policy == "cut_end":
+                cut = replace(cut, stop=max(cut.stop - drop, 0))
             else:
-                drop = inside[over][0] - row.user[0]
-        if policy == "cut_end":
-            stop -= max(drop, 1)
-        else:
-            start += max(drop, 1)
-        start, stop = min(start, length), max(stop, 0)
-        try:
-            row = renderer.render(query[start:stop], output)
-        except PromptError:
-            break  # what is left has no place for the completion: the marker stood in what was cut
-        masked = encoder.encode([row])[0]
-    return None, row, whole
+                cut = replace(cut, start=min(cut.start + drop, cut.length))
+            try:
+                row = self.renderer.render(cut.apply(query), output)
+            except PromptError:
+                break  # what is left has no place for the completion: the marker stood in what was cut
+            masked = self.encoder.encode([row])[0]
+        raise TooLong(length)
+
+    def _characters(self, row, over, length):
+        """How many of a prompt's `length` characters hold the `over` tokens that must go from its start or end."""
+        ids, spans = self.encoder.spans(row.text)
+        if spans is None:
+            return length * over // max(len(ids), 1)
+        begin, end = row.user
+        inside = [span for span in spans if begin <= span[0] < span[1] <= end]
+        if len(inside) <= over:
+            return length
+        return end - inside[-over][0] if self.policy == "cut_end" else inside[over][0] - begin

@@ -8,9 +8,17 @@ import array
 import hashlib
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from ragfit.data.prompt import Rendered
 from ragfit.errors import PromptError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 """The label of a token without loss, as in `torch.nn.CrossEntropyLoss(ignore_index=-100)`."""
@@ -33,20 +41,17 @@ class Masked:
     end: int
     boundary: tuple[int, int] | None = None
 
-    def labels(self, ignore_index=IGNORE_INDEX):
+    def labels(self, ignore_index: int = IGNORE_INDEX) -> list[int]:
         """A label for each id: the id itself where there is loss, `ignore_index` elsewhere."""
         ids, start, end = self.input_ids, self.start, max(self.start, self.end)
         return [ignore_index] * start + ids[start:end] + [ignore_index] * (len(ids) - end)
 
 
-def to_arrow(rows):
+def to_arrow(rows: list[Masked]) -> "tuple[pa.ListArray, pa.ListArray]":
     """Ids and labels of many rows as two Arrow arrays, without a Python list of labels for each.
 
-    Args:
-        rows: a list of `Masked`.
-
     Returns:
-        (input_ids, labels): two `pyarrow.ListArray` of int32, one list for each row; labels as `Masked.labels` gives them.
+        (input_ids, labels): two `pyarrow.ListArray` of int32, one list a row; labels as `Masked.labels` gives them.
     """
     import numpy as np
     import pyarrow as pa
@@ -71,7 +76,7 @@ class Encoder:
         bos: ids to put before each text's own.
     """
 
-    def __init__(self, tokenizer, bos=()):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", bos: Sequence[int] = ()):
         self.tokenizer = tokenizer
         self.bos = list(bos)
         self.backend = exact_backend(tokenizer)
@@ -79,15 +84,8 @@ class Encoder:
         if self.backend is not None:
             self._encode_whole()
 
-    def encode(self, rows):
-        """Encode rendered rows. Several threads may do so at once.
-
-        Args:
-            rows: a list of `ragfit.data.prompt.Rendered`.
-
-        Returns:
-            A list of `Masked`, one for each row.
-        """
+    def encode(self, rows: list[Rendered]) -> list[Masked]:
+        """Encode rendered rows. Several threads may do so at once."""
         if self.backend is None:
             with self._alone:
                 return [self._encode_slow(row) for row in rows]
@@ -95,7 +93,7 @@ class Encoder:
         encodings = self.backend.encode_batch([row.text for row in rows], add_special_tokens=False)
         return [self._mask(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
 
-    def spans(self, text):
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         """Ids and the (start, end) characters of each token of a text; `(ids, None)` for a slow tokenizer."""
         if self.backend is None:
             with self._alone:
@@ -151,16 +149,17 @@ class Encoder:
         if before == text[: len(before)] and not text[len(before) : char].strip():
             return shared, None
         raise PromptError(
-            f"{type(self.tokenizer).__name__} gives no offsets, and its tokens do not decode to the text they came from, "
-            f"so the place of the completion cannot be known near {text[max(0, char - 20) : char + 20]!r}. "
-            "Use a model with a fast tokenizer (a tokenizer.json)."
+            "model.model_name_or_path",
+            f"{type(self.tokenizer).__name__} gives no offsets, and its tokens do not decode to the text they came "
+            f"from, so the completion's place is not known near {text[max(0, char - 20) : char + 20]!r}",
+            "Use a model with a fast tokenizer (a tokenizer.json).",
         )
 
     def _decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def first_token_from(encoding, char, length):
+def first_token_from(encoding: "Encoding", char: int, length: int) -> int:
     """The first token that starts at or after a character; `len(encoding)` where there is none."""
     # Characters that the normalizer drops belong to no token.
     while char < length:
@@ -180,15 +179,17 @@ def first_token_from(encoding, char, length):
 _exact = weakref.WeakKeyDictionary()  # tokenizer -> (what it was copied from, the copy)
 
 
-def exact_backend(tokenizer):
+def exact_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
     """The Rust tokenizer with offsets that cover each token's whole text, or None for a slow tokenizer.
 
     A byte-level post-processor may trim white space from the offsets (`trim_offsets`). A token " a" whose space
     is the prompt's last character would then look as if it began with the completion.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
+    backend = tokenizer.backend_tokenizer
     processor = backend.post_processor
     if processor is None or b'"trim_offsets":true' not in bytes(processor.__getstate__()).replace(b" ", b""):
         return backend

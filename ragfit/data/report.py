@@ -5,20 +5,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
+
 from ragfit.data.findings import Finding
 from ragfit.data.mask import Encoder
-from ragfit.data.prompt import Renderer
-from ragfit.data.rows import text_of
+from ragfit.data.prompt import Rendered, Renderer
+from ragfit.data.rows import JsonlRows, TableRows, text_of
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Heading, Line, Span, Table
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 FIRST = 6  # row numbers and token texts listed before the rest is only counted
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a prompt was cut: `start:stop` of its characters are left of `length`."""
+
+    start: int
+    stop: int
+    length: int
+
+    def apply(self, query: str) -> str:
+        return query[self.start : self.stop]
 
 
 @dataclass
@@ -26,6 +38,7 @@ class Part:
     """What became of the rows of one part (train or dev).
 
     Attributes:
+        rows: how many there are.
         kept: for each prepared row, its number in the data file (from 0).
         dropped: numbers of the rows not trained on, by reason.
         cut: for each row whose prompt was cut, its number and a `Cut`.
@@ -34,11 +47,11 @@ class Part:
     """
 
     rows: int = 0
-    kept: list = field(default_factory=list)
-    dropped: dict = field(default_factory=dict)
-    cut: dict = field(default_factory=dict)
-    lengths: list = field(default_factory=list)
-    rejected_lengths: list = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    cut: dict[int, Cut] = field(default_factory=dict)
+    lengths: list[tuple[int, int]] = field(default_factory=list)
+    rejected_lengths: list[int] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -61,11 +74,11 @@ class Report:
     Attributes:
         data_file: where the rows came from.
         in_file: the number of rows in the data file.
-        train, dev: a `Part` each (dev has no rows where there is no dev set).
+        train, dev: what became of each part (dev has no rows where there is no dev set).
         first_labels, last_labels: how often each token is the first or last with loss, as text.
         last_ids: the ids of the latter, the tokens that end a turn.
         boundary: how often each text stands in a token that spans the boundary.
-        findings: a list of `ragfit.data.findings.Finding`.
+        findings: what looks wrong, warnings first.
         cached: whether the rows were prepared by an earlier run and came from the cache.
     """
 
@@ -73,18 +86,18 @@ class Report:
     in_file: int
     train: Part
     dev: Part
-    first_labels: Counter
-    last_labels: Counter
-    last_ids: list
-    boundary: Counter
-    findings: list
+    first_labels: Counter[str]
+    last_labels: Counter[str]
+    last_ids: list[int]
+    boundary: Counter[str]
+    findings: list[Finding]
     cached: bool = field(default=False, compare=False)
 
     def part(self, name: str) -> Part:
         """The part of a name: "train" or "dev"."""
         return {"train": self.train, "dev": self.dev}[name]
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{self.data_file}: {self.in_file} rows{' (prepared before, from the cache)' if self.cached else ''}"]
         for name, part in (("train", self.train), ("dev", self.dev)):
             if not part.rows:
@@ -109,27 +122,29 @@ class Prepared:
     """Rows ready to train on, and all that the views need to explain them.
 
     Attributes:
-        train, dev: `datasets.Dataset` with the columns `input_ids` and `labels` (dev may be None).
-        report: a `Report`.
+        train, dev: the prepared rows, with the columns `input_ids` and `labels` (dev may be None).
+        report: what was counted.
         tokenizer, renderer, encoder: what the rows were made with.
         instruction: the instruction's text, which inference needs again.
+        cfg: the configuration.
+        sources: the rows of each part as they stand in the data file.
     """
 
-    train: object
-    dev: object
+    train: "Dataset"
+    dev: "Dataset | None"
     report: Report
-    tokenizer: object
+    tokenizer: "PreTrainedTokenizerBase"
     renderer: Renderer
     encoder: Encoder
     instruction: str
-    cfg: object
-    sources: dict
+    cfg: DictConfig
+    sources: dict[str, JsonlRows | TableRows]
 
     def part(self, name: str) -> "Dataset | None":
         """The prepared rows of a part: "train" or "dev"."""
         return {"train": self.train, "dev": self.dev}[name]
 
-    def row(self, number, part="train"):
+    def row(self, number: int, part: str = "train") -> tuple[str, str, dict]:
         """(query, output, source row) of a row by its number in its file, the query as it was cut."""
         rows = self.sources[part]
         row = rows[number]
@@ -137,27 +152,12 @@ class Prepared:
         query = text_of(row, self.cfg.input_key, where, "input_key")
         output = text_of(row, self.cfg.output_key, where, "output_key")
         cut = self.report.part(part).cut.get(number)
-        if cut:
-            query = cut.apply(query)
-        return query, output, row
+        return cut.apply(query) if cut else query, output, row
 
-    def rendered(self, index, part="train"):
+    def rendered(self, index: int, part: str = "train") -> Rendered:
         """The prepared row `index` of a part as text, cut as it was for training."""
-        number = self.report.part(part).kept[index]
-        query, output, _ = self.row(number, part)
+        query, output, _ = self.row(self.report.part(part).kept[index], part)
         return self.renderer.render(query, output)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a prompt was cut: `start:stop` of its characters are left of `length`."""
-
-    start: int
-    stop: int
-    length: int
-
-    def apply(self, query):
-        return query[self.start : self.stop]
 
 
 class ReportView(View):

@@ -13,245 +13,214 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from ragfit.config.schema import short_repr
+from ragfit.config.paths import check_reachable, find_existing, find_file
+from ragfit.config.values import short_repr
 from ragfit.errors import DataError, first_line
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
+_BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF-8
 
 
 class JsonlRows(Sequence):
-    """The rows of a JSONL file (plain or gzipped), read on demand.
+    """The rows of a JSONL file (plain or gzipped), read on demand: `rows[i]` is a dict.
 
-    `rows[i]` is a dict; `rows.where(i)` names the file and the line for messages.
+    Attributes:
+        name: the file, for messages.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
-        try:
-            self._file = open(self.path, "rb")
-            if self._file.read(2) == b"\x1f\x8b":
-                self._file = self._unzipped()
-            self._file.seek(0)
-            # Offsets and line numbers of the lines that are not blank; 16 bytes a row.
-            self._offsets, self._lines = array.array("Q"), array.array("Q")
-            self._state, self._hash = self._stat(), xxhash.xxh3_128()
-            offset = 0
-            for number, line in enumerate(self._file, 1):
-                self._hash.update(line)
-                if line.removeprefix(b"\xef\xbb\xbf").strip():
-                    self._offsets.append(offset)
-                    self._lines.append(number)
-                offset += len(line)
-            self._end = offset
-        except OSError as error:
-            raise DataError(
-                f"{self.path} cannot be read: {error.strerror or error}. Check the file and its permissions."
-            ) from error
+    def __init__(self, path: Path):
+        self.name = str(path)
+        self._file = _open_plain(path)
+        self._state, self._hash = self._stat(), xxhash.xxh3_128()
+        # Offsets and line numbers of the lines that are not blank; 16 bytes a row.
+        self._offsets, self._lines = array.array("Q"), array.array("Q")
+        offset = 0
+        for number, line in enumerate(self._file, 1):
+            self._hash.update(line)
+            if line.removeprefix(_BOM).strip():
+                self._offsets.append(offset)
+                self._lines.append(number)
+            offset += len(line)
+        self._end = offset
 
-    def _unzipped(self):
-        try:
-            plain = tempfile.TemporaryFile()
-            with gzip.open(self.path, "rb") as packed:
-                shutil.copyfileobj(packed, plain)
-            plain.flush()
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{self.path} is a damaged gzip file: {error}. Write it again.") from error
-        except OSError as error:
-            raise DataError(
-                f"{self.path} cannot be unpacked into the temporary folder: {error.strerror}. "
-                "Free room there, or set TMPDIR to another folder."
-            ) from error
-        return plain
-
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._offsets)
 
-    def where(self, i):
-        return f"{self.path}, line {self._lines[i]}"
+    def where(self, i: int) -> str:
+        """The file and the line of a row, for messages."""
+        return f"{self.name}, line {self._lines[i]}"
 
-    def digest(self, keys):
+    def digest(self, keys: list[str]) -> str:
         """A hash of the whole content, as it was when the file was opened."""
         return self._hash.hexdigest()
 
-    def unchanged(self):
+    def unchanged(self) -> bool:
         """Whether nothing was written to the file since it was opened."""
         return self._stat() == self._state
 
     def _stat(self):
-        # The time of the last change of any kind, which nobody sets back as they can the time of the last write.
+        # The time of the last change of any kind cannot be set back, as the time of the last write can.
         stat = os.fstat(self._file.fileno())
         return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        try:
-            return self._row(i)
-        except DataError as error:
-            if self.unchanged():
-                raise
-            problem = "the file was written to since it was opened, and this row is not what it was"
-            raise DataError(
-                f"{self.where(i)}: {problem}. Start again, and leave the file as it is meanwhile."
-            ) from error
-
-    def _row(self, i):
         # pread leaves no file position behind, so forked workers can share the file.
         end = self._offsets[i + 1] if i + 1 < len(self) else self._end
-        # Blank lines that follow belong to no row.
-        raw = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i]).rstrip()
+        line = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i])
         try:
-            row = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.where(i)}: byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8."
-            ) from error
-        except json.JSONDecodeError as error:
-            hint = (
-                " This looks like one JSON array; write one object a line instead." if raw.lstrip()[:1] == b"[" else ""
-            )
-            raise DataError(
-                f"{self.where(i)}: not JSON ({error.msg}, column {error.colno}). "
-                f"Each line must be one JSON object.{hint}"
-            ) from error
-        except _Twice as error:
-            raise DataError(
-                f"{self.where(i)}: the key {short_repr(error.args[0])} is there twice. Keep one of them."
-            ) from error
-        except ValueError as error:  # a number of thousands of digits
-            raise DataError(
-                f"{self.where(i)}: a number of more than 4,300 digits. Write such a number as text."
-            ) from error
-        except RecursionError as error:
-            raise DataError(f"{self.where(i)}: nested too deeply. Each line must be one flat JSON object.") from error
-        if not isinstance(row, dict):
-            array = " This looks like one JSON array; write one object a line instead." if isinstance(row, list) else ""
-            raise DataError(
-                f"{self.where(i)}: a JSON {_kind(row)}, not an object. "
-                f'Each line must be an object such as {{"prompt": …, "answers": …}}.{array}'
-            )
-        return row
+            return _parse(line.rstrip())  # blank lines that follow belong to no row
+        except DataError as error:
+            problem, fix = error.problem, error.fix
+            if not self.unchanged():
+                problem = "the file was written to since it was opened, and this row is not what it was"
+                fix = "Start again, and leave the file as it is meanwhile."
+            raise DataError(self.where(i), problem, fix) from error
 
 
-class _Twice(Exception):
-    """A JSON object with the same key twice, of which Python would keep the last without a word."""
+def _open_plain(path):
+    """A file's content as it is read; that of a gzipped file, which its first bytes tell, unpacked."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return path.open("rb")
+    try:
+        with gzip.open(path) as packed, tempfile.TemporaryFile() as plain:
+            shutil.copyfileobj(packed, plain)
+            plain.seek(0)
+            return os.fdopen(os.dup(plain.fileno()), "rb")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(path, f"it is a damaged gzip file: {error}", "Write it again.") from error
+    except OSError as error:
+        problem = f"it cannot be unpacked into the temporary folder: {error.strerror}"
+        raise DataError(path, problem, "Free room there, or set TMPDIR to another folder.") from error
 
 
-def _once(pairs):
+def _parse(line):
+    """The row of a line, or a `DataError` that says what is wrong with it."""
+    fix = 'Each line must be one JSON object such as {"prompt": …, "answers": …}.'
+    if line.removeprefix(_BOM).lstrip().startswith(b"["):
+        fix += " This looks like one JSON array; write one object a line instead."
+    try:
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once)
+    except DataError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DataError("", f"byte {error.start + 1} of the line is not UTF-8", "Save the file as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise DataError("", f"not JSON ({error.msg}, column {error.colno})", fix) from error
+    except (RecursionError, ValueError) as error:  # nested very deeply, or a number of thousands of digits
+        raise DataError("", f"not JSON that can be read ({first_line(error)})", fix) from error
+    if not isinstance(row, dict):
+        raise DataError("", f"a JSON {_kind(row)}, not an object", fix)
+    return row
+
+
+def _each_key_once(pairs):
+    """A JSON object, of whose equal keys Python would keep the last without a word."""
     row, seen = dict(pairs), set()
     if len(row) < len(pairs):
-        raise _Twice(next(key for key, _ in pairs if key in seen or seen.add(key)))
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise DataError("", f"the key {short_repr(twice)} is there twice", "Keep one of them.")
     return row
 
 
 class TableRows(Sequence):
-    """The rows of a `datasets.Dataset` (a Parquet file or a data set's name)."""
+    """The rows of a `datasets.Dataset` (a Parquet file or a data set's name).
 
-    def __init__(self, dataset, name):
-        self._dataset, self._name = dataset, name
+    Attributes:
+        name: the file or data set, for messages.
+    """
 
-    def __len__(self):
+    def __init__(self, dataset: "Dataset", name: str):
+        self._dataset, self.name = dataset, name
+
+    def __len__(self) -> int:
         return len(self._dataset)
 
-    def where(self, i):
-        return f"{self._name}, row {i}"
+    def where(self, i: int) -> str:
+        """The file and the row's number, for messages."""
+        return f"{self.name}, row {i}"
 
-    def digest(self, keys):
+    def digest(self, keys: list[str]) -> str:
         """A hash of the columns that are used, whatever file or hub they came from."""
         import pyarrow as pa
 
         hasher = xxhash.xxh3_128()
-        sink = pa.PythonFile(_Writer(hasher), "w")
-        dataset = self._dataset.select_columns([key for key in keys if key in self._dataset.column_names])
-        for begin in range(0, len(dataset), 1000):
-            table = dataset.with_format("arrow")[begin : begin + 1000]
+        columns = self._dataset.select_columns([key for key in keys if key in self._dataset.column_names])
+        for table in columns.with_format("arrow").iter(1000):
+            sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table.combine_chunks())
+            hasher.update(sink.getvalue())
         return hasher.hexdigest()
 
-    def unchanged(self):
-        return True  # a copy in the cache of `datasets`, which is never written again
+    def unchanged(self) -> bool:
+        """True: the rows are a copy in the cache of `datasets`, which is never written again."""
+        return True
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict:
         return self._dataset[int(i)]
 
 
-class _Writer:
-    """A file that hashes what is written to it."""
-
-    closed = False
-
-    def __init__(self, hasher):
-        self._hasher, self._written = hasher, 0
-
-    def write(self, data):
-        self._hasher.update(data)
-        self._written += len(data)
-        return len(data)
-
-    def tell(self):
-        return self._written
-
-    def flush(self):
-        pass
-
-    def close(self):
-        pass
-
-
-def open_rows(path, name=None):
-    """Open a data file, or a data set on the hub where no such file exists.
+def open_rows(name: str | Path, key: str = "data_file") -> JsonlRows | TableRows:
+    """Open the data file that a key names, or the data set on the hub where no such file exists.
 
     Args:
-        path: the file as found on disk, or None.
-        name: what the configuration says: `org/name`, or `org/name:split` (`train` by default).
+        name: a path, or a data set as `org/name` or `org/name:split` (`train` by default).
 
     Raises:
-        DataError: the file cannot be read, has another format, or the data set cannot be loaded.
+        ConfigError: there is no such file.
+        DataError: the file is damaged or has another format, or the data set cannot be loaded.
     """
-    if path is None:
-        return _open_named(name)
-    path = Path(path)
+    text = str(name)
+    is_path = text.endswith(SUFFIXES) or text.startswith((".", "/", "~")) or "/" not in text
+    if not is_path and find_existing(name, key) is None:
+        return TableRows(_load_from_hub(text, key), text)
+    path = find_file(name, key)
     if path.name.endswith(".parquet"):
-        from datasets import Dataset
-        from pyarrow.parquet import read_metadata
-
-        try:
-            # `datasets` fails on a table without rows.
-            return TableRows(
-                Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else Dataset.from_dict({}), path
-            )
-        except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
-            raise DataError(f"{path} is not a readable Parquet file: {first_line(error)}. Write it again.") from error
+        return TableRows(_load_parquet(path), str(path))
     if not path.name.endswith(SUFFIXES):
-        raise DataError(f"{path} has no known format. Use one of {', '.join(SUFFIXES)}.")
+        raise DataError(path, "its format is not known", f"Use one of {', '.join(SUFFIXES)}.")
     return JsonlRows(path)
 
 
-def _open_named(name):
+def _load_parquet(path):
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.exceptions import DatasetsError
+    from pyarrow.parquet import read_metadata
+
+    try:  # `datasets` fails on a table without rows
+        return Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else Dataset.from_dict({})
+    except (OSError, pa.ArrowException, DatasetsError) as error:
+        raise DataError(path, f"it is not a readable Parquet file: {first_line(error)}", "Write it again.") from error
+
+
+def _load_from_hub(name, key):
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-    from ragfit.config.paths import check_reachable
-
-    folder, _, split = str(name).partition(":")
-    check_reachable(folder, "data_file", "dataset")
+    repository, _, split = name.partition(":")
+    check_reachable(repository, key, "dataset")
     try:
-        return TableRows(load_dataset(folder, split=split or "train"), name)
-    except Exception as error:  # the hub's, the network's and the builder's errors have no common class
-        raise DataError(
-            f"There is no file {name}, and no data set of that name could be loaded: {first_line(error)}. "
-            "Check data_file, or the network if it names a data set."
-        ) from error
+        return load_dataset(repository, split=split or "train")
+    except (OSError, ValueError, DatasetsError) as error:
+        problem = f"there is no file {name}, and no data set of that name could be loaded: {first_line(error)}"
+        raise DataError(key, problem, f"Check {key}, or the network if it names a data set.") from error
 
 
-def choose(count, shuffle=None, limit=None):
+def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> list[int]:
     """The positions of the rows to use, in the order to use them.
 
     Args:
-        count: the number of rows there are.
         shuffle: a seed, or None to keep the file's order. The order is that of `datasets.Dataset.shuffle`.
         limit: the number of rows to keep, taken after shuffling, or None for all.
     """
@@ -261,33 +230,25 @@ def choose(count, shuffle=None, limit=None):
     return order[:limit].tolist()
 
 
-def split(positions, share, seed=None):
-    """Take a development set out of the chosen rows.
-
-    Both parts keep the order of `positions`. The drawn rows depend on the seed alone, so that the same
-    configuration always gives the same split.
+def split(positions: list[int], share: float, seed: int | None = None) -> tuple[list[int], list[int]]:
+    """Take a development set out of the chosen rows: (train, dev), each in the order of `positions`.
 
     Args:
         share: a share between 0 and 1, or a number of rows.
-
-    Returns:
-        (train, dev): two lists of positions.
+        seed: what alone decides which rows are drawn.
     """
     import numpy as np
 
-    count = round(share * len(positions)) if share < 1 else int(share)
-    count = max(count, 1)
+    count = max(round(share * len(positions)) if share < 1 else int(share), 1)
     if count >= len(positions):
-        raise DataError(
-            f"dev_split={share} takes {count} of {len(positions)} rows and leaves none to train on. "
-            "Lower dev_split, raise limit, or name a separate file."
-        )
+        problem = f"{share} takes {count} of {len(positions)} rows and leaves none to train on"
+        raise DataError("dev_split", problem, "Lower dev_split, raise limit, or name a separate file.")
     drawn = set(np.random.default_rng(42 if seed is None else seed).permutation(len(positions))[:count].tolist())
     train = [p for i, p in enumerate(positions) if i not in drawn]
     return train, [p for i, p in enumerate(positions) if i in drawn]
 
 
-def text_of(row, key, where, config_key):
+def text_of(row: dict, key: str, where: str, config_key: str) -> str:
     """The text under `key`: a string, or the first element of a list (of lists); empty or null gives "".
 
     Raises:
@@ -295,42 +256,39 @@ def text_of(row, key, where, config_key):
     """
     if key not in row:
         keys = ", ".join(map(short_repr, list(row)[:20])) + (f", … ({len(row):,} keys)" if len(row) > 20 else "")
-        raise DataError(
-            f"{where}: there is no key {key!r}; the row has {keys or 'no keys'}. Set {config_key} to one of them."
-        )
+        problem = f"there is no key {key!r}; the row has {keys or 'no keys'}"
+        raise DataError(where, problem, f"Set {config_key} to one of them.")
     value = row[key]
     while isinstance(value, (list, tuple)):
         value = value[0] if len(value) else ""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(
-            f"{where}: {key!r} holds {'an' if isinstance(value, dict) else 'a'} {_kind(value)}, not text. "
-            f"Set {config_key} to a key with text, or a list whose first element is text."
-        )
+        problem = f"{key!r} holds {'an' if isinstance(value, dict) else 'a'} {_kind(value)}, not text"
+        fix = f"Set {config_key} to a key with text, or a list whose first element is text."
+        raise DataError(where, problem, fix)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: {key!r} holds half a character (a lone surrogate) at {error.start}. Mend or remove the row."
-        ) from error
+        problem = f"{key!r} holds half a character (a lone surrogate) at {error.start}"
+        raise DataError(where, problem, "Correct or remove the row.") from error
     return value
 
 
-def read_text(path, config_key):
+def read_text(name: str | Path, key: str) -> str:
     """A small text file (an instruction, a template), as it is but for a byte order mark.
 
     Raises:
-        DataError: unreadable, not UTF-8, or empty.
+        ConfigError: there is no such file.
+        DataError: it is not UTF-8, or empty.
     """
+    path = find_file(name, key)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} ({config_key}) is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{path} ({config_key}) cannot be read: {error.strerror}. Check the path.") from error
+        raise DataError(f"{path} ({key})", f"not UTF-8 at byte {error.start}", "Save it as UTF-8.") from error
     if not text.strip():
-        raise DataError(f"{path} ({config_key}) is empty. Write the text there, or leave {config_key} empty.")
+        raise DataError(f"{path} ({key})", "the file is empty", f"Write the text there, or leave {key} empty.")
     return text
 
 

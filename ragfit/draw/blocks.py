@@ -1,15 +1,16 @@
 """What a view shows, said once: `draw.html` makes HTML of these blocks, `draw.text` makes lines for a log.
 
-A view that has something to say declares it beside the code that found it:
+A result that shows itself declares its blocks beside the code that computed it:
 
 >>> from ragfit.draw.text import lines
->>> print(*lines([Callout("Two rows are the same."), Facts([("rows", "200", "12 dropped")])]), sep="\n")
-  ! Two rows are the same.
-  rows  200  (12 dropped)
+>>> for line in lines([Callout("Two rows are the same."), Facts([("rows", "200", "12 dropped")])]):
+...     print("|" + line)
+|  ! Two rows are the same.
+|  rows  200  (12 dropped)
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -39,9 +40,15 @@ class Badge:
 
 @dataclass(frozen=True)
 class Bar:
-    """A share, from 0 to 1, as a bar; give the number beside it, which is all that a log shows."""
+    """A share, from 0 to 1, as a bar; give the number beside it, which is all that a log shows.
+
+    Attributes:
+        width: of the whole bar, in pixels.
+    """
 
     share: float
+    tone: Tone = "good"
+    width: int = 70
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class Picture:
     """A matplotlib figure in a page.
 
     Attributes:
-        figure: makes it; a log asks for none.
+        figure: makes it, with `ragfit.draw.figure`; a log asks for none.
         description: for whoever cannot see it.
         text: what a log shows in its place, or "".
     """
@@ -134,13 +141,25 @@ class Fold:
     """A part that can be opened.
 
     Attributes:
-        blocks: what is inside.
         in_text: whether a log has it too.
     """
 
     summary: str
-    blocks: Sequence["Block"] = field(default_factory=list)
+    blocks: Sequence["Block"]
     in_text: bool = True
 
 
-Block = Facts | Table | Callout | Note | Heading | Source | Picture | Fold
+@dataclass(frozen=True)
+class Drawn:
+    """A part that its view draws itself.
+
+    Attributes:
+        html: makes its HTML, in which every text is escaped.
+        lines: makes its lines for a log, in which every character is printable.
+    """
+
+    html: Callable[[], str]
+    lines: Callable[[], Iterable[str]]
+
+
+Block = Facts | Table | Callout | Note | Heading | Source | Picture | Fold | Drawn

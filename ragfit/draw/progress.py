@@ -2,26 +2,31 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
-def in_notebook():
+def in_notebook() -> bool:
     """Whether outputs can be updated in place: an IPython with a kernel, not a terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")
 
 
-def news_stream():
+def news_stream() -> TextIO:
     """Where news and bars go: stdout in a notebook, which paints stderr red, and elsewhere stderr, off the results."""
     return sys.stdout if in_notebook() else sys.stderr
 
 
-def say(text):
+def say(text: str) -> None:
     """Tell the user something that is no warning. An unconfigured notebook shows nothing that is logged as news."""
     print(text, file=news_stream(), flush=True)
 
 
-def progress_bar(*args, **kwargs):
+def progress_bar(*args: object, **kwargs: object) -> "tqdm":
     """A `tqdm.tqdm` where news go, drawn once a second."""
     from tqdm import tqdm
 
@@ -29,16 +34,13 @@ def progress_bar(*args, **kwargs):
 
 
 @contextlib.contextmanager
-def weights_bar():
+def weights_bar() -> Iterator[None]:
     """transformers' bar of loading weights as text, and only where loading takes longer than two seconds."""
     from transformers.utils import logging
 
     def bar(factory, args, kwargs):
-        return (
-            progress_bar(*args, **{"delay": 2, **kwargs})
-            if logging.is_progress_bar_enabled()
-            else factory(*args, **kwargs)
-        )
+        shown = logging.is_progress_bar_enabled()
+        return progress_bar(*args, **{"delay": 2, **kwargs}) if shown else factory(*args, **kwargs)
 
     before = logging.set_tqdm_hook(bar)
     try:

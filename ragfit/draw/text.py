@@ -7,22 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from ragfit.draw.blocks import (
-    Badge,
-    Bar,
-    Block,
-    Callout,
-    Facts,
-    Fold,
-    Heading,
-    Line,
-    Long,
-    Note,
-    Picture,
-    Source,
-    Span,
-    Table,
-)
+from ragfit.draw import blocks
+from ragfit.draw.blocks import Block, Line
 
 WIDTH = 150  # characters of a line, above which a table is written as records
 LONG = 300  # characters of a long text in a log
@@ -38,7 +24,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-def _picture(char):
+def _picture(char: str) -> str:
     if char in _NAMES:
         return _NAMES[char]
     if char < " ":
@@ -49,7 +35,7 @@ def _picture(char):
     return char if kind == "Cn" else f"⟨U+{ord(char):04X}⟩"
 
 
-def visible(text):
+def visible(text: str) -> str:
     """Text with every character seen: control, format and bidi characters, odd spaces and runs of spaces as pictures.
 
     A newline is `⏎` and stays a newline; a single space stays a space.
@@ -59,12 +45,12 @@ def visible(text):
     return text.replace("  ", "··").replace("· ", "··") if "  " in text else text
 
 
-def plain(text):
+def plain(text: object) -> str:
     """Text for a log: as it stands, but nothing in it can move the cursor or reorder a line."""
     return "".join(char if char.isprintable() or char == "\n" else _picture(char) for char in str(text))
 
 
-def in_one_line(text, length=600):
+def in_one_line(text: object, length: int = 600) -> str:
     """Any text on one line, without terminal escapes; the end of a long one is cut off."""
     text = plain(" ".join(_ESCAPES.sub("", str(text)).split()))
     return text if len(text) <= length else f"{text[: length - 1]}…"
@@ -84,37 +70,41 @@ def line(part: Line) -> str:
     match part:
         case tuple():
             return " ".join("".join(map(line, part)).split())
-        case Bar():
+        case blocks.Bar():
             return ""
-        case Long(text):
+        case blocks.Long(text):
             return short(text, LONG) or "(empty)"
-        case Span(text) | Badge(text) | str(text):
+        case blocks.Span(text, "mono"):
+            return visible(text).replace("\n", "")
+        case blocks.Span(text) | blocks.Badge(text) | str(text):
             return plain(" ".join(text.split()) if "\n" in text else text)
     raise TypeError(f"{type(part).__name__} is not a part of a line.")
 
 
-def lines(blocks: Iterable[Block]) -> Iterator[str]:
+def lines(view: Iterable[Block]) -> Iterator[str]:
     """Blocks as lines of text, indented by two spaces."""
-    for block in blocks:
+    for block in view:
         match block:
-            case Facts(items):
+            case blocks.Facts(items):
                 width = max((len(label) for label, _, _ in items), default=0)
                 for label, value, note in items:
                     yield f"  {plain(label):<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}".rstrip()
-            case Table(head, rows, right, wide=wide):
+            case blocks.Table(head, rows, right, wide=wide):
                 yield from _table(list(head), [list(map(line, row)) for row in rows], right, wide)
-            case Callout(text, tone):
+            case blocks.Callout(text, tone):
                 yield f"  ! {line(text)}" if tone in ("warning", "bad") else f"  {line(text)}"
-            case Note(text):
+            case blocks.Note(text):
                 yield f"  {line(text)}"
-            case Heading(text):
+            case blocks.Heading(text):
                 yield f"  {plain(text)}:"
-            case Source(text):
+            case blocks.Source(text):
                 yield from (f"    {plain(part)}" for part in text.splitlines())
-            case Picture(text=text) if text:
+            case blocks.Picture(text=text) if text:
                 yield f"  {plain(text)}"
-            case Fold(blocks=inner, in_text=True):
+            case blocks.Fold(blocks=inner, in_text=True):
                 yield from lines(inner)
+            case blocks.Drawn(lines=draw):
+                yield from draw()
 
 
 def _table(head: list[str], rows: list[list[str]], right: Sequence[int], wide: bool) -> Iterator[str]:

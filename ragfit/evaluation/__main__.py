@@ -1,6 +1,8 @@
 """`python -m ragfit.evaluation CHECKPOINT`: base against tuned on a checkpoint of an earlier run."""
 
-from ragfit.training.reload import main
+import sys
+
+from ragfit.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["evaluate", *sys.argv[1:]])

@@ -4,17 +4,33 @@ python -m ragfit.evaluation trained_models/checkpoint --data test.jsonl --rows 1
 """
 
 import contextlib
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import explained
 from ragfit.config.paths import user_path
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import dev_loss, generate, longest_answer
-from ragfit.evaluation.metrics import SHORT_ANSWERS, gold_of, scores
-from ragfit.evaluation.results import METRICS, MODELS, now, save_evaluation, summarize
+from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
+from ragfit.evaluation.results import MODELS, save_evaluation, summarize
+from ragfit.evaluation.view import EvaluationView
+from ragfit.runs.records import now
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+    from ragfit.data.report import Prepared
 
 
 @explained("The evaluation")
-def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_tokens=None, save=None):
+def evaluate(
+    trainer: "SFTTrainer",
+    rows: int | None = 16,
+    answer_marker: str | None = None,
+    base_loss: float | None = None,
+    max_new_tokens: int | None = None,
+    save: str | PathLike | bool | None = None,
+) -> EvaluationView:
     """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.
 
     The rows are the first of the dev set, or of the training set where there is none (which the view says). What the
@@ -28,7 +44,8 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
         max_new_tokens: the longest answer, in tokens; by default that of `model.generation`, and where there is none
             as `ragfit.evaluation.generate.longest_answer` says.
         save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary), which replace
-            those of an earlier evaluation; by default the run's output folder where the trainer has trained. False: none.
+            those of an earlier evaluation; by default the run's output folder where the trainer has trained. False:
+            nowhere.
 
     Returns:
         EvaluationView, with the attributes `rows` (as in the JSONL), `summary` and `saved`.
@@ -37,40 +54,39 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
         ConfigError: `rows` is negative, or `max_new_tokens` not above 0.
     """
     from omegaconf import OmegaConf
-
-    from ragfit.views import EvaluationView
+    from peft import PeftModel
 
     if rows is not None and (not isinstance(rows, int) or rows < 0):
-        raise ConfigError(f"rows is {rows!r}. Give the number of rows to answer, or None for all.")
-    save = user_path(save, "save") if save else save  # said before the answers are generated, not after
+        raise ConfigError("rows", f"{rows!r} is not a number of rows", "Give one, or None for all rows.")
     if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
-        raise ConfigError(
-            f"max_new_tokens is {max_new_tokens!r}. Give a number of tokens above 0, or None for the default."
-        )
-    prepared, trained = trainer.prepared, trainer.state.global_step > 0
+        fix = "Give a number of tokens above 0, or None for the default."
+        raise ConfigError("max_new_tokens", f"{max_new_tokens!r} is not a number of tokens", fix)
+    prepared, cfg = trainer.prepared, trainer.cfg
+    if save is None and trainer.state.global_step:
+        save = trainer.args.output_dir
+    folder = user_path(save, "save") if save else None  # refused before the answers are generated, not after
     part = "dev" if prepared.dev is not None else "train"
-    kept = getattr(prepared.report, part).kept[:rows]
-    settings = (
-        OmegaConf.to_container(trainer.cfg.model).get("generation") or {}
-    )  # transformers asks for lists and dicts
+    # transformers asks for plain lists and dicts.
+    settings = OmegaConf.to_container(cfg.model).get("generation") or {}
     limit = max_new_tokens or settings.get("max_new_tokens") or longest_answer(prepared, part)
     settings["max_new_tokens"] = limit
-    measured = [_row(prepared, number, part, answer_marker) for number in kept]
+
+    measured = [_row(prepared, number, part, answer_marker) for number in prepared.report.part(part).kept[:rows]]
     table = [row for row, _ in measured]
+    prompts = [prepared.rendered(index, part).prompt for index in range(len(table))]
     losses = {"base": base_loss, "tuned": dev_loss(trainer)}
-    prompts = [prepared.rendered(index, part).prompt for index in range(len(kept))]
-    batch = trainer.args.per_device_eval_batch_size
-    for name in MODELS if hasattr(trainer.model, "disable_adapter") else MODELS[1:]:
+    for name in MODELS if isinstance(trainer.model, PeftModel) else ("tuned",):
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
             if name == "base" and base_loss is None:
                 losses["base"] = dev_loss(trainer)
+            batch = trainer.args.per_device_eval_batch_size
             answers = generate(trainer.model, prepared, prompts, limit, settings, batch)
         for (row, gold), (answer, cut) in zip(measured, answers, strict=True):
-            found = scores(answer, gold, answer_marker).as_dict()
-            row |= {name: answer, f"{name}_cut": cut, **{f"{name}_{metric}": found[metric] for metric in METRICS}}
+            scored = scores(answer, gold, answer_marker).as_dict()
+            row |= {name: answer, f"{name}_cut": cut, **{f"{name}_{metric}": s for metric, s in scored.items()}}
     summary = {
         "part": part,
-        "data": str(getattr(prepared.sources[part], "path", trainer.cfg.data_file)),
+        "data": str(cfg.dev_split if part == "dev" and isinstance(cfg.dev_split, str) else cfg.data_file),
         "rows": len(table),
         "answer_marker": answer_marker,
         "max_new_tokens": limit,
@@ -79,15 +95,11 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
     }
     if losses["tuned"] is not None:
         summary["dev_loss"] = {"rows": len(prepared.dev), **losses}
-    notes = []
+    notes, saved = [], None
     if part == "train":
         notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
-    if trainer.cfg.model.get("trained_adapter"):
-        notes.append(
-            f"The base is {trainer.cfg.model.model_name_or_path} with {trainer.cfg.model.trained_adapter} merged into it."
-        )
-    saved = None
-    folder = trainer.args.output_dir if save is None and trained else save
+    if cfg.model.get("trained_adapter"):
+        notes.append(f"The base is {cfg.model.model_name_or_path} with {cfg.model.trained_adapter} merged into it.")
     if folder and trainer.is_world_process_zero():
         try:
             saved = save_evaluation(folder, summary, table)
@@ -96,7 +108,7 @@ def evaluate(trainer, rows=16, answer_marker=None, base_loss=None, max_new_token
     return EvaluationView(table, summary, notes, saved)
 
 
-def _row(prepared, number, part, marker):
+def _row(prepared: "Prepared", number: int, part: str, marker: str | None) -> tuple[dict[str, Any], Gold]:
     """What is known of a row before anything is generated, and what it expects."""
     query, _, source = prepared.row(number, part)
     where = prepared.sources[part].where(number)

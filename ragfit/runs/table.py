@@ -5,19 +5,18 @@ python -m ragfit.runs trained_models
 
 import os
 import re
-import sys
 from datetime import datetime
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from ragfit.config.paths import user_path
 from ragfit.config.save import leaves
 from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
+from ragfit.config.yaml_file import load_yaml
 from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
 from ragfit.draw.view import View
-from ragfit.errors import ConfigError, MissingPath, RagfitError, for_terminal
+from ragfit.errors import ConfigError, MissingPath
 from ragfit.runs import status
 from ragfit.runs.records import CONFIG, EVALUATION, LOG, METRICS, STATUS, printable, read_json
 
@@ -35,7 +34,7 @@ _LOG = {"global_step": int, "log_history": [{"loss": float, "eval_loss": float, 
 _EVALUATION = {"written": datetime, "rows": int, **{key: {"tuned": float} for key in ("dev_loss", *METRICS)}}
 
 
-def table_of_runs(*roots) -> "DataFrame":
+def table_of_runs(*roots: str | PathLike) -> "DataFrame":
     """Collect runs, from papermill, `--multirun` or anywhere else, into one table.
 
     Args:
@@ -65,12 +64,11 @@ def table_of_runs(*roots) -> "DataFrame":
         raise ConfigError("folder", f"there is no run in {', '.join(map(str, roots))}", NAME_ONE)
     index = pandas.Index(list(folders.values()), name="run")
     outcome = pandas.DataFrame([_outcome(folder) for folder in folders], index)
-    keys = pandas.DataFrame([_config(folder) for folder in folders], index).drop(
-        columns=outcome.columns, errors="ignore"
-    )
+    configs = pandas.DataFrame([_config(folder) for folder in folders], index)
     # A run that left no configuration (an older one, killed) says nothing about a key.
-    told = keys[keys.notna().any(axis=1)].astype(str)
-    return keys[[key for key in keys if told[key].nunique() > 1]].join(outcome.dropna(axis=1, how="all"))
+    told = configs[configs.notna().any(axis=1)].astype(str)
+    varied = [key for key in configs if key not in outcome and told[key].nunique() > 1]
+    return configs[varied].join(outcome.dropna(axis=1, how="all"))
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -92,27 +90,16 @@ def find_runs(root: Path) -> list[Path]:
     return found
 
 
-def _natural(name):
+def _natural(name: str) -> list[tuple]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
-class _Loader(yaml.SafeLoader):
-    """Without aliases: no run writes one, and with them a few lines can be endless."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
-        return super().compose_node(parent, index)
-
-
-def _read_yaml(path):
-    """The mapping in a run's YAML file; {} where there is none that can be read."""
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """What a run's YAML file says; {} where there is none that can be read."""
     try:
-        tree = yaml.load(path.read_bytes(), _Loader) if path.is_file() and path.stat().st_size < 2**20 else None
-    # The file's errors, and PyYAML's, which are of any kind where a value is not of its tag (`!!bool 3`).
-    except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        tree = None
-    return tree if isinstance(tree, dict) else {}
+        return load_yaml(path)
+    except ConfigError:
+        return {}
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -137,7 +124,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
     facts = facts or {}
     began = facts.get("started") or ""
     log = read_json(folder / LOG, _LOG)
-    if began and log and (folder / LOG).stat().st_mtime + 1 < datetime.fromisoformat(began).timestamp():
+    if began and log and int((folder / LOG).stat().st_mtime) < datetime.fromisoformat(began).timestamp():
         log = {}
     evaluation = read_json(folder / EVALUATION, _EVALUATION)
     if evaluation.get("written", "") < began:
@@ -154,19 +141,6 @@ def _outcome(folder: Path) -> dict[str, Any]:
         "answers": evaluation.get("rows") if tuned.keys() & METRICS else None,
         "seconds": last.get("train_runtime"),
     }
-
-
-def main(argv=None):
-    """Print the table of runs."""
-    from ragfit.views import RunsView
-
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0].startswith("-"):
-        sys.exit("usage: python -m ragfit.runs FOLDER…")
-    try:
-        print(RunsView(table_of_runs(*argv)))
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
 
 
 class RunsView(View):

@@ -3,9 +3,12 @@
 python -m ragfit.training -cp configs/paper -cn training-asqa data_file=rows.jsonl output_key=answers
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
 
 from ragfit.config.load import OUTPUT_DIR, finish, normalize_overrides, read_config
 from ragfit.config.overrides import refuse_plain, refuse_secrets
@@ -16,11 +19,10 @@ from ragfit.secrets import plain_secrets
 from ragfit.training.run import keep_config, run
 
 
-def main(argv=None):
-    """`python -m ragfit.training`: Hydra's command line over `run`."""
+def main(argv: list[str] | None = None) -> None:
+    """Hydra's command line over `run`."""
     import hydra
-    from hydra._internal.utils import get_args_parser
-    from omegaconf import OmegaConf
+    from hydra._internal.utils import get_args_parser  # Hydra has no public way to its own options
 
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -31,13 +33,13 @@ def main(argv=None):
         if options or any(word.lstrip("+~").startswith("hydra") for word in args.overrides):
             keys = plain_secrets(OmegaConf.to_container(cfg, resolve=False))
             refuse_plain(keys, f"Hydra writes or shows all of {source} with these options")
-        overrides = _hydra_defaults(args.overrides, cfg) + normalize_overrides(args.overrides, cfg)
+        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, cfg)
     except RagfitError as error:
         sys.exit(for_terminal(error))
     sys.argv = [sys.argv[0], *overrides, *options]
 
-    def task(cfg):
-        _task(cfg, source)
+    def task(cfg: DictConfig) -> None:
+        _task(cfg, source, args.overrides)
 
     if args.multirun:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what a run raised, and prints no traceback of its own
@@ -47,31 +49,31 @@ def main(argv=None):
         sys.exit(1)  # it has been said
 
 
-def _task(composed, source):
+def _task(composed: DictConfig, source: Path, overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    hydra_cfg, cfg, main = HydraConfig.get(), None, os.environ.get("RANK", "0") == "0"
+    hydra_cfg, cfg, is_main = HydraConfig.get(), None, os.environ.get("RANK", "0") == "0"
     sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, hydra_cfg.runtime.output_dir
     try:
-        cfg = finish(composed, source)
+        cfg = finish(composed, source, overrides)
         if sweep:
             cfg.train.output_dir = folder = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
         run(cfg)
     except Interrupted as error:
-        if main:
+        if is_main:
             print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(128 + error.signal)
     except RagfitError as error:
         if not sweep:
             sys.exit(for_terminal(error))
         print(for_terminal(error, f"run {hydra_cfg.job.num}: "), file=sys.stderr, flush=True)
-        if main and RunStatus(folder).refused(error):  # what the table of runs says of it
+        if is_main and RunStatus(folder).refused(error):  # what the table of runs says of it
             keep_config(composed if cfg is None else cfg, folder)
         raise  # Hydra goes on with the other runs, and fails at the end
 
 
-def _config_file(args):
+def _config_file(args: argparse.Namespace) -> Path:
     """Hydra takes -cp as relative to this file; a user means the working directory or the project.
 
     A name such as paper/training-asqa is a file there, not a config group's option, whose keys would go under `paper`.
@@ -81,36 +83,26 @@ def _config_file(args):
         return find_path(args.config_path, "--config-path").resolve() / name
     if args.config_dir:
         return find_path(args.config_dir, "--config-dir").resolve() / name
-    folders = (Path("configs").resolve(), CONFIGS)
-    return next(
-        (folder / name for folder in folders if user_path(folder / name, "--config-name").is_file()), folders[1] / name
-    )
+    paths = (Path("configs").resolve() / name, CONFIGS / name)
+    return next((path for path in paths if user_path(path, "--config-name").is_file()), paths[1])
 
 
-def _options(args):
+def _options(args: argparse.Namespace) -> list[str]:
     """The options of a command line as Hydra takes them, without what `_config_file` has read."""
     both = args.config_path and args.config_dir and find_path(args.config_dir, "--config-dir").resolve()
     left = vars(args) | {"overrides": None, "config_name": None, "config_path": None, "config_dir": both}
-    return [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in left.items() if value
-    ]
+    words = {f"--{name.replace('_', '-')}": value for name, value in left.items() if value}
+    return [name if value is True else f"{name}={value}" for name, value in words.items()]
 
 
-def _hydra_defaults(overrides, cfg):
-    """Keep Hydra from filling the working directory, unless the user set its folders.
-
-    Hydra sees what is set under `train`; `cfg`, the file alone, has what it says with dots (`train.output_dir: x`) too.
-    """
-    from omegaconf import OmegaConf
-
-    if any(
-        word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir"))
-        for word in overrides
-    ):
+def _hydra_defaults(overrides: list[str]) -> list[str]:
+    """Keep Hydra from filling the working directory, unless the user set its folders."""
+    folders = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")
+    if any(word.lstrip("+~").startswith(folders) for word in overrides):
         return []
 
-    def output(folder):
-        return os.path.expanduser(folder or OmegaConf.select(cfg, "train.output_dir") or OUTPUT_DIR)
+    def output(folder: str | None) -> str:
+        return str(Path(folder or OUTPUT_DIR).expanduser())
 
     OmegaConf.register_new_resolver("ragfit_output", output, replace=True)
     sweep = "hydra.sweep.dir='${ragfit_output:${oc.select:train.output_dir,null}}'"  # multirun.yaml beside the runs

@@ -3,28 +3,37 @@
 import os
 import tempfile
 
-from omegaconf import OmegaConf
+import torch
+from omegaconf import DictConfig, OmegaConf
 from trl import SFTConfig
 
 from ragfit.config.explain import tried
 from ragfit.config.paths import user_path
 from ragfit.config.save import without_secrets
+from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
-from ragfit.training.tracking import prepare_trackers
+from ragfit.training.tracking import PROJECT, prepare_trackers
+
+# Keys of TRL that would undo what this kit has prepared, and why they are refused.
+LABELLED = "this kit labels and pads the rows"
+WRITTEN = "the rows are written with the tokenizer of model.model_name_or_path, or with template"
+REFUSED = {
+    "packing": LABELLED, "padding_free": LABELLED, "assistant_only_loss": LABELLED,
+    "chat_template_path": WRITTEN, "eos_token": WRITTEN,
+}  # fmt: skip
 
 
-def check_writable(output_dir):
+def check_writable(output_dir: str) -> None:
     """Raise before training where the adapter could not be saved after it."""
     try:
         user_path(output_dir, "train.output_dir").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"train.output_dir: {output_dir} cannot be written: {error.strerror}. Set train.output_dir to a folder of yours."
-        ) from error
+        problem = f"{output_dir} cannot be written: {error.strerror}"
+        raise ConfigError("train.output_dir", problem, "Set train.output_dir to a folder of yours.") from error
 
 
 class Arguments(SFTConfig):
@@ -42,8 +51,8 @@ class Arguments(SFTConfig):
         return masked(super().to_dict() | self.from_environment)
 
 
-def training_arguments(cfg, prepared):
-    """The `trl.SFTConfig` of a configuration.
+def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
+    """The arguments of a configuration.
 
     What the rows need is set here and cannot be overridden: they are tokenized and labelled, and must be neither
     cut, packed nor labelled again. What the configuration leaves open is chosen for the device.
@@ -51,61 +60,45 @@ def training_arguments(cfg, prepared):
     Raises:
         ConfigError: evaluation without a dev set, or an argument that transformers refuses.
     """
-    import torch
-
     given = OmegaConf.to_container(cfg.train, resolve=True)
-    for key in ("packing", "padding_free", "assistant_only_loss"):
+    for key in REFUSED:
         if given.get(key):
-            raise ConfigError(f"train.{key} is set, but rows are labelled and padded by this kit. Remove train.{key}.")
-    for key in ("chat_template_path", "eos_token"):
-        if given.get(key):
-            raise ConfigError(
-                f"train.{key} is set, but the rows are written with the tokenizer of model.model_name_or_path. "
-                f"Remove train.{key}; set template for a prompt of your own."
-            )
-    given |= {
-        "max_length": None,
-        "packing": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }
-    given.setdefault("logging_nan_inf_filter", False)  # else a loss that is no number is logged as an average
-    cuda = torch.cuda.is_available() and not given.get("use_cpu")
-    if not torch.accelerator.is_available():
-        given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
+            raise ConfigError(f"train.{key}", f"it is set, but {REFUSED[key]}", f"Remove train.{key}.")
     for suffix in ("", "_kwargs"):  # the name that transformers 6 keeps
         old = given.pop(f"gradient_checkpointing{suffix}", None)
         if given.get(f"activation_checkpointing{suffix}") is None:
             given[f"activation_checkpointing{suffix}"] = old
-    if given["activation_checkpointing"] is None:
-        # It trades time for memory: worth it on a GPU, seldom on a CPU.
-        given["activation_checkpointing"] = cuda
-    if given.get("bf16") is None:
-        given["bf16"] = bf16_is_fast() and not given.get("fp16")
+    cuda = torch.cuda.is_available() and not given.get("use_cpu")
     if not cuda and given.get("fp16"):
-        raise ConfigError(
-            "train.fp16 is set, but there is no GPU. Set train.fp16=false; train.bf16=true works on a CPU."
-        )
-    if not cuda:
-        given.setdefault("dataloader_pin_memory", False)
-    if prepared.dev is None and str(given.get("eval_strategy") or "no") != "no":
-        raise ConfigError(
-            f"train.eval_strategy={given['eval_strategy']} needs a dev set. Set dev_split to a share, such as 0.1, or to a file."
-        )
+        fix = "Set train.fp16=false; train.bf16=true works on a CPU."
+        raise ConfigError("train.fp16", "it is set, but there is no GPU", fix)
     if prepared.dev is None:
+        if (strategy := str(given.get("eval_strategy") or "no")) != "no":
+            fix = "Set dev_split to a share, such as 0.1, or to a file."
+            raise ConfigError("train.eval_strategy", f"{strategy} needs a dev set", fix)
         given.pop("eval_on_start", None)
-    given = {key: value for key, value in given.items() if value is not None or key == "max_length"}
-    given.setdefault("report_to", "none")
+    defaults = {
+        # It trades time for memory: worth it on a GPU, seldom on a CPU.
+        "activation_checkpointing": cuda,
+        "bf16": bf16_is_fast() and not given.get("fp16"),
+        "dataloader_pin_memory": cuda,
+        "logging_nan_inf_filter": False,  # else a loss that is not a number is logged as an average
+        "project": PROJECT,
+        "report_to": "none",
+        "trackio_static_space_id": False,  # else pushing a checkpoint publishes a Space with the metrics
+    }
+    given = defaults | {key: value for key, value in given.items() if value is not None}
+    given |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    if not torch.accelerator.is_available():
+        given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
     if cfg.get("use_wandb"):
         others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
-    args = tried(
-        lambda keys: Arguments(**keys),
-        given,
-        lambda name: {k: v for k, v in given.items() if k != name},
-        None,
-        "train",
-        given,
-    )
+
+    def without(name):
+        return {key: value for key, value in given.items() if key != name}
+
+    args = tried(lambda keys: Arguments(**keys), given, without, None, "train", given)
     prepare_trackers(args)
     args.from_environment = {name: text for name, text in without_secrets(cfg)["train"].items() if "${" in str(text)}
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:
@@ -113,16 +106,16 @@ def training_arguments(cfg, prepared):
         # model.device_map=auto or `accelerate launch` take more.
         args._n_gpu = 1
     if args.dataloader_drop_last:
-        _check_batches(args, prepared)
+        _check_batch("train", args.train_batch_size * args.world_size, prepared.train)
+        _check_batch("eval", args.eval_batch_size * args.world_size, prepared.dev)
     return args
 
 
-def _check_batches(args, prepared):
+def _check_batch(part: str, needed: int, rows) -> None:
     """Where the last batch is dropped for want of rows, there must be another one."""
-    for part, rows in (("train", prepared.train), ("eval", prepared.dev)):
-        needed = getattr(args, f"{part}_batch_size") * args.world_size
-        if rows is not None and len(rows) < needed:
-            raise ConfigError(
-                f"train.dataloader_drop_last drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}. "
-                f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size."
-            )
+    if rows is not None and len(rows) < needed:
+        raise ConfigError(
+            "train.dataloader_drop_last",
+            f"it drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}",
+            f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size.",
+        )

@@ -1,20 +1,29 @@
 """Checkpoints on disk: which are whole, which is the newest, and whether a run may go on from one.
 
 A checkpoint is written under another name, recorded, and renamed: `checkpoint-N` is whole or not there. The record
-holds what transformers' own files do not: the sizes of the files, the losses since the last log, the configuration
-and a digest of the rows. Checkpoints that plain transformers wrote have none; they are read from end to end instead.
+holds what transformers' own files do not: the sizes of the files, the configuration and a digest of the rows.
+Checkpoints that plain transformers wrote have none; they are read from end to end instead.
 """
 
 import hashlib
 import json
 import logging
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ragfit.config.paths import find_path
+from ragfit.config.save import leaves
 from ragfit.draw.progress import say
 from ragfit.errors import ConfigError, first_line
 from ragfit.files import move_aside, sync
+from ragfit.runs.status import read
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from omegaconf import DictConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +40,20 @@ KEYS_THAT_MAY_CHANGE = (
     "train.hub_", "train.push_to_hub", "train.disable_tqdm",
 )  # fmt: skip
 
-_BASE = ("model.model_name_or_path", "model.trained_adapter")
 
-
-def step_of(folder):
+def step_of(folder: str | Path) -> int | None:
     """The N of a folder named `checkpoint-N`, or None."""
     prefix, _, number = Path(folder).name.partition("-")
     return int(number) if prefix == "checkpoint" and number.isdecimal() else None
 
 
-def checkpoints(output_dir):
+def checkpoints(output_dir: str | Path) -> list[Path]:
     """The folders `checkpoint-N` of a run, the newest first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
     return sorted(found, key=step_of, reverse=True)
 
 
-def newest(output_dir):
+def newest(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that a run can go on from.
 
     Returns:
@@ -61,7 +68,7 @@ def newest(output_dir):
     return None, skipped
 
 
-def why_not_resumable(folder):
+def why_not_resumable(folder: str | Path) -> str | None:
     """Why a run cannot go on from a checkpoint, in half a sentence, or None where it can.
 
     Files with tensors are read the way Trainer reads them: safely, so that a pickle that runs code is an error here.
@@ -99,34 +106,27 @@ def why_not_resumable(folder):
                 with safe_open(path, "pt"):
                     pass
             elif name.endswith((".pt", ".pth", ".bin")):
-                with safe_globals():
-                    torch.load(path, map_location="meta", weights_only=True, mmap=_is_zip(path))
+                with safe_globals():  # torch maps only the format that it writes today, which is a zip
+                    torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
         except SafetensorError as error:
             return f"{name} is cut short ({first_line(error)})"
-        except Exception as error:  # pickle, zip, runtime and end-of-file errors
-            if any(
-                sign in str(error) for sign in ("Unsupported global", "Unsupported operand", "not an allowed global")
-            ):
-                return f"{name} holds a pickle that may run code; it was not loaded"
+        except pickle.UnpicklingError:
+            return f"{name} holds a pickle that may run code; it was not loaded"
+        except Exception as error:  # what torch meets in a damaged file has no common class
             return f"{name} cannot be read ({first_line(error)})"
     return None
-
-
-def _is_zip(path):
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"  # torch maps only the format it writes today
 
 
 # The record.
 
 
-def record(folder):
+def record(folder: str | Path) -> dict[str, Any]:
     """What this kit wrote beside transformers' files, as a dict; empty where it did not write the checkpoint."""
     path = Path(folder) / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def rows_digest(dataset):
+def rows_digest(dataset: "Dataset") -> str:
     """A digest of the token ids and labels of a `datasets.Dataset`, in order."""
     digest = hashlib.sha256()
     for table in dataset.with_format("arrow").iter(batch_size=1000):
@@ -137,7 +137,7 @@ def rows_digest(dataset):
     return digest.hexdigest()
 
 
-def publish(staged, target, facts):
+def publish(staged: Path, target: Path, facts: dict[str, Any]) -> None:
     """Record a staged checkpoint and give it its name: whole, and on the disk, or not at all.
 
     Args:
@@ -158,7 +158,7 @@ def publish(staged, target, facts):
 # Going on, and starting anew.
 
 
-def check_same_run(folder, cfg, rows, rows_per_step):
+def check_same_run(folder: str | Path, cfg: dict, rows: str, rows_per_step: int) -> None:
     """Compare a run with the one that wrote a checkpoint.
 
     Args:
@@ -167,36 +167,36 @@ def check_same_run(folder, cfg, rows, rows_per_step):
         rows_per_step: rows of one optimizer step, over all processes.
 
     Raises:
-        ConfigError: the rows differ (the place in them is a number of batches), or the base model, the optimizer, or the
-            adapter's shape and scale do. Other differences are warned of.
+        ConfigError: the rows differ (the place in them is a number of batches), or the base model, the optimizer, or
+            the adapter's shape and scale do. Other differences are warned of.
     """
     facts = record(folder)
     if not facts:
         logger.warning(
-            "resume_checkpoint: %s was not written by this kit, so whether rows and settings are the same is not known.",
+            "resume_checkpoint: this kit did not write %s, so whether its rows and settings are the same is not known.",
             folder,
-        )  # fmt: skip
+        )
         return
-    begin_anew = f"To train this adapter further on something else, start a new run with model.trained_adapter={folder}"
+    as_it_was = (
+        f"as it was (see {Path(folder, RECORD)}). To train this adapter further on something else, start a new run "
+        f"with model.trained_adapter={folder}."
+    )
     if facts["rows"] != rows:
         raise ConfigError(
-            f"resume_checkpoint: {folder} was made from other rows (their order, text, template or tokenizer differs), "
-            f"so the place to go on from is not known. Set the data keys as they were (see {Path(folder, RECORD)}). "
-            f"{begin_anew}."
+            "resume_checkpoint",
+            f"{folder} was made from other rows (their order, text, template or tokenizer differs), so the place to go "
+            "on from is not known",
+            f"Set what chooses and renders the rows {as_it_was}",
         )
-    changed = [key for key in _differences(facts["config"], cfg) if not key.startswith(KEYS_THAT_MAY_CHANGE)]
-    lora = [key for key in changed if key.startswith("model.lora") and key != "model.lora.lora_dropout"]
-    if lora:
+    before, now = dict(leaves(facts["config"])), dict(leaves(cfg))
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if not key.startswith(KEYS_THAT_MAY_CHANGE)]
+    if unfit := [key for key in changed if _must_fit(key, before.get(key), now.get(key))]:
         raise ConfigError(
-            f"resume_checkpoint: {', '.join(lora)} differs from the run that wrote {folder}, whose adapter has another "
-            f"shape or scale. Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
-        )
-    # A folder that has only moved keeps its name.
-    moved = [key for key in changed if key in _BASE and _folder(facts["config"], key) == _folder(cfg, key)]
-    if other := [key for key in changed if key in (*_BASE, "train.optim") and key not in moved]:
-        raise ConfigError(
-            f"resume_checkpoint: {', '.join(other)} differs from the run that wrote {folder}, whose adapter belongs to its base model, "
-            f"and whose optimizer's state to its optimizer. Set it as it was (see {Path(folder, RECORD)}). {begin_anew}."
+            "resume_checkpoint",
+            f"{', '.join(unfit)} differs from the run that wrote {folder}, whose adapter and optimizer's state would "
+            "not fit this run",
+            f"Set it {as_it_was}",
         )
     if changed:
         logger.warning(
@@ -212,20 +212,14 @@ def check_same_run(folder, cfg, rows, rows_per_step):
         )  # fmt: skip
 
 
-def _folder(config, key):
-    return Path(str(config["model"].get(key.removeprefix("model.")))).name
+def _must_fit(key: str, before: Any, now: Any) -> bool:
+    """Whether the adapter or the optimizer's state would not fit, or mean something else, with a new value."""
+    if key in ("model.model_name_or_path", "model.trained_adapter"):
+        return Path(str(before)).name != Path(str(now)).name  # a folder that has only moved keeps its name
+    return key == "train.optim" or key.startswith("model.lora") and key != "model.lora.lora_dropout"
 
 
-def _differences(before, after, prefix=""):
-    for key in sorted({*before, *after}):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key}"
-
-
-def set_aside(output_dir, resumed=None):
+def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> Path | None:
     """Move what an earlier run left into `output_dir/earlier.N`, so that neither rotation nor a later resume takes it.
 
     What the run goes on from stays: the resumed checkpoint and older ones beside it. Half-written checkpoints of a
@@ -245,7 +239,7 @@ def set_aside(output_dir, resumed=None):
     return move_aside(old, output) if old else None
 
 
-def resume_path(cfg):
+def resume_path(cfg: "DictConfig") -> str | None:
     """The checkpoint to go on from: a folder, or None to start anew.
 
     With `resume_checkpoint=true` it is the newest whole one, and those that were skipped are named. Where a run has
@@ -254,37 +248,31 @@ def resume_path(cfg):
     Raises:
         ConfigError: `resume_checkpoint` names no whole checkpoint, or is true and there is none.
     """
-    from ragfit.runs.status import read
-    from ragfit.training.checkpoints import newest, why_not_resumable
-
     wanted = cfg.get("resume_checkpoint")
     if wanted in (None, False, ""):
         return None
-    if wanted is True or str(wanted).lower() == "true":
-        folder = cfg.train.output_dir
-        found, skipped = newest(folder)
-        for sentence in skipped:
-            logger.warning("resume_checkpoint: %s", sentence)
-        if found:
-            return str(found)
-        facts = read(folder) or {}
-        if (
-            not skipped
-            and facts.get("state") in ("running", "interrupted", "failed")
-            and not facts.get("last_checkpoint")
-        ):
-            say(f"resume_checkpoint: the run in {folder} ended before its first checkpoint, so it starts anew.")
-            return None
-        whole = f"no checkpoint that is whole ({'; '.join(skipped)})" if skipped else "no checkpoint"
-        raise ConfigError(
-            f"resume_checkpoint is true, but {folder} holds {whole}. "
-            "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
-        )
-    folder = find_path(wanted, "resume_checkpoint")
-    reason = why_not_resumable(folder)
-    if reason:
-        raise ConfigError(
-            f"resume_checkpoint: a run cannot go on from {folder}: {reason}. "
-            "Name another folder, such as trained_models/checkpoint-100, or true for the newest that is whole."
-        )
-    return str(folder)
+    if str(wanted).lower() != "true":
+        folder = find_path(wanted, "resume_checkpoint")
+        if reason := why_not_resumable(folder):
+            raise ConfigError(
+                "resume_checkpoint",
+                f"a run cannot go on from {folder}: {reason}",
+                "Name another folder, such as trained_models/checkpoint-100, or true for the newest that is whole.",
+            )
+        return str(folder)
+    output = cfg.train.output_dir
+    found, skipped = newest(output)
+    for sentence in skipped:
+        logger.warning("resume_checkpoint: %s", sentence)
+    if found:
+        return str(found)
+    facts = read(output) or {}
+    ended = facts.get("state") in ("running", "interrupted", "failed") and not facts.get("last_checkpoint")
+    if ended and not skipped:
+        say(f"resume_checkpoint: the run in {output} ended before its first checkpoint, so it starts anew.")
+        return None
+    raise ConfigError(
+        "resume_checkpoint",
+        f"{output} holds no checkpoint" + (f" that is whole ({'; '.join(skipped)})" if skipped else ""),
+        "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew.",
+    )

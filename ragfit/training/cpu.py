@@ -10,13 +10,13 @@ import types
 
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 
+from ragfit.collator import IGNORE_INDEX
 from ragfit.errors import ConfigError
 
-IGNORE_INDEX = -100  # what TRL's loss leaves out
 
-
-def project_labelled_only(model):
+def project_labelled_only(model: PreTrainedModel) -> None:
     """Make a model's fused LM head work on labelled positions alone, on a CPU.
 
     Args:
@@ -57,17 +57,19 @@ def project_labelled_only(model):
     model.forward = types.MethodType(forward, model)
 
 
-def keep_attention(model):
-    """Have activation checkpointing keep what attention gave, which is small, and costs a third of a float32 forward pass.
+def keep_attention(model: PreTrainedModel, settings: dict | None) -> None:
+    """Have activation checkpointing keep what attention gave: it is small, and costs a third of a forward pass.
 
-    The rest of a layer is computed again in the backward pass, as ever. To be called once checkpointing is on; layers
-    that do not checkpoint, or do so in torch's reentrant way, are left alone.
+    The rest of a layer is computed again in the backward pass, as ever. To be called once transformers has turned
+    checkpointing on; torch's reentrant way of it cannot keep anything.
+
+    Args:
+        settings: `activation_checkpointing_kwargs`.
     """
-    for module in model.modules():
-        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-        keywords = getattr(checkpoint, "keywords", {})
-        if keywords.get("use_reentrant") is False and "context_fn" not in keywords:
-            module._gradient_checkpointing_func = functools.partial(checkpoint, context_fn=_keep_attention)
+    settings = dict(settings or {"use_reentrant": False})
+    if settings.get("use_reentrant") is False and not {"context_fn", "offload"} & settings.keys():
+        every = settings.pop("every_n_layers", 1)
+        model.activation_checkpointing_enable(settings | {"context_fn": _keep_attention}, every_n_layers=every)
 
 
 def _keep_attention():
@@ -75,12 +77,12 @@ def _keep_attention():
     return create_selective_checkpoint_contexts(attention)
 
 
-def right_padded(mask):
+def right_padded(mask: torch.Tensor) -> bool:
     """Whether an attention mask of shape (rows, positions) has its zeros only at the ends of rows."""
     return mask.dim() == 2 and bool((mask[:, 1:] <= mask[:, :-1]).all()) and bool(mask[:, 0].all())
 
 
-def check_head(model):
+def check_head(model: PreTrainedModel) -> None:
     """Compare TRL's loss with the model's own, on a few tokens.
 
     TRL multiplies by the LM head's weight itself and knows the scales and softcaps of the architectures it was written
@@ -106,7 +108,8 @@ def check_head(model):
     model.train(training)
     if not torch.allclose(own.float().cpu(), fused.float().cpu(), rtol=0.02, atol=0.02, equal_nan=True):
         raise ConfigError(
-            f"model.model_name_or_path: {type(model).__name__} does not compute its logits as TRL's loss does "
-            f"(a loss of {own:.4f} against {fused:.4f} for the same tokens), so training would go astray. "
-            "Choose another model, or another release of trl."
+            "model.model_name_or_path",
+            f"{type(model).__name__} does not compute its logits as TRL's loss does (a loss of {own:.4f} against "
+            f"{fused:.4f} for the same tokens), so training would go astray",
+            "Choose another model, or another release of trl.",
         )

@@ -1,30 +1,35 @@
 """The model of a finished run, loaded again to look at it or to evaluate it."""
 
-import argparse
 import dataclasses
-import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ragfit.config.explain import explained
-from ragfit.config.overrides import override, refuse_secrets
+from ragfit.config.overrides import override
 from ragfit.config.paths import find_existing, find_path
 from ragfit.config.trust import load_believed
-from ragfit.errors import ConfigError, RagfitError, for_terminal
-from ragfit.evaluation.evaluate import evaluate
+from ragfit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ragfit.training.trainer import RagfitTrainer
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
 
 
 @explained("Loading the checkpoint")
-def load_checkpoint(checkpoint, data_file=None, overrides=()):
+def load_checkpoint(
+    checkpoint: str | Path, data_file: str | Path | None = None, overrides: Sequence[str] = ()
+) -> "RagfitTrainer":
     """A trainer with the model of a finished run, to evaluate it.
 
     Args:
         checkpoint: the folder `checkpoint` of a run.
         data_file: rows to evaluate on instead of the run's own dev set.
-        overrides: Hydra overrides of the run's configuration, such as `["model.load_in_8bit=false"]`. What would run code
-            (`model.trust_remote_code`, a `model._target_` of one's own) counts only here, not in the checkpoint's file.
+        overrides: Hydra overrides of the run's configuration, such as `["model.load_in_8bit=false"]`. What would run
+            code (`model.trust_remote_code`, a `model._target_` of one's own) counts only here, not in the checkpoint.
 
     Raises:
         ConfigError: the folder holds no configuration, or whatever loading raises.
@@ -32,18 +37,16 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     from ragfit.data.prepare import prepare
     from ragfit.models.load import load_model
     from ragfit.training.arguments import training_arguments
-    from ragfit.training.reload import load_tuned
     from ragfit.training.trainer import RagfitTrainer
     from ragfit.training.trial import check_vocabulary
 
     folder = find_path(checkpoint, "checkpoint")
-    if not (folder / "ragfit.yaml").is_file():
-        raise ConfigError(f"{folder} holds no ragfit.yaml. Name the folder checkpoint of a run's train.output_dir.")
     adapter = (folder / "adapter_config.json").is_file()
+    name_it = "Name the folder checkpoint of a run's train.output_dir."
+    if not (folder / "ragfit.yaml").is_file():
+        raise ConfigError("checkpoint", f"{folder} holds no ragfit.yaml", name_it)
     if not adapter and not (folder / "config.json").is_file():  # a run's output folder has a ragfit.yaml too
-        raise ConfigError(
-            f"{folder} holds no adapter and no model. Name the folder checkpoint of a run's train.output_dir."
-        )
+        raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", name_it)
     keys = {"train.output_dir": str(folder.parent), "train.disable_tqdm": True}
     if not adapter:  # an earlier adapter is part of these weights
         keys |= {"model.model_name_or_path": str(folder), "model.trained_adapter": None}
@@ -53,9 +56,8 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     prepared = prepare(cfg)
     if data_file:
         prepared.report.dev = prepared.report.train
-        prepared = dataclasses.replace(
-            prepared, dev=prepared.train, sources={**prepared.sources, "dev": prepared.sources["train"]}
-        )
+        sources = {**prepared.sources, "dev": prepared.sources["train"]}
+        prepared = dataclasses.replace(prepared, dev=prepared.train, sources=sources)
     loaded = load_model(cfg)
     check_vocabulary(loaded.model, prepared)
     trainer = RagfitTrainer(cfg, prepared, loaded, training_arguments(cfg, prepared))
@@ -64,34 +66,7 @@ def load_checkpoint(checkpoint, data_file=None, overrides=()):
     return trainer
 
 
-def main(argv=None):
-    """Evaluate a checkpoint from the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m ragfit.evaluation", description="Base against tuned on a checkpoint of an earlier run."
-    )
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument(
-        "overrides", nargs="*", help="overrides of the run's configuration, such as model.load_in_8bit=false"
-    )
-    parser.add_argument("--data", help="rows to evaluate on; the run's own dev set by default")
-    parser.add_argument("--rows", type=int, help="answer so many of them; all by default")
-    parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
-    parser.add_argument("--out", help="folder for evaluation.jsonl and evaluation.json; the run's own by default, "
-                        "with --data a folder evaluation-NAME in it")  # fmt: skip
-    args = parser.parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        refuse_secrets(args.overrides, "a command line is kept by shells")
-        trainer = load_checkpoint(args.checkpoint, args.data, args.overrides)
-        out = Path(trainer.args.output_dir)
-        if args.data:
-            out /= f"evaluation-{Path(args.data).name.partition('.')[0]}"
-        print(evaluate(trainer, args.rows, args.marker, save=args.out or out))
-    except RagfitError as error:
-        sys.exit(for_terminal(error))
-
-
-def load_tuned(trainer, checkpoint=None):
+def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -> str:
     """Give a trainer's model the adapter of a finished run, to compare it with the base model.
 
     Args:
@@ -104,31 +79,35 @@ def load_tuned(trainer, checkpoint=None):
     Raises:
         ConfigError: there is no adapter in the folder, or the model takes none.
     """
+    from peft import PeftModel
+
     from ragfit.models.hf import load_adapter
 
     folder = find_path(checkpoint, "checkpoint") if checkpoint else _last_run(trainer.cfg)
     if folder is None:
-        return "There is no trained adapter yet: these are the losses of the base model. Run train.ipynb, or set checkpoint."
+        return (
+            "There is no trained adapter yet: these are the losses of the base model. Run train.ipynb, or set "
+            "checkpoint."
+        )
     if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"checkpoint: {folder} holds no adapter. Name the folder checkpoint of a run's train.output_dir."
-        )
+        fix = "Name the folder checkpoint of a run's train.output_dir."
+        raise ConfigError("checkpoint", f"{folder} holds no adapter", fix)
     model = trainer.model
-    if not hasattr(model, "load_adapter") or not hasattr(model, "disable_adapter"):
-        raise ConfigError(
-            f"checkpoint: {folder} is an adapter, but model.lora is empty. Set model.lora, or leave checkpoint empty."
-        )
+    if not isinstance(model, PeftModel):
+        fix = "Set model.lora, or leave checkpoint empty."
+        raise ConfigError("checkpoint", f"{folder} is an adapter, but model.lora is empty", fix)
     if TUNED in model.peft_config:
         model.set_adapter(next(name for name in model.peft_config if name != TUNED))
         model.delete_adapter(TUNED)
-    load_adapter(model, folder, lambda reason: (
-        f"checkpoint: the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}. "
-        "Name an adapter of this model."
+    load_adapter(model, folder, lambda reason: ConfigError(
+        "checkpoint",
+        f"the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}",
+        "Name an adapter of this model.",
     ), TUNED)  # fmt: skip
     model.set_adapter(TUNED)
     return f"The tuned model is the base model with the adapter in {folder}."
 
 
-def _last_run(cfg):
+def _last_run(cfg: "DictConfig") -> Path | None:
     folder = find_existing(Path(cfg.train.output_dir, "checkpoint"))
     return folder if folder and (folder / "adapter_config.json").is_file() else None

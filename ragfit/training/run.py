@@ -1,25 +1,41 @@
-"""The run: from a configuration and prepared rows to a trained adapter. Notebooks and the command line call the same functions."""
+"""The run: from a configuration and prepared rows to a trained adapter.
+
+Notebooks and the command line call the same functions.
+"""
 
 import contextlib
-import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from omegaconf import DictConfig
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 
 from ragfit.config.explain import explained
 from ragfit.config.save import save_config, without_secrets
 from ragfit.data.prepare import prepare
+from ragfit.data.report import Prepared
 from ragfit.errors import Interrupted, RagfitError
+from ragfit.evaluation.generate import dev_loss
+from ragfit.evaluation.results import save_loss
 from ragfit.models.load import load_model
+from ragfit.runs.hub import check_tag, push
 from ragfit.runs.save import gathered_weights, save_checkpoint
 from ragfit.runs.status import SAVING, RunStatus, run_state
-from ragfit.training.arguments import check_writable
-from ragfit.training.checkpoints import resume_path
-
-logger = logging.getLogger(__name__)
+from ragfit.training.arguments import check_writable, training_arguments
+from ragfit.training.checkpoints import check_same_run, resume_path, rows_digest
+from ragfit.training.live import loss_curve
+from ragfit.training.preflight import preflight
+from ragfit.training.resume import rows_per_step
+from ragfit.training.stop import StopSignals
+from ragfit.training.tracking import tracked
+from ragfit.training.trainer import RagfitTrainer
+from ragfit.training.trial import check_vocabulary, try_run
 
 
 @explained("Making the trainer")
-def build_trainer(cfg, prepared, callbacks=()):
+def build_trainer(cfg: DictConfig, prepared: Prepared, callbacks: Sequence[TrainerCallback] = ()) -> RagfitTrainer:
     """Load the model and make the trainer.
 
     Args:
@@ -28,21 +44,11 @@ def build_trainer(cfg, prepared, callbacks=()):
         callbacks: more `transformers.TrainerCallback`s.
 
     Returns:
-        RagfitTrainer, a `trl.SFTTrainer`: `.train()` and all else of it work.
+        A `trl.SFTTrainer`: `.train()` and all else of it work.
 
     Raises:
         ConfigError: before the weights are read, where that can be known.
     """
-    from transformers import PrinterCallback, ProgressCallback, set_seed
-
-    from ragfit.runs.hub import check_tag
-    from ragfit.training.arguments import training_arguments
-    from ragfit.training.checkpoints import check_same_run, rows_digest
-    from ragfit.training.live import loss_curve
-    from ragfit.training.resume import rows_per_step
-    from ragfit.training.trainer import RagfitTrainer
-    from ragfit.training.trial import check_vocabulary, try_run
-
     resume_from = resume_path(cfg)
     if cfg.get("hfhub_tag"):
         check_tag(cfg.hfhub_tag)
@@ -61,17 +67,15 @@ def build_trainer(cfg, prepared, callbacks=()):
     # One live display instead of transformers' bar and its printed dictionaries.
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    try:
+    with contextlib.suppress(ImportError):
         from transformers.utils.notebook import NotebookProgressCallback
 
         trainer.remove_callback(NotebookProgressCallback)
-    except ImportError:
-        pass
     return trainer
 
 
 @contextlib.contextmanager
-def _kept_if_it_fails(cfg, args):
+def _kept_if_it_fails(cfg: DictConfig, args: TrainingArguments) -> Iterator[None]:
     """Keep the configuration of a run that does not come to train, for the table of runs."""
     try:
         yield
@@ -81,12 +85,13 @@ def _kept_if_it_fails(cfg, args):
         raise
 
 
-def keep_config(cfg, folder):
+def keep_config(cfg: DictConfig, folder: str | Path) -> None:
+    """Write `ragfit.yaml` into a run's folder, where that can be written."""
     with contextlib.suppress(OSError):
         save_config(cfg, Path(folder, "ragfit.yaml"))
 
 
-def train(trainer):
+def train(trainer: RagfitTrainer) -> Path | None:
     """Train, save and, where `hfhub_tag` is set, push. `output_dir/status.json` says how it goes.
 
     Ctrl-C, a kernel's interrupt and SIGTERM end the run with a checkpoint that `resume_checkpoint=true` goes on from.
@@ -95,82 +100,76 @@ def train(trainer):
         trainer: of `build_trainer`.
 
     Returns:
-        Path of the folder `checkpoint` with adapter, tokenizer, resolved configuration and instruction.
+        The folder `checkpoint` with adapter, tokenizer, resolved configuration and instruction; of several processes
+        the first one gets it.
 
     Raises:
         Interrupted: the run was asked to stop, and has.
         RagfitError: the trainer has trained already or was made to evaluate, another run has the folder, or a
             checkpoint could not be saved.
     """
-    from ragfit.training.stop import StopSignals
-    from ragfit.training.tracking import tracked
-
     cfg, status = trainer.cfg, trainer.status
     if status is None:
         raise RagfitError(
-            "This trainer was made by ragfit.load_checkpoint, to evaluate a finished run. Make one with ragfit.build_trainer: "
-            f"model.trained_adapter={Path(trainer.args.output_dir, 'checkpoint')} in its configuration trains on from that "
-            "run's adapter, and resume_checkpoint=true goes on with a run that was stopped."
+            "trainer",
+            "it was made by ragfit.load_checkpoint, to evaluate a finished run",
+            "Make one with ragfit.build_trainer: "
+            f"model.trained_adapter={Path(trainer.args.output_dir, 'checkpoint')} in its configuration trains on from "
+            "that run's adapter, and resume_checkpoint=true goes on with a run that was stopped.",
         )
     if trainer.state.global_step:
         raise RagfitError(
-            f"This trainer has trained already, to step {trainer.state.global_step}. Make a new one with ragfit.build_trainer "
-            "(in the notebook: run from the cell with `trainer = None`); resume_checkpoint=true goes on from the newest checkpoint."
+            "trainer",
+            f"it has trained already, to step {trainer.state.global_step}",
+            "Make a new one with ragfit.build_trainer (in the notebook: run from the cell with `trainer = None`); "
+            "resume_checkpoint=true goes on from the newest checkpoint.",
         )
-    with status.alone(), status.outcome(), explained("The run"), contextlib.ExitStack() as stack:
+    with status.alone(), status.outcome(), explained("The run"):
         before = status.begin()
         if trainer.is_world_process_zero():
             keep_config(cfg, trainer.args.output_dir)
-        if trainer.resume_from and trainer.is_world_process_zero():
-            told = f" The run before was {run_state(before)[1]}." if before else ""
-            print(f"going on from {trainer.resume_from}.{told}", flush=True)
-        tracking = stack.enter_context(tracked(cfg, trainer))
-        with StopSignals() as stop:
-            trainer.stop = stop
-            trainer.train(resume_from_checkpoint=trainer.resume_from)
-            with contextlib.suppress(OSError):  # a full disk: the adapter matters more
-                trainer.save_state()
-            if trainer.stopped:
-                _stopped(trainer)
-            folder, weights = None, gathered_weights(trainer)
-            if trainer.is_world_process_zero():
-                status.set(doing=SAVING)
-                trained = trainer.state.global_step - trainer._initial_global_step
-                folder = save_checkpoint(trainer, keep_same=not trained, weights=weights)
-                status.set(state="finished", doing=None, saved=str(folder))
-                tracking.saved(folder)
-            if stop.asked():
-                message = f"Stopped by {stop.why} after the last step. The run is finished, the adapter is in {folder}."
-                raise Interrupted(message, stop.asked())
+            if trainer.resume_from:
+                told = f" The run before was {run_state(before)[1]}." if before else ""
+                print(f"going on from {trainer.resume_from}.{told}", flush=True)
+        with tracked(cfg, trainer), StopSignals() as trainer.stop:
+            folder = _train_and_save(trainer)
         trainer.stop = None
         if cfg.get("hfhub_tag") and folder:
-            from ragfit.runs.hub import push
-
-            tracking.saved(folder, push(folder, cfg.hfhub_tag, cfg.train.get("hub_token")))
+            push(folder, cfg.hfhub_tag, cfg.train.get("hub_token"))
     return folder
 
 
-def _stopped(trainer):
+def _train_and_save(trainer: RagfitTrainer) -> Path | None:
+    status, stop = trainer.status, trainer.stop
+    trainer.train(resume_from_checkpoint=trainer.resume_from)
+    with contextlib.suppress(OSError):  # a full disk: the adapter matters more
+        trainer.save_state()
+    if trainer.stopped:
+        _end_stopped(trainer)
+    folder, weights = None, gathered_weights(trainer)
+    if trainer.is_world_process_zero():
+        status.set(doing=SAVING)
+        unchanged = trainer.state.global_step == trainer.first_step
+        folder = save_checkpoint(trainer, keep_same=unchanged, weights=weights)
+        status.set(state="finished", doing=None, saved=str(folder))
+    if stop.asked():
+        message = f"Stopped by {stop.why} after the last step. The run is finished, the adapter is in {folder}."
+        raise Interrupted(message, stop.asked())
+    return folder
+
+
+def _end_stopped(trainer: RagfitTrainer) -> NoReturn:
     """Say where a stopped run can go on, and end it."""
     stop, state, newest = trainer.stop, trainer.state, trainer.newest_checkpoint
-    on = (
-        f"{newest} holds all of it; go on with resume_checkpoint=true"
-        if newest
-        else "Nothing was learned yet; start it again"
-    )
-    trainer.status.set(
-        state="interrupted", reason=f"stopped by {stop.why}. {on}", step=state.global_step, last_checkpoint=newest
-    )
+    on = f"{newest} holds all of it; go on with resume_checkpoint=true"
+    reason = f"stopped by {stop.why}. {on}"
+    trainer.status.set(state="interrupted", reason=reason, step=state.global_step, last_checkpoint=newest)
     raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
 
 
 @explained("The run")
-def run(cfg):
+def run(cfg: DictConfig) -> Path | None:
     """The whole run of the command line: prepare, look, train, save. Returns the checkpoint's folder."""
-    from ragfit.evaluation.generate import dev_loss
-    from ragfit.evaluation.results import save_loss
-    from ragfit.training.preflight import preflight
-
     prepared = prepare(cfg)
     if os.environ.get("RANK", "0") == "0":
         print(prepared.report, flush=True)

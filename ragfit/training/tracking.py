@@ -1,376 +1,245 @@
-"""Experiment tracking: what a run tells Weights & Biases, TensorBoard, MLflow or trackio, and what it keeps to itself.
+"""Experiment tracking: what Weights & Biases, TensorBoard, MLflow or trackio are told of a run.
 
-transformers' callbacks log the metrics; here they get the configuration without secrets, the report on the data, a few
-rows as they are learned, and where the adapter is. Everything stays in `train.output_dir` unless the user's own
+transformers' callbacks log the metrics. Here the services get the configuration without secrets and the report on the
+data and, where they show HTML, the loss mask of a few rows. All of it stays in `train.output_dir` unless the user's own
 settings of a service say otherwise, nobody is asked to log in, and a tracker that fails never ends a run.
 """
 
 import contextlib
 import dataclasses
+import functools
 import html
 import importlib.util
 import logging
 import os
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback
+from omegaconf import DictConfig
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ragfit.config.save import to_yaml, without_secrets
 from ragfit.errors import ConfigError, Interrupted, first_line
-from ragfit.runs.card import fence, package_versions
 from ragfit.secrets import mask
+
+if TYPE_CHECKING:
+    from ragfit.training.trainer import RagfitTrainer
 
 logger = logging.getLogger(__name__)
 
 PROJECT = "ragfit"
-ROWS = 3  # shown as they are learned
-FINISH = 600.0  # seconds for wandb to send what is left when the run is over
+ROWS = 3  # shown with their loss mask
 EXTRAS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "mlflow": ("mlflow",)}
 
 
-def prepare_trackers(args):
-    """Before the model is loaded: are the packages there, and where do they write?
-
-    Args:
-        args: `transformers.TrainingArguments`; what they leave open of trackio's is set.
+def prepare_trackers(args: TrainingArguments) -> None:
+    """Before the model is loaded: are the packages of `train.report_to` there, and where do they write?
 
     Raises:
-        ConfigError: a service of `train.report_to` whose package is not installed.
+        ConfigError: a package is not installed.
     """
     for name in args.report_to:
         if name in EXTRAS and not any(importlib.util.find_spec(package) for package in EXTRAS[name]):
-            raise ConfigError(
-                f"train.report_to={name} needs the package {name}, which is not installed. "
-                f"Install it with: pip install 'ragfit[{name}]'"
-            )
+            problem = f"{name} needs the package {name}, which is not installed"
+            raise ConfigError("train.report_to", problem, f"Install it with: pip install 'ragfit[{name}]'")
     # Read by the packages when they are imported; what the user has set stays.
-    if "wandb" in args.report_to:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    if "mlflow" in args.report_to:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if "trackio" in args.report_to:
         os.environ.setdefault("TRACKIO_DIR", str(Path(args.output_dir, "trackio").absolute()))
-        if args.project == "huggingface":
-            args.project = PROJECT
-        if args.trackio_static_space_id is None:
-            args.trackio_static_space_id = False  # else a push of checkpoints makes a Space
 
 
 @contextlib.contextmanager
-def tracked(cfg, trainer):
-    """A context around training and saving, in which `report_to` and `use_wandb` are served.
+def tracked(cfg: DictConfig, trainer: "RagfitTrainer") -> Iterator[None]:
+    """A context around training and saving in which the trackers of `report_to` and `use_wandb` are told of it."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    Args:
-        cfg: the resolved configuration; `experiment` is the run's group, `wandb_entity` its entity at wandb.
-        trainer: a `RagfitTrainer`.
-
-    Yields:
-        Tracking; with nothing to serve it does nothing.
-    """
-    tracking, outcome = Tracking(cfg, trainer), "failed"
-    tracking.start()
+    trackers = []
+    for name in trainer.args.report_to:
+        callback = trainer.pop_callback(INTEGRATION_TO_CALLBACK[name])
+        trackers.append(TRACKERS.get(name, Tracker)(name, callback, cfg, trainer))
+        trainer.add_callback(trackers[-1])
+    outcome = "failed"
     try:
-        yield tracking
+        yield
         outcome = "finished"
     except (Interrupted, KeyboardInterrupt):
         outcome = "interrupted"
         raise
     finally:
-        tracking.finish(outcome)
+        for tracker in trackers:
+            tracker.lost = False  # what can be closed is closed
+            tracker.attempt(tracker.finish, outcome)
+            trainer.remove_callback(tracker)  # an evaluation after the run has nobody to tell
 
 
-class Tracking:
-    """All services of one run, each kept from ending it."""
+class Tracker(TrainerCallback):
+    """transformers' callback of a service, whose errors are told once and end nothing but itself.
 
-    def __init__(self, cfg, trainer):
-        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    The subclasses add what this kit tells. They act in the first of several processes alone.
+    """
 
-        self.cfg, self.trainer = cfg, trainer
-        self.prepared, self.args = trainer.prepared, trainer.args
-        names = {kind: name for name, kind in INTEGRATION_TO_CALLBACK.items()}
-        self.services = []
-        for place, callback in enumerate(trainer.callback_handler.callbacks):
-            if name := names.get(type(callback)):
-                guarded = trainer.callback_handler.callbacks[place] = Guarded(callback, name)
-                if trainer.is_world_process_zero():
-                    self.services.append(SERVICES.get(name, Service)(self, guarded))
+    def __init__(self, name: str, callback: TrainerCallback, cfg: DictConfig, trainer: "RagfitTrainer"):
+        self.name, self.callback, self.cfg, self.trainer = name, callback, cfg, trainer
+        self.lost = False
 
-    def start(self):
-        for service in self.services:
-            service.attempt("start")
-        if self.services:
-            self.trainer.add_callback(Began(self))
+    def start(self) -> None:
+        """Called before transformers' callback sets itself up."""
 
-    def began(self):
-        for service in self.services:
-            service.attempt("began")
+    def tell(self) -> None:
+        """Called when it has done so."""
 
-    def saved(self, folder, address=None):
-        """The adapter is on disk and, where `address` is given, on the hub."""
-        for service in self.services:
-            service.attempt("saved", str(folder), address)
+    def finish(self, outcome: str) -> None:
+        """Called when the run is over: "finished", "interrupted" or "failed"."""
 
-    def finish(self, outcome):
-        for service in self.services:
-            service.guarded.lost = False  # what can be closed is closed
-            service.attempt("finish", outcome)
-        callbacks = self.trainer.callback_handler.callbacks  # an evaluation after the run has nobody to tell
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, Guarded | Began)]
-
-    # What there is to tell.
-
-    def config(self):
-        """The configuration without secrets and the packages' versions, as plain values."""
-        return without_secrets(self.cfg) | {"versions": package_versions()}
-
-    def yaml(self):
-        return to_yaml(self.cfg)
-
-    def counts(self):
-        """Rows, tokens and findings as numbers with flat names."""
-        counts = {}
-        for name in ("train", "dev"):
-            part = getattr(self.prepared.report, name)
-            if part.rows:
-                dropped = sum(map(len, part.dropped.values()))
-                counts |= {
-                    f"{name}_rows": len(part.kept),
-                    f"{name}_rows_dropped": dropped,
-                    f"{name}_rows_cut": len(part.cut),
-                }
-                counts |= {f"{name}_tokens": part.tokens, f"{name}_loss_tokens": part.loss_tokens}
-        return counts | {"findings": len(self.prepared.report.findings)}
-
-    def rows(self):
-        """`TokenView`s of the first rows: what of them is learned."""
-        from ragfit.views import TokenView
-
-        return [TokenView(self.prepared, index) for index in range(min(ROWS, len(self.prepared.train)))]
-
-    def report(self):
-        """The report on the data, its file named as the configuration may tell."""
-        return dataclasses.replace(self.prepared.report, data_file=str(self.config()["data_file"]))
-
-    def report_page(self):
-        from ragfit.views import ReportView
-
-        return page("Data", [ReportView(self.report())])
-
-    def rows_page(self):
-        return page("What is learned", self.rows())
-
-
-def page(title, views):
-    """Views as one page of HTML; should a text get past their escaping, no script in it would run."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    text = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{html.escape(title)}</title></head><body>{''.join(str(view.html()) for view in views)}</body></html>\n"
-    )
-    return mask(text).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-class Guarded(TrainerCallback):
-    """A service's callback, whose errors are told once and end nothing but itself."""
-
-    def __init__(self, callback, name):
-        self.callback, self.name, self.lost = callback, name, False
-
-    def attempt(self, do, *args, **kwargs):
+    def attempt(self, do: Callable, *args, **kwargs) -> None:
         if self.lost:
-            return None
+            return
         try:
-            return do(*args, **kwargs)
+            do(*args, **kwargs)
         except Exception as error:  # a full disk, a broken login, a network that is down: the services' own errors
             self.lost = True
             reason = mask(f"{type(error).__name__}: {first_line(error)}")
             logger.warning("%s failed (%s). The run goes on without it.", self.name, reason)
-            return None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if state.is_world_process_zero:
+            self.attempt(self.start)
+        self.attempt(self.callback.on_train_begin, args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.attempt(self.tell)
+
+    # What there is to tell.
+
+    def config(self) -> dict:
+        return without_secrets(self.cfg)
+
+    def report(self):
+        """The report on the data, its file named as the configuration may tell."""
+        return dataclasses.replace(self.trainer.prepared.report, data_file=str(self.config()["data_file"]))
+
+    def pages(self) -> dict[str, str]:
+        """The report and the loss mask of the first rows as pages of HTML, by name."""
+        from ragfit.views import ReportView, TokenView
+
+        prepared = self.trainer.prepared
+        rows = [TokenView(prepared, index) for index in range(min(ROWS, len(prepared.train)))]
+        return {"report": page("Data", [ReportView(self.report())]), "loss_mask": page("What is learned", rows)}
 
 
-def _guard(event):
+def _pass_on(event: str) -> Callable:
     def call(self, args, state, control, **kwargs):
-        return self.attempt(getattr(self.callback, event), args, state, control, **kwargs)
+        self.attempt(getattr(self.callback, event), args, state, control, **kwargs)
 
     return call
 
 
-for _event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
-    setattr(Guarded, _event, _guard(_event))
+for _event in vars(TrainerCallback):
+    if _event.startswith("on_") and _event not in vars(Tracker):
+        setattr(Tracker, _event, _pass_on(_event))
 
 
-class Began(TrainerCallback):
-    """Comes after the services' callbacks have set themselves up."""
-
-    def __init__(self, tracking):
-        self.tracking = tracking
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.tracking.began()
-
-
-class Service:
-    """A service that gets the metrics of transformers' callback and nothing else."""
-
-    def __init__(self, tracking, guarded):
-        self.tracking, self.guarded = tracking, guarded
-
-    def attempt(self, step, *args):
-        self.guarded.attempt(getattr(self, step), *args)
-
-    def start(self):
-        """Before training; the callback has not set itself up."""
-
-    def began(self):
-        """Training begins; the callback has."""
-
-    def saved(self, folder, address):
-        """The adapter is saved."""
-
-    def finish(self, outcome):
-        """The run is over: "finished", "interrupted" or "failed"."""
+def page(title: str, views: list) -> str:
+    """Views as one page of HTML; should a text get past their escaping, no script in it would run."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    body = "".join(str(view.html()) for view in views)
+    title = f"<title>{html.escape(title)}</title>"
+    return clean(f'<!doctype html>\n<html lang="en"><head>{head}{title}</head><body>{body}</body></html>\n')
 
 
-class Wandb(Service):
+def clean(text: str) -> str:
+    """A text without tokens of known services, and with half characters as escapes."""
+    return mask(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Wandb(Tracker):
     """A run of its own, unless the user has one open; the code, the command line and the environment stay here."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.run, self.own = None, False
+    run = None  # where it is not the user's own
 
-    def start(self):
+    def start(self) -> None:
         import wandb
 
-        if wandb.run is not None:  # the user's own run in a notebook
-            self.run = wandb.run
+        if wandb.run is not None:
             return
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not self._logged_in():
-            mode = "offline"
-        try:
-            self.run = self._init(mode)
-        except wandb.errors.Error as error:
-            if mode in ("offline", "disabled"):
-                raise
-            self._offline(f"wandb cannot be reached ({mask(first_line(error))})")
-            self.run = self._init("offline")
-        self.own = True
-
-    def _logged_in(self):
-        import wandb
-
         try:
             # A headless run must not wait for a login that nobody types.
-            if wandb.login(prompt=False, verify=False):
-                return True
-            self._offline("not logged in to wandb")
+            if mode is None and not wandb.login(prompt=False, verify=False):
+                raise wandb.errors.UsageError("not logged in to wandb")
+            self.run = self._init(mode)
         except wandb.errors.Error as error:
-            self._offline(f"the login at wandb does not work ({mask(first_line(error))})")
-        return False
+            reason = mask(first_line(error))
+            logger.warning("use_wandb: %s, so the run is kept offline. Send it later with `wandb sync`.", reason)
+            self.run = self._init("offline")
 
-    def _offline(self, reason):
-        logger.warning("use_wandb: %s, so the run is kept offline. Send it later with `wandb sync`.", reason)
-
-    def _init(self, mode):
+    def _init(self, mode: str | None):
         import wandb
 
-        cfg, config = self.tracking.cfg, self.tracking.config()
-        project = cfg.train.get("project") or os.environ.get("WANDB_PROJECT")
+        config, args = self.config(), self.trainer.args
         # Git's remote may hold a token, the command line an override with one, the console whatever is printed.
-        settings = {"disable_git": True, "disable_code": True, "save_code": False, "x_disable_meta": True}
-        if "WANDB_CONSOLE" not in os.environ:
-            settings["console"] = "off"
-        if "WANDB_FINISH_TIMEOUT" not in os.environ:
-            settings["finish_timeout"] = FINISH
+        settings = wandb.Settings(
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            x_disable_meta=True,
+            console=os.environ.get("WANDB_CONSOLE", "off"),
+            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", 600)),  # seconds to send what is left
+        )
         return wandb.init(
-            project=project if project and project != "huggingface" else PROJECT,
-            entity=cfg.get("wandb_entity"),
+            project=self.cfg.train.get("project") or os.environ.get("WANDB_PROJECT") or PROJECT,
+            entity=self.cfg.get("wandb_entity"),
             group=config.get("experiment"),
-            name=self.tracking.args.to_dict().get("run_name"),
+            name=args.to_dict().get("run_name"),
             job_type="train",
-            tags=["train"],
             config=config,
-            dir=self.tracking.args.output_dir,
+            dir=args.output_dir,
             mode=mode,
-            settings=wandb.Settings(**settings),
+            settings=settings,
         )
 
-    def began(self):
+    def tell(self) -> None:
         import wandb
 
-        tracking = self.tracking
-        train = tracking.prepared.report.train
-        self.run.summary.update({"rows": len(train.kept), "loss_tokens": train.loss_tokens, "data": tracking.counts()})
-        findings = [
-            [
-                f.severity,
-                f.kind,
-                len(f.rows) or None,
-                f.meaning,
-                mask(f.detail).encode("utf-8", "backslashreplace").decode(),
-                f.fix,
-            ]
-            for f in tracking.prepared.report.findings
-        ]
-        self.run.log({
-            "data/report": wandb.Html(tracking.report_page(), inject=False, data_is_not_path=True),
-            "data/loss_mask": wandb.Html(tracking.rows_page(), inject=False, data_is_not_path=True),
-            "data/findings": wandb.Table(["severity", "finding", "rows", "meaning", "seen", "what to do"], findings),
-        })  # fmt: skip
+        show = functools.partial(wandb.Html, inject=False, data_is_not_path=True)
+        wandb.run.log({f"data/{name}": show(text) for name, text in self.pages().items()})
 
-    def saved(self, folder, address):
+    def finish(self, outcome: str) -> None:
         if self.run:
-            self.run.summary.update({"checkpoint": folder} | ({"hub": address} if address else {}))
-
-    def finish(self, outcome):
-        if self.own:
-            self.run.summary["outcome"] = outcome
             self.run.finish(exit_code={"finished": 0, "interrupted": 255}.get(outcome, 1))
 
 
-class Mlflow(Service):
+class Mlflow(Tracker):
     """A run in `output_dir/mlflow.db`, or wherever the user's own settings of MLflow say."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.run_id, self.own, self.default_place = None, False, False
+    own = default_place = False
 
-    def start(self):
+    def start(self) -> None:
         import mlflow
 
-        self.default_place = not mlflow.is_tracking_uri_set()
-        if self.default_place:
-            place = Path(self.tracking.args.output_dir).absolute()
-            place.mkdir(parents=True, exist_ok=True)
-            mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
-        if mlflow.active_run() or any(
-            os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "NESTED_RUN", "EXPERIMENT_ID")
-        ):
-            return  # the callback knows what to do with them
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.tracking.config().get("experiment") or PROJECT
-        found = mlflow.get_experiment_by_name(name)
-        artifacts = (place / "mlruns").as_uri() if self.default_place else None
-        experiment = found.experiment_id if found else mlflow.create_experiment(name, artifacts)
-        mlflow.start_run(experiment_id=experiment, run_name=self.tracking.args.to_dict().get("run_name"))
-        self.own = True
+        self.own, self.default_place = mlflow.active_run() is None, not mlflow.is_tracking_uri_set()
+        if not (self.own and self.default_place):
+            return
+        place = Path(self.trainer.args.output_dir).absolute()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.config().get("experiment") or PROJECT
+        place.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+        known = mlflow.get_experiment_by_name(name)
+        # By default MLflow would put the pages into the working directory.
+        number = known.experiment_id if known else mlflow.create_experiment(name, (place / "mlruns").as_uri())
+        mlflow.start_run(experiment_id=number, run_name=self.trainer.args.to_dict().get("run_name"))
 
-    def began(self):
+    def tell(self) -> None:
         import mlflow
 
-        self.run_id = mlflow.active_run().info.run_id
-        mlflow.log_text(self.tracking.yaml(), "ragfit.yaml")
-        mlflow.log_text(self.tracking.report_page(), "data_report.html")
-        mlflow.log_text(self.tracking.rows_page(), "loss_mask.html")
-        mlflow.log_params({f"data/{name}": value for name, value in self.tracking.counts().items()})
+        mlflow.log_text(to_yaml(self.cfg), "ragfit.yaml")
+        for name, text in self.pages().items():
+            mlflow.log_text(text, f"{name}.html")
 
-    def saved(self, folder, address):
-        import mlflow
-
-        for name, value in (("checkpoint", folder), ("hub", address)):
-            if value and self.run_id:
-                mlflow.MlflowClient().set_tag(self.run_id, name, value)
-
-    def finish(self, outcome):
+    def finish(self, outcome: str) -> None:
         import mlflow
 
         if self.own and mlflow.active_run():
@@ -379,28 +248,22 @@ class Mlflow(Service):
             mlflow.set_tracking_uri(None)
 
 
-class TensorBoard(Service):
+class TensorBoard(Tracker):
     """Event files in `output_dir/runs`, or in TENSORBOARD_LOGGING_DIR."""
 
-    def began(self):
-        writer = self.guarded.callback.tb_writer
-        for name, text in (
-            ("configuration", self.tracking.yaml()),
-            ("data", str(self.tracking.report())),
-            ("loss mask", "\n\n".join(view.text() for view in self.tracking.rows())),
-        ):
-            writer.add_text(name, fence(mask(text).encode("utf-8", "backslashreplace").decode()))
+    def tell(self) -> None:
+        for name, text in (("configuration", to_yaml(self.cfg)), ("data", str(self.report()))):
+            self.callback.tb_writer.add_text(name, textwrap.indent(clean(text), "    "))  # Markdown's way to quote
 
 
-class Trackio(Service):
+class Trackio(Tracker):
     """A project in `output_dir/trackio`, or in TRACKIO_DIR."""
 
-    def began(self):
+    def tell(self) -> None:
         import trackio
 
-        trackio.config.update({"ragfit": self.tracking.config()})
-        pages = {"data/report": self.tracking.report_page(), "data/loss_mask": self.tracking.rows_page()}
-        trackio.log({name: trackio.Html(text) for name, text in pages.items()} | {"data": self.tracking.counts()})
+        trackio.config.update({"ragfit": self.config()})
+        trackio.log({f"data/{name}": trackio.Html(text) for name, text in self.pages().items()})
 
 
-SERVICES = {"wandb": Wandb, "mlflow": Mlflow, "tensorboard": TensorBoard, "trackio": Trackio}
+TRACKERS = {"wandb": Wandb, "mlflow": Mlflow, "tensorboard": TensorBoard, "trackio": Trackio}

@@ -1,10 +1,13 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
+from omegaconf import DictConfig
+from peft import PeftModel
 from trl import SFTTrainer
 
 from ragfit import before_torch
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.config.save import without_secrets
+from ragfit.data.report import Prepared
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
 from ragfit.training.resume import Resumable
 
@@ -18,22 +21,23 @@ class RagfitTrainer(Resumable, SFTTrainer):
         labelled_head: whether the LM head is applied only where there are labels.
     """
 
-    _steps_kept = 0  # batches that this trainer has trained on
+    _batches = 0  # that this trainer has trained on
 
-    def __init__(self, cfg, prepared, loaded, args, **kwargs):
+    def __init__(self, cfg: DictConfig, prepared: Prepared, loaded, args, **kwargs):
         self.cfg, self.prepared = cfg, prepared
+        tokenizer = prepared.tokenizer
         super().__init__(
             model=loaded.model,
             args=args,
-            processing_class=prepared.tokenizer,
+            processing_class=tokenizer,
             data_collator=DataCollatorForCompletionOnlyLM(
-                tokenizer=prepared.tokenizer, pad_to_multiple_of=args.pad_to_multiple_of
+                tokenizer=tokenizer, pad_to_multiple_of=args.pad_to_multiple_of
             ),
             train_dataset=prepared.train,
             eval_dataset=prepared.dev,
             **kwargs,
         )
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self.labelled_head = args.device.type in ("cpu", "cuda")  # on CUDA it is TRL's own doing
         if args.device.type == "cpu":
             project_labelled_only(base)
@@ -52,16 +56,16 @@ class RagfitTrainer(Resumable, SFTTrainer):
             if self.args.device.type == "cpu":
                 before_torch.give_back_memory()
 
-    def begin_training(self):
-        if self.args.device.type == "cpu":
-            keep_attention(self.model)  # transformers has just turned checkpointing on
+    def begin_training(self) -> None:
+        if self.args.device.type == "cpu" and self.args.activation_checkpointing:
+            keep_attention(self.model, self.args.activation_checkpointing_kwargs)
         super().begin_training()
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         # Rows of many lengths leave gaps between what is kept. Now and then, as it costs a fraction of a step.
-        self._steps_kept += 1
-        if self.args.device.type == "cpu" and self._steps_kept % 16 == 0:
+        self._batches += 1
+        if self.args.device.type == "cpu" and self._batches % 16 == 0:
             before_torch.give_back_memory()
         return loss
 

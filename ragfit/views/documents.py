@@ -4,7 +4,10 @@ import re
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Bar, Block, Line, Note, Table
 from ragfit.draw.view import View
 
@@ -13,6 +16,7 @@ ANSWER_KEYS = ("short_answers", "answers")
 LABELS = {"yes", "no", "maybe", "true", "false"}
 WORDS = 10  # a longer answer is a sentence, which no document holds word for word
 FIRST = 6  # row numbers listed
+_FROM_LABELS, _FROM_NOTHING = "none: labels", "none: no short answer"
 
 
 class RagView(View):
@@ -29,91 +33,81 @@ class RagView(View):
 
     title = "Documents and answers"
 
-    def __init__(self, prepared):
-        self.parts = {name: _Counts(prepared, name) for name in ("train", "dev") if getattr(prepared.report, name).kept}
-        shared = set.intersection(*(set(part.texts) for part in self.parts.values())) if len(self.parts) > 1 else ()
-        self.shared = len(shared)
-
-    def _rows(self):
-        parts = self.parts.values()
-        yield "prepared rows", [f"{part.rows:,}" for part in parts]
-        yield "answers looked for", [part.answers_from() for part in parts]
-        if any(part.asked for part in parts):
-            yield "rows with an answer in their documents", [_share(part.some, part.asked) for part in parts]
-        if any(part.several for part in parts):
-            yield "rows with all their answers there", [_share(part.all, part.asked) for part in parts]
-        if any(part.without for part in parts):
-            yield "rows with none there", [_numbers(part.without) for part in parts]
-        yield "documents taken from", [part.documents_from() for part in parts]
-        if not any(part.texts for part in parts):
-            return
-        yield "documents per row", [_spread(part.per_row) for part in parts]
-        yield "words per document", [_spread(part.words) for part in parts]
-        yield "rows that hold a document twice", [_numbers(part.twice) for part in parts]
-        yield "different documents", [f"{len(part.texts):,} of {sum(part.texts.values()):,}" for part in parts]
-        yield "documents in more than one row", [f"{sum(n > 1 for n in part.texts.values()):,}" for part in parts]
-        if len(self.parts) > 1:
-            yield "documents in both train and dev", [f"{self.shared:,}", ""]
+    def __init__(self, prepared: Prepared):
+        self.parts = {
+            part: [_read(prepared, number, part) for number in prepared.report.part(part).kept]
+            for part in ("train", "dev")
+            if prepared.report.part(part).kept
+        }
 
     def blocks(self) -> list[Block]:
-        rows = [[name, *map(_cell, values)] for name, values in self._rows()]
+        counts = [dict(_counts(rows)) for rows in self.parts.values()]
+        table = [[label, *(count[label] for count in counts)] for label in counts[0]]
+        if len(self.parts) == 2:
+            train, dev = ({text for row in rows for text in row.documents} for rows in self.parts.values())
+            table.append(["documents in both train and dev", f"{len(train & dev):,}", ""])
         labels = "Answers such as yes and no are labels: no document has to hold them, so they are not looked for."
-        note = [Note(labels)] if any(part.labels for part in self.parts.values()) else []
-        return [Table(["", *self.parts], rows, widths=("270px",)), *note]
+        any_labels = any(row.answers_from == _FROM_LABELS for rows in self.parts.values() for row in rows)
+        return [
+            Table(["", *self.parts], [row for row in table if any(row[1:])], widths=("270px",)),
+            *([Note(labels)] if any_labels else []),
+        ]
 
 
-class _Counts:
-    """What one part's rows hold."""
+@dataclass(frozen=True)
+class _Row:
+    """What one row holds.
 
-    def __init__(self, prepared, part):
-        report = getattr(prepared.report, part)
-        self.rows, self.asked, self.some, self.all, self.labels, self.several = len(report.kept), 0, 0, 0, 0, False
-        self.without, self.twice, self.per_row, self.words = [], [], [], []
-        self.texts, self.keys, self.places = Counter(), Counter(), Counter()
-        for number in report.kept:
-            query, output, row = prepared.row(number, part)
-            documents, place = documents_of(query, row)
-            self.places[place] += 1
-            self._count_documents(number, [words_of(text) for text in documents])
-            answers, key = answers_of(row, output, prepared.cfg.output_key)
-            self._count_answers(number, answers, key, documents or [query])
+    Attributes:
+        documents: a fingerprint of 8 bytes of each document, not its text: a large data set has millions of them.
+        words: of each document.
+        documents_from, answers_from: where they were found.
+        found: for each answer that was looked for, whether a document holds it.
+    """
 
-    def _count_documents(self, number, documents):
-        if documents:
-            self.per_row.append(len(documents))
-            self.words += [text.count(" ") - 1 for text in documents]
-        if len(set(documents)) < len(documents):
-            self.twice.append(number)
-        # A fingerprint of 8 bytes, not the text: a large data set has millions of documents.
-        self.texts.update({hash(text) for text in documents})
-
-    def _count_answers(self, number, answers, key, documents):
-        if not answers:
-            return
-        if all(spelling.strip() in LABELS for spellings in answers for spelling in spellings):
-            self.labels += 1
-            return
-        text = " ".join(map(words_of, documents))
-        found = [any(spelling in text for spelling in spellings) for spellings in answers]
-        self.keys[key] += 1
-        self.asked += 1
-        self.some += any(found)
-        self.all += all(found)
-        self.several |= len(found) > 1
-        if not any(found):
-            self.without.append(number)
-
-    def answers_from(self):
-        names = [f"{key} ({count:,} rows)" for key, count in self.keys.most_common()]
-        names += [f"none: labels ({self.labels:,} rows)"] if self.labels else []
-        left = self.rows - self.asked - self.labels
-        return ", ".join(names + ([f"none: no short answer ({left:,} rows)"] if left else []))
-
-    def documents_from(self):
-        return ", ".join(f"{place} ({count:,} rows)" for place, count in self.places.most_common())
+    number: int
+    documents: list[int]
+    words: list[int]
+    documents_from: str
+    answers_from: str
+    found: list[bool]
 
 
-def documents_of(query, row):
+def _read(prepared: Prepared, number: int, part: str) -> _Row:
+    query, output, row = prepared.row(number, part)
+    documents, place = documents_of(query, row)
+    texts = [words_of(text) for text in documents]
+    answers, key = answers_of(row, output, prepared.cfg.output_key)
+    if all(spelling.strip() in LABELS for spellings in answers for spelling in spellings):
+        answers, key = [], _FROM_LABELS if answers else _FROM_NOTHING
+    text = " ".join(texts or [words_of(query)]) if answers else ""
+    found = [any(spelling in text for spelling in spellings) for spellings in answers]
+    return _Row(number, list(map(hash, texts)), [text.count(" ") - 1 for text in texts], place, key, found)
+
+
+def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
+    """What stands in a column of the table; "" where it says nothing of these rows."""
+    asked = [row for row in rows if row.found]
+    texts = Counter(text for row in rows for text in set(row.documents))
+    yield "prepared rows", f"{len(rows):,}"
+    yield "answers looked for", _sources(row.answers_from for row in rows)
+    yield "rows with an answer in their documents", _share(sum(any(row.found) for row in asked), len(asked))
+    several = any(len(row.found) > 1 for row in asked)
+    yield (
+        "rows with all their answers there",
+        _share(sum(all(row.found) for row in asked), len(asked)) if several else "",
+    )
+    yield "rows with none there", _numbers([row.number for row in asked if not any(row.found)]) if asked else ""
+    yield "documents taken from", _sources(row.documents_from for row in rows)
+    yield "documents per row", _spread([len(row.documents) for row in rows if row.documents])
+    yield "words per document", _spread([words for row in rows for words in row.words])
+    twice = [row.number for row in rows if len(set(row.documents)) < len(row.documents)]
+    yield "rows that hold a document twice", _numbers(twice) if texts else ""
+    yield "different documents", f"{len(texts):,} of {sum(texts.values()):,}" if texts else ""
+    yield "documents in more than one row", f"{sum(count > 1 for count in texts.values()):,}" if texts else ""
+
+
+def documents_of(query: str, row: Mapping[str, object]) -> tuple[list[str], str]:
     """(documents, where they were found): those numbered in the prompt, or a list of the row.
 
     >>> documents_of("Question: who?\\n\\nDocuments:\\n[1] Ada.\\n[2] Bob\\nand Eve.", {})
@@ -136,13 +130,13 @@ def documents_of(query, row):
     return [], "nowhere"
 
 
-def _document_text(document):
+def _document_text(document: object) -> str:
     if isinstance(document, dict):
         return " ".join(str(document[key]) for key in ("title", "text", "content", "contents") if document.get(key))
     return str(document)
 
 
-def answers_of(row, output, output_key=""):
+def answers_of(row: Mapping[str, object], output: str, output_key: str = "") -> tuple[list[list[str]], str]:
     """(answers, key): each answer is a list of its spellings as `words_of`; `([], "")` where none is short."""
     for key in ANSWER_KEYS:
         value = row.get(key)
@@ -158,7 +152,7 @@ def answers_of(row, output, output_key=""):
     return ([spellings], f"the output, {output_key}") if spellings else ([], "")
 
 
-def _short(texts):
+def _short(texts: Sequence[object]) -> list[str]:
     spellings = [words_of(text) for text in texts if isinstance(text, str)]
     return [text for text in spellings if text.strip() and text.count(" ") - 1 <= WORDS]
 
@@ -166,33 +160,32 @@ def _short(texts):
 _DROP = dict.fromkeys(map(ord, string.punctuation + "“”‘’´«»…–—"), " ")
 
 
-def words_of(text):
+def words_of(text: str) -> str:
     """A text's words in lower case, a space before, between and after them, without punctuation."""
     text = unicodedata.normalize("NFKC", re.sub(r"\[\d+\]", " ", text)).casefold()
     return f" {' '.join(text.translate(_DROP).split())} "
 
 
-def _share(part, whole):
-    """(text, share): drawn as a bar where there is a place for one."""
-    if not whole:
-        return "–"
-    return f"{part:,} of {whole:,} ({part / whole:.0%})", part / whole
+def _sources(names: Iterator[str]) -> str:
+    counts = Counter(names).most_common()
+    counts.sort(key=lambda pair: pair[0].startswith("none"))
+    return ", ".join(f"{name} ({count:,} row{'s' * (count != 1)})" for name, count in counts)
 
 
-def _cell(value) -> Line:
-    return (Bar(value[1]), value[0]) if isinstance(value, tuple) else value
+def _share(part: int, whole: int) -> Line:
+    return (Bar(part / whole), f"{part:,} of {whole:,} ({part / whole:.0%})") if whole else ""
 
 
-def _numbers(numbers):
+def _numbers(numbers: list[int]) -> str:
     if not numbers:
         return "0"
     first = ", ".join(map(str, numbers[:FIRST])) + (", …" if len(numbers) > FIRST else "")
-    return f"{len(numbers):,} (rows {first})"
+    return f"{len(numbers):,} (row{'s' * (len(numbers) != 1)} {first})"
 
 
-def _spread(values):
+def _spread(values: list[int]) -> str:
     if not values:
-        return "–"
+        return ""
     values = sorted(values)
     low, high = f"{values[0]:,}", f"{values[-1]:,}"
     return low if low == high else f"{low} to {high}, median {values[len(values) // 2]:,}"

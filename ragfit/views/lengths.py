@@ -1,12 +1,18 @@
 """How long the rows are, and where `max_sequence_len` falls."""
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from ragfit.data.report import Prepared
 from ragfit.draw import html as style
-from ragfit.draw.blocks import Bar, Block, Note, Picture, Table
+from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
 from ragfit.draw.view import View
 
-_NAMES = ("prompt", "completion", "whole row")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = {"prompt": style.BLUE, "completion": style.GREEN, "whole row": style.PURPLE}
 
 
 class LengthsView(View):
@@ -18,75 +24,60 @@ class LengthsView(View):
 
     title = "Lengths"
 
-    def __init__(self, prepared):
-        report = prepared.report
+    def __init__(self, prepared: Prepared):
+        self.report = prepared.report
         self.limit = prepared.cfg.model.get("max_sequence_len")
-        self.parts = {
-            name: _columns(getattr(report, name).lengths) for name in ("train", "dev") if getattr(report, name).lengths
-        }
-        self.rejected = list(report.train.rejected_lengths)
-        self.loss, self.tokens = report.train.loss_tokens, report.train.tokens
-        self.cut = len(report.train.cut)
-
-    def _rows(self):
-        for part, columns in self.parts.items():
-            for name, lengths in zip(_NAMES, columns, strict=True):
-                lengths = sorted(lengths)
-                middle, high = lengths[len(lengths) // 2], lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))]
-                yield [f"{part}, {name}", *(f"{value:,}" for value in (lengths[0], middle, high, lengths[-1]))]
-
-    def _sentence(self):
-        share = self.loss / max(self.tokens, 1)
-        text = f"{share:.1%} of the training tokens have loss."
-        if self.limit:
-            text += (
-                f" max_sequence_len is {self.limit:,}: {len(self.rejected):,} rows dropped as longer, {self.cut:,} cut."
-            )
-        return text
+        self.parts = {}
+        for name in ("train", "dev"):
+            if lengths := self.report.part(name).lengths:
+                prompts, completions = map(list, zip(*lengths, strict=True))
+                whole = [sum(pair) for pair in lengths]
+                self.parts[name] = {"prompt": prompts, "completion": completions, "whole row": whole}
 
     def blocks(self) -> list[Block]:
+        train = self.report.train
+        said = f"{train.loss_share:.1%} of the training tokens have loss."
+        if self.limit:
+            dropped, cut = len(train.rejected_lengths), len(train.cut)
+            said += f" max_sequence_len is {self.limit:,}: {dropped:,} rows dropped as longer, {cut:,} cut."
         return [
-            Note((Bar(self.loss / max(self.tokens, 1)), self._sentence())),
-            Picture(self._figure, f"Histograms of lengths in tokens. {self._sentence()}"),
+            Note((Bar(train.loss_share), said)),
+            Picture(self._figure, f"Histograms of lengths in tokens. {said}"),
             Table(["tokens", "shortest", "median", "95 % up to", "longest"], list(self._rows()), right=(1, 2, 3, 4)),
         ]
 
-    def _figure(self):
-        figure = style.figure(2.5)
-        axes = figure.subplots(1, 3)
-        colours = (style.BLUE, style.LOSS_EDGE, "#6b4fc0")
-        for place, (axis, name, colour) in enumerate(zip(axes, _NAMES, colours, strict=True)):
-            lengths = self.parts["train"][place]
-            rejected = self.rejected if name == "whole row" else []
-            reach = [*lengths, *rejected] + (self.parts["dev"][place] if "dev" in self.parts else [])
-            low, high = min(reach), max(reach)
-            width = math.ceil((high - low + 1) / min(24, max(8, len(reach) // 4)))
+    def _rows(self) -> Iterator[list[Line]]:
+        for part, columns in self.parts.items():
+            for name, lengths in columns.items():
+                lengths, count = sorted(lengths), len(lengths)
+                places = (0, count // 2, min(count - 1, int(count * 0.95)), -1)
+                yield [f"{part}, {name}", *(f"{lengths[place]:,}" for place in places)]
+
+    def _figure(self) -> "Figure":
+        from ragfit.draw.figure import figure, finish
+
+        drawn = figure(2.5)
+        axes = drawn.subplots(1, 3)
+        for axis, (name, colour) in zip(axes, _COLOURS.items(), strict=True):
+            train, dev = (self.parts.get(part, {}).get(name, []) for part in ("train", "dev"))
+            dropped = self.report.train.rejected_lengths if name == "whole row" else []
+            low, high = min(train + dev + dropped), max(train + dev + dropped)
+            width = math.ceil((high - low + 1) / min(24, max(8, len(train + dev + dropped) // 4)))
             bins = [low - 0.5 + width * step for step in range((high - low) // width + 2)]
-            axis.hist(lengths, bins=bins, color=colour, label="train")
-            if rejected:
-                axis.hist(rejected, bins=bins, color="#f6c5bd", hatch="///", edgecolor="#94180c", label="dropped")
-            if "dev" in self.parts:
-                axis.hist(
-                    self.parts["dev"][place],
-                    bins=bins,
-                    histtype="step",
-                    color=style.ORANGE,
-                    linestyle="--",
-                    label="dev",
-                )
+            axis.hist(train, bins=bins, color=colour, label="train")
+            if dropped:
+                axis.hist(dropped, bins=bins, color="#f6c5bd", hatch="///", edgecolor=style.BAD[1], label="dropped")
+            if dev:
+                look = {"histtype": "step", "color": style.ORANGE, "linestyle": "--"}
+                axis.hist(dev, bins=bins, label="dev", **look)
             if self.limit and name == "whole row" and self.limit <= 3 * high:
-                axis.axvline(self.limit, color="#94180c", linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
-            axis.set_title(f"{name}, tokens", fontsize=9, loc="left", color=style.PAPER[1])
+                axis.axvline(self.limit, color=style.RED, linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
             if len(bins) < 8:
                 axis.set_xlim(low - 4, high + 4)
-            style.strip_axes(axis)
+            finish(axis, f"{name}, tokens")
             axis.locator_params(integer=True, nbins=6)
         axes[0].set_ylabel("rows", fontsize=8)
         handles, names = axes[2].get_legend_handles_labels()
         if len(names) > 1:
-            figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
-        return figure
-
-
-def _columns(lengths):
-    return [[p for p, _ in lengths], [c for _, c in lengths], [p + c for p, c in lengths]]
+            drawn.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+        return drawn

@@ -3,14 +3,21 @@
 import bisect
 import difflib
 import re
+from collections.abc import Iterator, Sequence
 
 from ragfit.data.findings import became
 from ragfit.data.mask import IGNORE_INDEX
+from ragfit.data.prompt import Rendered
+from ragfit.data.report import Prepared
 from ragfit.draw import html as style
-from ragfit.draw.html import Html, colours, html_lines
+from ragfit.draw.blocks import Block, Callout, Drawn, Note, Span, Table
+from ragfit.draw.html import colours
 from ragfit.draw.text import visible
 from ragfit.draw.view import View
 from ragfit.views.token_text import token_texts
+
+Region = tuple[str, int, int]  # name, first character, one past the last
+Difference = tuple[str, str, str, str]  # text before it, only at inference, only in training, text after it
 
 _LOOK = {
     "template": style.SPECIAL,
@@ -32,80 +39,78 @@ class PromptView(View):
         prepared: of `ragfit.prepare`.
         index: the row's index in `prepared.train` or `prepared.dev`.
         part: "train" or "dev".
+
+    Attributes:
+        parts: (name, text, tokens, tokens with loss) in their order; the counts are None for a slow tokenizer.
+        comparison: how the training text compares with the prompt at inference, a sentence.
     """
 
-    def __init__(self, prepared, index=0, part="train"):
-        self.rendered = row = prepared.rendered(index, part)
+    def __init__(self, prepared: Prepared, index: int = 0, part: str = "train"):
         self.title = f"Prompt of {part} row {index}"
-        self.system = prepared.renderer.system
-        ids, labels = (list(getattr(prepared, part)[index][column]) for column in ("input_ids", "labels"))
-        loss = [label != IGNORE_INDEX for label in labels]
-        _, spans, _ = token_texts(prepared.tokenizer, ids, row.text, prepared.encoder)
-        regions = _regions(row, prepared.instruction if self.system in ("kept", "prompt") else "")
-        self.parts = _count(regions, spans, loss, row.text)
-        self.tokens, self.loss_tokens = len(ids), sum(loss)
-        cut = getattr(prepared.report, part).cut.get(getattr(prepared.report, part).kept[index])
-        self.cut = f"{cut.start:,} characters cut from its start, {cut.length - cut.stop:,} from its end" if cut else ""
-        self.comparison, self.differences = _compare(row)
+        row, rendered = prepared.part(part)[index], prepared.rendered(index, part)
+        ids, loss = row["input_ids"], [label != IGNORE_INDEX for label in row["labels"]]
+        self.aside = f"{len(ids):,} tokens, {sum(loss):,} with loss"
+        _, spans, _ = token_texts(prepared.tokenizer, ids, rendered.text, prepared.encoder)
+        system = prepared.renderer.system
+        regions = _regions(rendered, prepared.instruction if system in ("kept", "prompt") else "")
+        self.parts = _count(regions, spans, loss, rendered.text)
+        self.comparison, self.differences = _compare(rendered)
+        self.notes = []
+        if system == "dropped":
+            self.notes.append(
+                "The instruction is not in the prompt: the template drops it. Set model.instruction_in_prompt=true."
+            )
+        if cut := prepared.report.part(part).cut.get(prepared.report.part(part).kept[index]):
+            self.notes.append(
+                f"The row's prompt was cut to fit model.max_sequence_len: {cut.start:,} characters cut from its start, "
+                f"{cut.length - cut.stop:,} from its end."
+            )
+        if rendered.changed:
+            what = became(*rendered.changed)
+            self.notes.append(f"The template changed the output: {what}. What it writes is what is learned.")
 
-    def _notes(self):
-        if self.system == "dropped":
-            yield "The instruction is not in the prompt: the template drops it. Set model.instruction_in_prompt=true."
-        if self.cut:
-            yield f"The row's prompt was cut to fit model.max_sequence_len: {self.cut}."
-        if self.rendered.changed:
-            yield f"The template changed the output: {became(*self.rendered.changed)}. What it writes is what is learned."
+    def blocks(self) -> list[Block]:
+        compared = (Span("Inference prompt and training text:"), f" {self.comparison}")
+        blocks = [
+            *map(Callout, self.notes),
+            Drawn(self._parts_html, self._parts_lines),
+            Callout(compared, "warning" if self.differences else "good"),
+        ]
+        if self.differences:
+            rows = [[Span(text, "mono") for text in found] for found in self.differences[:MOST]]
+            blocks.append(Table(["after", "only at inference", "only in training", "before"], rows, widths=["25%"] * 4))
+        if len(self.differences) > MOST:
+            blocks.append(Note(f"and {len(self.differences) - MOST} more differences"))
+        return blocks
 
-    def html(self):
+    def _parts_html(self) -> str:
         rows = []
+        look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;text-align:left"
         for name, text, tokens, loss in self.parts:
             pair = _LOOK[name]
-            count = "" if tokens is None else f"{tokens:,} token{'s' * (tokens != 1)}"
-            learned = "" if not loss else f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>"
-            look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;text-align:left"
+            learned = f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>" if loss else ""
+            side = f"{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px"
+            paper = _SOFT_LOSS if loss else colours(style.PAPER)
             rows.append(
-                f'<tr><td style="{look};{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px">'
-                f"{style.badge(name, pair)}<br>{count}{learned}</td>"
-                f'<td style="{look};{_SOFT_LOSS if loss else colours(style.PAPER)};padding:0">{style.mono(text)}</td></tr>'
+                f'<tr><td style="{look};{side}">{style.badge(name, pair)}<br>{_count_of(tokens)}{learned}</td>'
+                f'<td style="{look};{paper};padding:0">{style.mono(text)}</td></tr>'
             )
-        body = (
-            f'<table style="width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:auto">'
-            f"<tbody>{''.join(rows)}</tbody></table>"
-        )
-        pair = style.GOOD if not self.differences else style.WARNING
-        same = style.callout(Html(f"<b>Inference prompt and training text:</b> {html_lines(self.comparison)}"), pair)
-        shown = "".join(
-            f'<div style="{style.MONO};font-size:12px;padding:3px 10px;white-space:pre-wrap;overflow-wrap:break-word;'
-            f'{colours(style.PAPER)}"><bdi>{"…" if before else ""}{html_lines(before)}</bdi>'
-            + (f'<del style="{colours(style.BAD)}">{html_lines(old)}</del>' if old else "")
-            + (f'<ins style="{colours(style.GOOD)}">{html_lines(new)}</ins>' if new else "")
-            + f"<bdi>{html_lines(after)}…</bdi></div>"
-            for before, old, new, after in self.differences[:MOST]
-        )
-        more = len(self.differences) - MOST
-        shown += str(style.small_text(f"and {more} more differences")) if more > 0 else ""
-        if self.differences:
-            shown = style.small_text(Html("<del>only at inference</del>, <ins>only in training</ins>")) + shown
-        notes = "".join(style.callout(note) for note in self._notes())
-        aside = f"{self.tokens:,} tokens, {self.loss_tokens:,} with loss"
-        return style.card(self.title, Html(notes), Html(body), same, Html(shown), aside=aside)
+        look = f"width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:auto"
+        return f'<table style="{look}"><tbody>{"".join(rows)}</tbody></table>'
 
-    def text(self):
-        lines = [f"{self.title}: {self.tokens:,} tokens, {self.loss_tokens:,} with loss"]
-        lines += [f"  ! {note}" for note in self._notes()]
+    def _parts_lines(self) -> Iterator[str]:
         for name, text, tokens, loss in self.parts:
-            count = "" if tokens is None else f" ({tokens:,} tokens{f', {loss:,} with loss' if loss else ''})"
-            lines += [f"--- {name}{count}", visible(text)]
-        lines.append(f"--- inference prompt and training text: {visible(self.comparison)}")
-        lines += [
-            f"  …{visible(before)}[-{visible(old)}-]{{+{visible(new)}+}}{visible(after)}…"
-            for before, old, new, after in self.differences[:MOST]
-        ]
-        return "\n".join(lines)
+            counts = [_count_of(tokens), f"{loss:,} with loss" if loss else ""]
+            yield f"--- {name} ({', '.join(filter(None, counts))})"
+            yield visible(text).removesuffix("\n")
 
 
-def _regions(row, instruction):
-    """(name, start, end): the text from its first to its last character, without gaps."""
+def _count_of(tokens: int | None) -> str:
+    return "not counted" if tokens is None else f"{tokens:,} token{'s' * (tokens != 1)}"
+
+
+def _regions(row: Rendered, instruction: str) -> list[Region]:
+    """The text from its first to its last character, without gaps."""
     text, (start, end) = row.text, row.output
     known = []
     before = row.user[0] if row.user else start
@@ -129,7 +134,9 @@ def _regions(row, instruction):
     return [region for region in regions if region[2] > region[1]]
 
 
-def _count(regions, spans, loss, text):
+def _count(
+    regions: list[Region], spans: Sequence[tuple[int, int]] | None, loss: list[bool], text: str
+) -> list[tuple[str, str, int | None, int | None]]:
     """(name, text, tokens, tokens with loss) of each region; a token counts where it begins."""
     tokens, learned = [0] * len(regions), [0] * len(regions)
     if spans is None:
@@ -143,8 +150,8 @@ def _count(regions, spans, loss, text):
     return [(name, text[left:right], count, with_loss) for (name, left, right), count, with_loss in counts]
 
 
-def _compare(row):
-    """(sentence, differences): differences are (before, only at inference, only in training, after)."""
+def _compare(row: Rendered) -> tuple[str, list[Difference]]:
+    """How the prompt at inference and the training text compare, in a sentence, and where they differ."""
     if row.matches:
         if len(row.prompt) == row.completion_char:
             end = row.prompt[-24:]
@@ -166,9 +173,9 @@ def _compare(row):
         if tag != "equal":
             before = new[: first + len("".join(new_words[:c]))][-AROUND:]
             after = "".join(new_words[d : d + 8])[:AROUND]
-            found.append((before, "".join(old_words[a:b])[:2000], "".join(new_words[c:d])[:2000], after))
+            found.append((f"…{before}", "".join(old_words[a:b])[:2000], "".join(new_words[c:d])[:2000], f"{after}…"))
     return f"they differ from character {first:,}: the model learns to continue another text than it is given.", found
 
 
-def _words(text):
+def _words(text: str) -> list[str]:
     return re.findall(r"\w+|\s+|[^\w\s]", text)

@@ -1,19 +1,17 @@
-"""Any row of the data under any settings, prepared by the code of `ragfit.prepare`: the view is what training would see."""
+"""Any row of the data under any settings, prepared by the code of `ragfit.prepare`: what training would see."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from omegaconf import OmegaConf
+from omegaconf import open_dict
 
 from ragfit.data.prepare import Part, Preparer
 from ragfit.data.prompt import Renderer
-from ragfit.draw import html as style
-from ragfit.draw.blocks import Block, Note
-from ragfit.draw.html import Html
-from ragfit.draw.text import plain, visible
+from ragfit.data.report import Prepared
+from ragfit.draw.blocks import Block, Callout, Note, Span
 from ragfit.draw.view import View
 from ragfit.errors import RagfitError
 from ragfit.views.prompt import PromptView
-from ragfit.views.tokens import TokenView
+from ragfit.views.tokens import TokenView, callout
 
 # Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
 _BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
@@ -33,7 +31,7 @@ class Settings:
     over_length: str = "drop"
 
     @classmethod
-    def of(cls, prepared):
+    def of(cls, prepared: Prepared) -> "Settings":
         """The settings that rows were prepared with."""
         model = prepared.cfg.model
         return cls(
@@ -46,59 +44,54 @@ class Settings:
         )
 
 
-def prepare_row(prepared, number, part="train", settings=None):
+def prepare_row(
+    prepared: Prepared, number: int, part: str = "train", settings: Settings | None = None
+) -> tuple[Prepared, bool]:
     """One row, prepared as `ragfit.prepare` does it, under other settings.
 
     Args:
-        prepared: of `ragfit.prepare`.
         number: the row's number in its file.
-        settings: a `Settings`; those of `prepared` where None.
+        settings: those of `prepared` where None.
 
     Returns:
-        (Prepared, trained on): its only row has the index `number`. Where the row would be dropped, `trained on` is
-        false and the row is there as it would be without `max_sequence_len`, or not at all.
+        (rows, whether the row is trained on): the only row has the index `number`. Where it would be dropped as too
+        long, it is there as it would be without `max_sequence_len`; where it would be dropped for another reason,
+        there is none.
 
     Raises:
         RagfitError: as `ragfit.prepare`.
     """
     settings = settings or Settings.of(prepared)
-    cfg = prepared.cfg.copy()
-    OmegaConf.set_struct(cfg, False)
-    for key in MODEL_KEYS:
-        cfg.model[key] = getattr(settings, key)
-    instruction = settings.instruction if settings.instruction.strip() else ""
-    template = settings.template if settings.template.strip() else None
+    instruction, template = (text if text.strip() else "" for text in (settings.instruction, settings.template))
     renderer = Renderer(
         prepared.tokenizer,
         instruction,
-        template,
+        template or None,
         settings.instruction_in_prompt,
         settings.completion_start,
         prepared.renderer.stop_ids,
     )
-    work, result, kept = _run(cfg, renderer, prepared, number, part)
+
+    def run(limit: int | None):
+        cfg = prepared.cfg.copy()
+        with open_dict(cfg):
+            cfg.model.update({key: asdict(settings)[key] for key in MODEL_KEYS} | {"max_sequence_len": limit})
+        work, result = Preparer(cfg, renderer), Part(rows=1)
+        return cfg, work, result, work.prepare_row(part, prepared.sources[part], number, result)
+
+    cfg, work, result, kept = run(settings.max_sequence_len)
     trained = bool(kept)
-    if not trained and result.rejected_lengths:
-        whole = cfg.copy()
-        whole.model.max_sequence_len = None
-        kept = _run(whole, renderer, prepared, number, part)[2]
-    findings = work.findings() + [
-        finding
-        for finding in prepared.report.findings
-        if finding.kind in _BETWEEN_ROWS and (part, number) in finding.rows
+    if not kept and result.rejected_lengths:
+        kept = run(None)[-1]
+    among_rows = [
+        found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and (part, number) in found.rows
     ]
     # Findings go with the row's number, so the row's index is that number too.
-    done = replace(result, kept={number: number} if kept else {})
+    one = replace(result, kept={number: number} if kept else {})
+    report = replace(prepared.report, **{part: one}, findings=work.findings() + among_rows)
     rows = {number: {"input_ids": kept[0].input_ids, "labels": kept[0].labels()}} if kept else {}
-    report = replace(prepared.report, **{part: done}, findings=findings)
-    alone = {"train": {}, "dev": {}, part: rows}
-    alone |= {"report": report, "renderer": renderer, "encoder": work.encoder, "instruction": instruction, "cfg": cfg}
-    return replace(prepared, **alone), trained
-
-
-def _run(cfg, renderer, prepared, number, part):
-    work, result = Preparer(cfg, renderer), Part(rows=1)
-    return work, result, work.prepare_row(part, prepared.sources[part], number, result)
+    made = {"renderer": renderer, "encoder": work.encoder, "instruction": instruction, "cfg": cfg}
+    return replace(prepared, report=report, **made, **{"train": {}, "dev": {}, part: rows}), trained
 
 
 class RowView(View):
@@ -115,11 +108,18 @@ class RowView(View):
         error: why the settings cannot be used, or "".
         trained: whether the row would be trained on.
         ids, labels: the row's, or None.
+        findings: what was found in the row, and in all rows.
     """
 
-    def __init__(self, prepared, number, part="train", show="prompt", settings=None):
-        self.name = f"{part}, row {number} of its file"
-        self.title = f"{'Prompt' if show == 'prompt' else 'Tokens'} of {self.name}"
+    def __init__(
+        self,
+        prepared: Prepared,
+        number: int,
+        part: str = "train",
+        show: str = "prompt",
+        settings: Settings | None = None,
+    ):
+        self.title = f"{'Prompt' if show == 'prompt' else 'Tokens'} of {part}, row {number} of its file"
         self.error, self.trained, self.findings, self.inner, self.ids, self.labels = "", False, [], None, None, None
         settings = settings or Settings.of(prepared)
         try:
@@ -127,69 +127,48 @@ class RowView(View):
             self.findings = one.report.findings
         except RagfitError as error:
             self.error = str(error)
-            one = self._without_marker(prepared, number, part, settings)
-        if one is None or number not in getattr(one, part):
+            one = _without_marker(prepared, number, part, settings)
+        if one is None or number not in one.part(part):
             return
         if not self.error:
-            self.ids, self.labels = getattr(one, part)[number].values()
+            self.ids, self.labels = one.part(part)[number].values()
         self.inner = (PromptView if show == "prompt" else TokenView)(one, number, part)
-        if show == "prompt":
-            self.inner.title = self.title
-        else:
-            self.inner.name, self.inner.findings = self.name, []  # they are told above it
+        self.aside = self.inner.aside
 
-    def _without_marker(self, prepared, number, part, settings):
-        """The row as it would be without a marker: there is the text that the marker must match."""
-        if not settings.completion_start:
-            return None
-        try:
-            return prepare_row(prepared, number, part, replace(settings, completion_start=""))[0]
-        except RagfitError:
-            return None
-
-    def _notes(self):
-        """(severity, title, text) of what stands above the row."""
+    def blocks(self) -> list[Block]:
+        blocks: list[Block] = []
         if self.error:
-            yield "error", "These settings cannot be used", self.error
-            if self.inner:
-                yield "note", "Below", "the same row without a completion_start."
+            below = " Below is the same row without a completion_start." if self.inner else ""
+            blocks.append(Callout((Span("These settings cannot be used:"), f" {self.error}{below}"), "bad"))
         elif not self.trained:
-            yield (
-                "warning",
-                "Not trained on",
-                "the row is dropped." + (" Below: the row as it is." if self.inner else ""),
-            )
-        for finding in self.findings:
-            all_rows = "" if finding.rows else " (all rows)"
-            seen = f" Seen: {visible(finding.detail)}." if finding.detail else ""
-            yield finding.severity, f"{finding.kind}{all_rows}", f"{finding.meaning}{seen} {finding.fix}"
+            below = " Below is the row as it is." if self.inner else ""
+            blocks.append(Callout((Span("Not trained on:"), f" the row is dropped.{below}")))
+        if isinstance(self.inner, TokenView):
+            return blocks + self.inner.blocks()  # which tell the findings
+        return [*blocks, *map(callout, self.findings), *(self.inner.blocks() if self.inner else [])]
 
-    def html(self):
-        looks = {"error": style.BAD, "warning": style.WARNING, "note": style.NOTE}
-        notes = Html("".join(
-            style.callout(Html(f"<b>{style.escape(title)}:</b> {style.html_lines(text)}"), looks[severity])
-            for severity, title, text in self._notes()
-        ))  # fmt: skip
-        if self.inner is None:
-            return style.card(self.title, notes)
-        return Html(f'<div style="{style.SANS};font-size:13px;line-height:1.5">{notes}</div>{self.inner.html()}')
 
-    def text(self):
-        lines = [f"[{severity}] {title}: {plain(text)}" for severity, title, text in self._notes()]
-        return "\n".join([*lines, self.inner.text() if self.inner else self.title])
+def _without_marker(prepared: Prepared, number: int, part: str, settings: Settings) -> Prepared | None:
+    """The row as it would be without a marker: there is the text that the marker must match."""
+    if not settings.completion_start:
+        return None
+    try:
+        return prepare_row(prepared, number, part, replace(settings, completion_start=""))[0]
+    except RagfitError:
+        return None
 
 
 class NoteView(View):
     """A sentence or two where there is nothing else to see."""
 
-    def __init__(self, title, text):
+    def __init__(self, title: str, text: str):
         self.title, self.said = title, text
 
     def blocks(self) -> list[Block]:
         return [Note(self.said)]
 
 
-def rows_with_findings(prepared, show="prompt", most=6):
+def rows_with_findings(prepared: Prepared, show: str = "prompt", most: int = 6) -> list[View]:
     """A `RowView` of the first row of each finding, at most `most`; findings that share a row share its view."""
     rows = {}
     for finding in prepared.report.findings:

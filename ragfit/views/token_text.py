@@ -1,20 +1,29 @@
 """The text that each token adds to a row."""
 
+from typing import TYPE_CHECKING
 
-def token_texts(tokenizer, ids, text, encoder):
+from ragfit.data.mask import Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Spans = list[tuple[int, int]]
+
+
+def token_texts(
+    tokenizer: "PreTrainedTokenizerBase", ids: list[int], text: str, encoder: Encoder
+) -> tuple[list[str], Spans | None, dict[int, str]]:
     """The text that each token adds.
 
     Args:
         ids: token ids without padding.
-        text: what they were made from, or None.
-        encoder: an `Encoder` of the tokenizer.
+        text: what they were made from.
 
     Returns:
         (texts, spans, dropped): a text for each id ("" where a token only continues a character), the (start, end)
-        characters of each id or None, and, by position, text before a token that belongs to none.
+        characters of each id, or None where the tokenizer does not tell them, and, by position, text before a token
+        that belongs to none.
     """
-    if text is None:
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     again, spans = encoder.spans(text)
     ahead = len(ids) - len(again)
     if spans is None or ahead < 0 or list(again) != ids[ahead:] or ids[:ahead] != encoder.bos[:ahead]:
@@ -34,7 +43,7 @@ def token_texts(tokenizer, ids, text, encoder):
     return texts, [(0, 0)] * ahead + list(spans), dropped
 
 
-def _decoded(tokenizer, ids):
+def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[str]:
     """Texts of ids that no text gives again: each is what decoding gains by it."""
     texts, first, read = [], 0, 0
     for i in range(len(ids)):

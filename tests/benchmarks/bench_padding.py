@@ -39,7 +39,7 @@ def epoch(prepared, cfg, grouped, seed, train):
 
     keys = {"train_sampling_strategy": "group_by_length" if grouped else "random", "seed": seed}
     trainer = ragfit.build_trainer(OmegaConf.merge(cfg, {"train": keys}), prepared)
-    said = padding(trainer)[0][0]
+    said = padding(trainer)[0]
     positions, real, collate = [], [], trainer.data_collator
 
     def counted(rows):

@@ -59,9 +59,9 @@ def changes(args, prepared, show):
     from ragfit.views import explore
 
     explorer = explore(prepared, show)
-    seconds, app = timed(lambda: explorer.app)
+    seconds, panel = timed(lambda: explorer.panel)
     print_times(f"widgets of a {show} view, made", [seconds])
-    marker = explorer.completion_start.value
+    marker = panel.fields["completion_start"].value
     values = {
         "slider moved": ("slider", [1, 2, 0]),
         "row's number typed": ("number", [2, 0, 1]),
@@ -72,17 +72,18 @@ def changes(args, prepared, show):
         "template typed": ("template", ["{query}\n<|im_start|>assistant\n{output}", "{query} {output}", ""]),
         "text searched": ("search", ["the", "and", ""]),
     }
+    targets = panel.fields | {"slider": panel.slider, "number": panel.number, "search": panel.search}
     for name, (widget, options) in values.items():
-        explorer.max_sequence_len.value = 3000 if "too long" in name else 6000
+        panel.fields["max_sequence_len"].value = 3000 if "too long" in name else 6000
         times = []
         for turn in range(max(args.pairs, len(options)) + 1):
-            target, before = getattr(explorer, widget), explorer.view.value
+            target, before = targets[widget], panel.view.value
             value = options[turn % len(options)]
             begin = time.perf_counter()
             target.value = value
             times.append(time.perf_counter() - begin)
-            assert explorer.view.value != before or widget == "search", (name, value)
-        print_times(f"{show} view, {name}", times[1:], 0.3, len(explorer.view.value.encode()))
+            assert panel.view.value != before or widget == "search", (name, value)
+        print_times(f"{show} view, {name}", times[1:], 0.3, len(panel.view.value.encode()))
 
 
 def main():

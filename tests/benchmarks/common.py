@@ -128,6 +128,6 @@ def tokenizer_folder(name="smollm2-135m-instruct"):
         return str(Path(folder, name))
     if name != "smollm2-135m-instruct":
         sys.exit(f"There is no {name} in RAGFIT_TOKENIZERS. Set it to a folder that has one.")
-    from ragfit.models.demo import tokenizer_folder as demo
+    from ragfit.models.demo import model_folder as demo
 
     return str(demo())

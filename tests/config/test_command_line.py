@@ -48,6 +48,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_documented_command(place):
     before = names(place)
     result = command(
@@ -84,6 +85,7 @@ def test_the_documented_command(place):
     assert "MatMul8bitLt" not in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_several_runs(place):
     """Overrides on both sides of --multirun; each run has a folder of its own."""
     words = "-cn paper/training-asqa data_file=asqa.jsonl output_key=answers train.output_dir=out model.model_name_or_path=phi3"
@@ -97,16 +99,16 @@ def test_several_runs(place):
     assert load_config(place / "out" / "1" / "checkpoint" / "ragfit.yaml").train.output_dir == "out/1"
 
 
-def test_several_runs_of_a_file_with_dotted_keys(place, monkeypatch):
+def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
     """A run that is refused has its folder beside the others', and what the environment holds is in none."""
     monkeypatch.setenv("CANARY", "cAnary7x")
-    lines = "model.model_name_or_path: phi3\nmodel: {lora.r: 4}\ntrain.output_dir: out\ntrain.max_steps: 1\ntrain.run_name: ${oc.env:CANARY}-${model.lora.r}\n"
+    lines = "model: {model_name_or_path: phi3, lora: {r: 4}}\ntrain: {output_dir: out, max_steps: 1, run_name: '${oc.env:CANARY}-${model.lora.r}'}\n"
     (place / "own.yaml").write_text(f"{lines}data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\n")
     before = names(place)
     result = forked_command(
         *["-cp=.", "-cn=own", "--multirun", "model.lora.target_modules=[o_proj]", "model.lora.r=2,x"], cwd=place
     )
-    assert "error: run 1: model.lora.r is 'x'" in result.stderr
+    assert "error: run 1: model.lora.r: 'x' is not allowed" in result.stderr
     assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
     assert (
         "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
@@ -122,11 +124,12 @@ def test_an_error_of_the_run_is_one_line(place):
     assert result.stderr.count("\n") == 1 and names(place) == ["asqa.jsonl", "phi3"]
 
 
+@pytest.mark.slow
 def test_help_and_the_configuration_are_shown_at_once(tmp_path):
     result = command("--help", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "max_sequence_len: 4000" in result.stdout and "functools" not in result.stdout
-    result = command(
+    result = forked_command(
         *["--cfg", "job", "-cn", "paper/training-pubmed", "model.lora.r=4", "limit=3", "-p", "model"], cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
@@ -138,16 +141,16 @@ def test_help_and_the_configuration_are_shown_at_once(tmp_path):
 ERRORS = [
     (
         "data_file=x.jsonl trane.output_dir=x",
-        "error: The override 'trane.output_dir=…' names an unknown key, trane.output_dir. Did you mean train.output_dir?",
+        "error: trane.output_dir: unknown key (an override). Did you mean train.output_dir?",
     ),
     (
         "model.lora.rank=4",
-        "error: The override 'model.lora.rank=…' names an unknown key, model.lora.rank. Did you mean model.lora.",
+        "error: model.lora.rank: unknown key (an override). Did you mean model.lora.",
     ),
-    ("+epochs=3", "error: The override '+epochs=…' names an unknown key, epochs. Did you mean train.num_train_epochs?"),
+    ("+epochs=3", "error: epochs: unknown key (an override). Did you mean train.num_train_epochs?"),
     (
         "~train.optimm",
-        "error: The override '~train.optimm' names an unknown key, train.optimm. Did you mean train.optim?",
+        "error: train.optimm: unknown key (an override). Did you mean train.optim?",
     ),
     ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=…' cannot be read: "),
     ("-cn paper/training-aqsa", "error: config: there is no configuration "),
@@ -267,6 +270,7 @@ def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path
     assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == ["own.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.run.dir=hydra hydra.output_subdir=.hydra"])
 def test_a_secret_of_the_environment_is_used_and_written_nowhere(options, place, monkeypatch):
     monkeypatch.setenv("CANARY", "cAnary7x")

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,13 +16,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
 from ragfit.config import schema as keys
 from ragfit.config.load import differences, finish, load_config, read_config
 from ragfit.config.overrides import normalize_overrides, override
 from ragfit.config.paths import PROJECT_ROOT, find_existing, find_file, find_model, find_path, user_path
 from ragfit.config.save import save_config, to_yaml
-from ragfit.config.schema import kinds, nearest
+from ragfit.config.schema import nearest
 from ragfit.errors import ConfigError
 
 CONFIGS = PROJECT_ROOT / "configs"
@@ -96,7 +99,7 @@ def write(tmp_path, monkeypatch):
 
     def write(text, name="my.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
+        (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
         return name
 
     return write
@@ -113,9 +116,9 @@ def test_fields_read_off_the_sources_are_the_classes_fields():
     from peft import LoraConfig
     from trl import SFTConfig
 
-    assert set(keys.train_fields()) == {f.name for f in dataclasses.fields(SFTConfig) if f.init}
-    assert set(keys.lora_fields()) == {f.name for f in dataclasses.fields(LoraConfig) if f.init}
-    assert not {k.partition(".")[2] for k in keys.REMOVED} & set(keys.train_fields())
+    assert set(keys.library_fields("train")) == {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+    assert set(keys.library_fields("model.lora")) == {f.name for f in dataclasses.fields(LoraConfig) if f.init}
+    assert not {k.partition(".")[2] for k in keys.REMOVED} & set(keys.library_fields("train"))
     assert all(new in keys.known_keys() for new in keys.RENAMED.values())
     # `max_length` is a field still, but the one thing that cuts rows here is model.max_sequence_len.
     assert {old for old in keys.RENAMED if old in keys.known_keys()} == {"train.max_length"}
@@ -130,24 +133,15 @@ def test_nothing_heavy_is_imported():
     assert result.stdout == "[]\n", result.stderr
 
 
-@pytest.mark.parametrize(
-    "annotation, expected",
-    [
-        ("int", {"int"}),
-        ("float | None", {"float", "null"}),
-        ("Optional[Union[list[str], str]]", {"list", "str", "null"}),
-        ("SaveStrategy | str", {"=no", "=steps", "=epoch", "=best"}),  # an enum of transformers
-        ("SomeEnum | str", {"str"}),
-        ("dict[str, Any] | str | None", {"dict", "str", "null"}),
-        ("Literal['none', 'all']", {"=none", "=all"}),
-        ("bool | Literal['gaussian', 'pissa_niter_[number of iters]']", {"bool", "str"}),
-        ("None | str | Literal[False]", {"str", "bool", "null"}),
-        ("Union[LoftQConfig, dict]", {"dict"}),
-        ("Any", {"any"}),
-    ],
-)
-def test_kinds(annotation, expected):
-    assert kinds(annotation) == expected
+def test_types_read_off_the_sources():
+    types = keys.known_keys()
+    assert types["train.save_strategy"] == Literal["no", "steps", "epoch", "best"]  # an enum of transformers
+    assert types["train.accelerator_config"] == dict | str | None
+    assert types["model.lora.target_modules"] == list[str] | str | None
+    assert types["model.lora.bias"] == Literal["none", "all", "lora_only"]
+    assert types["model.lora.loftq_config"] is dict  # LoftQConfig | dict
+    for kind in types.values():
+        TypeAdapter(kind).json_schema()  # which pydantic can check, and a message can say
 
 
 @pytest.mark.parametrize(
@@ -323,103 +317,70 @@ def test_defaults_lists_and_interpolations_work(write):
     assert (cfg.train.run_name, cfg.limit, cfg.train.learning_rate) == ("of gpt2", 3, 2e-4)
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", r"my.yaml is empty\. Write"),
-        ("# nothing\n", r"my.yaml is empty"),
-        ("- a\n", r"my.yaml is no mapping"),
-        ("model:\n\tx: 1\n", r"my.yaml, line 2: this is no YAML"),
-        ("a: [1, 2\nb: 1\n", r"my.yaml, line 2: this is no YAML"),
-        ("limit: 1\nmodel: {}\nlimit: 2\n", r"my.yaml, line 3: limit is there twice \(line 1\)"),
-        ("model:\n  lora:\n    r: 1\n    r: 2\n", r"line 4: model.lora.r is there twice \(line 3\)"),
-        ("model: !!python/object:os.x {}\n", r"my.yaml: could not determine a constructor"),
-        (SMALL.replace("lora:", "lra:"), r"model.lra is an unknown key \(my.yaml, line 1\)\. Did you mean model.lora"),
-        (SMALL + "learning_rte: 1\n", r"learning_rte is an unknown key \(my.yaml, line 4\)\. .* train.learning_r"),
-        (SMALL + "on: 1\n", r"True is an unknown key \(my.yaml\)"),
-        (SMALL + "qqqqqqqq: 1\n", r"The configuration has: instruction, template"),
-        (SMALL.replace("1e-4", "fast"), r"train.learning_rate is 'fast' \(my.yaml, line 2\)\. It takes a number\."),
-        (SMALL.replace("1e-4", "1, warmup_ratio: x"), r"train.warmup_steps is 'x' \(my.yaml, line 2\)"),
-        (SMALL + "translated: 3\n", r"translated is 3"),
-        (SMALL.replace("1e-4", "true"), r"train.learning_rate is True"),
-        (SMALL.replace("1e-4", "[1]"), r"train.learning_rate is \[1\]"),
-        (SMALL.replace("1e-4", ".nan"), r"train.learning_rate is nan"),
-        (SMALL.replace("1e-4", "'???'"), r"train.learning_rate is \?\?\?, a value still to be given"),
-        (SMALL.replace("1e-4", "'${nope}'"), r"my.yaml cannot be resolved: Interpolation key 'nope' not found"),
-        (SMALL.replace("1e-4", "'${nope'"), r"my.yaml: .*nope.*Correct the file"),
-        (SMALL.replace("{r: 4}", "[4]"), r"model.lora is \[4\] .* It takes keys and values or empty\."),
-        (SMALL.replace("r: 4", "r: 4.5"), r"model.lora.r is 4.5 .* It takes a whole number\."),
-        (SMALL.replace("r: 4", "bias: some"), r"model.lora.bias is 'some' .* It takes one of all, lora_only, none\."),
-        (SMALL.replace("r: 4", "modules_to_save: head"), r"modules_to_save is 'head' .* It takes a list or empty\."),
-        (SMALL.replace("r: 4", "rank: 4"), r"model.lora.rank is an unknown key"),
-        (SMALL.replace("model_name_or_path: gpt2, ", ""), r"model.model_name_or_path is not set \(my.yaml, line 1\)"),
-        ("train: {}\n", r"model.model_name_or_path is not set \(my.yaml\)"),
-        ("model:\ntrain: {}\n", r"model is empty, not keys and values \(my.yaml, line 1\)"),
-        ("model: {model_name_or_path: a}\ntrain: 3\n", r"train is 3, not keys and values \(my.yaml, line 2\)"),
-        (SMALL.replace("limit:", "limit: 0"), r"limit is 0 \(my.yaml, line 3\)\. Set a whole number of at least 1"),
-        (SMALL.replace("limit:", "limit: ten"), r"limit is 'ten'"),
-        (SMALL + "dev_split: 1.5\n", r"dev_split is 1.5 .*a share between 0 and 1"),
-        (SMALL + "dev_split: 0\n", r"dev_split is 0 "),
-        (SMALL + "dev_split: true\n", r"dev_split is True"),
-        (SMALL + "use_wandb: maybe\n", r"use_wandb is 'maybe' .* It takes true or false or empty"),
-        (SMALL.replace("gpt2", "a, max_sequence_len: -1"), r"model.max_sequence_len is -1"),
-        (SMALL.replace("gpt2", "a, over_length: cut"), r"over_length is 'cut' .*one of cut_end, cut_start, drop"),
-        (SMALL.replace("gpt2", "a, load_in_8bit: true, load_in_4bit: true"), r"are both true"),
-        (SMALL.replace("1e-4", "1, warmup_steps: 5, warmup_ratio: 0.1"), r"warmup_ratio is 0.1 and train.warmup_steps"),
-        (SMALL.replace("1e-4", "1e-4, fsdp_min_num_params: 5"), r"Did you mean train.fsdp_config\?"),
-    ],
-)
+WHOLE = "a whole number of at least 1"
+BAD_FILES = [
+    ("", r"^my.yaml: it is empty\. Write the keys model and train there"),
+    ("# nothing\n", "^my.yaml: it is empty"),
+    ("- a\n", r"^my.yaml: it is not a mapping of keys to values\. Begin it like configs/training.yaml\."),
+    ("model:\n\tx: 1\n", r"^my.yaml, line 2: this is not YAML: .*\\t.*Correct that line"),
+    ("a: [1, 2\nb: 1\n", "^my.yaml, line 2: this is not YAML"),
+    ("a: *b\n", "^my.yaml, line 1: this is not YAML: found undefined alias"),
+    (b"# caf\xe9\nmodel: {}\n", "^my.yaml: it cannot be read: .*Save it as UTF-8"),
+    ("limit: 1\nmodel: {}\nlimit: 2\n", r"^my.yaml, line 3: limit is there twice \(line 1\)\. Remove one"),
+    ("model:\n  lora:\n    r: 1\n    r: 2\n", r"line 4: model.lora.r is there twice \(line 3\)"),
+    ("model: !!python/object/apply:os.system ['touch PWNED']\n", "^my.yaml: could not determine a constructor"),
+    (SMALL.replace("lora:", "lra:"), r"^model.lra: unknown key \(my.yaml, line 1\)\. Did you mean model.lora\?"),
+    (SMALL + "learning_rte: 1\n", r"^learning_rte: unknown key \(my.yaml, line 4\)\. Did you mean train.learning_rate\?"),
+    (SMALL + "on: 1\n", r"^True: unknown key \(my.yaml\)"),
+    (SMALL + "qqqqqqqq: 1\n", "The configuration has: instruction, template"),
+    (SMALL + "train.seed: 5\n", r"^train.seed: a key with dots \(my.yaml, line 4\)\. Write seed as a key below train:, indented\."),
+    ("model: {model_name_or_path: a, lora.r: 3}\n", r"^model.lora.r: a key with dots \(my.yaml, line 1\)\. Write r as a key below model.lora:"),
+    (SMALL + "train.learning_rate: 5\n", r"^my.yaml, line 4: train.learning_rate is there twice \(line 2\)"),
+    (SMALL + "train.learning_rat: 5\n", r"^train.learning_rat: unknown key \(my.yaml, line 4\)\. Did you mean train.learning_rate"),
+    (SMALL.replace("gpt2", "gpt2, 1.5: x"), r"^model.1.5: unknown key \(my.yaml, line 1\)"),
+    (SMALL + "translated: 3\n", r"^translated: 3, not keys and values \(my.yaml, line 4\)"),
+    (SMALL.replace("1e-4", "fast"), r"^train.learning_rate: 'fast' is not allowed \(my.yaml, line 2\)\. It takes a number of at least 0\."),
+    (SMALL.replace("1e-4", "1, warmup_ratio: x"), r"^train.warmup_steps: 'x' is not allowed \(my.yaml, line 2\)"),
+    (SMALL.replace("1e-4", "true"), "^train.learning_rate: True is not allowed"),
+    (SMALL.replace("1e-4", "[1]"), r"^train.learning_rate: \[1\] is not allowed"),
+    (SMALL.replace("1e-4", ".nan"), "^train.learning_rate: nan is not allowed"),
+    (SMALL.replace("1e-4", "'???'"), r"^train.learning_rate: \?\?\?, a value still to be given \(my.yaml, line 2\)\. Set train.l"),
+    (SMALL.replace("1e-4", "'${nope}'"), r"^my.yaml: it cannot be resolved: Interpolation key 'nope' not found\. Correct the \$\{…\}\."),
+    (SMALL.replace("1e-4", "'${oc.env:RAGFIT_NOPE}'"), "^my.yaml: it cannot be resolved: .*RAGFIT_NOPE"),
+    (SMALL.replace("1e-4", "'${nope'"), "^my.yaml: .*nope.*Correct the file"),
+    (SMALL.replace("{r: 4}", "[4]"), r"^model.lora: \[4\] is not allowed .* It takes keys and values or empty\."),
+    (SMALL.replace("r: 4", "r: {a: 1}"), r"^model.lora.r: \{'a': 1\} is not allowed .* It takes a whole number"),
+    (SMALL.replace("r: 4", "rank: 4"), r"^model.lora.rank: unknown key \(my.yaml, line 1\)"),
+    (SMALL.replace("model_name_or_path: gpt2, ", ""), r"^model.model_name_or_path: it is not set \(my.yaml, line 1\)\. Set a model's name"),
+    ("train: {}\n", r"^model.model_name_or_path: it is not set \(my.yaml\)"),
+    ("model:\ntrain: {}\n", r"^model: empty, not keys and values \(my.yaml, line 1\)\. Write keys under model:, indented\."),
+    ("model: {model_name_or_path: a}\ntrain: 3\n", r"^train: 3, not keys and values \(my.yaml, line 2\)"),
+    (SMALL.replace("limit:", "limit: 0"), rf"^limit: 0 is not allowed \(my.yaml, line 3\)\. It takes {WHOLE} or empty\."),
+    (SMALL.replace("gpt2", "a, load_in_8bit: true, load_in_4bit: true"), r"^model.load_in_4bit: true, as model.load_in_8bit is \(my.yaml, line 1\)\. Set one to false"),
+    (SMALL.replace("1e-4", "1, warmup_steps: 5, warmup_ratio: 0.1"), r"^train.warmup_ratio: 0.1, but train.warmup_steps, its present name, is 5 \(my.yaml, line 2\)\. Leave train.warmup_ratio empty"),
+    (SMALL + "input_key: q\noutput_key: q\n", r"^output_key: 'q', as input_key is, so the model would learn to repeat its prompt \(my.yaml, line 5\)\. Set output_key"),
+    # Files that grow when they are read.
+    ("a: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)), "^my.yaml: it holds more than 10,000 values, with its aliases .* written out.*Write what is needed"),
+    ("a: &a {b: *a}\n", "^my.yaml: it holds more than 10,000 values"),
+    ("a: " + "[" * 3000 + "]" * 3000 + "\n", "^my.yaml: it is nested too deeply"),
+    ("a: " + "[" * 60 + "]" * 60 + "\n", "^my.yaml: it holds more than 10,000 values, .*or too deep ones"),
+    ("a: " + "x" * 2**20, "^my.yaml: it is larger than 1 MB"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=[str(text)[-40:] for text, _ in BAD_FILES])
 def test_bad_files(write, text, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(write(text))
+    name = write(text)
+    check(lambda: load_config(name), message)
+    assert not Path("PWNED").exists()
 
 
-DOTTED = [
-    ("train.seed: 5", [], "train.seed", 5),
-    ("train.seed: 5", ["train.seed=6"], "train.seed", 6),
-    ("train.seed: 5", ["~train.seed"], "train.seed", None),
-    ("train.warmup_ratio: 0.5", [], "train.warmup_steps", 0.5),
-    ("train.warmup_ratio: 0.5", ["train.warmup_steps=7"], "train.warmup_steps", 7),
-    ("train.output_dir: ./${experiment}\nexperiment: x", [], "train.output_dir", "./x"),
-    ("train.run_name: r${train.seed}\ntrain.seed: 5", ["limit=3"], "train.run_name", "r5"),
-    ("train.lr_scheduler_kwargs.min_lr: 1e-5", [], "train.lr_scheduler_kwargs", {"min_lr": 1e-5}),
-    ("model.lora.use_dora: true", ["model.lora.r=9"], "model.lora", {"r": 9, "use_dora": True}),
-    ("model.lora.use_dora: true", ["model.lora=null"], "model.lora", None),
-    ("model.lora.rank_pattern: {a.b: 3}", [], "model.lora.rank_pattern", {"a.b": 3}),
-]
-
-
-@pytest.mark.parametrize(("line", "overrides", "key", "value"), DOTTED)
-def test_dotted_keys_of_a_file_are_what_they_say(write, line, overrides, key, value):
-    cfg = load_config(write(f"{SMALL}{line}\n"), overrides)
-    found = OmegaConf.select(cfg, key)
-    assert (plain(found) if OmegaConf.is_config(found) else found) == value
-    assert load_config(write(to_yaml(cfg))) == cfg
-
-
-def test_dotted_keys_inside_a_part(write):
-    cfg = load_config(
-        write("model: {model_name_or_path: gpt2, lora.r: 3}\nmodel.lora: {use_dora: true}\n"), ["model.lora.bias=all"]
-    )
-    assert plain(cfg.model.lora) == {"r": 3, "use_dora": True, "bias": "all"}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (SMALL + "train.learning_rate: 5\n", r"^my.yaml, line 4: train.learning_rate is there twice \(line 2\). Remove one of them.$"),
-        ("model: {lora.r: 1}\nmodel.lora.r: 2\n", r"line 2: model.lora.r is there twice \(line 1\)"),
-        ("model: {lora: }\nmodel.lora.r: 2\n", r"line 2: model.lora.r is set, but model.lora \(line 1\) holds no keys. Write it as a key below model.lora:.$"),
-        ("defaults: [base]\ntrain.seed: 2\n", "line 2: train.seed is set, but a list of defaults may say otherwise. Write it as a key below train:."),
-        (SMALL + "train.learning_rat: 5\n", r"train.learning_rat is an unknown key \(my.yaml, line 4\). Did you mean train.learning_rate"),
-        (SMALL + "train.seed: x\n", r"train.seed is 'x' \(my.yaml, line 4\). It takes a whole number"),
-        (SMALL.replace("gpt2", "gpt2, 1.5: x"), r"model.1.5 is an unknown key \(my.yaml, line 1\)"),
-        (SMALL + "a.b: 5\n", r"a.b is an unknown key \(my.yaml, line 4\)"),
-    ],
-)  # fmt: skip
-def test_dotted_keys_that_are_refused(write, text, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(write(text))
+def check(load, message):
+    """One line that names key and place, and ends with what to do."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        load()
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 1200 and said[-1] in ".?", said
 
 
 @pytest.mark.parametrize("text", ["0123456", "12e4567", "1e5", "0x1f", "1_000", "12:30", "1.10", "7"])
@@ -434,30 +395,7 @@ def test_text_that_yaml_reads_as_a_number_stays_the_text_that_was_written(write,
     assert load_config("my.yaml", ["model.revision=0777"]).model.revision == "0777"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)), "^my.yaml holds more than 10,000 values"),
-        ("a: &a {b: *a}\n", "^my.yaml holds more than 10,000 values, with its aliases .* written out. Write what is needed"),
-        ("a: " + "[" * 3000 + "]" * 3000 + "\n", "^my.yaml is nested too deeply"),
-    ],
-    ids=["a bomb", "itself", "deep"],
-)  # fmt: skip
-def test_a_file_that_grows_when_it_is_read(write, text, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(write(text))
-
-
-def test_learning_the_prompt_is_refused(write):
-    message = r"^output_key is 'q', as input_key is, so the model would learn to repeat its prompt \(my.yaml, line 5\). Set output_key"
-    with pytest.raises(ConfigError, match=message):
-        load_config(write(SMALL + "input_key: q\noutput_key: q\n"))
-
-
 def test_other_bad_files(write, tmp_path):
-    (tmp_path / "latin.yaml").write_bytes(b"# \xe9\nmodel: {}\n")
-    with pytest.raises(ConfigError, match="latin.yaml cannot be read"):
-        load_config("latin.yaml")
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(ConfigError, match="config: folder.yaml is a folder. Name the file in it."):
         load_config("folder.yaml")
@@ -516,6 +454,7 @@ def test_configurations_of_a_wheel_and_what_they_name(wheel, name, tmp_path):
     assert result.stdout == f"{wheel / load_config(name).instruction}{rows}\n", result.stderr
 
 
+@pytest.mark.slow
 def test_the_module_of_a_wheel(wheel, tmp_path):
     command = [sys.executable, "-m", "ragfit.training", "-cn", "demo", "model.model_name_or_path=./none"]
     env = {**os.environ, "PYTHONPATH": str(wheel)}
@@ -681,30 +620,71 @@ def test_old_name_over_a_file_with_the_new_one():
     assert load_config("demo", ["model.lora.r=2"]).model.lora.r == 2
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("learning_rte=1", r"The override 'learning_rte=…' names an unknown key.* Did you mean train.learning_rate\?"),
-        ("+learning_rte=1", r"Did you mean train.learning_rate\?"),
-        ("++train.x_y_z=1", r"unknown key, train.x_y_z"),
-        ("lora.r=1", r"Did you mean model.lora.r\?"),
-        ("~train.larning_rate", r"Did you mean train.learning_rate\?"),
-        ("train.learning_rate.x=1", r"unknown key, train.learning_rate.x"),
-        ("train.learning_rate", r"cannot be read: .* Write key=value"),
-        ("=3", r"The override '=…' names an unknown key"),
-        ("model.lora.target_modules=[a,b", r"cannot be read"),
-        ("train.learning_rate=fast", r"train.learning_rate is 'fast' \(an override of .*training.yaml\)"),
-        ("train.seed=x", r"train.seed is 'x' \(an override of .*training.yaml\)"),
-        ("train.learning_rate=1,2", r"Ambiguous value for argument"),
-        ("+train.learning_rate=2", r"An item is already at 'train.learning_rate'"),
-        ("db@x=2", r"config group"),
-        ("train=3", r"train is 3"),
-        ("model=null", r"model is empty"),
-    ],
-)
+NUMBER = "It takes a number of at least 0"
+BAD_OVERRIDES = [
+    ("learning_rte=1", r"^learning_rte: unknown key \(an override\)\. Did you mean train.learning_rate\?$"),
+    ("+learning_rte=1", r"Did you mean train.learning_rate\?"),
+    ("++train.x_y_z=1", "^train.x_y_z: unknown key"),
+    ("lora.r=1", r"Did you mean model.lora.r\?"),
+    ("~train.larning_rate", r"Did you mean train.learning_rate\?"),
+    ("train.learning_rate.x=1", "^train.learning_rate.x: unknown key"),
+    ("model.lora.rank=3", "^model.lora.rank: unknown key .* Did you mean model.lora.r"),
+    ("=3", "^: unknown key|unknown key"),
+    ("train.learning_rate", "^The override 'train.learning_rate' cannot be read: .* Write key=value"),
+    ("model.lora.target_modules=[a,b", "^The override 'model.lora.target_modules=…' cannot be read"),
+    ("model.lora.r='4", "cannot be read: .*Write key=value, close brackets and quotes, and quote text"),
+    ("limit=1,2", "Ambiguous value for argument .*Correct the file or the override"),
+    ("+train.learning_rate=2", "An item is already at 'train.learning_rate'"),
+    ("db@x=2", "config group"),
+    ("@limit=3", "Correct the file or the override"),
+    ("limit=${nope}", "cannot be resolved: Interpolation key 'nope' not found. Correct the"),
+    ("train=3", r"^train: 3, not keys and values \(an override of .*training.yaml\)"),
+    ("model=null", "^model: empty, not keys and values"),
+    ("limit=-1", rf"^limit: -1 is not allowed \(an override of .*training.yaml\)\. It takes {WHOLE} or empty\.$"),
+    ("limit=many", "^limit: 'many' is not allowed"),
+    ("limit=true", "^limit: True is not allowed"),
+    ("shuffle=x", "^shuffle: 'x' .*It takes true or false or a whole number between 0 and 4294967295 or empty"),
+    ("shuffle=-1", "^shuffle: -1 "),
+    ("dev_split=0", "^dev_split: 0 .*Set a share between 0 and 1, a number of rows, or the path"),
+    ("dev_split=1.5", "^dev_split: 1.5 "),
+    ("dev_split=true", "^dev_split: True "),
+    ("use_wandb=perhaps", "^use_wandb: 'perhaps' .*true or false or empty"),
+    ("model.max_sequence_len=0", f"^model.max_sequence_len: 0 .*{WHOLE}"),
+    ("model.max_sequence_len=4k", "^model.max_sequence_len: '4k' .*a whole number"),
+    ("model.over_length=cut", "^model.over_length: 'cut' .*Did you mean cut_end.*one of cut_end, cut_start, drop or empty"),
+    ("model.instruction_in_prompt=maybe", "^model.instruction_in_prompt: 'maybe' .*true or false"),
+    ("model.model_name_or_path=null", r"^model.model_name_or_path: it is not set \(an override of"),
+    ("model.lora=true", "^model.lora: True .*keys and values"),
+    ("model.lora.r=0", f"^model.lora.r: 0 .*{WHOLE}"),
+    ("model.lora.r=4.5", f"^model.lora.r: 4.5 .*{WHOLE}"),
+    ("model.lora.lora_dropout=2", "^model.lora.lora_dropout: 2 .*a number between 0 and 1"),
+    ("model.lora.peft_type=IA3", "^model.lora.peft_type: 'IA3' .*one of LORA"),
+    ("model.lora.bias=some", "^model.lora.bias: 'some' .* It takes one of all, lora_only, none"),
+    ("model.lora.modules_to_save=head", "^model.lora.modules_to_save: 'head' .* It takes a list of texts or empty"),
+    ("model.lora.target_modules=[1]", r"^model.lora.target_modules: \[1\] .* It takes text or a list of texts or empty"),
+    ("train.learning_rate=1e-4x", f"^train.learning_rate: '1e-4x' .*{NUMBER}"),
+    ("train.learning_rate=-1", f"^train.learning_rate: -1 .*{NUMBER}"),
+    ("train.learning_rate=.nan", f"^train.learning_rate: '.nan' .*{NUMBER}"),
+    ("train.lr_scheduler_type=cosin", "^train.lr_scheduler_type: 'cosin' .*Did you mean cosine"),
+    ("train.optim=adamm", "^train.optim: 'adamm' .*It takes one of .*adamw_torch"),
+    ("train.num_train_epochs=0", "^train.num_train_epochs: 0, so nothing would be trained .*Set a number above 0"),
+    ("train.max_steps=-7", "^train.max_steps: -7 .*at least -1"),
+    ("train.per_device_train_batch_size=0", f"^train.per_device_train_batch_size: 0 .*{WHOLE}"),
+    ("train.gradient_accumulation_steps=-2", "^train.gradient_accumulation_steps: -2 "),
+    ("train.warmup_ratio=-1", rf"^train.warmup_steps: -1 is not allowed \(an override of .*{NUMBER}"),
+    ("train.seed=-1", "^train.seed: -1 .*between 0 and"),
+    ("train.seed=" + "9" * 5000, r"^train.seed: .* \(5,00. characters\) is not allowed"),
+    ("train.dataloader_num_workers=1e9", "^train.dataloader_num_workers: 1000000000.* .*between 0 and 1024"),
+    ("train.pad_to_multiple_of=-8", "^train.pad_to_multiple_of: -8 .*between 1 and 65536"),
+    ("train.push_to_hub=true", "^train.push_to_hub: it is set, but nothing reads it .*set hfhub_tag"),
+    ("train.resume_from_checkpoint=x", "^train.resume_from_checkpoint: it is set, but .*Set resume_checkpoint"),
+    ("output_key=prompt", "^output_key: 'prompt', as input_key is, .*Set output_key to the key of a row"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_OVERRIDES, ids=[text[:40] for text, _ in BAD_OVERRIDES])
 def test_bad_overrides(text, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config("training", [text])
+    check(lambda: load_config("training", [text]), message)
 
 
 hard = ["<|assistant|>", "${x}", "\\${x}", "\\\\${", "a\\", "'", '"', "\\'", "a\n'\\\n"]
@@ -741,7 +721,7 @@ def test_text_survives_override_and_saving(tmp_path_factory, text):
         ("???", "x: '\\?\\?\\?' means a missing value"),
         ({"^a": 1}, "x: Hydra's overrides cannot express a key of"),
         ({"1": 1}, "cannot express a key"),
-        (object(), "x: a object is no value"),
+        (object(), "x: an object of type object is not a value"),
     ],
 )
 def test_values_that_no_override_can_express(value, message):

@@ -1,10 +1,9 @@
 """What is left of a configuration that leaves the process."""
 
-import time
-
 import pytest
 from omegaconf import OmegaConf
 
+from ragfit.__main__ import main
 from ragfit.config.load import differences, load_config
 from ragfit.config.save import save_config, to_yaml, without_secrets
 from ragfit.config.trust import believed
@@ -93,13 +92,6 @@ def test_forms_of_tokens(token):
 )  # fmt: skip
 def test_paths_and_names_are_no_tokens(text):
     assert mask(text) == text
-
-
-@pytest.mark.parametrize("part", ["sk-proj-", "sk-or-a", "-eyJ", "://a:", "a:@", "xoxb-1", "github_pat_"])
-def test_a_long_text_is_looked_through_in_no_time(part):
-    began = time.monotonic()
-    mask(part * 20_000)
-    assert time.monotonic() - began < 5
 
 
 def test_keys_that_hold_a_secret_are_left_out(load):
@@ -203,17 +195,17 @@ def test_what_the_environment_holds_is_used_but_does_not_leave(load, environment
     )
 
 
-@pytest.mark.parametrize("text", [
-    "train.run_name: ${oc.env:DATA}\n",  # a dotted key
-    "model.lora.rank_pattern: {layers.0.q_proj: '${oc.env:DATA}'}\n",  # keys with dots and brackets of their own
-    "model.generation: {'a[0]': '${oc.env:DATA}', 1: '${oc.env:DATA}', x: [[{b.c: '${oc.env:DATA}'}]]}\n",
-    "model.generation: {a: '${oc.env:DATA}'}\nmodel.lora.rank_pattern: ${model.generation}\n",
-    "model.lora.rank_pattern: ${oc.decode:${oc.env:MAPPING}}\n",
+@pytest.mark.parametrize(("model", "train"), [
+    ("lora: null", "run_name: '${oc.env:DATA}'"),
+    ("lora: {rank_pattern: {layers.0.q_proj: '${oc.env:DATA}'}}", "seed: 1"),  # keys with dots and brackets of their own
+    ("generation: {'a[0]': '${oc.env:DATA}', 1: '${oc.env:DATA}', x: [[{b.c: '${oc.env:DATA}'}]]}", "seed: 1"),
+    ("generation: {a: '${oc.env:DATA}'}, lora: {rank_pattern: '${model.generation}'}", "seed: 1"),
+    ("lora: {rank_pattern: '${oc.decode:${oc.env:MAPPING}}'}", "seed: 1"),
 ])  # fmt: skip
 @pytest.mark.parametrize("overrides", [[], ["limit=3"]])
-def test_wherever_the_environment_is_asked(load, environment, monkeypatch, text, overrides, tmp_path):
+def test_wherever_the_environment_is_asked(load, environment, monkeypatch, model, train, overrides, tmp_path):
     monkeypatch.setenv("MAPPING", "{layers.0: planted4}")
-    cfg = load(SMALL + text, *overrides)
+    cfg = load(f"model: {{model_name_or_path: m, {model}}}\ntrain: {{{train}}}\n", *overrides)
     save_config(cfg, tmp_path / "saved.yaml")
     assert "planted" in str(cfg) and "planted" not in (tmp_path / "saved.yaml").read_text()
     again = load_config(tmp_path / "saved.yaml")
@@ -223,7 +215,7 @@ def test_wherever_the_environment_is_asked(load, environment, monkeypatch, text,
 @pytest.mark.parametrize("part", ["model", "train"])
 def test_a_part_is_not_all_of_the_environment(load, monkeypatch, part):
     monkeypatch.setenv("PART", "{seed: 1}")
-    with pytest.raises(ConfigError, match=f"^{part} is .*, all of it from the environment .*Write keys under {part}:"):
+    with pytest.raises(ConfigError, match=f"^{part}: .*, all of it from the environment .*Write keys under {part}:"):
         load(f"{part}: ${{oc.decode:${{oc.env:PART}}}}\n")
 
 
@@ -290,9 +282,7 @@ def test_without_the_environment_nothing_changes(load):
 
 
 def test_an_evaluation_takes_no_secret():
-    from ragfit.training.reload import main
-
     with pytest.raises(
         SystemExit, match="^error: train.hub_token: a command line is kept by shells, and this is a secret"
     ):
-        main(["checkpoint", "train.hub_token=mine"])
+        main(["evaluate", "checkpoint", "train.hub_token=mine"])

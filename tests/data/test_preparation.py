@@ -16,7 +16,6 @@ from conftest import (
     NO_SYSTEM,
     make_config,
     make_tokenizer,
-    real_folder,
     real_rows,
 )
 from hypothesis import HealthCheck, given, settings
@@ -24,9 +23,10 @@ from hypothesis import strategies as st
 
 import ragfit
 from ragfit.collator import DataCollatorForCompletionOnlyLM
-from ragfit.data.fit import fit
+from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
+from ragfit.data.report import Cut
 from ragfit.data.rows import choose, split
 from ragfit.errors import ConfigError, DataError, PromptError
 
@@ -225,55 +225,20 @@ def test_the_rows_outlive_their_file(prepare):
 @pytest.mark.parametrize(
     ("rows", "settings", "error", "message"),
     [
-        (ROWS, {"input_key": None}, ConfigError, "input_key is not set. Set it, for instance input_key=prompt."),
-        (ROWS, {"output_key": ""}, ConfigError, "output_key is not set"),
-        ([], {}, DataError, "rows.jsonl has no rows. Check data_file."),
-        (ROWS, {"dev_split": []}, DataError, "dev.jsonl has no rows. Check dev_split."),
-        (ROWS, {"dev_split": "absent.jsonl"}, ConfigError, "dev_split: there is no 'absent.jsonl'"),
-        (ROWS, {"dev_split": 10}, DataError, "dev_split=10 takes 10 of 10 rows"),
-        (
-            ROWS,
-            {"input_key": "query"},
-            DataError,
-            "line 1: there is no key 'query'; the row has 'prompt', 'answers'. Set input_key",
-        ),
-        (
-            [*ROWS[:3], {"prompt": "x"}],
-            {},
-            DataError,
-            "line 4: there is no key 'answers'; the row has 'prompt'. Set output_key",
-        ),
+        (ROWS, {"input_key": None}, ConfigError, "input_key: it is not set. Set it, for instance input_key=prompt."),
+        (ROWS, {"dev_split": []}, DataError, "dev.jsonl: the file has no rows. Check dev_split."),
+        ([*ROWS[:3], {"prompt": "x"}], {}, DataError, "line 4: there is no key 'answers'; the row has 'prompt'. Set output_key"),
         ([*ROWS[:3], {"prompt": "x", "answers": 7}], {}, DataError, "line 4: 'answers' holds a number, not text"),
+        (ROWS, {"max_sequence_len": 5, "over_length": "cut_end"}, DataError, "none of its 10 rows can be trained on (10 too long). Raise"),
         (
-            [*ROWS[:3], {"prompt": "x", "answers": {"a": 1}}],
-            {},
-            DataError,
-            "line 4: 'answers' holds an object, not text",
-        ),
-        (ROWS, {"max_sequence_len": 5}, DataError, "None of the 10 rows of"),
-        (ROWS, {"max_sequence_len": 5, "over_length": "cut_end"}, DataError, "(10 too long)"),
-        (ROWS, {"completion_start": "### Answer"}, PromptError, "completion_start '### Answer' does not occur"),
-        (ROWS, {"template": "{query}"}, PromptError, "it needs {query} once and, after it, {output} once"),
-        (
-            ROWS,
-            {"template": "{query}{output}", "completion_start": "Answer:"},
-            PromptError,
-            "rows.jsonl, line 1: completion_start 'Answer:' does not",
+            ROWS, {"template": "{query}{output}", "completion_start": "Answer:"}, PromptError,
+            "rows.jsonl, line 1: model.completion_start: 'Answer:' does not",
         ),
     ],
-)
+)  # fmt: skip
 def test_errors_name_the_line_or_the_key(prepare, rows, settings, error, message):
     with pytest.raises(error, match=re.escape(message)):
         prepare(rows, **settings)
-
-
-def test_a_missing_file_names_the_places():
-    with pytest.raises(
-        ConfigError, match="data_file: there is no 'absent.jsonl' at /.*Set data_file to a path that exists"
-    ):
-        ragfit.prepare(make_config("absent.jsonl"), make_tokenizer())
-    with pytest.raises(ConfigError, match="data_file is not set"):
-        ragfit.prepare(make_config(""), make_tokenizer())
 
 
 def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
@@ -283,7 +248,7 @@ def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
 
 def test_a_row_that_speaks_of_its_place_in_the_text_is_not_dropped_for_it(prepare):
     template = "{query}{output}"
-    with pytest.raises(PromptError, match="line 2: completion_start"):
+    with pytest.raises(PromptError, match="line 2: model.completion_start: .* Leave model.completion_start empty"):
         prepare(
             [{"prompt": "q A:", "answers": "7"}, {"prompt": "its place in the text", "answers": "7"}],
             template=template,
@@ -340,11 +305,13 @@ def test_only_the_rows_own_prompt_is_cut(kind, template, policy, query, output, 
     masked = encoder.encode([row])[0]
     bare = encoder.encode([renderer.render("", output)])[0]
     limit = max(1, round(len(bare.input_ids) - 3 + share * (len(masked.input_ids) - len(bare.input_ids) + 3)))
-    cut, fitted, result = fit(renderer, encoder, query, output, row, masked, limit, policy)
-    if cut is None:
+    whole = Cut(0, len(query), len(query))
+    try:
+        cut, fitted, result = Fitter(renderer, encoder, limit, policy).fit(query, output, whole, row, masked)
+    except TooLong as error:
         # Nothing of the prompt would have been left. What is left of a cut may weigh a token more than nothing.
         assert len(bare.input_ids) + 3 > limit
-        assert result is masked
+        assert error.tokens == len(masked.input_ids)
         return
     assert len(result.input_ids) <= limit
     left = cut.apply(query)
@@ -355,7 +322,7 @@ def test_only_the_rows_own_prompt_is_cut(kind, template, policy, query, output, 
     assert fitted.text[: row.text.index("Be brief.") + 9 if "Be brief." in row.text else 0] in row.text
     assert result.input_ids[result.start : result.end] == masked.input_ids[masked.start : masked.end]
     if len(masked.input_ids) <= limit:
-        assert cut.apply(query) == query and result == masked
+        assert cut == whole and result == masked
     else:
         assert len(left) < len(query)
         # As few tokens as possible, but for characters of several tokens and white space that the template strips.
@@ -448,7 +415,7 @@ def test_real_rows_under_real_tokenizers(prepare, real_tokenizers):
         instruction="Use the documents.",
         instruction_in_prompt="mistral" in real_tokenizers.kit_name,
     )
-    ends = {tokenizer_end for tokenizer_end in plain.report.last_labels}
+    ends = set(plain.report.last_labels)
     assert len(ends) == 1 and len(plain.train) == 12
     longest = max(sum(pair) for pair in plain.report.train.lengths)
     for policy in ("cut_end", "cut_start"):
@@ -491,22 +458,6 @@ def test_a_tokenizers_folder_is_loaded_without_torch(tiny_tokenizer, tmp_path, w
 def test_a_folder_without_a_tokenizer(tmp_path, write_rows):
     with pytest.raises(ConfigError, match="model.model_name_or_path: no tokenizer could be loaded from"):
         ragfit.prepare(make_config(write_rows(ROWS), model_name_or_path=str(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    "name", sorted(os.listdir(os.environ["RAGFIT_TOKENIZERS"])) if os.environ.get("RAGFIT_TOKENIZERS") else []
-)
-def test_a_real_tokenizer_is_loaded_as_auto_tokenizer_would(name):
-    from transformers import AutoTokenizer
-
-    from ragfit.models.tokenizer import load_tokenizer
-
-    folder = str(real_folder() / name)
-    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    text = "<s>[INST] Where  is\n\n東京 é 12? [/INST]<|im_start|>x<|end|> \n</s> 👩‍👩‍👧\u0301"
-    assert type(ours) is type(theirs)
-    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
-    assert ours.chat_template == theirs.chat_template and ours.special_tokens_map == theirs.special_tokens_map
 
 
 # --- Many rows at once ------------------------------------------------------------------------------------------------

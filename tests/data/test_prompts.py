@@ -3,7 +3,8 @@
 import pytest
 from conftest import BOS, CHAT_TEMPLATES, MARKERS, NO_SYSTEM, make_tokenizer
 
-from ragfit.data.prompt import PlaceUnknown, Renderer
+from ragfit.data.prompt import Renderer
+from ragfit.data.template import PlaceUnknown
 from ragfit.errors import PromptError
 
 
@@ -103,7 +104,7 @@ def test_a_wrong_marker_is_an_error_before_any_row_and_shows_the_place(template)
     with pytest.raises(PromptError) as error:
         renderer(template, completion_start="### Response:")
     message = str(error.value)
-    assert "completion_start '### Response:' does not occur" in message
+    assert "model.completion_start: '### Response:' does not occur" in message
     assert f"Set model.completion_start to {right!r}" in message
     assert repr(renderer(template).middle[-10:])[1:-1] in message
 
@@ -448,5 +449,5 @@ def test_real_prompts_are_the_tokenizers_own(real_tokenizers):
     assert row.matches
     assert row.prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert Renderer(tokenizer, completion_start=given.suggestion).render("Where?", "Rome").marker
-    with pytest.raises(PromptError, match="completion_start '### Response:' does not occur"):
+    with pytest.raises(PromptError, match="model.completion_start: '### Response:' does not occur"):
         Renderer(tokenizer, completion_start="### Response:")

@@ -13,7 +13,8 @@ import pytest
 from conftest import make_config, make_tokenizer
 
 import ragfit
-from ragfit.data.prompt import Renderer, RowRefused
+from ragfit.data.prompt import Renderer
+from ragfit.data.template import RowRefused
 from ragfit.errors import DataError, PromptError
 
 FOR_EACH = "{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|' + m.role + '|>' + m.content }}{% else %}"

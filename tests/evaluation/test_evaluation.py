@@ -10,12 +10,14 @@ from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ragfit
+from ragfit.__main__ import main
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.evaluation.generate import generate, longest_answer
 from ragfit.evaluation.metrics import Gold, citations, gold_of, normalize, scores
 from ragfit.evaluation.results import save_evaluation, summarize
-from ragfit.training.reload import load_checkpoint, main
+from ragfit.evaluation.token_losses import label_losses
+from ragfit.training.reload import load_checkpoint
 from ragfit.views import EvaluationView
 
 # --- Metrics ---------------------------------------------------------------------------------------------------------
@@ -171,6 +173,7 @@ def greedy(model, tokenizer, prompt, tokens):
     return tokenizer.decode(ids[0, length:], skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 def test_base_and_tuned_model(tiny_llama, trained, out):
     trainer, before, _ = trained
     history, step = list(trainer.state.log_history), trainer.state.global_step
@@ -243,9 +246,9 @@ def test_without_a_dev_set_or_an_adapter(tiny_llama, rows, out):
     assert all("base" not in row and row["tuned"] is not None for row in view.rows)
     assert view.columns == ["tuned"] and "All weights were trained" in view.html()
     assert view.saved is None and not (out / "evaluation.jsonl").exists()  # nothing was trained yet
-    with pytest.raises(ConfigError, match="rows is -1"):
+    with pytest.raises(ConfigError, match="^rows: -1 is not a number of rows. Give one"):
         ragfit.evaluate(trainer, rows=-1)
-    with pytest.raises(ConfigError, match="max_new_tokens is 0. Give a number of tokens above 0"):
+    with pytest.raises(ConfigError, match="^max_new_tokens: 0 is not .* Give a number of tokens above 0"):
         ragfit.evaluate(trainer, max_new_tokens=0)
 
 
@@ -261,6 +264,20 @@ def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
     assert len({text for text, _ in alone}) > 6
     for size in (4, 99):
         assert generate(trainer.model, prepared, prompts, 9, batch_size=size) == alone
+
+
+def test_token_losses_do_not_depend_on_the_batch(trained):
+    trainer, _, _ = trained
+    rows = [trainer.prepared.train[index] for index in (0, 1, 2, 3)]  # padded to the longest
+    trainer.model.eval()
+    with torch.no_grad():
+        alone = [label_losses(trainer.model, trainer.data_collator([row]))[0] for row in rows]
+        together = label_losses(trainer.model, trainer.data_collator(rows))
+    assert len({len(one) for one in alone}) > 1
+    for row, one, padded in zip(rows, alone, together, strict=True):
+        assert [loss is None for loss in one] == [label == -100 for label in row["labels"]]
+        assert padded[: len(one)] == [loss if loss is None else pytest.approx(loss, abs=1e-4) for loss in one]
+        assert set(padded[len(one) :]) <= {None}
 
 
 def test_cut_answers_are_told(trained, recwarn):
@@ -315,7 +332,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_was(trained, out, monkeypatch, tmp
     of_run = ragfit.evaluate(trainer, rows=None, save=False)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    main([str(checkpoint), "--out", str(tmp_path / "again")])
+    main(["evaluate", str(checkpoint), "--out", str(tmp_path / "again")])
     lines = (tmp_path / "again" / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == of_run.rows
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
@@ -331,7 +348,7 @@ def test_a_checkpoint_on_other_rows(trained, write_rows, tmp_path, capsys):
     test = write_rows(
         [{"prompt": f"What is {n} times two?", "answers": [f"The answer is {2 * n}."]} for n in (40, 41)], "test.jsonl"
     )
-    main([str(checkpoint), "--data", str(test), "--rows", "1", "model.generation={max_new_tokens:3}"])
+    main(["evaluate", str(checkpoint), "--data", str(test), "--rows", "1", "model.generation={max_new_tokens:3}"])
     folder = checkpoint.parent / "evaluation-test"
     summary = json.loads((folder / "evaluation.json").read_text())
     assert (summary["rows"], summary["dev_loss"]["rows"], summary["data"], summary["max_new_tokens"]) == (
@@ -365,12 +382,12 @@ def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
 
 def test_a_folder_without_a_run(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: .*holds no ragfit.yaml. Name the folder checkpoint"):
-        main([str(tmp_path)])
+        main(["evaluate", str(tmp_path)])
     (tmp_path / "ragfit.yaml").write_text("model: {}")  # as an output folder has it
     with pytest.raises(SystemExit, match="error: .*holds no adapter and no model. Name the folder checkpoint"):
-        main([str(tmp_path)])
+        main(["evaluate", str(tmp_path)])
     with pytest.raises(SystemExit, match="error: checkpoint: there is no"):
-        main([str(tmp_path / "nowhere")])
+        main(["evaluate", str(tmp_path / "nowhere")])
 
 
 # --- The view ----------------------------------------------------------------------------------------------------------

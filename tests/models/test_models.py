@@ -1,20 +1,23 @@
 """Loading models: real Llama and Phi-3 architectures made tiny, real bitsandbytes on the CPU, real PEFT."""
 
 import json
+import shutil
 import warnings
 
 import pytest
 import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file
-from tiny_runs import MARKER, adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from tiny_runs import MARKER, adapter_weights, one_thread, question_rows, tiny_config, tiny_trainer, with_code  # noqa: F401
 
 import ragfit
 from ragfit.config.load import load_config
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
+from ragfit.models.adapter import no_lora
 from ragfit.models.hf import HFTrain, bf16_is_fast, choose_dtype, linear_layers, skeleton
 from ragfit.models.load import load_model
+from ragfit.models.refusal import errors_as
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj"], "task_type": "CAUSAL_LM"}
 
@@ -76,7 +79,6 @@ def test_another_class_trains(tmp_path, tiny_llama, rows):
     ("target", "keys", "message"),
     [
         ("ragfit.models.hf.HFTrian", {}, "HFTrian"),
-        ("no_such_module.Model", {}, "no_such_module"),
         (f"{__name__}.TwoAttributes", {"folder": "x", "rank": 3}, "rank"),
         (f"{__name__}.NoTokenizer", {}, "has no attribute 'tokenizer'"),
     ],
@@ -122,27 +124,30 @@ def test_a_pad_token_is_made_where_there_is_none(tmp_path, tiny_llama):
 
 def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
     """A model with code of its own: the code leaves a file behind when it runs."""
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path)
-    make_tokenizer("digits", "chatml").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {
-        "model_type": "owncode",
-        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "own.py").write_text(
-        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
-        f"Path({str(tmp_path / 'ran')!r}).touch()\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'owncode'\n"
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    with_code(tmp_path, tmp_path / "ran")
     with pytest.raises(ConfigError, match="model.model_name_or_path"):
         HFTrain(str(tmp_path))
     assert not (tmp_path / "ran").exists()
     loaded = HFTrain(str(tmp_path), trust_remote_code=True)
     assert (tmp_path / "ran").exists() and type(loaded.model).__name__ == "OwnModel"
+
+
+# --- Types, quantization and places -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (Exception("no JSON. At all"), ConfigError, "^model.lora: PEFT refuses these keys: Exception: no JSON"),
+        (RuntimeError("CUDA out of memory."), RuntimeError, "^CUDA out of memory"),  # has advice of its own
+        (ConfigError("model.dtype", "it is odd", "Change it."), ConfigError, "^model.dtype: it is odd. Change it."),
+    ],
+)
+def test_what_becomes_of_a_librarys_error(raised, expected, message):
+    with pytest.raises(expected, match=message) as caught, errors_as(no_lora):
+        raise raised
+    assert type(caught.value) is expected
 
 
 # --- Types, quantization and places -------------------------------------------------------------------------------
@@ -161,12 +166,6 @@ def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
 )
 def test_dtype(dtype, expected):
     assert choose_dtype(dtype) == expected
-
-
-@pytest.mark.parametrize("dtype", ["float31", "nn", "half precision"])
-def test_no_dtype(dtype):
-    with pytest.raises(ConfigError, match="model.dtype"):
-        choose_dtype(dtype)
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
@@ -222,9 +221,9 @@ def test_quantized_layers_train_with_the_paged_optimizer(name, tiny_phi3, rows, 
 
 def test_quantized_weights_and_no_adapter_exclude_each_other(tiny_phi3):
     for keys in ({"load_in_8bit": True}, {"load_in_4bit": True}, {"quantization_config": {"load_in_4bit": True}}):
-        with pytest.raises(ConfigError, match="model.lora is empty, but quantized weights cannot be trained"):
+        with pytest.raises(ConfigError, match="^model.lora: it is empty, but quantized weights cannot be trained"):
             HFTrain("/nothing/is/loaded", lora=None, **keys)
-    with pytest.raises(ConfigError, match="load_in_4bit and model.load_in_8bit are both"):
+    with pytest.raises(ConfigError, match="^model.load_in_4bit: load_in_4bit and load_in_8bit are both True"):
         HFTrain(str(tiny_phi3), lora=LORA, load_in_4bit=True, load_in_8bit=True)
 
 
@@ -329,19 +328,14 @@ def test_targets_that_match_nothing_list_the_linear_layers(tiny_phi3, rows, tmp_
 
 # Keys that PEFT takes, and that then train nothing, something else, or fail in the first step.
 TRAINS_NOTHING = [
-    ("inference_mode", True, "model.lora.inference_mode is set, so nothing would be trained. Remove it."),
+    ("inference_mode", True, "^model.lora.inference_mode: .* Change or remove model.lora.inference_mode"),
     (
         "modules_to_save",
         ["lm_head", "nope"],
-        "model.lora.modules_to_save: 'nope' matches no module of this model. Its modules with weights are embed_tokens, ",
+        "^model.lora.modules_to_save: 'nope' matches no module of this model. Its modules with weights are embed_tokens, ",
     ),
-    (
-        "trainable_token_indices",
-        [1, 99999],
-        r"model.lora.trainable_token_indices: \[99999\] are no tokens of this model. Give ids between 0 and ",
-    ),
-    ("trainable_token_indices", {"lm_head": [-1]}, r"model.lora.trainable_token_indices: \[-1\] are no tokens"),
-    ("trainable_token_indices", [], r"model.lora.trainable_token_indices: \[\] are no tokens"),
+    ("trainable_token_indices", {"lm_head": [-1]}, "^model.lora.trainable_token_indices: .*-1.* Change or remove"),
+    ("trainable_token_indices", [], "^model.lora.trainable_token_indices: .* Change or remove"),
     ("lora_alpha", 0, "model.lora.lora_alpha is 0"),
 ]
 
@@ -355,21 +349,7 @@ def test_lora_keys_that_would_train_nothing(tiny_phi3, rows, tmp_path, key, valu
     folder = copytree(tiny_phi3, tmp_path / "broken-phi3")
     (folder / "model.safetensors").write_bytes(b"no weights")  # had they been read, the error would be another one
     with pytest.raises(ConfigError, match=message):
-        load_model(tiny_config(folder, rows, tmp_path, override(f"model.lora.{key}", value)))
-
-
-def test_broken_weights_are_a_configuration_error(tiny_phi3, tmp_path):
-    from shutil import copytree
-
-    folder = copytree(tiny_phi3, tmp_path / "broken")
-    (folder / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ConfigError, match="model.model_name_or_path: no model could be loaded"):
-        HFTrain(str(folder), lora=LORA)
-
-
-def test_a_key_that_peft_does_not_know(tiny_phi3, rows, tmp_path):
-    with pytest.raises(ConfigError, match=r"model.lora.rank.*Did you mean"):
-        tiny_config(tiny_phi3, rows, tmp_path, "+model.lora.rank=4")
+        tiny_trainer(tiny_config(folder, rows, tmp_path, override(f"model.lora.{key}", value)))
 
 
 def test_without_lora_all_weights_are_trained(tiny_llama, rows, tmp_path):
@@ -437,51 +417,7 @@ def test_a_trained_adapter_is_merged_before_the_new_one(tiny_phi3, trained):
     assert adapted(loaded.model) == {"0.mlp.down_proj", "1.mlp.down_proj"}
 
 
-def test_a_trained_adapter_that_is_none(tiny_phi3, tmp_path):
-    with pytest.raises(ConfigError, match="model.trained_adapter: no adapter could be loaded"):
-        HFTrain(str(tiny_phi3), lora=LORA, trained_adapter=str(tmp_path))
-
-
 # --- The prompt's keys in model -----------------------------------------------------------------------------------
-
-
-def texts(prepared):
-    return [prepared.tokenizer.decode(ids) for ids in prepared.train["input_ids"]]
-
-
-def learned(prepared):
-    return [
-        prepared.tokenizer.decode([i for i, label in zip(row["input_ids"], row["labels"]) if label != -100])
-        for row in prepared.train
-    ]
-
-
-def test_completion_start(tiny_llama, rows, tmp_path):
-    whole = ragfit.prepare(tiny_config(tiny_llama, rows, tmp_path))
-    assert learned(whole)[3] == "The answer is 6.<|im_end|>"
-    earlier = ragfit.prepare(tiny_config(tiny_llama, rows, tmp_path, "model.completion_start='<|im_start|>assistant'"))
-    assert learned(earlier)[3] == "\nThe answer is 6.<|im_end|>"
-    assert earlier.train["input_ids"] == whole.train["input_ids"]
-
-
-def test_instruction_in_prompt_and_not_in_a_system_message(tiny_llama, rows, tmp_path):
-    instruction = tmp_path / "instruction.txt"
-    instruction.write_text("Be brief about it.")
-    key = override("instruction", str(instruction))
-    apart = texts(ragfit.prepare(tiny_config(tiny_llama, rows, tmp_path, key)))[0]
-    within = texts(ragfit.prepare(tiny_config(tiny_llama, rows, tmp_path, key, "model.instruction_in_prompt=true")))[0]
-    assert apart.startswith("<|im_start|>system\nBe brief about it.<|im_end|>\n<|im_start|>user\nWhat is 0")
-    assert within.startswith("<|im_start|>user\nBe brief about it.") and "system" not in within
-    assert apart.count("Be brief") == within.count("Be brief") == 1
-
-
-def test_max_sequence_len_drops_and_counts(tiny_llama, rows, tmp_path):
-    everything = ragfit.prepare(tiny_config(tiny_llama, rows, tmp_path)).report.train
-    lengths = [sum(pair) for pair in everything.lengths]
-    limit = sorted(lengths)[3]
-    part = ragfit.prepare(tiny_config(tiny_llama, rows, tmp_path, f"model.max_sequence_len={limit}")).report.train
-    assert [sum(pair) for pair in part.lengths] == [n for n in lengths if n <= limit] and len(part.lengths) < 8
-    assert {reason: len(numbers) for reason, numbers in part.dropped.items()} == {"too long": 8 - len(part.lengths)}
 
 
 def test_prompt_keys_can_be_read_off_the_object(tiny_llama, rows, tmp_path):

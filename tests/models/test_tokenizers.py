@@ -1,4 +1,4 @@
-"""Tokenizers without torch, and that they are those that AutoTokenizer gives."""
+"""A tokenizer is the one that AutoTokenizer gives, and comes without torch where its configuration names no class of its own."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REAL_TOKENIZERS, make_tokenizer, real_folder
 
-from ragfit.models.tokenizer import _certain_class, load_tokenizer
+from ragfit.models.tokenizer import is_generic, load_tokenizer
 
 TEXT = "<s>[INST] Where  is\n\n東京 é 12? [/INST]<|im_start|>x<|end|> \n</s> 👩‍👩‍👧\u0301"
 MODEL_TYPES = {
@@ -20,25 +20,17 @@ MODEL_TYPES = {
 }  # fmt: skip
 
 
-def with_config(source, folder, **config):
-    """A model's folder: a tokenizer and, where keys are given, a `config.json`."""
-    shutil.copytree(source, folder)
-    if config:
-        (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
-def named(folder, tokenizer_class, **config):
-    """A small tokenizer's folder whose configuration names a class."""
+def named(folder, tokenizer_class, model=None, **more):
+    """A small tokenizer's folder whose configuration names a class, with a `config.json` where one is given."""
     make_tokenizer().save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": tokenizer_class}))
-    if config:
-        (folder / "config.json").write_text(json.dumps(config))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": tokenizer_class, **more}))
+    if model is not None:
+        (folder / "config.json").write_text(json.dumps(model))
     return str(folder)
 
 
-def same(folder):
+def assert_same(folder):
     from transformers import AutoTokenizer
 
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
@@ -48,57 +40,43 @@ def same(folder):
     assert ours.name_or_path == theirs.name_or_path and len(ours) == len(theirs)
 
 
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
 @pytest.mark.parametrize("name", REAL_TOKENIZERS)
-def test_a_models_folder_gives_the_tokenizer_that_auto_tokenizer_gives(name, tmp_path):
-    folder = with_config(real_folder() / name, tmp_path / "model", model_type=MODEL_TYPES[name])
-    assert _certain_class(folder) is not None
-    same(folder)
+def test_a_real_tokenizer_is_the_one_that_auto_tokenizer_gives(name, part, tmp_path):
+    folder = shutil.copytree(real_folder() / name, tmp_path / "folder")
+    if part == "model":
+        (folder / "config.json").write_text(json.dumps({"model_type": MODEL_TYPES[name]}))
+    assert is_generic(str(folder)) == name.startswith(("llama-3.1", "smollm2"))
+    assert_same(str(folder))
 
 
-CLASSES = (
-    "PreTrainedTokenizerFast",
-    "TokenizersBackend",
-    "Qwen2Tokenizer",
-    "Qwen2TokenizerFast",
-    "GPT2Tokenizer",
-    "Nonsense",
+@pytest.mark.parametrize("model_type", [None, "llama", "phi3", "qwen2", "qwen3", "mistral", "gpt2", "qwen3_5"])
+@pytest.mark.parametrize(
+    "tokenizer_class", ["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Nonsense"]
 )
-TYPES = (
-    "llama",
-    "phi3",
-    "phi",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "gemma2",
-    "olmo2",
-    "gpt2",
-    "internlm2",
-    "granite",
-    "qwen3_5",
-)
+def test_every_class_and_type_gives_what_auto_tokenizer_gives(tokenizer_class, model_type, tmp_path):
+    model = None if model_type is None else {"model_type": model_type}
+    assert_same(named(tmp_path / "model", tokenizer_class, model))
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("tokenizer_class", CLASSES)
-def test_a_class_of_ones_own_is_auto_tokenizers_choice(tokenizer_class, model_type, tmp_path):
-    same(named(tmp_path / "model", tokenizer_class, model_type=model_type))
+LLAMA = {"model_type": "llama"}
 
 
 @pytest.mark.parametrize(
-    "folder",
+    ("expected", "tokenizer_class", "model", "more"),
     [
-        lambda path: named(path / "deepseek-ai" / "deepseek-coder-x", "Qwen2Tokenizer", model_type="qwen3"),
-        lambda path: named(path / "model", "Qwen2Tokenizer", model_type="qwen3", model_name="minimax_m2"),
-        lambda path: named(path / "model", "Qwen2Tokenizer", model_type=["no", "text"]),
-        lambda path: named(path / "model", "Qwen2Tokenizer", model_type="nonsense"),
-        lambda path: with_config(named(path / "a", "LlamaTokenizer"), path / "model", model_type="llama"),
+        (True, "PreTrainedTokenizerFast", LLAMA, {}),
+        (True, "TokenizersBackend", None, {}),
+        (False, "LlamaTokenizer", LLAMA, {}),
+        (False, None, LLAMA, {}),
+        (False, "TokenizersBackend", LLAMA, {"auto_map": {"AutoTokenizer": ["own.Own", None]}}),
+        (False, "TokenizersBackend", {"model_type": "qwen2"}, {}),  # AutoTokenizer takes Qwen2Tokenizer
+        (False, "TokenizersBackend", LLAMA | {"model_name": "phi3"}, {}),  # and here LlamaTokenizer
+        (False, "TokenizersBackend", {"model_type": ["not", "text"]}, {}),
     ],
-    ids=["a name that is overridden", "a wrong class by name", "no type", "an unknown type", "byte-level Llama"],
 )
-def test_what_is_not_certain_is_left_to_auto_tokenizer(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert _certain_class(os.path.relpath(folder(tmp_path))) is None
+def test_what_is_not_certain_is_left_to_auto_tokenizer(expected, tokenizer_class, model, more, tmp_path):
+    assert is_generic(named(tmp_path / "model", tokenizer_class, model, **more)) is expected
 
 
 def loaded_elsewhere(name, **env):
@@ -115,9 +93,8 @@ def loaded_elsewhere(name, **env):
     return kind, json.loads(ids), torch == "True"
 
 
-@pytest.mark.parametrize("model_type", ["phi3", "qwen3", "mistral"])
-def test_a_models_folder_and_a_name_in_the_hubs_cache_need_no_torch(model_type, tmp_path):
-    folder = named(tmp_path / "model", "PreTrainedTokenizerFast", model_type=model_type)
+def test_a_models_folder_and_a_name_in_the_hubs_cache_need_no_torch(tmp_path):
+    folder = named(tmp_path / "model", "PreTrainedTokenizerFast", LLAMA)
     expected = "TokenizersBackend", make_tokenizer()(TEXT)["input_ids"], False
     assert loaded_elsewhere(folder) == expected
     cached = tmp_path / "hub" / "models--some--model"
@@ -125,17 +102,3 @@ def test_a_models_folder_and_a_name_in_the_hubs_cache_need_no_torch(model_type, 
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("c0ffee" * 6 + "c0ff")
     assert loaded_elsewhere("some/model", HF_HUB_CACHE=str(tmp_path / "hub")) == expected
-
-
-def test_a_release_whose_tables_look_different_leaves_it_to_auto_tokenizer(tmp_path, monkeypatch):
-    import ragfit.models.tokenizer
-
-    folder = named(tmp_path / "model", "PreTrainedTokenizerFast", model_type="phi3")
-    assert _certain_class(folder) is not None
-    ragfit.models.tokenizer._tables.cache_clear()
-    monkeypatch.setattr(ragfit.models.tokenizer.ast, "parse", lambda text: type("Module", (), {"body": []}))
-    try:
-        assert _certain_class(folder) is None
-        same(folder)
-    finally:
-        ragfit.models.tokenizer._tables.cache_clear()

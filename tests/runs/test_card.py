@@ -1,6 +1,7 @@
 """The model card: what it says of a run, its example as it stands, and texts that would like to be something else."""
 
 import html.parser
+import json
 import re
 
 import pytest
@@ -182,8 +183,6 @@ def test_only_a_name_on_the_hub_is_a_base_model_there(build, name, base):
 
 
 def test_the_base_model_is_written_as_it_was_configured(build, tmp_path):
-    import json
-
     trainer = build()
     for name, written in (("demo:smollm2-135m-instruct", "demo:smollm2-135m-instruct"), ("org/name", "org/name")):
         trainer.cfg.model.model_name_or_path = name

@@ -51,6 +51,7 @@ def test_pushing_a_folder_later(folder):
     assert there.tokens == {"hf_dummy"} and there.unknown == []
 
 
+@pytest.mark.slow
 def test_a_run_pushes_what_it_saved(tiny_phi3, write_rows, tmp_path):
     keys = ["hfhub_tag=my-adapter", "train.max_steps=1", "train.hub_token=hf_own", "train.save_strategy=no"]
     cfg = tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", *keys)
@@ -108,7 +109,7 @@ def test_a_failed_push_says_how_to_push_later(folder, settings, environment, rea
 
 
 def test_a_hub_that_never_answers(folder):
-    code = "import sys, ragfit.hub; ragfit.runs.hub.SILENCE = 0.5; ragfit.runs.hub.main(sys.argv[1:])"
+    code = "import sys, ragfit.hub; ragfit.runs.hub.SILENCE = 0.5; from ragfit.__main__ import main; main(['push', *sys.argv[1:]])"
     with hub("silence", failing="/repos/create") as there:
         result = python(there.environment(), "-c", code, folder, "org/my-adapter")
     assert result.returncode == 1 and "timed out" in result.stderr and "push it later with" in result.stderr
@@ -131,6 +132,7 @@ def test_what_a_trainer_s_checkpoint_holds_beside_weights_is_not_pushed(folder):
     assert result.returncode == 0 and there.files == {"somebody/my-adapter": CONTENT}
 
 
+@pytest.mark.slow
 def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, caplog):
     """The tests run with HF_HUB_OFFLINE=1, so the client itself refuses."""
     keys = ["hfhub_tag=org/my-adapter", "train.max_steps=1", "train.save_strategy=no"]
@@ -148,8 +150,8 @@ def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, 
 @pytest.mark.parametrize(
     ("there", "tag", "said"),
     [
-        (False, "org/name", "error: .* holds no adapter and no model. Name the folder checkpoint"),
-        (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is no repository name"),
+        (False, "org/name", "error: checkpoint: .* holds no adapter and no model. Name the folder checkpoint"),
+        (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is not a repository name"),
     ],
 )
 def test_nothing_to_push_and_nowhere_to(folder, there, tag, said):
@@ -159,7 +161,9 @@ def test_nothing_to_push_and_nowhere_to(folder, there, tag, said):
 
 def test_usage():
     result = python(None, "-m", "ragfit.hub", "folder")
-    assert (result.returncode, result.stderr) == (1, "usage: python -m ragfit.hub CHECKPOINT_FOLDER ORG/NAME\n")
+    assert result.returncode == 2 and result.stderr.startswith(
+        "usage: python -m ragfit push [-h] checkpoint repository\n"
+    )
 
 
 @pytest.mark.parametrize("tag", ["name", "org/name", "my.org/name-1_b"])
@@ -169,5 +173,5 @@ def test_names_that_a_repository_can_have(tag):
 
 @pytest.mark.parametrize("tag", ["a/b/c", "no name", "org/", "-name", "name.git", "x" * 97])
 def test_names_that_no_repository_has(tag):
-    with pytest.raises(ConfigError, match="hfhub_tag: .* is no repository name"):
+    with pytest.raises(ConfigError, match="hfhub_tag: .* is not a repository name"):
         check_tag(tag)

@@ -2,19 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import forked
 import pandas
 import pytest
 from harmless import HOSTILE, assert_harmless
 from tiny_runs import MARKER, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
 import ragfit
+from ragfit.__main__ import main
 from ragfit.config.overrides import override
-from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError
-from ragfit.runs.table import find_runs, main
+from ragfit.runs.table import find_runs
 from ragfit.views import RunsView
 
 
@@ -23,6 +22,7 @@ def rows(write_rows):
     return write_rows(question_rows(12))
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     """The runs behind the failing one go on, the exit code says that one failed, and the table says which."""
     keys = {"model.model_name_or_path": str(tiny_llama), "model.completion_start": MARKER, "data_file": str(rows)}
@@ -36,9 +36,7 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     ]
     words += ["train.max_steps=2", "train.logging_steps=1", "--multirun"]
     words += ["model.lora.target_modules=[q_proj],[nope],[v_proj,q_proj]", "train.learning_rate=0.001,fast,0.05"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
-    command = [sys.executable, "-m", "ragfit.training", *words]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    result = forked.command("ragfit.training", *words, cwd=tmp_path)
     assert result.returncode == 1 and "'nope' matches no layer of this model" in result.stderr
 
     frame = ragfit.table_of_runs(tmp_path / "sweep")
@@ -66,11 +64,12 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     assert done["train_loss"].tolist() == [[entry["loss"] for entry in log if "loss" in entry][-1] for log in logs]
     assert "f1" not in frame  # nothing was answered
 
-    main([str(tmp_path / "sweep")])
+    main(["runs", str(tmp_path / "sweep")])
     said = capsys.readouterr().out
     assert said.startswith("9 runs:") and f"★ {done['dev_loss'].min():.4f}" in said and "failed" in said
 
 
+@pytest.mark.slow
 def test_evaluations_and_several_roots(tiny_llama, rows, tmp_path):
     for name, steps in (("a", 1), ("b", 30)):
         keys = [
@@ -218,7 +217,7 @@ def test_a_damaged_or_foreign_file_spoils_no_other_run(tmp_path, name):
         elif kind == "a pipe":
             os.mkfifo(path)
         elif kind == "huge":
-            with open(path, "wb") as file:
+            with path.open("wb") as file:
                 file.truncate(2**40)
         else:
             path.symlink_to(path)
@@ -291,9 +290,9 @@ def test_no_runs(tmp_path):
     with pytest.raises(ConfigError, match="^folder: there is no run in .*. Name a run's train.output_dir"):
         ragfit.table_of_runs(tmp_path)
     with pytest.raises(SystemExit, match="error: folder: there is no run in"):
-        main([str(tmp_path)])
-    with pytest.raises(SystemExit, match="usage"):
-        main([])
+        main(["runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main(["runs"])
 
 
 def test_view_of_hostile_text_and_the_best():

@@ -234,11 +234,11 @@ def test_checkpointing_keeps_what_attention_gave(kind):
     layers = SHAPE["num_hidden_layers"]
     model.activation_checkpointing_enable()
     assert run() == 2 * layers
-    keep_attention(model)
-    keep_attention(model)  # once for each run of a trainer
+    keep_attention(model, None)
+    keep_attention(model, None)  # once for each run of a trainer
     assert run() == layers
     model.activation_checkpointing_enable({"use_reentrant": True})
-    keep_attention(model)
+    keep_attention(model, {"use_reentrant": True})
     functions = [
         module._gradient_checkpointing_func
         for module in model.modules()

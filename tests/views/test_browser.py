@@ -151,15 +151,18 @@ def test_looking_notebook(lab, browser, looking_parameters, name, view):
         assert explorer.locator("mark").last.inner_text().replace("⏎", "").startswith("assistant")
     else:
         explorer.get_by_text("with loss").first.wait_for()
-    assert "model.completion_start='<|im_start|>'" in field(explorer, "for the parameters cell").input_value()
-    assert "papermill notebooks/train.ipynb" in field(explorer, "for the shell").input_value()
+    copied = explorer.locator("textarea").last
+    assert "model.completion_start='<|im_start|>'" in copied.input_value()
+    field(explorer, "what is shown, to copy").select_option("for the shell")
+    begins = "box => box.value.startsWith('papermill notebooks/train.ipynb')"
+    page.wait_for_function(begins, arg=copied.element_handle())
 
     # One that is wrong: a message, no traceback, and back again.
     marker.fill("")
     marker.press_sequentially("<|im_nope|>")
     explorer.get_by_text("These settings cannot be used:").wait_for()
     explorer.get_by_text("'<|im_nope|>' does not occur").wait_for()
-    assert field(explorer, "for the parameters cell").input_value() == ""
+    assert copied.input_value() == ""
     assert marker.input_value() == "<|im_nope|>"
     explorer.get_by_role("button", name="Reset settings").click()
     explorer.get_by_text("Nothing is changed.").wait_for()

@@ -16,8 +16,8 @@ from ragfit.config.notebook import from_parameters
 from ragfit.config.overrides import override
 from ragfit.data.prepare import prepare
 from ragfit.views import RagView, RowView, explore, rows_with_findings
+from ragfit.views.copied import for_shell, spell, typed
 from ragfit.views.documents import answers_of, documents_of, words_of
-from ragfit.views.explorer import spell, typed
 from ragfit.views.row import Settings
 
 ROWS = [
@@ -96,7 +96,7 @@ def test_a_row_is_the_trainers_row(setup, keys, template):
 def test_rows_with_findings_are_shown_once_each(setup):
     _, prepared, _ = setup()
     shown = rows_with_findings(prepared, "tokens")
-    assert [view.name for view in shown] == [f"train, row {n} of its file" for n in (2, 3, 5, 4)]
+    assert [view.title for view in shown] == [f"Tokens of train, row {n} of its file" for n in (2, 3, 5, 4)]
     assert "The row has more tokens than max_sequence_len" in shown[0].text()
     assert len(rows_with_findings(prepared, most=1)) == 1
     _, prepared, _ = setup(rows=ROWS[:1])
@@ -119,54 +119,52 @@ def test_a_wrong_marker_is_a_callout_over_the_row(setup):
 
 def test_choosing_rows(setup):
     _, prepared, _ = setup()
-    explorer = explore(prepared, "prompt")
-    app = explorer.app
-    assert (explorer.slider.max, explorer.number.value) == (5, 0) and "1 of 6 rows" in explorer.told.value
+    explorer = explore(prepared, "prompt").panel
+    assert (explorer.slider.max, explorer.number.value) == (5, 0) and "1 of 6 rows" in explorer.count.value
     explorer.slider.value = 3
     assert explorer.number.value == 3 and "Prompt of train, row 3 of its file" in explorer.view.value
     explorer.number.value = 1
     assert explorer.slider.value == 1 and "row 1 of its file" in explorer.view.value
     explorer.search.value = "IDEA"
-    assert explorer.found == [1, 4] and "1 of 2 hits" in explorer.told.value
+    assert explorer.found == [1, 4] and "1 of 2 hits" in explorer.count.value
     explorer.ahead.click()
-    assert explorer.number.value == 4 and "duplicate rows" in explorer.view.value and "2 of 2" in explorer.told.value
+    assert explorer.number.value == 4 and "duplicate rows" in explorer.view.value and "2 of 2" in explorer.count.value
     explorer.ahead.click()
     assert explorer.number.value == 4
     explorer.number.value = 0  # does not match: the nearest that does
     assert explorer.number.value == 1 and "row 1 of its file" in explorer.view.value
     explorer.search.value = "nowhere"
-    assert "No row matches" in explorer.view.value and explorer.slider.disabled and "0 hits" in explorer.told.value
+    assert "No row matches" in explorer.view.value and explorer.slider.disabled and "0 hits" in explorer.count.value
     explorer.search.value = ""
     assert len(explorer.found) == 6 and not explorer.slider.disabled
-    kinds = dict(explorer.choose_finding.options)
+    kinds = dict(explorer.finding.options)
     assert list(kinds) == [
         "any or none (6 rows)", "dropped: too long (1 row)", "empty output (1 row)", "special tokens in data (1 row)",
         "duplicate rows (1 row)",
     ]  # fmt: skip
-    explorer.choose_finding.value = "dropped: too long"
+    explorer.finding.value = "dropped: too long"
     assert explorer.found == [2] and "Not trained on" in explorer.view.value
-    explorer.max_sequence_len.value = 0
+    explorer.fields["max_sequence_len"].value = 0
     assert "Not trained on" not in explorer.view.value
-    assert explorer.app is app
 
 
 def test_rows_of_the_dev_set(setup):
     _, prepared, _ = setup(dev_split=2)
-    explorer = explore(prepared, "tokens")
-    assert explorer.app and explorer.choose_part.options == ("train", "dev")
-    explorer.choose_part.value = "dev"
+    explorer = explore(prepared, "tokens").panel
+    assert explorer.part.options == ("train", "dev")
+    explorer.part.value = "dev"
     assert explorer.found == [2, 3] and prepared.report.dev.kept == [3]  # one is too long, and yet can be looked at
     assert f"dev, row {explorer.found[0]} of its file" in explorer.view.value
-    explorer.choose_part.value = "train"
+    explorer.part.value = "train"
     assert len(explorer.found) == 4
 
 
 def test_shuffled_rows_keep_their_numbers(setup):
     _, prepared, _ = setup(shuffle=1, limit=4, **{"model.max_sequence_len": None})
-    explorer = explore(prepared)
-    assert explorer.app and explorer.found == prepared.report.train.kept
+    explorer = explore(prepared).panel
+    assert explorer.found == sorted(prepared.report.train.kept)
     explorer.slider.value = 2
-    assert explorer.number.value == prepared.report.train.kept[2]
+    assert explorer.number.value == explorer.found[2]
 
 
 EDITS = [
@@ -188,22 +186,20 @@ EDITS = [
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: ",".join(edit) or "none")
-@pytest.mark.parametrize("show", ["tokens", "prompt"])
-def test_what_is_copied_gives_what_is_shown(setup, edit, show, tmp_path):
+def test_what_is_copied_gives_what_is_shown(setup, edit):
     chosen, prepared, tokenizer = setup()
-    explorer = explore(prepared, show, chosen)
-    assert explorer.app
+    explorer = explore(prepared, "tokens", chosen).panel
     for name, value in edit.items():
         before = explorer.view.value
-        getattr(explorer, name).value = value
+        explorer.fields[name].value = value
     if edit.keys() & {"completion_start", "instruction", "template"} and "\\n" not in edit.get("completion_start", ""):
         assert explorer.view.value != before
-    explorer.write_texts()
-    explorer._tell()
+    explorer.write.click()
     # As the parameters cell of train.ipynb, and as a command through papermill's own reading of it.
     namespace = {}
-    exec(explorer.for_cell.value, namespace)
-    words = shlex.split(explorer.for_shell.value)
+    exec(explorer.copy.value, namespace)
+    explorer.copy_for.value = for_shell
+    words = shlex.split(explorer.copy.value)
     assert words[:3] == ["papermill", "notebooks/train.ipynb", "out.ipynb"]
     pairs = dict(zip(words[4::3], words[5::3], strict=True))
     assert set(words[3::3]) == {"-p"} and isinstance(_papermill(pairs["overrides"]), str)
@@ -211,7 +207,7 @@ def test_what_is_copied_gives_what_is_shown(setup, edit, show, tmp_path):
         again = prepare(from_parameters(parameters).cfg, tokenizer)
         rows = label_rows(again)
         for number in range(len(ROWS)):
-            view = RowView(prepared, number, "train", show, explorer.settings)
+            view = RowView(prepared, number, "train", "tokens", explorer.settings)
             assert not view.error
             assert (view.ids, view.labels) == rows[number] if view.trained else number not in rows
     assert explorer.reset.disabled == (not edit or "Nothing is changed" in explorer.state.value)
@@ -225,75 +221,71 @@ def _papermill(value):
 
 def test_an_edited_text_is_copied_once_it_is_in_a_file(setup, tmp_path):
     chosen, prepared, _ = setup()
-    explorer = explore(prepared, "prompt", chosen)
-    assert explorer.app and explorer.write.disabled
+    explorer = explore(prepared, "prompt", chosen).panel
+    assert explorer.write.disabled
     (tmp_path / "edited-instruction.txt").write_text("mine")
-    explorer.instruction.value = "Answer in rhymes."
+    explorer.fields["instruction"].value = "Answer in rhymes."
     assert "Answer in rhymes." in explorer.view.value
-    assert (
-        explorer.for_cell.value == ""
-        and "must be in a file first" in explorer.state.value
-        and not explorer.write.disabled
-    )
+    assert explorer.copy.value == "" and "must be in a file first" in explorer.state.value
     explorer.write.click()
     assert (tmp_path / "edited-instruction.txt").read_text() == "mine"  # nobody's file is overwritten
     assert (tmp_path / "edited-instruction-2.txt").read_text() == "Answer in rhymes."
-    assert "edited-instruction-2.txt" in explorer.for_cell.value and explorer.write.disabled
-    explorer.instruction.value = "Answer in prose."
-    assert explorer.for_cell.value == ""
+    assert "edited-instruction-2.txt" in explorer.copy.value and explorer.write.disabled
+    explorer.fields["instruction"].value = "Answer in prose."
+    assert explorer.copy.value == ""
     explorer.reset.click()
-    assert explorer.instruction.value == "Be brief.\nCite.\n" and "Nothing is changed" in explorer.state.value
-    assert "instruction='instruction.txt'" in explorer.for_cell.value
+    assert explorer.fields["instruction"].value == "Be brief.\nCite.\n" and "Nothing is changed" in explorer.state.value
+    assert "instruction='instruction.txt'" in explorer.copy.value
 
 
-def test_the_command_is_for_the_working_directory(setup, monkeypatch):
-    _, prepared, _ = setup()
+def test_the_command_is_for_the_working_directory(monkeypatch):
     root = Path(__file__).parents[2]
     for folder, notebook in (
         (root, "notebooks/train.ipynb"),
         (root / "notebooks", "train.ipynb"),
         (Path("/"), str(root / "notebooks/train.ipynb")[1:]),
+        (root / "tests", "notebooks/train.ipynb"),
     ):
         monkeypatch.chdir(folder)
-        assert explore(prepared).command() == f"papermill {notebook} out.ipynb"
+        assert for_shell({}) == f"papermill {notebook} out.ipynb"
 
 
 def test_typing_a_marker_letter_by_letter(setup):
     chosen, prepared, _ = setup()
-    explorer = explore(prepared, "tokens", chosen)
-    assert explorer.app and explorer.completion_start.value == "<|im_start|>assistant\\n"
-    explorer.completion_start.value = "<|im_start|>assistant\\"
-    assert "These settings cannot be used" in explorer.view.value and explorer.for_cell.value == ""
+    explorer = explore(prepared, "tokens", chosen).panel
+    assert explorer.fields["completion_start"].value == "<|im_start|>assistant\\n"
+    explorer.fields["completion_start"].value = "<|im_start|>assistant\\"
+    assert "These settings cannot be used" in explorer.view.value and explorer.copy.value == ""
     assert "Nothing to copy" in explorer.state.value
-    explorer.completion_start.value = "<|im_start|>assistant\\n"
+    explorer.fields["completion_start"].value = "<|im_start|>assistant\\n"
     assert "cannot be used" not in explorer.view.value and "Nothing is changed" in explorer.state.value
-    explorer.completion_start.value = "<|im_start|>"
+    explorer.fields["completion_start"].value = "<|im_start|>"
     view = explorer.row
     assert view.labels.index(next(label for label in view.labels if label != -100)) < len(view.ids) - 4
-    assert "model.completion_start='<|im_start|>'" in explorer.for_cell.value
+    assert "model.completion_start='<|im_start|>'" in explorer.copy.value
 
 
 def test_instruction_refused_by_the_template_is_told(setup):
     _, prepared, _ = setup(template="mistral", **{"model.completion_start": "", "model.instruction_in_prompt": True})
-    explorer = explore(prepared)
-    assert explorer.app and explorer.instruction_in_prompt.value is True
-    explorer.instruction_in_prompt.value = False
+    explorer = explore(prepared).panel
+    assert explorer.fields["instruction_in_prompt"].value is True
+    explorer.fields["instruction_in_prompt"].value = False
     assert "refuses a system message" in explorer.view.value and "instruction_in_prompt=true" in explorer.view.value
-    explorer.instruction_in_prompt.value = True
+    explorer.fields["instruction_in_prompt"].value = True
     assert "refuses" not in explorer.view.value
 
 
 def test_a_long_row_stays_small(setup):
     long = [{"prompt": "Question: which?\n\n" + "The capital of France is Paris. " * 590, "answers": ["Paris"]}]
     chosen, prepared, _ = setup(rows=long, **{"model.max_sequence_len": None})
-    explorer = explore(prepared, "tokens", chosen)
-    assert explorer.app and len(explorer.row.ids) > 4000
+    explorer = explore(prepared, "tokens", chosen).panel
+    assert len(explorer.row.ids) > 4000
     for marker in ("assistant\\n", "<|im_start|>assistant", "", "<|im_start|>assistant\\n"):
-        explorer.completion_start.value = marker
+        explorer.fields["completion_start"].value = marker
     import ipywidgets
 
     state = ipywidgets.Widget.get_manager_state()["state"]
-    mine = [json.dumps(state[w.model_id]["state"], default=str) for w in _all(explorer.app)]
+    mine = [json.dumps(state[w.model_id]["state"], default=str) for w in _all(explorer.box)]
     assert sum(map(len, mine)) < 600_000
 
 
@@ -308,7 +300,7 @@ def test_without_a_front_end_there_is_a_note_and_no_widget(setup):
     explorer = explore(prepared)
     bundle = explorer._repr_mimebundle_()
     assert set(bundle) == {"text/html", "text/plain"} and "interactive" in bundle["text/plain"]
-    assert explorer._app is None
+    assert explorer._panel is None
 
 
 def test_with_a_front_end_it_is_the_widget(setup, monkeypatch):
@@ -328,7 +320,7 @@ from ragfit import views
 prepared = ragfit.prepare(ragfit.load_config("training", {[override(k, v) for k, v in keys.items()]!r}))
 print(*views.rows_with_findings(prepared), views.RagView(prepared), views.explore(prepared)._repr_mimebundle_())
 assert "ipywidgets" not in sys.modules
-views.explore(prepared).app
+views.explore(prepared).panel
 assert "ipywidgets" in sys.modules
 print("torch" in sys.modules)
 """
@@ -419,12 +411,12 @@ def test_rag_view(setup):
     _, prepared, _ = setup(rows=rows)
     text = repr(RagView(prepared))
     for line in (
-        "answers looked for                      answers (2 rows), none: labels (1 rows), none: no short answer (1 rows)",
+        "answers looked for                      answers (2 rows), none: labels (1 row), none: no short answer (1 row)",
         "rows with an answer in their documents  1 of 2 (50%)",
-        "rows with none there                    1 (rows 1)",
-        "documents taken from                    the prompt (3 rows), nowhere (1 rows)",
+        "rows with none there                    1 (row 1)",
+        "documents taken from                    the prompt (3 rows), nowhere (1 row)",
         "documents per row                       1 to 2, median 2",
-        "rows that hold a document twice         1 (rows 1)",
+        "rows that hold a document twice         1 (row 1)",
         "different documents                     3 of 4",
         "documents in more than one row          1",
     ):

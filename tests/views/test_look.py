@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from ragfit.__main__ import COMMANDS
@@ -16,11 +17,8 @@ ROWS = [
 ]
 
 
-def ragfit(*words, **environment):
-    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "ragfit", *words], capture_output=True, text=True, env=env, timeout=300
-    )
+def ragfit(*words):
+    return forked.command("ragfit", *words)
 
 
 @pytest.fixture
@@ -37,7 +35,9 @@ def words(tiny_llama, write_rows):
 
 
 def test_a_look_at_a_row(words):
-    shown = ragfit(*words)
+    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    command = [sys.executable, "-m", "ragfit", *words]
+    shown = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert shown.returncode == 0 and shown.stderr == ""
     first, rest = shown.stdout.split("\n", 1)
     assert first.endswith("rows.jsonl, as training says")

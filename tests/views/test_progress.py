@@ -37,7 +37,7 @@ def test_news_is_not_red_in_a_notebook(notebook, tmp_path, capfd):
         "checkpoint-6 was half-written" in said
         and f"Kept checkpoint-5 of an earlier run in {tmp_path}/earlier.1." in said
     )
-    assert "SIGINT: stopping as soon as this batch is done" in said and other == ""
+    assert "SIGINT: stopping as soon as this step is done" in said and other == ""
 
 
 def test_a_bar_ends_as_text(notebook, capsys):

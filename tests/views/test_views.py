@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from ragfit.config.load import differences, load_config
 from ragfit.config.overrides import override
+from ragfit.data.mask import Encoder
 from ragfit.data.prepare import prepare
-from ragfit.draw import html as style  # fmt: skip
+from ragfit.draw import html as style
 from ragfit.views import (
     DifferencesView,
     LengthsView,
@@ -28,6 +29,8 @@ from ragfit.views import (
     TokenView,
     report_html,
 )
+from ragfit.views.token_text import token_texts
+from ragfit.views.tokens import HEAT
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -118,9 +121,8 @@ def test_a_space_that_sentencepiece_adds_takes_no_text():
         Path(os.environ["RAGFIT_TOKENIZERS"]) / "phi-3-mini-128k-instruct-apr2024"
     )
     ids = real("<|end|>\nOK", add_special_tokens=False)["input_ids"]
-    page = Reader(TokenView.from_ids(real, ids, ids, text="<|end|>\nOK").html())
     assert real.convert_ids_to_tokens(ids) == ["<|end|>", "▁", "<0x0A>", "OK"]
-    assert [token.text for token in page.tokens] == ["'<|end|>'", "part '▁'", "'\\n'", "'OK'"]
+    assert token_texts(real, ids, "<|end|>\nOK", Encoder(real))[0] == ["<|end|>", "", "\n", "OK"]
 
 
 def test_every_character_is_shown():
@@ -163,34 +165,27 @@ def test_a_row_of_a_batch(make, tokenizer):
     from ragfit.collator import DataCollatorForCompletionOnlyLM
 
     prepared = make(rows("short", "The document says that Ada wrote it. " * 5))
-    collator = DataCollatorForCompletionOnlyLM(tokenizer=tokenizer, padding_side="left", ignore_index=-9)
-    batch = collator([prepared.train[i] for i in range(2)])
-    parts = {key: batch[key][0] for key in ("input_ids", "labels", "attention_mask")}
-    page = Reader(TokenView.from_ids(tokenizer, **parts, ignore_index=-9).html())
-    assert [token.id for token in page.tokens] == batch["input_ids"][0].tolist()
-    assert [token.label != -100 for token in page.tokens] == (batch["labels"][0] != -9).tolist()
-    padding = int((batch["attention_mask"][0] == 0).sum())
-    assert ["small" in token.inside or token.shown == "<|pad|>" for token in page.tokens][:padding] == [True] * padding
-    assert any("padding" in fold for fold in page.folds)
-    batch = DataCollatorForCompletionOnlyLM(tokenizer=tokenizer)([prepared.train[i] for i in range(2)])
-    view = TokenView(prepared, 0, batch=batch)
-    assert f"+ <b>{padding}</b> padding" in view.html()
-    assert f"{padding} padding" in repr(view)
+    for side in ("left", "right"):
+        collator = DataCollatorForCompletionOnlyLM(tokenizer=tokenizer, padding_side=side)
+        batch = collator([prepared.train[i] for i in range(2)])
+        view = TokenView(prepared, 0, batch=batch)
+        page = Reader(view.html())
+        assert [token.id for token in page.tokens] == batch["input_ids"][0].tolist()
+        assert [token.label for token in page.tokens] == batch["labels"][0].tolist()
+        padding = (batch["attention_mask"][0] == 0).tolist()
+        assert ["small" in token.inside or token.shown == "<|pad|>" for token in page.tokens] == padding
+        assert any("padding" in fold for fold in page.folds)
+        assert f"+ {sum(padding)} padding" in view.html() and f"[{sum(padding)} padding]" in repr(view)
     with pytest.raises(ValueError, match="does not hold this row"):
         TokenView(prepared, 0, batch={key: value[1:] for key, value in batch.items()})
 
 
 def test_ids_that_no_text_gives_again(tokenizer):
-    ids = (
-        [tokenizer.convert_tokens_to_ids(piece) for piece in "hi"]
-        + tokenizer("👧")["input_ids"]
-        + [tokenizer.eos_token_id]
-    )
-    page = Reader(TokenView.from_ids(tokenizer, ids, [-100] * (len(ids) - 1) + ids[-1:]).html())
-    assert [token.id for token in page.tokens] == ids
-    assert page.decoded() == "hi👧<|end|>"
-    with pytest.raises(ValueError, match="one label"):
-        TokenView.from_ids(tokenizer, ids, [1])
+    pieces = [tokenizer.convert_tokens_to_ids(piece) for piece in "hi"]
+    ids = [*pieces, *tokenizer("👧")["input_ids"], tokenizer.eos_token_id]
+    texts, spans, _ = token_texts(tokenizer, ids, "another text", Encoder(tokenizer))
+    assert "".join(texts) == "hi👧<|end|>" and spans is None
+    assert texts[:3] == ["h", "i", "👧"] and set(texts[3:-1]) == {""}
 
 
 def test_losses_stand_below_their_tokens(make):
@@ -238,8 +233,9 @@ def test_prompt_view_shows_what_differs_at_inference(make, tokenizer):
     )
     prepared = make(rows("<b>it</b>"), odd)
     view = PromptView(prepared)
-    assert ">Hello" in view.html() and "<ins" in view.html()
-    assert "{+Hello " in repr(view)
+    assert "only in training" in view.html()
+    assert view.html().count("<bdi>Hello </bdi>") == len(view.differences) == 2
+    assert re.search(r"only in training +before\n  … +Hello +<\|user\|>⏎", repr(view))
     assert_harmless(view._repr_html_())
     assert "prompt mismatch" in repr(ReportView(prepared))
 
@@ -345,7 +341,7 @@ def test_curve_of_a_run_that_goes_on_and_is_stopped():
     state.global_step = 6
     curve.on_log(None, state, None, {"loss": 2.5})
     curve.on_train_end(None, state, None)
-    assert curve.train == [(2, 3.5), (4, 3.0), (6, 2.5)] and curve.dev == [(2, 3.25)]
+    assert curve.curves == {"loss": [(2, 3.5), (4, 3.0), (6, 2.5)], "eval_loss": [(2, 3.25)]}
     assert lines[0] == "training: 9 steps, going on from step 5" and lines[-1].startswith("stopped: step 6/9 in")
     assert "stopped" in curve._repr_html_()
 
@@ -388,7 +384,7 @@ def test_palette_has_contrast():
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
     pairs = {name: value for name, value in vars(style).items() if isinstance(value, tuple) and len(value) == 2}
-    pairs |= {f"HEAT {limit}": pair for limit, pair in style.HEAT}
+    pairs |= {f"heat {limit}": pair for limit, pair in HEAT}
     for name, pair in [*pairs.items(), ("quiet on paper", (style.PAPER[0], style.QUIET[1]))]:
         low, high = sorted(map(luminance, pair))
         assert (high + 0.05) / (low + 0.05) >= 4.5, name

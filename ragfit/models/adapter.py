@@ -1,0 +1,195 @@
+"""PEFT adapters: what is checked of a new one before the weights are read, and how a trained one is put on a model."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragfit.config.paths import check_reachable, find_model
+from ragfit.errors import ConfigError, first_line, whole_text
+from ragfit.models.refusal import errors_as
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+
+# Initializations of LoRA's weights that compute with the model's own.
+COMPUTED = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga")
+
+
+# A new adapter.
+
+
+def check_lora(model: "nn.Module", lora: Mapping[str, Any] | None) -> None:
+    """Try LoRA's keys on a model without weights (`ragfit.models.hf.skeleton`).
+
+    Args:
+        lora: keyword arguments of `peft.LoraConfig`; None where all weights are trained.
+
+    Raises:
+        ConfigError: PEFT refuses a key, or a name matches no module, which PEFT ignores as long as another one does.
+    """
+    if lora is None:
+        return
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    names = [name for name, _ in model.named_modules()]
+    with errors_as(no_lora):
+        if missing := _unmatched(lora.get("target_modules"), names):
+            raise ConfigError(
+                "model.lora.target_modules",
+                f"{missing} matches no layer of this model",
+                f"Its linear layers are {', '.join(linear_layers(model))}.",
+            )
+        if missing := _unmatched(lora.get("modules_to_save"), names):
+            own = (name for name, module in model.named_modules() if list(module.parameters(recurse=False)))
+            raise ConfigError(
+                "model.lora.modules_to_save",
+                f"{missing} matches no module of this model",
+                f"Its modules with weights are {', '.join(_last_parts(own))}.",
+            )
+        config = LoraConfig(**lora)
+        if str(config.init_lora_weights).lower().startswith(COMPUTED):
+            config.init_lora_weights = True  # there are no weights to compute with
+        with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
+            get_peft_model(model, config, low_cpu_mem_usage=True)
+
+
+def no_lora(error: Exception) -> ConfigError:
+    return ConfigError("model.lora", f"PEFT refuses these keys: {whole_text(error)}", "Change the key it names.")
+
+
+def linear_layers(model: "nn.Module") -> list[str]:
+    """The last parts of the names of the model's linear layers, in order of appearance."""
+    import torch
+
+    return _last_parts(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+
+
+def _unmatched(wanted: str | list | None, names: list[str]) -> str:
+    """Those of `wanted` that match no module's name: a regular expression, or names in full or from a dot on."""
+    if not wanted or wanted == "all-linear":
+        return ""
+    if isinstance(wanted, str):
+        return "" if any(re.fullmatch(wanted, name) for name in names) else repr(wanted)
+    ends = tuple(f".{name}" for name in names)
+    return ", ".join(repr(part) for part in wanted if not any(end.endswith(f".{part}") for end in ends))
+
+
+def _last_parts(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+
+
+# A trained adapter.
+
+
+def find_adapter(adapter: str) -> str:
+    """The folder or hub name of `model.trained_adapter`, once its `adapter_config.json` was read.
+
+    Raises:
+        ConfigError: there is none, or PEFT does not know it.
+    """
+    from peft import PeftConfig
+
+    source = str(find_model(adapter, "model.trained_adapter") or adapter)
+    if not Path(source).is_dir():
+        check_reachable(source, "model.trained_adapter")
+    with errors_as(lambda error: _not_usable(adapter, first_line(error))):
+        PeftConfig.from_pretrained(source)
+    return source
+
+
+def merge_adapter(
+    model: "nn.Module", source: str | Path, refusal: Callable[[str], ConfigError] | None = None
+) -> "nn.Module":
+    """Merge a trained adapter into its base model.
+
+    Args:
+        model: a `transformers` model.
+        source: the adapter's folder or hub name.
+        refusal: as in `load_adapter`; by default it names `model.trained_adapter`.
+
+    Returns:
+        The model with changed weights, and without an adapter.
+
+    Raises:
+        ConfigError: as `load_adapter`, or the adapter's kind can't be merged, or its weights are not finite.
+    """
+    refusal = refusal or (lambda reason: _not_usable(source, reason))
+    tuned = load_adapter(model, source, refusal)
+    try:
+        merged = tuned.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:
+        raise refusal(first_line(error)) from error
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # PEFT would take the next adapter for a second one
+    return merged
+
+
+def load_adapter(
+    model: "nn.Module",
+    source: str | Path,
+    refusal: Callable[[str], ConfigError],
+    name: str = "default",
+    is_trainable: bool = False,
+) -> "PeftModel":
+    """Put a trained adapter on a model, all of it or none: PEFT only warns of weights that find no place in the model.
+
+    Args:
+        model: a `transformers` model; or a `peft` model, which gets the adapter beside its others, and in the place of
+            one of the same name.
+        source: the adapter's folder, or its name on the hub.
+        refusal: makes the error from the reason, a clause such as "it lacks lm_head.weight".
+        name: the adapter's name in the `peft` model.
+        is_trainable: whether its weights get gradients.
+
+    Returns:
+        The `peft.PeftModel`.
+
+    Raises:
+        ConfigError: no adapter, a damaged one or another model's, or one whose weights are not exactly those expected.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model
+
+    with errors_as(lambda error: refusal(first_line(error))):
+        config = PeftConfig.from_pretrained(str(source))
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise refusal(f"it is of the kind {config.peft_type.value}, which changes no weights")
+    if config.peft_type in ("XLORA", "SHADOW"):  # a stranger's adapter would have other folders read, or fetched
+        raise refusal(f"it is of the kind {config.peft_type.value}, whose settings name other models")
+    with errors_as(lambda error: refusal(_reason(error, name))):
+        if not isinstance(model, PeftModel):
+            config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
+            model = get_peft_model(model, config, name)
+        keys = model.load_adapter(str(source), name, is_trainable=is_trainable)
+    # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
+    missing = [key for key in keys.missing_keys if "vblora_vector_bank" not in key]
+    wrong = {"it lacks": missing, "the model has no": keys.unexpected_keys}
+    if missing or keys.unexpected_keys:
+        raise refusal(" and ".join(f"{what} {_some(keys, name)}" for what, keys in wrong.items() if keys))
+    return model
+
+
+def _reason(error: Exception, adapter: str) -> str:
+    if isinstance(error, KeyError):  # PEFT looks up the weights of modules_to_save and the like by their names
+        return f"it lacks {_in_file(error.args[0], adapter)}"
+    return whole_text(error)[:300]
+
+
+def _some(keys: Iterable[str], adapter: str) -> str:
+    names = [_in_file(key, adapter) for key in sorted(keys)]
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if names[2:] else "")
+
+
+def _in_file(key: str, adapter: str) -> str:
+    """A weight's name in the model as it stands in an adapter's file, without what all of them begin with."""
+    return ".".join(part for part in str(key).removeprefix("base_model.model.").split(".") if part != adapter)
+
+
+def _not_usable(adapter: str | Path, reason: str) -> ConfigError:
+    return ConfigError(
+        "model.trained_adapter",
+        f"no adapter could be loaded from {str(adapter)!r}: {reason}",
+        "Give the folder that holds adapter_config.json and belongs to this model.",
+    )

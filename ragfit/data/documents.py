@@ -3,6 +3,7 @@
 import re
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ def find_documents(query: str, row: Mapping) -> Passages | None:
 
     Args:
         query: the prompt's text, cut where it was cut for training.
-        row: the row, whose list of documents (`DOCUMENT_KEYS`) counts where its texts stand in the prompt word for word.
+        row: the row; its list of documents (`DOCUMENT_KEYS`) counts where its texts stand in the prompt.
 
     Returns:
         Passages; None where there are no documents to be found.
@@ -100,6 +101,18 @@ def find_documents(query: str, row: Mapping) -> Passages | None:
             numbers = [_number(query[left:right], place) for place, (left, right, _) in enumerate(spans, 1)]
             return _passages(query, spans, numbers, key)
     return None
+
+
+def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
+    """(documents, where they were found): those of `find_documents`, or else the row's own list as it is.
+
+    >>> documents_of("Question: who?\\n\\nDocuments:\\n[1] Ada.\\n[2] Bob\\nand Eve.", {})
+    (['Ada.', 'Bob\\nand Eve.'], 'the prompt')
+    """
+    if passages := find_documents(query, row):
+        return [one.text.strip() for one in passages.documents], passages.origin
+    key = next((key for key in DOCUMENT_KEYS if isinstance(row.get(key), list) and row[key]), None)
+    return ([document_text(one) for one in row[key]], key) if key else ([], "nowhere")
 
 
 def _passages(query: str, spans: list[tuple[int, int, int]], numbers: list[int], origin: str) -> Passages:
@@ -166,6 +179,28 @@ def supporting(passages: Passages, row: Mapping, output: str, output_key: str = 
     answers, _ = answers_of(row, output, output_key)
     spellings = [text for group in answers for text in group if text.strip() not in LABELS]
     return frozenset(one.number for one in passages.documents if any(text in words_of(one.text) for text in spellings))
+
+
+FEWEST_ROWS, NEARLY_ALL = 20, 0.9  # from which on a place is called fixed
+FEWEST_DOCUMENTS = 3
+
+
+def fixed_place(places: Sequence[tuple[int, int]]) -> str:
+    """Where the supporting document stands in nearly all rows; "" where it moves, or where there are too few rows.
+
+    Args:
+        places: for each row the place of its first supporting document, from 1, and how many documents it has.
+
+    >>> fixed_place([(1, 5)] * 19 + [(3, 5)])
+    'first in 19 of 20 rows'
+    """
+    places = [(place, count) for place, count in places if count >= FEWEST_DOCUMENTS]
+    named = [(f"at place {place}" if place > 1 else "first") for place, _ in places]
+    named += ["last" for place, count in places if place == count]
+    if len(places) < FEWEST_ROWS:
+        return ""
+    name, rows = Counter(named).most_common(1)[0]
+    return f"{name} in {rows:,} of {len(places):,} rows" if rows >= NEARLY_ALL * len(places) else ""
 
 
 def answers_of(row: Mapping, output: str, output_key: str = "") -> tuple[list[list[str]], str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ragfit.data.documents import Document
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Fold, Heading, Line, Long, Note, Picture, Span, Table
+from ragfit.draw.figure import figure, finish
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ QUESTIONS = (
     (
         "position",
         "Does it matter where the document stands?",
-        "The supporting document stands at each place among nine documents of other rows. A model that reads everything "
-        "gives a flat curve, one that is lost in the middle a valley's sides (arXiv 2307.03172).",
+        "The supporting document stands at each place among nine documents of other rows. A model that reads all of "
+        "them gives a flat curve, one that is lost in the middle a hill (arXiv 2307.03172).",
         {f"place_{place}_loss": f"answer with the document at place {place}" for place in range(1, 11)},
     ),
     (
@@ -138,8 +139,8 @@ class GroundingView(View):
     def _curves(self, part: str) -> "Figure":
         counts = range(1, 11) if part == "position" else (0, 1, 2, 4, 8)
         key = "place_{}_loss" if part == "position" else "distractors_{}_loss"
-        figure = style.figure(2.6)
-        axis = figure.subplots()
+        drawn = figure(2.6)
+        axis = drawn.subplots()
         for name, colour, marker in (("base", style.ORANGE, "D"), ("tuned", style.BLUE, "o")):
             known = [(x, one) for x in counts if (one := (self.summary.get(key.format(x)) or {}).get(name))]
             if known:
@@ -152,10 +153,9 @@ class GroundingView(View):
         axis.set_xlabel(
             "place of the supporting document" if part == "position" else "documents of other rows", fontsize=8
         )
-        axis.set_title("nats for the answer, with 95 % intervals", fontsize=9, loc="left", color=style.PAPER[1])
-        style.strip_axes(axis)
+        finish(axis, "nats for the answer, with 95 % intervals")
         axis.legend(fontsize=8, frameon=False)
-        return figure
+        return drawn
 
 
 class GroundedRowView(View):

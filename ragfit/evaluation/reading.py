@@ -12,7 +12,7 @@ from ragfit.data.prompt import Rendered
 from ragfit.evaluation.generate import inference
 
 if TYPE_CHECKING:
-    from ragfit.training.trainer import RagfitTrainer
+    from trl import SFTTrainer
 
 FEWEST = 16  # tokens in common with the text before it, from which on a text is worth reading on from there
 
@@ -36,7 +36,7 @@ class Reading:
         return tuple(loss for loss, one in zip(self.losses, self.kinds, strict=True) if one == kind)
 
 
-def read(trainer: "RagfitTrainer", texts: Sequence[tuple[str, str]]) -> list[Reading]:
+def read(trainer: "SFTTrainer", texts: Sequence[tuple[str, str]]) -> list[Reading]:
     """What an answer costs the model as it is now, under each of several prompts of one row.
 
     The texts go through the renderer and the encoder that made the trainer's rows.
@@ -54,7 +54,7 @@ def read(trainer: "RagfitTrainer", texts: Sequence[tuple[str, str]]) -> list[Rea
     return [_reading(trainer, *one) for one in zip(rendered, masked, losses, strict=True)]
 
 
-def _reading(trainer: "RagfitTrainer", rendered: Rendered, masked: Masked, losses: list[float]) -> Reading:
+def _reading(trainer: "SFTTrainer", rendered: Rendered, masked: Masked, losses: list[float]) -> Reading:
     prepared = trainer.prepared
     learned = range(masked.start, masked.end)
     tokens = tuple(prepared.tokenizer.decode([masked.input_ids[place]]) for place in learned)
@@ -72,7 +72,7 @@ def _reading(trainer: "RagfitTrainer", rendered: Rendered, masked: Masked, losse
     return Reading(tokens, tuple(losses), tuple(kind(*spans[place - ahead]) for place in learned))
 
 
-def completion_losses(trainer: "RagfitTrainer", rows: Sequence[Masked]) -> list[list[float]]:
+def completion_losses(trainer: "SFTTrainer", rows: Sequence[Masked]) -> list[list[float]]:
     """The loss of each token with loss, in nats, for texts that may begin alike.
 
     The mean of a row's values is the loss that the trainer reports for it. What a text has in common with the one
@@ -83,9 +83,10 @@ def completion_losses(trainer: "RagfitTrainer", rows: Sequence[Masked]) -> list[
         For each row a list of `end - start` values.
     """
     import torch
+    from peft import PeftModel
 
     model, found = trainer.model, [[]] * len(rows)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     takes_places = "logits_to_keep" in inspect.signature(base.forward).parameters
     first = rows[0].input_ids
     order = sorted(range(len(rows)), key=lambda i: (i > 0, -_shared(first, rows[i].input_ids)))
@@ -123,7 +124,7 @@ def _shared(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _can_be_cut(cache: object) -> bool:
-    """Whether a cache holds keys and values of every position: not those of sliding windows or of state-space layers."""
+    """Whether a cache holds keys and values of every position, unlike those of sliding windows and state spaces."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 

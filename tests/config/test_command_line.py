@@ -99,6 +99,7 @@ def test_several_runs(place):
     assert load_config(place / "out" / "1" / "checkpoint" / "ragfit.yaml").train.output_dir == "out/1"
 
 
+@pytest.mark.slow
 def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
     """A run that is refused has its folder beside the others', and what the environment holds is in none."""
     monkeypatch.setenv("CANARY", "cAnary7x")

@@ -501,6 +501,7 @@ def test_of_two_processes_at_once_one_prepares(many, tmp_path, folder):
     assert len(entries(folder)) == 1
 
 
+@pytest.mark.slow
 def test_under_torchrun_rows_are_prepared_once(many, tmp_path, folder):
     (tmp_path / "rank.py").write_text(_PROCESS, encoding="utf-8")
     (tmp_path / "go").touch()

@@ -1,6 +1,7 @@
 """Evaluation: metrics against their published definitions, answers of real models, the view and what is saved."""
 
 import json
+import shutil
 
 import pandas
 import pytest
@@ -137,13 +138,15 @@ HEAD = ["model.lora.modules_to_save=[lm_head]"]
 FAST = ["train.learning_rate=0.02", "train.warmup_ratio=0", "train.lr_scheduler_type=constant"]
 
 
-@pytest.fixture
-def rows(write_rows):
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
     """Questions of different lengths; the answers name a second spelling."""
     made = question_rows(12)
     for number, row in enumerate(made):
         row |= {"query": f"What is {number} times two?", "answers": [*row["answers"], f"{2 * number}"]}
-    return write_rows(made)
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
 
 
 @pytest.fixture
@@ -151,13 +154,24 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-@pytest.fixture
-def trained(tiny_llama, rows, out):
-    """(trainer, dev loss before training, checkpoint) of a run that learned something, through `ragfit.train`."""
+@pytest.fixture(scope="module")
+def learned(tiny_llama, rows, tmp_path_factory):
+    """(trainer, dev loss before training, output folder) of a run that learned something, through `ragfit.train`."""
     keys = ["dev_split=3", "train.max_steps=40", "train.gradient_checkpointing=true"]
-    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, *keys, *HEAD, *FAST))
+    folder = tmp_path_factory.mktemp("learned") / "out"
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, folder, *keys, *HEAD, *FAST))
     before = ragfit.dev_loss(trainer)
-    return trainer, before, ragfit.train(trainer)
+    ragfit.train(trainer)
+    return trainer, before, folder
+
+
+@pytest.fixture
+def trained(learned, out):
+    """(trainer, dev loss before training, checkpoint) of that run, with a copy of its folder as its folder."""
+    trainer, before, folder = learned
+    shutil.copytree(folder, out)
+    trainer.args.output_dir = str(out)
+    return trainer, before, out / "checkpoint"
 
 
 def greedy(model, tokenizer, prompt, tokens):

@@ -249,6 +249,7 @@ def test_later_calls_need_no_network(folder, monkeypatch):
     assert ragfit.demo.tokenizer_folder() == folder  # published cards may import either name
 
 
+@pytest.mark.slow
 def test_making_the_model_needs_no_torch(empty_cache, wheel):
     code = "import sys, ragfit.demo as d; print(d.model_folder(), {'torch', 'transformers'} & set(sys.modules))"
     root = cache_root(empty_cache)

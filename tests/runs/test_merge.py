@@ -308,6 +308,7 @@ def test_an_adapter_has_no_other_folder_read(settings, tiny_llama, tmp_path):
         merge_checkpoint(tmp_path / "adapter", tmp_path / "merged", base=str(tiny_llama))
 
 
+@pytest.mark.slow
 def test_a_killed_merge_leaves_no_half_model(run, tmp_path):
     """Killed while it writes: what is left of it does not have the name, and stands in nobody's way."""
     checkpoint = run()

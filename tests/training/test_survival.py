@@ -138,6 +138,7 @@ CHANGED_BY_RESUMING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "step"), [c[1:] for c in CHANGED_BY_RESUMING], ids=[c[0] for c in CHANGED_BY_RESUMING]
 )
@@ -250,6 +251,7 @@ def wait_for(condition, alive, seconds=90):
 # --- Under papermill -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_papermill_whose_kernel_is_killed_or_interrupted(tiny_llama, rows, tmp_path):
     """The notebook of the first reads as completed, the status does not. The kernel of the second saves before it goes."""
     environment = os.environ | {

@@ -243,6 +243,7 @@ def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch,
     assert message.startswith("wandb failed (") and wandb.run is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["too-short", "0123456789" * 4])
 def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(config, tmp_path, monkeypatch, caplog, key):
     monkeypatch.delenv("WANDB_MODE")

@@ -303,7 +303,8 @@ def test_what_a_library_raises_becomes_a_sentence(error, expected):
 
 
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), SystemExit(3), ConfigError("limit is 0. Set it."), ragfit.errors.Interrupted("x", 2)]
+    "error",
+    [KeyboardInterrupt(), SystemExit(3), ConfigError("limit", "it is 0", "Set it."), ragfit.errors.Interrupted("x", 2)],
 )
 def test_what_passes_as_it_is(error):
     with pytest.raises(type(error)) as caught, explained("Training"):

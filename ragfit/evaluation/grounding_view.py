@@ -89,6 +89,16 @@ class GroundingView(View):
         """One of the rows: its documents, and the tokens of its answer."""
         return GroundedRowView(self.rows[index])
 
+    def astray(self) -> list[int]:
+        """The indices of the rows whose answer leans on a document that does not support it, under the tuned model."""
+        name = self.names[-1]
+        tops = [
+            max(rise, key=rise.__getitem__, default=None)
+            for rise in (_by_number(r[name].get("rise") or {}) for r in self.rows)
+        ]
+        pairs = zip(self.rows, tops, strict=True)
+        return [n for n, (row, top) in enumerate(pairs) if row["supporting"] and top not in row["supporting"]]
+
     def blocks(self) -> list[Block]:
         blocks: list[Block] = []
         if unread := self.summary["unread"]:
@@ -202,7 +212,7 @@ class GroundedRowView(View):
         rise = _by_number(token["rise"])
         best = max(rise, key=rise.__getitem__, default=None)
         word = Span(token["text"], "mono")
-        return (word, Badge(str(best)), " ") if best is not None and rise[best] > LEAST else (word, " ")
+        return (word, Badge(f"[{best}]"), " ") if best is not None and rise[best] > LEAST else (word, " ")
 
 
 def _by_number(rise: Mapping) -> dict[int, float]:

@@ -136,7 +136,7 @@ def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
     )
     yield "rows with none there", _numbers([row.number for row in asked if not any(row.found)]) if asked else ""
     placed = [row.place for row in rows if row.place]
-    yield "rows whose supporting document is the first", _share(placed.count(1), len(placed))
+    yield "supporting document comes first", _share(placed.count(1), len(placed))
     yield "documents taken from", _sources(row.documents_from for row in rows)
     yield "documents per row", _spread([len(row.documents) for row in rows if row.documents])
     yield "words per document", _spread([words for row in rows for words in row.words])

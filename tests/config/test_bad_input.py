@@ -475,7 +475,8 @@ def test_a_full_disk_for_the_demo_model(place, small_disk):
         "model.model_name_or_path=demo:smollm2-135m-instruct", RAGFIT_CACHE=str(small_disk), RAGFIT_CACHE_GB="0"
     )
     one_line(
-        result, "RAGFIT_CACHE: the demo model cannot be made in .*No space left on device.* Free 500 MB there, or set RAGFIT_CACHE"
+        result,
+        "RAGFIT_CACHE: the demo model cannot be made in .*No space left on device.* Free 500 MB there, or set RAGFIT_CACHE",
     )
 
 

@@ -109,5 +109,5 @@ def test_the_place_is_a_finding_and_is_shown(tmp_path, shuffled):
     assert found == ([] if shuffled else ["first in 24 of 24 rows"])
     first = "6 of 24 (25%)" if shuffled else "24 of 24 (100%)"
     text = " ".join(str(RagView(prepared)).split())
-    assert f"rows whose supporting document is the first {first}" in text
+    assert f"supporting document comes first {first}" in text
     assert ("1: 25%, 2: 25%, 3: 25%, 4: 25%" if shuffled else "1: 100%") in text

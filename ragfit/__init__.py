@@ -23,6 +23,7 @@ _HOME = {
     "preflight": "training.preflight",
     "load_checkpoint": "training.reload",
     "evaluate": "evaluation.evaluate",
+    "grounding": "evaluation.grounding",
     "dev_loss": "evaluation.generate",
     "run_status": "runs.status",
     "merge_checkpoint": "runs.merge",

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ragfit.errors import ConfigError, RagfitError, for_terminal
 
@@ -53,16 +54,35 @@ def train(words: list[str]) -> None:
 def evaluate(words: list[str]) -> None:
     """Base against tuned on a checkpoint of an earlier run."""
     parser = _parser(evaluate)
+    parser.add_argument("--rows", type=int, help="answer so many rows; all by default")
+    parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
+    args, trainer, out = _of_checkpoint(parser, words)
+    from ragfit.evaluation.evaluate import evaluate as compare
+
+    print(compare(trainer, args.rows, args.marker, save=out))
+
+
+def grounding(words: list[str]) -> None:
+    """Which documents the answers come from, base against tuned, on a checkpoint of an earlier run."""
+    parser = _parser(grounding)
+    parser.add_argument("--rows", type=int, default=30, help="read so many rows; 30 by default")
+    parser.add_argument("--parts", help="what is asked, such as drop,without; all five questions by default")
+    args, trainer, out = _of_checkpoint(parser, words)
+    from ragfit.evaluation.grounding import PARTS
+    from ragfit.evaluation.grounding import grounding as ask
+
+    print(ask(trainer, args.rows, args.parts.split(",") if args.parts else PARTS, save=out))
+
+
+def _of_checkpoint(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, Any, Path]:
+    """The arguments of a command about a finished run, the trainer that they name, and the folder for what is found."""
     parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
     parser.add_argument("overrides", nargs="*", help="overrides of the run's, such as model.load_in_8bit=false")
-    parser.add_argument("--data", help="rows to evaluate on; the run's own dev set by default")
-    parser.add_argument("--rows", type=int, help="answer so many of them; all by default")
-    parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
-    parser.add_argument("--out", help="folder for evaluation.jsonl and evaluation.json; the run's own by default, "
+    parser.add_argument("--data", help="rows to take; the run's own dev set by default")
+    parser.add_argument("--out", help="folder for what is found; the run's own by default, "
                         "with --data a folder evaluation-NAME in it")  # fmt: skip
     args = parser.parse_intermixed_args(words)
     from ragfit.config.overrides import refuse_secrets
-    from ragfit.evaluation.evaluate import evaluate as compare
     from ragfit.training.reload import load_checkpoint
 
     refuse_secrets(args.overrides, "a command line is kept by shells")
@@ -70,7 +90,7 @@ def evaluate(words: list[str]) -> None:
     out = Path(trainer.args.output_dir)
     if args.data:
         out /= f"evaluation-{Path(args.data).name.partition('.')[0]}"
-    print(compare(trainer, args.rows, args.marker, save=args.out or out))
+    return args, trainer, Path(args.out) if args.out else out
 
 
 def status(words: list[str]) -> int:
@@ -135,7 +155,7 @@ def push(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    command.__name__: command for command in (look, train, evaluate, status, runs, merge, push)
+    command.__name__: command for command in (look, train, evaluate, grounding, status, runs, merge, push)
 }
 
 

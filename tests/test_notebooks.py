@@ -303,6 +303,14 @@ def test_loss_mask_says_what_is_wrong(tiny_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_grounding(tiny_run, tmp_path):
+    """Without a trained adapter the base model's figures stand in both columns; the documents are shown before."""
+    text = outputs(execute("grounding.ipynb", tmp_path, {**tiny_run, "rows": 2}))
+    for expected in ("There is no trained adapter yet", "Where the first supporting document stands", "supports",
+                     "Which document does the answer come from?", "answer without documents"):  # fmt: skip
+        assert expected in text
+
+
 @pytest.mark.parametrize(
     ("name", "tokenizer"), [("inspect_prompts.ipynb", "qwen3"), ("loss_mask.ipynb", "phi-3-mini-4k-instruct")]
 )

@@ -87,6 +87,12 @@ KINDS = {
         "The row has more tokens than max_sequence_len and is not trained on.",
         "Raise model.max_sequence_len, or set model.over_length to cut_start or cut_end to cut the prompt.",
     ),
+    "supporting document in one place": (
+        "warning",
+        "In nearly all rows the document with the answer stands at the same place, so a model learns the place instead "
+        "of reading.",
+        "Shuffle each row's documents before its prompt is written.",
+    ),
     "data file changed": (
         "warning",
         "The file was written to after it was opened. Lines that were added since are not among these rows.",

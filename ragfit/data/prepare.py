@@ -4,7 +4,7 @@ The notebooks, the command line and the trainer all take its result, so what a n
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
+from ragfit.data.documents import find_documents, fixed_place, supporting
 from ragfit.data.findings import KINDS, Checks, Collected, Finding
 from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder, Masked, to_arrow
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
+_PLACES_READ = 200  # rows in which the supporting document is looked for
 _AHEAD = 2  # batches that are tokenized while others are rendered and labelled
 
 
@@ -117,6 +119,8 @@ def _write_rows(cfg, renderer, chosen, folder: Path) -> Report:
             reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in part.dropped.items())
             advice = " ".join(KINDS[f"dropped: {reason}"][2] for reason in part.dropped)
             raise DataError(cfg.data_file, f"none of its {part.rows} rows can be trained on ({reasons})", advice)
+    if place := fixed_place(list(_places(cfg, chosen["train"][0], parts["train"].kept))):
+        preparer.checks.everywhere("supporting document in one place", place)
     return Report(
         data_file=str(cfg.data_file),
         in_file=len(chosen["train"][0]),
@@ -124,6 +128,17 @@ def _write_rows(cfg, renderer, chosen, folder: Path) -> Report:
         **preparer.checks.counts(),
         findings=preparer.findings(),
     )
+
+
+def _places(cfg: DictConfig, rows: JsonlRows | TableRows, numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """(place of the first supporting document, number of documents) of some of the rows that name or hold one."""
+    for number in numbers[:: max(1, len(numbers) // _PLACES_READ)]:
+        row, where = rows[number], rows.where(number)
+        passages = find_documents(text_of(row, cfg.input_key, where, "input_key"), row)
+        output = text_of(row, cfg.output_key, where, "output_key")
+        if passages and (supports := supporting(passages, row, output, cfg.output_key)):
+            place = next(place for place, one in enumerate(passages.documents, 1) if one.number in supports)
+            yield place, len(passages.documents)
 
 
 class Preparer:

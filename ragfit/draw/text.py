@@ -96,7 +96,7 @@ def lines(view: Iterable[Block]) -> Iterator[str]:
             case blocks.Note(text):
                 yield f"  {line(text)}"
             case blocks.Heading(text):
-                yield f"  {plain(text)}:"
+                yield f"  {plain(text)}" if text.endswith("?") else f"  {plain(text)}:"
             case blocks.Source(text):
                 yield from (f"    {plain(part)}" for part in text.splitlines())
             case blocks.Picture(text=text) if text:

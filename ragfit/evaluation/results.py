@@ -59,3 +59,14 @@ def save_evaluation(folder: Path, summary: dict[str, Any], table: list[dict[str,
         (folder / ROWS).unlink(missing_ok=True)  # of another evaluation, which the new summary does not sum up
     write_whole(folder / EVALUATION, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
     return folder / (ROWS if table else EVALUATION)
+
+
+def save_results(folder: Path, name: str, summary: dict[str, Any], table: list[dict[str, Any]]) -> Path:
+    """Write `NAME.jsonl` and then `NAME.json`, each file whole or not at all; the path of the first.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    write_whole(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table))
+    write_whole(folder / f"{name}.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    return folder / f"{name}.jsonl"

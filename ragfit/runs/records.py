@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG, STATUS, LOG, EVALUATION = "ragfit.yaml", "status.json", "trainer_state.json", "evaluation.json"
+GROUNDING = "grounding.json"
 METRICS = ("exact_match", "f1", "recall", "citations")  # of an evaluation, as `ragfit.evaluation.metrics.Scores`
 LARGEST = 2**26  # bytes of a file that a run may have written
 

@@ -15,6 +15,7 @@ _HOME = {
     "DifferencesView": "views.differences",
     "PreflightView": "training.preflight",
     "EvaluationView": "evaluation.view",
+    "GroundingView": "evaluation.grounding_view",
     "RunsView": "runs.table",
     "SavedView": "runs.save",
     "StatusView": "runs.status",

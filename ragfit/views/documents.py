@@ -1,21 +1,22 @@
 """What the rows of a data set hold for RAG: documents, and whether the answer stands in them."""
 
-import re
-import string
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from ragfit.data.documents import LABELS, answers_of, documents_of, find_documents, supporting, words_of
 from ragfit.data.report import Prepared
-from ragfit.draw.blocks import Bar, Block, Line, Note, Table
+from ragfit.draw import html as style
+from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
+from ragfit.draw.figure import figure, finish
 from ragfit.draw.view import View
 
-DOCUMENT_KEYS = ("positive_passages", "documents", "passages", "contexts", "docs")
-ANSWER_KEYS = ("short_answers", "answers")
-LABELS = {"yes", "no", "maybe", "true", "false"}
-WORDS = 10  # a longer answer is a sentence, which no document holds word for word
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FIRST = 6  # row numbers listed
+SHOWN = 12  # places told in a log
 _FROM_LABELS, _FROM_NOTHING = "none: labels", "none: no short answer"
 
 
@@ -51,7 +52,23 @@ class RagView(View):
         return [
             Table(["", *self.parts], [row for row in table if any(row[1:])], widths=("270px",)),
             *([Note(labels)] if any_labels else []),
+            *([self._picture()] if any(row.place for rows in self.parts.values() for row in rows) else []),
         ]
+
+    def _picture(self) -> Picture:
+        places = [row.place for rows in self.parts.values() for row in rows if row.place]
+        shares = (f"{place}: {places.count(place) / len(places):.0%}" for place in sorted(set(places))[:SHOWN])
+        what = "Where the first supporting document stands"
+        return Picture(lambda: self._figure(places, what), what, f"{what}, share of rows: {', '.join(shares)}")
+
+    def _figure(self, places: list[int], title: str) -> "Figure":
+        drawn = figure(1.8)
+        axis = drawn.subplots()
+        axis.bar(*zip(*sorted(Counter(places).items()), strict=True), color=style.BLUE, width=0.7)
+        axis.set_xlabel("place among the row's documents", fontsize=8)
+        axis.locator_params(axis="x", integer=True)
+        finish(axis, f"{title}, rows")
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class _Row:
         documents: a fingerprint of 8 bytes of each document, not its text: a large data set has millions of them.
         words: of each document.
         documents_from, answers_from: where they were found.
+        place: of the first document that supports the answer, from 1; None where it is not known.
         found: for each answer that was looked for, whether a document holds it.
     """
 
@@ -71,6 +89,7 @@ class _Row:
     documents_from: str
     answers_from: str
     found: list[bool]
+    place: int | None
 
 
 def _read(prepared: Prepared, number: int, part: str) -> _Row:
@@ -82,7 +101,25 @@ def _read(prepared: Prepared, number: int, part: str) -> _Row:
         answers, key = [], _FROM_LABELS if answers else _FROM_NOTHING
     text = " ".join(texts or [words_of(query)]) if answers else ""
     found = [any(spelling in text for spelling in spellings) for spellings in answers]
-    return _Row(number, list(map(hash, texts)), [text.count(" ") - 1 for text in texts], place, key, found)
+    return _Row(
+        number,
+        list(map(hash, texts)),
+        [text.count(" ") - 1 for text in texts],
+        place,
+        key,
+        found,
+        _place(prepared, query, output, row),
+    )
+
+
+def _place(prepared: Prepared, query: str, output: str, row: Mapping) -> int | None:
+    passages = find_documents(query, row)
+    supports = supporting(passages, row, output, prepared.cfg.output_key) if passages else ()
+    return (
+        next((place for place, one in enumerate(passages.documents, 1) if one.number in supports), None)
+        if supports
+        else None
+    )
 
 
 def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
@@ -98,6 +135,8 @@ def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
         _share(sum(all(row.found) for row in asked), len(asked)) if several else "",
     )
     yield "rows with none there", _numbers([row.number for row in asked if not any(row.found)]) if asked else ""
+    placed = [row.place for row in rows if row.place]
+    yield "supporting document comes first", _share(placed.count(1), len(placed))
     yield "documents taken from", _sources(row.documents_from for row in rows)
     yield "documents per row", _spread([len(row.documents) for row in rows if row.documents])
     yield "words per document", _spread([words for row in rows for words in row.words])
@@ -105,65 +144,6 @@ def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
     yield "rows that hold a document twice", _numbers(twice) if texts else ""
     yield "different documents", f"{len(texts):,} of {sum(texts.values()):,}" if texts else ""
     yield "documents in more than one row", f"{sum(count > 1 for count in texts.values()):,}" if texts else ""
-
-
-def documents_of(query: str, row: Mapping[str, object]) -> tuple[list[str], str]:
-    """(documents, where they were found): those numbered in the prompt, or a list of the row.
-
-    >>> documents_of("Question: who?\\n\\nDocuments:\\n[1] Ada.\\n[2] Bob\\nand Eve.", {})
-    (['Ada.', 'Bob\\nand Eve.'], 'the prompt')
-    """
-    starts, wanted = [], 1
-    for match in re.finditer(r"^[ \t]*(?:Document |Passage )?\[(\d+)\]:?[ \t]?", query, re.MULTILINE):
-        if int(match[1]) == wanted:  # a [7] at the start of a document's own line is no new document
-            starts.append(match.span())
-            wanted += 1
-    if starts:
-        ends = [*(start for start, _ in starts[1:]), len(query)]
-        # A question or an instruction may follow the last document after an empty line.
-        texts = [query[begin:end].strip() for (_, begin), end in zip(starts, ends, strict=True)]
-        texts[-1] = re.split(r"\n\s*\n(?=(?:Question|Answer|Query|Instruction)\b)", texts[-1])[0].strip()
-        return texts, "the prompt"
-    for key in DOCUMENT_KEYS:
-        if isinstance(row.get(key), list) and row[key]:
-            return [_document_text(document) for document in row[key]], key
-    return [], "nowhere"
-
-
-def _document_text(document: object) -> str:
-    if isinstance(document, dict):
-        return " ".join(str(document[key]) for key in ("title", "text", "content", "contents") if document.get(key))
-    return str(document)
-
-
-def answers_of(row: Mapping[str, object], output: str, output_key: str = "") -> tuple[list[list[str]], str]:
-    """(answers, key): each answer is a list of its spellings as `words_of`; `([], "")` where none is short."""
-    for key in ANSWER_KEYS:
-        value = row.get(key)
-        value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not value:
-            continue
-        # Under short_answers each element is an answer; under answers, plain texts are spellings of one.
-        groups = value if key == "short_answers" or any(isinstance(item, list) for item in value) else [value]
-        answers = [_short(group if isinstance(group, list) else [group]) for group in groups]
-        if answers := [spellings for spellings in answers if spellings]:
-            return answers, key
-    spellings = _short([output])
-    return ([spellings], f"the output, {output_key}") if spellings else ([], "")
-
-
-def _short(texts: Sequence[object]) -> list[str]:
-    spellings = [words_of(text) for text in texts if isinstance(text, str)]
-    return [text for text in spellings if text.strip() and text.count(" ") - 1 <= WORDS]
-
-
-_DROP = dict.fromkeys(map(ord, string.punctuation + "“”‘’´«»…–—"), " ")
-
-
-def words_of(text: str) -> str:
-    """A text's words in lower case, a space before, between and after them, without punctuation."""
-    text = unicodedata.normalize("NFKC", re.sub(r"\[\d+\]", " ", text)).casefold()
-    return f" {' '.join(text.translate(_DROP).split())} "
 
 
 def _sources(names: Iterator[str]) -> str:

@@ -1,0 +1,234 @@
+"""What grounding found, drawn: five questions over all rows, and one row's documents and tokens."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ragfit.data.documents import Document
+from ragfit.draw import html as style
+from ragfit.draw.blocks import Badge, Bar, Block, Callout, Fold, Heading, Line, Long, Note, Picture, Span, Table
+from ragfit.draw.figure import figure, finish
+from ragfit.draw.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LISTED = 12  # row numbers that are listed
+LEAST = 0.1  # nats by which a token must rise for it to lean on a document
+
+# (part, title, what it means, {measure: what it is called}); shares have names that end so, all else is in nats.
+QUESTIONS = (
+    (
+        "drop",
+        "Which document does the answer come from?",
+        "Each document is left out in turn; the answer leans on the one without which it costs most more. A model that "
+        "reads leans on a supporting document, more often than chance would have it (ContextCite, arXiv 2409.00729).",
+        {
+            "top_is_supporting": "leans on a supporting document, share of rows",
+            "chance": "by chance, share of rows",
+            "rise_supporting": "dearer without a supporting document",
+            "rise_others": "dearer without another document",
+        },
+    ),
+    (
+        "without",
+        "Does it need the documents?",
+        "An answer that is cheaper without any document was learned by heart or is guessed: such rows teach a model to "
+        "ignore what it reads (Sufficient Context, arXiv 2411.06037).",
+        {
+            "loss_supporting": "answer with the supporting documents alone",
+            "loss_all": "answer with all documents",
+            "loss_none": "answer without documents",
+            "cheaper_without": "cheaper without documents, share of rows",
+        },
+    ),
+    (
+        "distractors",
+        "Do other documents distract it?",
+        "Documents of other rows are added to the supporting ones. The flatter the curve, the better the model ignores "
+        "what does not help (RAFT, arXiv 2403.10131).",
+        {f"distractors_{count}_loss": f"answer among {count} others" for count in (0, 1, 2, 4, 8)}
+        | {f"distractors_{count}_f1": f"token F1 among {count} others, share" for count in (0, 1, 2, 4, 8)},
+    ),
+    (
+        "position",
+        "Does it matter where the document stands?",
+        "The supporting document stands at each place among nine documents of other rows. A model that reads all of "
+        "them gives a flat curve, one that is lost in the middle a hill (arXiv 2307.03172).",
+        {f"place_{place}_loss": f"answer with the document at place {place}" for place in range(1, 11)},
+    ),
+    (
+        "citations",
+        "Are its citations honest?",
+        "A citation is honest where it names the document that the answer leans on, which is not always the one that "
+        "was expected (MIRAGE, arXiv 2406.13663).",
+        {
+            "cites_expected": "cites what was expected, share of rows",
+            "cites_top": "cites the document it leans on, share of rows",
+            "expected_is_top": "leans on an expected document, share of rows",
+        },
+    ),
+)
+
+
+class GroundingView(View):
+    """What `ragfit.evaluation.grounding` measured.
+
+    Attributes:
+        rows: a dict for each row, as in `grounding.jsonl`.
+        summary: as in `grounding.json`.
+        saved: the path of the rows, or None.
+    """
+
+    def __init__(self, rows: Sequence[Mapping], summary: Mapping, saved: Path | None = None):
+        self.rows, self.summary, self.saved = list(rows), dict(summary), saved
+        self.title = f"Does it read? {len(self.rows)} {summary['part']} rows"
+        self.names = [name for name in ("base", "tuned") if any(name in row for row in self.rows)]
+
+    def row(self, index: int = 0) -> "GroundedRowView":
+        """One of the rows: its documents, and the tokens of its answer."""
+        return GroundedRowView(self.rows[index])
+
+    def astray(self) -> list[int]:
+        """The indices of the rows whose answer leans on a document that does not support it, under the tuned model."""
+        name = self.names[-1]
+        tops = [
+            max(rise, key=rise.__getitem__, default=None)
+            for rise in (_by_number(r[name].get("rise") or {}) for r in self.rows)
+        ]
+        pairs = zip(self.rows, tops, strict=True)
+        return [n for n, (row, top) in enumerate(pairs) if row["supporting"] and top not in row["supporting"]]
+
+    def blocks(self) -> list[Block]:
+        blocks: list[Block] = []
+        if unread := self.summary["unread"]:
+            blocks.append(
+                Callout(f"The documents of {_numbers(unread)} could not be found in the prompt and were not read.")
+            )
+        if self.summary["part"] == "train":
+            blocks.append(Callout("There is no dev set: these rows were trained on. Set dev_split."))
+        for part, title, meaning, measures in QUESTIONS:
+            found = [name for name in measures if name in self.summary]
+            if part not in self.summary["parts"] or not found:
+                continue
+            blocks += [Heading(title), Note(meaning)]
+            if part in ("distractors", "position"):
+                blocks.append(Picture(lambda part=part: self._curves(part), f"{title} {meaning}"))
+                table = Fold("the figures", [self._table(measures, found)])
+            else:
+                table = self._table(measures, found)
+            blocks.append(table)
+            if part == "without":
+                blocks += self._by_heart()
+        blocks.append(Note("In nats for the whole answer, its citations apart, where nothing else is said; in brackets "
+                           "95 % bootstrap intervals over the rows. Differences are paired."))  # fmt: skip
+        return [*blocks, *([Note(f"Saved in {self.saved}.")] if self.saved else [])]
+
+    def _table(self, measures: Mapping[str, str], found: Sequence[str]) -> Table:
+        rows = []
+        for name in found:
+            of, share = self.summary[name], "share" in measures[name]
+            cells = [_estimate(of[side], share) for side in self.names]
+            if len(self.names) == 2:
+                cells.append(_estimate(of["difference"], share, signed=True))
+            count = next((one["rows"] for one in of.values() if one), 0)
+            rows.append([measures[name], *cells, f"{count:,}"])
+        head = ["", *self.names, *(["tuned − base"] if len(self.names) == 2 else []), "rows"]
+        return Table(["measure", *head[1:]], rows, right=range(1, len(head)), widths=("32%",))
+
+    def _by_heart(self) -> list[Block]:
+        """The rows that cost the tuned model less without documents."""
+        name = self.names[-1]
+        rows = [
+            row["row"]
+            for row in self.rows
+            if row[name].get("none") is not None and row[name]["none"] < row[name]["all"]
+        ]
+        return [Note(f"Cheaper without documents under the {name} model: {_numbers(rows)}.")] if rows else []
+
+    def _curves(self, part: str) -> "Figure":
+        counts = range(1, 11) if part == "position" else (0, 1, 2, 4, 8)
+        key = "place_{}_loss" if part == "position" else "distractors_{}_loss"
+        drawn = figure(2.6)
+        axis = drawn.subplots()
+        for name, colour, marker in (("base", style.ORANGE, "D"), ("tuned", style.BLUE, "o")):
+            known = [(x, one) for x in counts if (one := (self.summary.get(key.format(x)) or {}).get(name))]
+            if known:
+                xs = [x for x, _ in known]
+                axis.fill_between(xs, [one["low"] for _, one in known], [one["high"] for _, one in known],
+                                  color=colour, alpha=0.13, linewidth=0)  # fmt: skip
+                axis.plot(xs, [one["mean"] for _, one in known], color=colour, marker=marker, markersize=4, label=name)
+        axis.set_xticks(list(counts))
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel(
+            "place of the supporting document" if part == "position" else "documents of other rows", fontsize=8
+        )
+        finish(axis, "nats for the answer, with 95 % intervals")
+        axis.legend(fontsize=8, frameon=False)
+        return drawn
+
+
+class GroundedRowView(View):
+    """One row: how much dearer the answer is without each document, and which document each token leans on."""
+
+    def __init__(self, row: Mapping):
+        self.row, self.title = row, f"Where the answer to row {row['row']} comes from"
+        self.names = [name for name in ("base", "tuned") if "rise" in (row.get(name) or {})]
+        self.documents = [Document(**one) for one in row["documents"]]
+
+    def blocks(self) -> list[Block]:
+        row, supports = self.row, set(self.row["supporting"])
+        rises = {name: _by_number(row[name]["rise"]) for name in self.names}
+        most = max((value for rise in rises.values() for value in rise.values()), default=0.0)
+        table = [
+            [
+                f"[{one.number}]",
+                (Badge("supports", "good"), " ", Long(one.text)) if one.number in supports else Long(one.text),
+                *(
+                    (Bar(max(0.0, rise[one.number]) / max(most, 1e-9)), f"{rise[one.number]:+.2f}")
+                    for rise in rises.values()
+                ),
+            ]
+            for one in self.documents
+        ]
+        head = ["", "document", *(f"{name}, nats dearer without it" for name in self.names)]
+        blocks: list[Block] = [Note(("Question: ", Long(row["question"]))), Note(("Answer: ", Long(row["expected"])))]
+        blocks.append(Table(["number", *head[1:]], table, widths=("60px", "44%")))
+        for name in self.names:
+            tokens = row[name]["tokens"]
+            blocks.append(Note((f"{name}: ", *(part for token in tokens for part in self._token(token)))))
+            figures = [
+                [Span(repr(token["text"]), "mono"), f"{token['loss']:.2f}",
+                 *(f"{_by_number(token['rise'])[one.number]:+.2f}" for one in self.documents)]
+                for token in tokens
+            ]  # fmt: skip
+            columns = ["token", "loss", *(f"[{one.number}]" for one in self.documents)]
+            blocks.append(Fold(f"{name}: each token without each document, nats", [
+                Table(columns, figures, right=range(1, len(columns)), wide=True)
+            ], in_text=False))  # fmt: skip
+        return [*blocks, Note("A token is followed by the number of the document that it leans on most, if on any.")]
+
+    def _token(self, token: Mapping) -> tuple[Line, ...]:
+        rise = _by_number(token["rise"])
+        best = max(rise, key=rise.__getitem__, default=None)
+        word = Span(token["text"], "mono")
+        return (word, Badge(f"[{best}]"), " ") if best is not None and rise[best] > LEAST else (word, " ")
+
+
+def _by_number(rise: Mapping) -> dict[int, float]:
+    """JSON has made texts of the numbers."""
+    return {int(number): value for number, value in rise.items()}
+
+
+def _estimate(one: Mapping | None, share: bool, signed: bool = False) -> Line:
+    if one is None:
+        return "–"
+    sign, scale, unit = "+" if signed else "", 100 if share else 1, "%" if share else ""
+    digits = ".0f" if share else ".2f"
+    low, high = (f"{scale * one[bound]:{sign}{digits}}" for bound in ("low", "high"))
+    return Span(f"{scale * one['mean']:{sign}{digits}}{unit}"), " ", Span(f"({low} to {high})", "quiet")
+
+
+def _numbers(rows: Sequence[int]) -> str:
+    more = ", …" if len(rows) > LISTED else ""
+    return f"{len(rows):,} row{'s' * (len(rows) != 1)} ({', '.join(map(str, rows[:LISTED]))}{more})"

@@ -1,0 +1,182 @@
+"""The questions of grounding, asked of one model: what it makes of a row under other documents."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ragfit.data.documents import Document, Passages, find_documents, renumber, supporting
+from ragfit.data.report import Prepared
+from ragfit.evaluation.generate import generate, longest_answer
+from ragfit.evaluation.metrics import citations, gold_of, scores
+from ragfit.evaluation.reading import Reading, read
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+DISTRACTORS = (0, 1, 2, 4, 8)
+PLACES = 10
+SHORT = 10  # words of an answer, up to which its F1 says something
+FEWER = 3  # distractors and places are read on every third of the rows: each costs several times the rest
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row taken apart.
+
+    Attributes:
+        number: its number in its file.
+        supports: the numbers of the documents that support its answer.
+    """
+
+    number: int
+    where: str
+    query: str
+    output: str
+    source: Mapping
+    passages: Passages
+    supports: frozenset[int]
+
+    def without(self, document: Document) -> str:
+        """The prompt without a document."""
+        return self.passages.prompt([one for one in self.passages.documents if one is not document])
+
+    def with_only(self, documents: Sequence[Document]) -> str:
+        return self.passages.prompt(documents)
+
+    def among(self, documents: Sequence[Document]) -> tuple[str, str]:
+        """(prompt, answer) with documents in a new order, its own and others', numbered anew."""
+        fresh = self.passages.numbered([one.text for one in documents])
+        own = {id(one): new.number for one, new in zip(documents, fresh, strict=True)}
+        numbers = {one.number: own[id(one)] for one in self.passages.documents if id(one) in own}
+        return self.passages.prompt(fresh), renumber(self.output, numbers)
+
+    @property
+    def supporting(self) -> list[Document]:
+        return [one for one in self.passages.documents if one.number in self.supports]
+
+
+def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[Row], list[int]]:
+    """The first prepared rows of a part, and the numbers of those whose documents cannot be found."""
+    found, unread = [], []
+    for number in prepared.report.part(part).kept[:rows]:
+        query, output, source = prepared.row(number, part)
+        passages = find_documents(query, source)
+        if passages is None:
+            unread.append(number)
+            continue
+        supports = supporting(passages, source, output, prepared.cfg.output_key)
+        where = prepared.sources[part].where(number)
+        found.append(Row(number, where, query, output, source, passages, supports))
+    return found, unread
+
+
+def measure(trainer: "SFTTrainer", rows: Sequence[Row], parts: Sequence[str], seed: int) -> list[dict]:
+    """What one model makes of each row: plain values, in nats where they are losses."""
+    measured = [_under_its_documents(trainer, row, parts) for row in rows]
+    chosen = [i for i, row in enumerate(rows) if row.supports][::FEWER]
+    for i in chosen:
+        draw = random.Random(f"{seed} {rows[i].number}")
+        others = _others(rows, i, draw)
+        if "distractors" in parts:
+            measured[i]["distractors"] = _with_distractors(trainer, rows[i], others, draw)
+        if "position" in parts and len(others) >= PLACES - 1:
+            measured[i]["position"] = _at_each_place(trainer, rows[i], others)
+    if "citations" in parts:
+        _answer_with_its_documents(trainer, rows, measured)
+    return measured
+
+
+def _under_its_documents(trainer: "SFTTrainer", row: Row, parts: Sequence[str]) -> dict:
+    """Parts 1 and 2: the loss with all documents, without each, with the supporting ones alone, with none."""
+    documents = row.passages.documents
+    drop = len(documents) if "drop" in parts or "citations" in parts else 0
+    texts = [(row.query, row.output), *((row.without(one), row.output) for one in documents[:drop])]
+    if "without" in parts:
+        texts += [(row.with_only([]), row.output), (row.with_only(row.supporting), row.output)]
+    all_, *rest = read(trainer, texts)
+    found = {"all": sum(all_.of("answer")), "citations": sum(all_.of("citation"))}
+    if drop:
+        dropped = rest[:drop]
+        found["rise"] = {
+            one.number: sum(r.of("answer")) - found["all"] for one, r in zip(documents, dropped, strict=True)
+        }
+        found["tokens"] = _tokens(all_, dropped, documents)
+    if "without" in parts:
+        found["none"] = sum(rest[drop].of("answer"))
+        found["supporting"] = sum(rest[drop + 1].of("answer")) if row.supports else None
+    return found
+
+
+def _tokens(all_: Reading, dropped: Sequence[Reading], documents: Sequence[Document]) -> list[dict]:
+    """For each token of the answer its text, its loss, and how much it rises without each document."""
+    places = [place for place, kind in enumerate(all_.kinds) if kind == "answer"]
+    return [
+        {
+            "text": all_.tokens[place],
+            "loss": all_.losses[place],
+            "rise": {
+                one.number: r.of("answer")[n] - all_.losses[place] for one, r in zip(documents, dropped, strict=True)
+            },
+        }
+        for n, place in enumerate(places)
+    ]
+
+
+def _others(rows: Sequence[Row], i: int, draw: random.Random) -> list[Document]:
+    """Documents of other rows, in a drawn order, none of which is one of the row's own."""
+    own = {one.text for one in rows[i].passages.documents}
+    texts = {one.text: one for k, row in enumerate(rows) if k != i for one in row.passages.documents}
+    others = [one for text, one in texts.items() if text not in own]
+    draw.shuffle(others)
+    return others
+
+
+def _with_distractors(trainer: "SFTTrainer", row: Row, others: Sequence[Document], draw: random.Random) -> list[dict]:
+    """Part 3: the loss with the supporting documents among more and more others, each added to those before it."""
+    mixed, counts, texts = list(row.supporting), [], []
+    for count in DISTRACTORS:
+        if count > len(others):
+            break
+        for one in others[max(0, len(mixed) - len(row.supporting)) : count]:
+            mixed.insert(draw.randint(0, len(mixed)), one)
+        counts.append(count)
+        texts.append(row.among(mixed))
+    found = [
+        {"others": count, "loss": sum(reading.of("answer"))}
+        for count, reading in zip(counts, read(trainer, texts), strict=True)
+    ]
+    if len(row.output.split()) <= SHORT:
+        _score_among_distractors(trainer, row, found, [query for query, _ in texts])
+    return found
+
+
+def _at_each_place(trainer: "SFTTrainer", row: Row, others: Sequence[Document]) -> list[float]:
+    """Part 4: the loss with the first supporting document at each place among nine others."""
+    document, nine = row.supporting[0], list(others[: PLACES - 1])
+    texts = [row.among([*nine[:place], document, *nine[place:]]) for place in range(PLACES)]
+    # Those with the document far behind have most in common, so the last one is read first.
+    readings = read(trainer, texts[::-1])[::-1]
+    return [sum(reading.of("answer")) for reading in readings]
+
+
+def _answer_with_its_documents(trainer: "SFTTrainer", rows: Sequence[Row], measured: list[dict]) -> None:
+    """Part 5: what the model answers where the expected answer cites documents."""
+    asked = [(row, one) for row, one in zip(rows, measured, strict=True) if citations(row.output)]
+    for (_, one), answer in zip(asked, _generated(trainer, [row.query for row, _ in asked]), strict=True):
+        one["answer"] = answer
+
+
+def _score_among_distractors(trainer: "SFTTrainer", row: Row, variants: list[dict], prompts: list[str]) -> None:
+    """Part 3, for short answers: the F1 of what the model answers among the distractors."""
+    gold = gold_of(row.source, trainer.prepared.cfg.output_key, row.where)
+    for variant, answer in zip(variants, _generated(trainer, prompts), strict=True):
+        variant["f1"] = scores(answer, gold).f1
+
+
+def _generated(trainer: "SFTTrainer", queries: Sequence[str]) -> list[str]:
+    prepared = trainer.prepared
+    part = "dev" if prepared.dev is not None else "train"
+    prompts = [prepared.renderer.render(query, "").prompt for query in queries]
+    limit, batch = longest_answer(prepared, part), trainer.args.per_device_eval_batch_size
+    return [answer for answer, _ in generate(trainer.model, prepared, prompts, limit, None, batch)] if prompts else []

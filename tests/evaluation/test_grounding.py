@@ -1,0 +1,179 @@
+"""Grounding: what an answer costs under other documents, and what is concluded from it."""
+
+import json
+
+import pytest
+from harmless import HOSTILE, assert_harmless
+from tiny_runs import one_thread, tiny_config, tiny_trainer  # noqa: F401
+
+from ragfit.data.documents import find_documents
+from ragfit.errors import ConfigError
+from ragfit.evaluation.grounding import estimate, grounding, summarize, values_of
+from ragfit.evaluation.reading import completion_losses, read
+from ragfit.evaluation.token_losses import token_losses
+
+
+def rows_with_documents(count, number_of=3):
+    rows = []
+    for n in range(count):
+        documents = [f"The number of box {n} is {n * 7 % 10}.", *(f"Box {n + k} is blue." for k in range(1, number_of))]
+        documents = documents[n % number_of :] + documents[: n % number_of]
+        numbered = "\n".join(f"[{k}] {text}" for k, text in enumerate(documents, 1))
+        place = (number_of - n % number_of) % number_of + 1
+        prompt = f"Question: Which number has box {n}?\n\nDocuments:\n{numbered}"
+        rows.append({"prompt": prompt, "answers": [f"{n * 7 % 10} [{place}]"], "positive_indices": [place]})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def sliding(tmp_path_factory, tiny_tokenizer):
+    """A model whose attention sees eight tokens back, so that its cache holds no more than that."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    folder = tmp_path_factory.mktemp("sliding")
+    config = MistralConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, sliding_window=8, max_position_embeddings=512,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainer_of(tmp_path_factory):
+    """A trainer over rows with documents, for a model's folder."""
+
+    def make(model, rows):
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cfg = tiny_config(model, folder / "rows.jsonl", folder / "out", "dev_split=8", "model.lora.lora_dropout=0.5")
+        return tiny_trainer(cfg)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trainer(trainer_of, tiny_llama):
+    return trainer_of(tiny_llama, rows_with_documents(24))
+
+
+def texts_of(prepared, index):
+    """(prompt, output) of a dev row as it is, and without each of its documents."""
+    query, output, row = prepared.row(prepared.report.dev.kept[index], "dev")
+    found = find_documents(query, row)
+    without = [[one for one in found.documents if one is not left] for left in found.documents]
+    return [(query, output), *((found.prompt(documents), output) for documents in [*without, []])]
+
+
+def test_with_all_documents_it_is_what_the_trainer_reports(trainer):
+    for index in range(3):
+        [reading] = read(trainer, texts_of(trainer.prepared, index)[:1])
+        expected = [loss for loss in token_losses(trainer, index, "dev")["base"] if loss is not None]
+        assert reading.losses == pytest.approx(expected, abs=1e-4)
+        batch = trainer.data_collator([trainer.prepared.dev[index]])
+        trainer.model.eval()
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        assert sum(reading.losses) / len(reading.losses) == pytest.approx(float(loss), abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_phi3", "sliding"])
+def test_what_texts_have_in_common_changes_nothing(request, trainer_of, model):
+    """A text that is read on from where it differs costs what it costs alone; a cache that cannot be cut is not."""
+    trainer = trainer_of(request.getfixturevalue(model), rows_with_documents(12))
+    prepared = trainer.prepared
+    rows = prepared.encoder.encode([prepared.renderer.render(*text) for text in texts_of(prepared, 0)])
+    together = completion_losses(trainer, rows)
+    assert len(together) == 5 and (together[0] != together[1] or model == "sliding")
+    for row, losses in zip(rows, together, strict=True):
+        assert losses == pytest.approx(completion_losses(trainer, [row])[0], abs=1e-4)
+        assert len(losses) == row.end - row.start
+
+
+def test_citations_and_the_end_are_told_from_the_answer(trainer):
+    [reading] = read(trainer, [("Who?", "Ada [1][2, 3].")])
+    kinds = {
+        kind: "".join(t for t, k in zip(reading.tokens, reading.kinds, strict=True) if k == kind)
+        for kind in reading.kinds
+    }
+    assert kinds == {"answer": "Ada .", "citation": "[1][2, 3]", "end": "<|im_end|>"}
+    assert len(reading.of("answer")) + len(reading.of("citation")) + 1 == len(reading.losses)
+
+
+def test_estimate():
+    assert estimate([None, None]) is None
+    one = estimate([2.0, None, 2.0])
+    assert (one.mean, one.low, one.high, one.rows) == (2.0, 2.0, 2.0, 2)
+    many = estimate([0.0, 1.0] * 50)
+    # The mean of 100 tosses of a coin has a standard deviation of 0.05.
+    assert many.mean == 0.5 and many.low == pytest.approx(0.4, abs=0.02) and many.high == pytest.approx(0.6, abs=0.02)
+    assert estimate([0.0, 1.0] * 50) == many
+
+
+def test_what_a_rows_values_are():
+    row = {
+        "supporting": [2],
+        "expected": "Ada [2]",
+        "base": {"all": 3.0, "none": 2.0, "supporting": 1.0, "rise": {"1": 0.5, "2": -1.0}, "answer": "Ada [1]"},
+        "tuned": {"all": 1.0, "none": 9.0, "supporting": 1.0, "rise": {"1": 0.0, "2": 4.0}, "answer": "Ada [2]"},
+    }
+    base, tuned = values_of(row, "base"), values_of(row, "tuned")
+    expected = {
+        "top_is_supporting": (0.0, 1.0),
+        "chance": (0.5, 0.5),
+        "rise_supporting": (-1.0, 4.0),
+        "rise_others": (0.5, 0.0),
+        "cheaper_without": (1.0, 0.0),
+        "cites_expected": (0.0, 1.0),
+        "cites_top": (1.0, 1.0),
+        "expected_is_top": (0.0, 1.0),
+    }
+    assert {name: (base[name], tuned[name]) for name in expected} == expected
+    assert summarize([row])["rise_supporting"]["difference"]["mean"] == 5.0
+
+
+def test_grounding_of_a_run(trainer, tmp_path):
+    view = grounding(trainer, rows=6, save=tmp_path / "saved")
+    rows = [json.loads(line) for line in (tmp_path / "saved" / "grounding.jsonl").read_text().splitlines()]
+    summary = json.loads((tmp_path / "saved" / "grounding.json").read_text())
+    assert view.saved == tmp_path / "saved" / "grounding.jsonl" and len(rows) == 6
+    # An adapter that has not been trained changes nothing.
+    assert rows[0]["base"]["rise"] == rows[0]["tuned"]["rise"]
+    assert summary["loss_all"]["difference"]["mean"] == 0 and summary["chance"]["base"]["mean"] == pytest.approx(1 / 3)
+    assert [one["others"] for one in rows[0]["base"]["distractors"]] == [0, 1, 2, 4, 8]
+    assert len(rows[0]["base"]["position"]) == 10 and "position" not in rows[1]["base"]
+    text = repr(view)
+    assert "leans on a supporting document" in text and "answer with all documents" in text
+    assert_harmless(view.html())
+    assert_harmless(view.row(0).html())
+    assert "supports" in repr(view.row(0)) and "Which number has box" in repr(view.row(0))
+
+
+def test_hostile_documents_and_rows_without_documents(trainer_of, tiny_llama):
+    rows = rows_with_documents(4)
+    rows += [{"prompt": f"[1] {text} Ada\n[2] Bob", "answers": ["Ada"]} for text in HOSTILE]
+    rows += [{"prompt": "Nothing to read.", "answers": ["Ada"]}] * 3
+    trainer = trainer_of(tiny_llama, rows)
+    view = grounding(trainer, rows=None, parts=["drop"], save=False)
+    assert view.summary["unread"] and "could not be found in the prompt" in repr(view)
+    for index in range(len(view.rows)):
+        assert_harmless(view.row(index).html())
+    assert "\x1b" not in repr(view.row(0)) and "\u202e" not in repr(view.row(0))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rows": 0}, "^rows: it is 0. Give the number of rows"),
+        ({"parts": ["drop", "order"]}, "^parts: there is no part 'order'. Choose of drop, without,"),
+    ],
+)
+def test_what_cannot_be_asked(trainer, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        grounding(trainer, **keys)
+
+
+def test_no_documents_at_all(trainer_of, tiny_llama):
+    trainer = trainer_of(tiny_llama, [{"prompt": f"Question {n}?", "answers": ["Ada"]} for n in range(12)])
+    with pytest.raises(ConfigError, match="^input_key: none of the 8 rows has documents .*Number them in the prompt"):
+        grounding(trainer)

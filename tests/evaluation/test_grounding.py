@@ -1,11 +1,14 @@
 """Grounding: what an answer costs under other documents, and what is concluded from it."""
 
 import json
+import shutil
 
 import pytest
 from harmless import HOSTILE, assert_harmless
 from tiny_runs import one_thread, tiny_config, tiny_trainer  # noqa: F401
 
+import ragfit
+from ragfit.__main__ import main
 from ragfit.data.documents import find_documents
 from ragfit.errors import ConfigError
 from ragfit.evaluation.grounding import estimate, grounding, summarize, values_of
@@ -177,3 +180,17 @@ def test_no_documents_at_all(trainer_of, tiny_llama):
     trainer = trainer_of(tiny_llama, [{"prompt": f"Question {n}?", "answers": ["Ada"]} for n in range(12)])
     with pytest.raises(ConfigError, match="^input_key: none of the 8 rows has documents .*Number them in the prompt"):
         grounding(trainer)
+
+
+def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
+    copied = shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(SystemExit, match="error: input_key: none of the .* rows has documents"):
+        main(["grounding", str(copied / "checkpoint")])
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows_with_documents(6)))
+    main(["grounding", str(copied / "checkpoint"), "--data", str(data), "--rows", "4", "--parts", "drop,without",
+          "--out", str(copied)])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "Does it read? 4 dev rows" in printed and "Do other documents distract it?" not in printed
+    share = json.loads((copied / "grounding.json").read_text())["top_is_supporting"]["tuned"]["mean"]
+    assert ragfit.table_of_runs(copied)["grounded"].tolist() == [share]

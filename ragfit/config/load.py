@@ -125,8 +125,8 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
 
     Args:
         cfg: a composed configuration, of `load_config` or of `@hydra.main`; it may already be finished.
-        source: the YAML file it came from, and
-        overrides: what was set beside it, both for the messages.
+        source: the YAML file it came from, for the messages.
+        overrides: what was set beside the file, for the messages too.
     """
     written = _written(Path(source)) if source else {}
     try:

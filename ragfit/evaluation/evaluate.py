@@ -11,6 +11,7 @@ from ragfit.config.explain import explained
 from ragfit.config.paths import user_path
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import dev_loss, generate, longest_answer
+from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
 from ragfit.evaluation.results import MODELS, save_evaluation, summarize
 from ragfit.evaluation.view import EvaluationView
@@ -92,6 +93,7 @@ def evaluate(
         "max_new_tokens": limit,
         "written": now(),
         **summarize(table),
+        **label_scores(table, answer_marker),
     }
     if losses["tuned"] is not None:
         summary["dev_loss"] = {"rows": len(prepared.dev), **losses}

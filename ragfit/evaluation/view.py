@@ -2,16 +2,25 @@
 
 from collections.abc import Iterator
 
-from ragfit.draw.blocks import Badge, Block, Callout, Fold, Line, Long, Note, Span, Table
+from ragfit.draw.blocks import Badge, Block, Callout, Fold, Heading, Line, Long, Note, Span, Table
 from ragfit.draw.view import View
 
 SHOWN = 6  # rows shown before the rest is folded
-NAMES = {"exact_match": "exact match", "f1": "token F1", "recall": "answer recall", "citations": "same citations"}
+NAMES = {
+    "exact_match": "exact match",
+    "f1": "token F1",
+    "recall": "answer recall",
+    "citations": "same citations",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+}
 MEANS = {
     "exact_match": "the answer is an expected one",
     "f1": "tokens shared with the expected answer that fits best",
     "recall": "the share of short answers found in the answer",
     "citations": "it cites the documents that the expected answer cites",
+    "accuracy": "the answer is the expected label, or begins with it",
+    "macro_f1": "the mean over the labels of each one's F1",
 }
 
 
@@ -87,10 +96,22 @@ class EvaluationView(View):
         return [
             *map(Callout, self.notes),
             Table(["metric", "base", "tuned", "tuned against base", "what it is"], metrics, (1, 2), ("120px",)),
+            *self._confusion(),
             *map(Note, self._fine_print()),
             *([self._answers(self.rows[:SHOWN])] if self.rows else []),
             *([Fold(f"{len(rest)} more row{'s' * (len(rest) != 1)}", [self._answers(rest)])] if rest else []),
         ]
+
+    def _confusion(self) -> list[Block]:
+        """How often each label was answered where each was expected."""
+        found = self.summary.get("confusion")
+        if not found:
+            return []
+        labels, tables = found["labels"], []
+        for name in self.columns:
+            rows = [[label, *map(str, counts)] for label, counts in zip(labels, found[name], strict=False)]
+            tables += [Heading(name), Table(["expected", *labels], rows, right=range(1, len(labels) + 1))]
+        return [Fold("which labels were answered", tables)]
 
     def _answers(self, rows: list[dict]) -> Table:
         table = [

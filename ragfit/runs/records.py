@@ -11,6 +11,7 @@ from typing import Any
 CONFIG, STATUS, LOG, EVALUATION = "ragfit.yaml", "status.json", "trainer_state.json", "evaluation.json"
 GROUNDING = "grounding.json"
 METRICS = ("exact_match", "f1", "recall", "citations")  # of an evaluation, as `ragfit.evaluation.metrics.Scores`
+OF_LABELS = ("accuracy", "macro_f1")  # of one whose expected answers are labels
 LARGEST = 2**26  # bytes of a file that a run may have written
 
 

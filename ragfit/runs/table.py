@@ -18,12 +18,12 @@ from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
 from ragfit.draw.view import View
 from ragfit.errors import ConfigError, MissingPath
 from ragfit.runs import status
-from ragfit.runs.records import CONFIG, EVALUATION, GROUNDING, LOG, METRICS, STATUS, printable, read_json
+from ragfit.runs.records import CONFIG, EVALUATION, GROUNDING, LOG, METRICS, OF_LABELS, STATUS, printable, read_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LOW, HIGH = ("train_loss", "dev_loss"), (*METRICS, "grounded")
+LOW, HIGH = ("train_loss", "dev_loss"), (*METRICS, *OF_LABELS, "grounded")
 STATES = {"finished": ("✓", "good"), "running": ("…", "note")}
 NAME_ONE = "Name a run's train.output_dir, or a folder that holds some."
 # Different for every run by necessity, or no setting at all.
@@ -31,7 +31,8 @@ _NOT_COMPARED = ("train.output_dir", "train.run_name", "train.report_to", "resum
 _OWN = re.compile(r"checkpoint|checkpoint[.-]\d+|checkpoint\.part-.*|earlier\.\d+")
 # What is read of a run's files (`ragfit.runs.records.fitting`).
 _LOG = {"global_step": int, "log_history": [{"loss": float, "eval_loss": float, "train_runtime": float}]}
-_EVALUATION = {"written": datetime, "rows": int, **{key: {"tuned": float} for key in ("dev_loss", *METRICS)}}
+_MEASURED = ("dev_loss", *METRICS, *OF_LABELS)
+_EVALUATION = {"written": datetime, "rows": int, **{key: {"tuned": float} for key in _MEASURED}}
 _GROUNDING = {"written": datetime, "top_is_supporting": {"tuned": {"mean": float}}}
 
 
@@ -45,10 +46,11 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
         `pandas.DataFrame` with a row for each run, its index the run's folder (relative to the only root). The columns
         are first the dotted configuration keys in which the runs differ; then `state` (finished, running, failed, …)
         and `problem`; `step`; `train_loss`, the last that was logged; `dev_loss`; of the tuned model `exact_match`,
-        `f1`, `recall` and `citations`, with `answers`, the number of rows they were measured on; `grounded`, the share
-        of rows whose answer leans on a supporting document (`ragfit.grounding`); and `seconds` of training. What a run
-        does not have is empty, and a column that no run has is left out. `dev_loss`, metrics and `grounded` are of the
-        last evaluation since the run began.
+        `f1`, `recall` and `citations` (and `accuracy` and `macro_f1` where the expected answers are labels), with
+        `answers`, the number of rows they were measured on; `grounded`, the share of rows whose answer leans on a
+        supporting document (`ragfit.grounding`); and `seconds` of training. What a run does not have is empty, and a
+        column that no run has is left out. `dev_loss`, metrics and `grounded` are of the last evaluation since the run
+        began.
 
     Raises:
         ConfigError: a root does not exist, or none holds a run.
@@ -134,14 +136,14 @@ def _outcome(folder: Path) -> dict[str, Any]:
     grounding = read_json(folder / GROUNDING, _GROUNDING)
     leans = grounding.get("top_is_supporting", {}).get("tuned", {}) if grounding.get("written", "") >= began else {}
     last = {key: value for entry in log.get("log_history", ()) for key, value in entry.items()}
-    tuned = {key: evaluation[key]["tuned"] for key in ("dev_loss", *METRICS) if key in evaluation}
+    tuned = {key: evaluation[key]["tuned"] for key in _MEASURED if key in evaluation}
     return {
         "state": state,
         "problem": facts.get("reason") if state not in ("finished", "running") else None,
         "step": facts.get("step") or log.get("global_step"),
         "train_loss": last.get("loss"),
         "dev_loss": tuned.get("dev_loss", last.get("eval_loss")),
-        **{metric: tuned.get(metric) for metric in METRICS},
+        **{metric: tuned.get(metric) for metric in (*METRICS, *OF_LABELS)},
         "answers": evaluation.get("rows") if tuned.keys() & METRICS else None,
         "grounded": leans.get("mean"),
         "seconds": last.get("train_runtime"),

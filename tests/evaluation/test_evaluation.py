@@ -15,6 +15,7 @@ from ragfit.__main__ import main
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError, RagfitError
 from ragfit.evaluation.generate import generate, longest_answer
+from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import Gold, citations, gold_of, normalize, scores
 from ragfit.evaluation.results import save_evaluation, summarize
 from ragfit.evaluation.token_losses import label_losses
@@ -432,3 +433,45 @@ def test_view_of_hostile_text():
 def test_a_lone_surrogate_is_saved(tmp_path):
     save_evaluation(tmp_path, {"rows": 1}, [{"tuned": "\ud800"}])
     assert (tmp_path / "evaluation.jsonl").read_text() == '{"tuned": "\\ud800"}\n'
+
+
+# --- Labels -----------------------------------------------------------------------------------------------------------
+
+
+def labelled(*triples):
+    return [{"expected": [expected], "base": base, "tuned": tuned} for expected, base, tuned in triples]
+
+
+def test_label_scores():
+    table = labelled(
+        ("yes", "Yes.", "yes"), ("yes", "Yes, because [1] says so", "no"), ("yes", "It is so.", "yes"),
+        ("no", "yesterday", "No [2]"), ("no", "no", "no"), ("no", "yes", "no"),
+    )  # fmt: skip
+    found = label_scores(table)
+    assert found["accuracy"] == {"rows": 6, "base": 3 / 6, "tuned": 5 / 6, "better": 3, "worse": 1}
+    # By hand: base yes has precision 2/3 and recall 2/3, no 1/1 and 1/3; tuned yes 2/2 and 2/3, no 3/4 and 3/3.
+    assert found["macro_f1"]["base"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["macro_f1"]["tuned"] == pytest.approx((4 / 5 + 6 / 7) / 2)
+    assert found["confusion"] == {
+        "labels": ["no", "yes", "(other)"], "base": [[1, 1, 1], [0, 2, 1]], "tuned": [[3, 0, 0], [1, 2, 0]],
+    }  # fmt: skip
+    scored = {f"{name}_{metric}": 0.0 for name in ("base", "tuned") for metric in ("f1", "exact_match")}
+    rows = [{**row, "row": n, "question": "?", **scored} for n, row in enumerate(table)]
+    text = repr(EvaluationView(rows, {"part": "dev", "max_new_tokens": 9, **found}))
+    assert "macro F1" in text and "expected  no  yes  (other)" in text and "  yes        0    2        1" in text
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        labelled(*[("yes", "no", "no")] * 9),  # one label says nothing
+        labelled(*[(f"answer {n}", "no", "no") for n in range(9)]),
+        labelled(*[("yes", "no", "no"), ("no", "no", "no")] * 2),  # too few
+        labelled(*[("it was so", "no", "no"), ("it was not", "no", "no")] * 9),
+        [{"expected": ["yes", "no"], "base": "no", "tuned": "no"}] * 9,
+        labelled(*[("yes", "no", "no"), ("", "no", "no")] * 9),
+        [],
+    ],
+)
+def test_answers_that_are_not_labels(table):
+    assert label_scores(table) == {}

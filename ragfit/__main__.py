@@ -56,10 +56,11 @@ def evaluate(words: list[str]) -> None:
     parser = _parser(evaluate)
     parser.add_argument("--rows", type=int, help="answer so many rows; all by default")
     parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
+    parser.add_argument("--closed-book", action="store_true", help="answer a second time without the documents")
     args, trainer, out = _of_checkpoint(parser, words)
     from ragfit.evaluation.evaluate import evaluate as compare
 
-    print(compare(trainer, args.rows, args.marker, save=out))
+    print(compare(trainer, args.rows, args.marker, save=out, closed_book=args.closed_book))
 
 
 def grounding(words: list[str]) -> None:

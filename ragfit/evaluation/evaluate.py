@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import explained
 from ragfit.config.paths import user_path
+from ragfit.data.documents import find_documents
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import dev_loss, generate, longest_answer
 from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
-from ragfit.evaluation.results import MODELS, save_evaluation, summarize
+from ragfit.evaluation.results import CLOSED_BOOK, MODELS, save_evaluation, summarize
 from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now
 
@@ -31,6 +32,7 @@ def evaluate(
     base_loss: float | None = None,
     max_new_tokens: int | None = None,
     save: str | PathLike | bool | None = None,
+    closed_book: bool = False,
 ) -> EvaluationView:
     """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.
 
@@ -47,6 +49,8 @@ def evaluate(
         save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary), which replace
             those of an earlier evaluation; by default the run's output folder where the trainer has trained. False:
             nowhere.
+        closed_book: whether the tuned model answers a second time without the documents in its prompt, so that what the
+            documents gave can be told from what the training gave.
 
     Returns:
         EvaluationView, with the attributes `rows` (as in the JSONL), `summary` and `saved`.
@@ -75,16 +79,17 @@ def evaluate(
     measured = [_row(prepared, number, part, answer_marker) for number in prepared.report.part(part).kept[:rows]]
     table = [row for row, _ in measured]
     prompts = [prepared.rendered(index, part).prompt for index in range(len(table))]
-    losses = {"base": base_loss, "tuned": dev_loss(trainer)}
+    losses, batch = {"base": base_loss, "tuned": dev_loss(trainer)}, trainer.args.per_device_eval_batch_size
     for name in MODELS if isinstance(trainer.model, PeftModel) else ("tuned",):
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
             if name == "base" and base_loss is None:
                 losses["base"] = dev_loss(trainer)
-            batch = trainer.args.per_device_eval_batch_size
             answers = generate(trainer.model, prepared, prompts, limit, settings, batch)
-        for (row, gold), (answer, cut) in zip(measured, answers, strict=True):
-            scored = scores(answer, gold, answer_marker).as_dict()
-            row |= {name: answer, f"{name}_cut": cut, **{f"{name}_{metric}": s for metric, s in scored.items()}}
+        _score(measured, answers, name, answer_marker)
+    if closed_book:
+        bare = {n: prompt for n, row in enumerate(table) if (prompt := _without_documents(prepared, row["row"], part))}
+        answers = generate(trainer.model, prepared, list(bare.values()), limit, settings, batch)
+        _score([measured[n] for n in bare], answers, CLOSED_BOOK, answer_marker)
     summary = {
         "part": part,
         "data": str(cfg.dev_split if part == "dev" and isinstance(cfg.dev_split, str) else cfg.data_file),
@@ -102,12 +107,28 @@ def evaluate(
         notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
     if cfg.model.get("trained_adapter"):
         notes.append(f"The base is {cfg.model.model_name_or_path} with {cfg.model.trained_adapter} merged into it.")
+    if closed_book and len(bare) < len(table):
+        notes.append(f"The documents of {len(table) - len(bare)} rows were not found: they have no closed_book answer.")
     if folder and trainer.is_world_process_zero():
         try:
             saved = save_evaluation(folder, summary, table)
         except OSError as error:
             notes.append(f"The evaluation could not be saved in {folder}: {error.strerror}.")
     return EvaluationView(table, summary, notes, saved)
+
+
+def _score(measured: list[tuple[dict, Gold]], answers: list[tuple[str, bool]], name: str, marker: str | None) -> None:
+    """Put answers and their scores into their rows, under a name."""
+    for (row, gold), (answer, cut) in zip(measured, answers, strict=True):
+        scored = scores(answer, gold, marker).as_dict()
+        row |= {name: answer, f"{name}_cut": cut, **{f"{name}_{metric}": value for metric, value in scored.items()}}
+
+
+def _without_documents(prepared: "Prepared", number: int, part: str) -> str | None:
+    """The inference prompt of a row without its documents; None where they cannot be found in it."""
+    query, output, source = prepared.row(number, part)
+    passages = find_documents(query, source)
+    return prepared.renderer.render(passages.prompt([]), output).prompt if passages else None
 
 
 def _row(prepared: "Prepared", number: int, part: str, marker: str | None) -> tuple[dict[str, Any], Gold]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 ROWS = "evaluation.jsonl"
-MODELS = ("base", "tuned")
+MODELS, CLOSED_BOOK = ("base", "tuned"), "closed_book"  # the last: tuned, without documents
 
 
 def summarize(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -24,7 +24,8 @@ def summarize(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     summary = {}
     for metric in METRICS:
         values = {
-            name: [row[key] for row in table if row.get(key := f"{name}_{metric}") is not None] for name in MODELS
+            name: [row[key] for row in table if row.get(key := f"{name}_{metric}") is not None]
+            for name in (*MODELS, CLOSED_BOOK)
         }
         if not values["tuned"]:
             continue

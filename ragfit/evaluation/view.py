@@ -1,9 +1,10 @@
 """Base against tuned: metrics on top, then the answers side by side."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ragfit.draw.blocks import Badge, Block, Callout, Fold, Heading, Line, Long, Note, Span, Table
 from ragfit.draw.view import View
+from ragfit.evaluation.results import CLOSED_BOOK, MODELS
 
 SHOWN = 6  # rows shown before the rest is folded
 NAMES = {
@@ -38,32 +39,26 @@ class EvaluationView(View):
     def __init__(self, rows, summary, notes=(), saved=None):
         self.rows, self.summary, self.notes, self.saved = list(rows), dict(summary), list(notes), saved
         self.title = f"Answers on {len(self.rows)} {summary['part']} row{'s' * (len(self.rows) != 1)}"
-        self.columns = [name for name in ("base", "tuned") if any(row.get(name) is not None for row in self.rows)]
+        self.columns = [name for name in (*MODELS, CLOSED_BOOK) if any(row.get(name) is not None for row in self.rows)]
 
-    def _metrics(self) -> Iterator[tuple[str, str, str, str, str]]:
-        """(name, base, tuned, comparison, meaning) of each metric, as text; "–" where there is no base."""
+    def _metrics(self, sides: Sequence[str]) -> Iterator[tuple[str, list[str], str, str]]:
+        """(name, value of each side, comparison, meaning) of each metric, as text; "–" where there is no value."""
         loss = self.summary.get("dev_loss")
         if loss:
-            base = "–" if loss["base"] is None else f"{loss['base']:.4f}"
+            values = ["–" if loss.get(side) is None else f"{loss[side]:.4f}" for side in sides]
             change = "" if loss["base"] is None else f"{loss['tuned'] - loss['base']:+.4f}"
-            yield (
-                "dev loss",
-                base,
-                f"{loss['tuned']:.4f}",
-                change,
-                f"nats per completion token, mean of {loss['rows']:,} dev rows",
-            )
+            yield "dev loss", values, change, f"nats per completion token, mean of {loss['rows']:,} dev rows"
         for metric, name in NAMES.items():
             found = self.summary.get(metric)
             if not found:
                 continue
             count = found["rows"]
-            values = ["–" if found.get(side) is None else f"{found[side]:.1%}" for side in ("base", "tuned")]
+            values = ["–" if found.get(side) is None else f"{found[side]:.1%}" for side in sides]
             change = ""
             if "better" in found:
                 better, worse = found["better"], found["worse"]
                 change = f"{better} better, {worse} worse, {count - better - worse} same"
-            yield name, *values, change, MEANS[metric] + ("" if count == len(self.rows) else f"; {count} rows have one")
+            yield name, values, change, MEANS[metric] + ("" if count == len(self.rows) else f"; {count} rows have one")
 
     def _fine_print(self) -> Iterator[str]:
         """How to read the numbers."""
@@ -73,7 +68,7 @@ class EvaluationView(View):
         marker = self.summary.get("answer_marker")
         if marker:
             for name in self.columns:
-                without = sum(marker not in row[name] for row in self.rows)
+                without = sum(marker not in row.get(name, marker) for row in self.rows)
                 if without:
                     which = f"{without} of {len(self.rows)} answers do not hold {marker!r}"
                     yield f"{name}: {which} and were compared whole."
@@ -88,14 +83,16 @@ class EvaluationView(View):
             yield f"Saved in {self.saved}."
 
     def blocks(self) -> list[Block]:
+        sides = [*MODELS, *([CLOSED_BOOK] if CLOSED_BOOK in self.columns else [])]
         metrics = [
-            [name, Span(base), Span(tuned), change, Span(note, "quiet")]
-            for name, base, tuned, change, note in self._metrics()
+            [name, *map(Span, values), change, Span(note, "quiet")]
+            for name, values, change, note in self._metrics(sides)
         ]
+        head, right = ["metric", *map(_named, sides), "tuned against base", "what it is"], range(1, len(sides) + 1)
         rest = self.rows[SHOWN:]
         return [
             *map(Callout, self.notes),
-            Table(["metric", "base", "tuned", "tuned against base", "what it is"], metrics, (1, 2), ("120px",)),
+            Table(head, metrics, right, ("120px",)),
             *self._confusion(),
             *map(Note, self._fine_print()),
             *([self._answers(self.rows[:SHOWN])] if self.rows else []),
@@ -108,7 +105,7 @@ class EvaluationView(View):
         if not found:
             return []
         labels, tables = found["labels"], []
-        for name in self.columns:
+        for name in [column for column in self.columns if column in found]:
             rows = [[label, *map(str, counts)] for label, counts in zip(labels, found[name], strict=False)]
             tables += [Heading(name), Table(["expected", *labels], rows, right=range(1, len(labels) + 1))]
         return [Fold("which labels were answered", tables)]
@@ -122,10 +119,12 @@ class EvaluationView(View):
             ]
             for row in rows
         ]
-        widths = ("24%", "26%", "25%", "25%") if len(self.columns) == 2 else ("30%", "35%", "35%")
-        return Table(["question", "expected", *self.columns], table, widths=widths)
+        widths = [f"{100 / (2 + len(self.columns)):.0f}%"] * (2 + len(self.columns))
+        return Table(["question", "expected", *map(_named, self.columns)], table, widths=widths)
 
     def _answer(self, row: dict, name: str) -> Line:
+        if name not in row:
+            return "–"
         mark, rest = answer_mark(row, name)
         return (
             Badge(mark, {"✓": "good", "✗": "bad"}.get(mark[0], "note")),
@@ -153,3 +152,7 @@ def answer_mark(row, name):
 
 def _one_of(expected):
     return expected[0] if len(expected) == 1 else f"{expected[0]}  (or {len(expected) - 1} more)"
+
+
+def _named(side: str) -> str:
+    return "tuned, no documents" if side == CLOSED_BOOK else side

@@ -105,14 +105,14 @@ def completion_losses(trainer: "SFTTrainer", rows: Sequence[Masked]) -> list[lis
             with trainer.compute_loss_context_manager():
                 output = model(
                     input_ids=torch.tensor([ids[kept:]], device=model.device),
-                    past_key_values=cache,
+                    cache=cache,
                     use_cache=True,
                     **({"logits_to_keep": places} if takes_places else {}),
                 )
             logits = output.logits[0] if takes_places else output.logits[0, places]
             wanted = torch.tensor(ids[row.start :], device=logits.device)
             found[i] = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
-            cache, held = output.get("past_key_values"), ids
+            cache, held = output.get("cache"), ids
             if not _can_be_cut(cache):
                 cache = None
     return found

@@ -181,6 +181,12 @@ def supporting(passages: Passages, row: Mapping, output: str, output_key: str = 
     return frozenset(one.number for one in passages.documents if any(text in words_of(one.text) for text in spellings))
 
 
+def first_supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> int | None:
+    """The place, from 1, of the first document of `supporting`; None where there is none."""
+    supports = supporting(passages, row, output, output_key)
+    return next((place for place, one in enumerate(passages.documents, 1) if one.number in supports), None)
+
+
 FEWEST_ROWS, NEARLY_ALL = 20, 0.9  # from which on a place is called fixed
 FEWEST_DOCUMENTS = 3
 

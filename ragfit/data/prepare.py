@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
-from ragfit.data.documents import find_documents, fixed_place, supporting
+from ragfit.data.documents import find_documents, first_supporting, fixed_place
 from ragfit.data.findings import KINDS, Checks, Collected, Finding
 from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder, Masked, to_arrow
@@ -136,8 +136,7 @@ def _places(cfg: DictConfig, rows: JsonlRows | TableRows, numbers: list[int]) ->
         row, where = rows[number], rows.where(number)
         passages = find_documents(text_of(row, cfg.input_key, where, "input_key"), row)
         output = text_of(row, cfg.output_key, where, "output_key")
-        if passages and (supports := supporting(passages, row, output, cfg.output_key)):
-            place = next(place for place, one in enumerate(passages.documents, 1) if one.number in supports)
+        if passages and (place := first_supporting(passages, row, output, cfg.output_key)):
             yield place, len(passages.documents)
 
 

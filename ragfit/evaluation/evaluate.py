@@ -13,7 +13,7 @@ from ragfit.data.documents import find_documents
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import dev_loss, generate, longest_answer
 from ragfit.evaluation.label_scores import label_scores
-from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
+from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, question_of, scores
 from ragfit.evaluation.results import CLOSED_BOOK, MODELS, save_evaluation, summarize
 from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now
@@ -136,7 +136,7 @@ def _row(prepared: "Prepared", number: int, part: str, marker: str | None) -> tu
     query, _, source = prepared.row(number, part)
     where = prepared.sources[part].where(number)
     gold = gold_of(source, prepared.cfg.output_key, where, marker)
-    question = next((source[key] for key in ("query", "question") if isinstance(source.get(key), str)), query)
+    question = question_of(source, query)
     row = {"row": number, "source": where, "question": question, "expected": list(gold.answers)}
     if SHORT_ANSWERS in source:
         row[SHORT_ANSWERS] = [list(spellings) for spellings in gold.short]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from ragfit.config.explain import explained
 from ragfit.config.paths import user_path
 from ragfit.errors import ConfigError
-from ragfit.evaluation.metrics import citations
-from ragfit.evaluation.probes import Row, measure, taken_apart
+from ragfit.evaluation.metrics import citations, question_of
+from ragfit.evaluation.probes import measure, taken_apart
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -92,7 +92,7 @@ def grounding(trainer: "SFTTrainer", rows: int | None = 30, parts: Sequence[str]
             "documents as they stand in the prompt, word for word.",
         )
     table = [
-        {"row": row.number, "source": row.where, "question": _question(row), "expected": row.output}
+        {"row": row.number, "source": row.where, "question": question_of(row.source, row.query), "expected": row.output}
         | {"documents": [asdict(one) for one in row.passages.documents], "supporting": sorted(row.supports)}
         for row in found
     ]
@@ -123,10 +123,6 @@ def models(trainer: "SFTTrainer") -> list[tuple[str, contextlib.AbstractContextM
 
     tuned = [("tuned", contextlib.nullcontext())]
     return [("base", trainer.model.disable_adapter()), *tuned] if isinstance(trainer.model, PeftModel) else tuned
-
-
-def _question(row: Row) -> str:
-    return next((row.source[key] for key in ("query", "question") if isinstance(row.source.get(key), str)), row.query)
 
 
 # What comes of it.

@@ -9,6 +9,7 @@ from ragfit.draw import html as style
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Fold, Heading, Line, Long, Note, Picture, Span, Table
 from ragfit.draw.figure import figure, finish
 from ragfit.draw.view import View
+from ragfit.evaluation.probes import DISTRACTORS, PLACES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,15 +48,15 @@ QUESTIONS = (
         "Do other documents distract it?",
         "Documents of other rows are added to the supporting ones. The flatter the curve, the better the model ignores "
         "what does not help (RAFT, arXiv 2403.10131).",
-        {f"distractors_{count}_loss": f"answer among {count} others" for count in (0, 1, 2, 4, 8)}
-        | {f"distractors_{count}_f1": f"token F1 among {count} others, share" for count in (0, 1, 2, 4, 8)},
+        {f"distractors_{count}_loss": f"answer among {count} others" for count in DISTRACTORS}
+        | {f"distractors_{count}_f1": f"token F1 among {count} others, share" for count in DISTRACTORS},
     ),
     (
         "position",
         "Does it matter where the document stands?",
         "The supporting document stands at each place among nine documents of other rows. A model that reads all of "
         "them gives a flat curve, one that is lost in the middle a hill (arXiv 2307.03172).",
-        {f"place_{place}_loss": f"answer with the document at place {place}" for place in range(1, 11)},
+        {f"place_{place}_loss": f"answer with the document at place {place}" for place in range(1, PLACES + 1)},
     ),
     (
         "citations",
@@ -147,7 +148,7 @@ class GroundingView(View):
         return [Note(f"Cheaper without documents under the {name} model: {_numbers(rows)}.")] if rows else []
 
     def _curves(self, part: str) -> "Figure":
-        counts = range(1, 11) if part == "position" else (0, 1, 2, 4, 8)
+        counts = range(1, PLACES + 1) if part == "position" else DISTRACTORS
         key = "place_{}_loss" if part == "position" else "distractors_{}_loss"
         drawn = figure(2.6)
         axis = drawn.subplots()

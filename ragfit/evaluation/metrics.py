@@ -3,13 +3,15 @@
 import re
 import string
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ragfit.data.documents import CITATION
 from ragfit.data.rows import text_of
 
 SHORT_ANSWERS = "short_answers"
-_CITATION = re.compile(r"\s*\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\]")
+_CITATION = re.compile(rf"\s*{CITATION.pattern}")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -66,6 +68,11 @@ def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: st
     listed = row.get(SHORT_ANSWERS)
     short = tuple(tuple(_texts(one)) for one in listed) if isinstance(listed, list) else ()
     return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
+
+
+def question_of(row: Mapping, query: str) -> str:
+    """What a row asks: its `query` or `question`, or else its whole prompt."""
+    return next((row[key] for key in ("query", "question") if isinstance(row.get(key), str)), query)
 
 
 def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:

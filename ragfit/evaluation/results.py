@@ -11,7 +11,6 @@ from ragfit.runs.records import EVALUATION, METRICS, now
 if TYPE_CHECKING:
     from trl import SFTTrainer
 
-ROWS = "evaluation.jsonl"
 MODELS, CLOSED_BOOK = ("base", "tuned"), "closed_book"  # the last: tuned, without documents
 
 
@@ -54,20 +53,15 @@ def save_evaluation(folder: Path, summary: dict[str, Any], table: list[dict[str,
     Raises:
         OSError: a file cannot be written.
     """
+    return save_results(folder, Path(EVALUATION).stem, summary, table)
+
+
+def save_results(folder: Path, name: str, summary: dict[str, Any], table: list[dict[str, Any]] | None) -> Path:
+    """Write `NAME.jsonl`, where there are rows, and then `NAME.json`, as `save_evaluation` says."""
+    rows, sums = folder / f"{name}.jsonl", folder / f"{name}.json"
     if table:
-        write_whole(folder / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table))
+        write_whole(rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table))
     else:
-        (folder / ROWS).unlink(missing_ok=True)  # of another evaluation, which the new summary does not sum up
-    write_whole(folder / EVALUATION, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
-    return folder / (ROWS if table else EVALUATION)
-
-
-def save_results(folder: Path, name: str, summary: dict[str, Any], table: list[dict[str, Any]]) -> Path:
-    """Write `NAME.jsonl` and then `NAME.json`, each file whole or not at all; the path of the first.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    write_whole(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table))
-    write_whole(folder / f"{name}.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
-    return folder / f"{name}.jsonl"
+        rows.unlink(missing_ok=True)  # of another evaluation, which the new summary does not sum up
+    write_whole(sums, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    return rows if table else sums

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ragfit.data.documents import LABELS, answers_of, documents_of, find_documents, supporting, words_of
+from ragfit.data.documents import LABELS, answers_of, documents_of, find_documents, first_supporting, words_of
 from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
@@ -114,12 +114,7 @@ def _read(prepared: Prepared, number: int, part: str) -> _Row:
 
 def _place(prepared: Prepared, query: str, output: str, row: Mapping) -> int | None:
     passages = find_documents(query, row)
-    supports = supporting(passages, row, output, prepared.cfg.output_key) if passages else ()
-    return (
-        next((place for place, one in enumerate(passages.documents, 1) if one.number in supports), None)
-        if supports
-        else None
-    )
+    return first_supporting(passages, row, output, prepared.cfg.output_key) if passages else None
 
 
 def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:

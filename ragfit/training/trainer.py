@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from trl import SFTTrainer
 
 from ragfit import before_torch
@@ -50,8 +51,11 @@ class RagfitTrainer(Resumable, SFTTrainer):
                 settings.base_model_name_or_path = None
 
     def train(self, *args, **kwargs):
+        # Autocast casts what an adapter's layers read to bfloat16; PEFT would first cast it to the adapter's float32.
+        casts = self.args.device.type == "cpu" and self.args.bf16
         try:
-            return super().train(*args, **kwargs)
+            with disable_input_dtype_casting(self.model, casts):
+                return super().train(*args, **kwargs)
         finally:
             if self.args.device.type == "cpu":
                 before_torch.give_back_memory()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ragfit.data.mask import Masked
 from ragfit.data.prompt import Rendered, Renderer, added_tokens_pattern
+from ragfit.draw.text import counted
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Finding:
     detail: str = ""
 
     def __str__(self) -> str:
-        rows = "all rows" if not self.rows else f"{len(self.rows)} row{'s' * (len(self.rows) != 1)}"
+        rows = "all rows" if not self.rows else counted(len(self.rows), "row")
         if self.rows:
             first = ", ".join(f"{part} {number}" for part, number in self.rows[:5])
             rows += f" ({first}{', …' if len(self.rows) > 5 else ''})"

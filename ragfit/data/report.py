@@ -12,6 +12,7 @@ from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.rows import JsonlRows, TableRows, text_of
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Heading, Line, Span, Table
+from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def _rows_of(finding: Finding) -> str:
         groups.setdefault(part, []).append(str(number))
     first = "; ".join(f"{part} {', '.join(numbers)}" for part, numbers in groups.items())
     more = ", …" if len(finding.rows) > FIRST else ""
-    return f"{len(finding.rows):,} row{'s' * (len(finding.rows) != 1)} ({first}{more})"
+    return f"{counted(len(finding.rows), 'row')} ({first}{more})"
 
 
 def _most_common(texts: Counter) -> Line:

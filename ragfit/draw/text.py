@@ -56,6 +56,11 @@ def in_one_line(text: object, length: int = 600) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def counted(number: int, what: str) -> str:
+    """A number with what it counts: `1 row`, `2,000 rows`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def short(text: str, length: int = 80) -> str:
     """The beginning of a text, on one line."""
     text = visible(" ".join(text.split()))

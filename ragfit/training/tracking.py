@@ -8,7 +8,6 @@ settings of a service say otherwise, nobody is asked to log in, and a tracker th
 import contextlib
 import dataclasses
 import functools
-import html
 import importlib.util
 import logging
 import os
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ragfit.config.save import to_yaml, without_secrets
+from ragfit.draw.view import page
 from ragfit.errors import ConfigError, Interrupted, first_line
 from ragfit.secrets import mask
 
@@ -126,7 +126,10 @@ class Tracker(TrainerCallback):
 
         prepared = self.trainer.prepared
         rows = [TokenView(prepared, index) for index in range(min(ROWS, len(prepared.train)))]
-        return {"report": page("Data", [ReportView(self.report())]), "loss_mask": page("What is learned", rows)}
+        return {
+            "report": clean(page("Data", [ReportView(self.report())])),
+            "loss_mask": clean(page("What is learned", rows)),
+        }
 
 
 def _pass_on(event: str) -> Callable:
@@ -139,15 +142,6 @@ def _pass_on(event: str) -> Callable:
 for _event in vars(TrainerCallback):
     if _event.startswith("on_") and _event not in vars(Tracker):
         setattr(Tracker, _event, _pass_on(_event))
-
-
-def page(title: str, views: list) -> str:
-    """Views as one page of HTML; should a text get past their escaping, no script in it would run."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-    body = "".join(str(view.html()) for view in views)
-    title = f"<title>{html.escape(title)}</title>"
-    return clean(f'<!doctype html>\n<html lang="en"><head>{head}{title}</head><body>{body}</body></html>\n')
 
 
 def clean(text: str) -> str:

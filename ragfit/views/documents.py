@@ -10,6 +10,7 @@ from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
 from ragfit.draw.figure import figure, finish
+from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
 def _sources(names: Iterator[str]) -> str:
     counts = Counter(names).most_common()
     counts.sort(key=lambda pair: pair[0].startswith("none"))
-    return ", ".join(f"{name} ({count:,} row{'s' * (count != 1)})" for name, count in counts)
+    return ", ".join(f"{name} ({counted(count, 'row')})" for name, count in counts)
 
 
 def _share(part: int, whole: int) -> Line:

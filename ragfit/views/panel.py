@@ -10,6 +10,7 @@ from ragfit.config.notebook import Chosen
 from ragfit.config.paths import PROJECT_ROOT
 from ragfit.data.report import Prepared
 from ragfit.draw.html import escape
+from ragfit.draw.text import counted
 from ragfit.views.copied import changed_keys, for_cell, for_shell, spell, typed, write_text
 from ragfit.views.row import NoteView, RowView, Settings
 
@@ -111,7 +112,7 @@ class Panel:
         options = [(f"any or none ({len(self._numbers(part)):,} rows)", "")]
         for found in self.prepared.report.findings:
             if count := sum(row[0] == part for row in found.rows):
-                options.append((f"{found.kind} ({count:,} row{'s' * (count != 1)})", found.kind))
+                options.append((f"{found.kind} ({counted(count, 'row')})", found.kind))
         return options
 
     def _matching(self) -> list[int]:
@@ -205,7 +206,7 @@ class Panel:
             self.view.value = NoteView("No row matches", "Change the search text or the finding.").html()
         place = f"{self.slider.value + 1:,} of " if self.found else ""
         what = "hit" if self.search.value or self.finding.value else "row"
-        count = f"{place}{len(self.found):,} {what}{'s' * (len(self.found) != 1)}"
+        count = place + counted(len(self.found), what)
         self.count.value = f'<span style="white-space:nowrap">{count}</span>'
         self._tell()
 

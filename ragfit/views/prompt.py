@@ -12,7 +12,7 @@ from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Block, Callout, Drawn, Note, Span, Table
 from ragfit.draw.html import colours
-from ragfit.draw.text import visible
+from ragfit.draw.text import counted, visible
 from ragfit.draw.view import View
 from ragfit.views.token_text import token_texts
 
@@ -106,7 +106,7 @@ class PromptView(View):
 
 
 def _count_of(tokens: int | None) -> str:
-    return "not counted" if tokens is None else f"{tokens:,} token{'s' * (tokens != 1)}"
+    return "not counted" if tokens is None else counted(tokens, "token")
 
 
 def _regions(row: Rendered, instruction: str) -> list[Region]:

@@ -28,6 +28,7 @@ FAINT = ("#ffffff", "#57606a")
 QUIET = ("#f6f8fa", "#57606a")
 LOSS = ("#dcf5e4", "#0b3d22")
 LOSS_STRIPE = ("#c3ebcf", "#0b3d22")
+LOSS_PAPER = ("#dff0e5", "#1f2328")  # under a longer text
 MARKER = ("#fff1c2", "#5a4300")
 SPECIAL = ("#ebe4fc", "#46288a")
 PADDING = ("#eaeef2", "#57606a")
@@ -45,6 +46,10 @@ _THEME = {
     PAPER: ("var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"),
     FAINT: ("var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color2,#57606a)"),
     QUIET: ("var(--jp-layout-color2,#f6f8fa)", "var(--jp-content-font-color2,#57606a)"),
+    LOSS_PAPER: (
+        "color-mix(in srgb,#1a7f45 14%,var(--jp-layout-color1,#ffffff))",
+        "var(--jp-content-font-color1,#1f2328)",
+    ),
 }
 _TONES = {"good": GOOD, "bad": BAD, "warning": WARNING, "note": NOTE, "quiet": PADDING}
 _BARS = {"good": GREEN, "bad": RED, "warning": ORANGE, "note": BLUE, "quiet": GREY}

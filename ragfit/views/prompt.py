@@ -27,7 +27,6 @@ _LOOK = {
     "output": style.LOSS,
     "end of turn": style.LOSS,
 }
-_SOFT_LOSS = "background:#1a7f4522"  # thin, so that it suits any paper
 AROUND = 60  # characters shown before and after a difference
 MOST = 12  # differences shown
 
@@ -90,7 +89,7 @@ class PromptView(View):
             pair = _LOOK[name]
             learned = f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>" if loss else ""
             side = f"{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px"
-            paper = _SOFT_LOSS if loss else colours(style.PAPER)
+            paper = colours(style.LOSS_PAPER if loss else style.PAPER)
             rows.append(
                 f'<tr><td style="{look};{side}">{style.badge(name, pair)}<br>{_count_of(tokens)}{learned}</td>'
                 f'<td style="{look};{paper};padding:0">{style.mono(text)}</td></tr>'

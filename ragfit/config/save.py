@@ -1,8 +1,10 @@
 """The configuration as it is saved, sent and compared: unresolved, and without secrets."""
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -94,6 +96,12 @@ def to_yaml(cfg: DictConfig) -> str:
 def save_config(cfg: DictConfig, path: str | PathLike) -> None:
     """Write `to_yaml(cfg)`, which holds no secret, to `path` in UTF-8: the whole file or none."""
     write_whole(path, to_yaml(cfg))
+
+
+def keep_config(cfg: DictConfig, folder: str | PathLike) -> None:
+    """Write `ragfit.yaml` into a run's folder, where that can be written."""
+    with contextlib.suppress(OSError):
+        save_config(cfg, Path(folder, "ragfit.yaml"))
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from ragfit.config.load import OUTPUT_DIR, finish, normalize_overrides, read_config
 from ragfit.config.overrides import refuse_plain, refuse_secrets
 from ragfit.config.paths import CONFIGS, find_path, user_path
+from ragfit.config.save import keep_config
 from ragfit.errors import Interrupted, RagfitError, for_terminal
 from ragfit.runs.status import RunStatus
 from ragfit.secrets import plain_secrets
-from ragfit.training.run import keep_config, run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,6 +59,8 @@ def _task(composed: DictConfig, source: Path, overrides: list[str]) -> None:
         cfg = finish(composed, source, overrides)
         if sweep:
             cfg.train.output_dir = folder = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
+        from ragfit.training.run import run  # seconds, which a misspelt key need not wait for
+
         run(cfg)
     except Interrupted as error:
         if is_main:

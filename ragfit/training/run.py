@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 
 from ragfit.config.explain import explained
-from ragfit.config.save import save_config, without_secrets
+from ragfit.config.save import keep_config, without_secrets
 from ragfit.data.prepare import prepare
 from ragfit.data.report import Prepared
 from ragfit.errors import Interrupted, RagfitError
@@ -83,12 +83,6 @@ def _kept_if_it_fails(cfg: DictConfig, args: TrainingArguments) -> Iterator[None
         if args.process_index == 0:
             keep_config(cfg, args.output_dir)
         raise
-
-
-def keep_config(cfg: DictConfig, folder: str | Path) -> None:
-    """Write `ragfit.yaml` into a run's folder, where that can be written."""
-    with contextlib.suppress(OSError):
-        save_config(cfg, Path(folder, "ragfit.yaml"))
 
 
 def train(trainer: RagfitTrainer) -> Path | None:

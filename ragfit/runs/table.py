@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragfit.config.paths import user_path
 from ragfit.config.save import leaves
-from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
+from ragfit.config.schema import HF_TRAIN, REMOVED, get, renamed
 from ragfit.config.yaml_file import load_yaml
 from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
 from ragfit.draw.view import View
@@ -112,9 +112,9 @@ def _config(folder: Path) -> dict[str, Any]:
     if not tree:
         return {}
     # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
-    config = {"model._target_": HF_TRAIN}
+    config, names = {"model._target_": HF_TRAIN}, renamed(get(tree, "train.packing"))
     for key, value in leaves(tree):
-        key = RENAMED.get(key, printable(key))
+        key = names.get(key, printable(key))
         if value is not None and key not in REMOVED and not key.startswith(_NOT_COMPARED):
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             config[key] = value if isinstance(value, int | float) else printable(text)

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragfit.collator import BOUNDARIES
 from ragfit.config.paths import find_path
 from ragfit.config.save import leaves
 from ragfit.draw.progress import say
@@ -127,10 +128,10 @@ def record(folder: str | Path) -> dict[str, Any]:
 
 
 def rows_digest(dataset: "Dataset") -> str:
-    """A digest of the token ids and labels of a `datasets.Dataset`, in order."""
+    """A digest of the token ids and labels of a `datasets.Dataset`, in order, and of the rows in each pack."""
     digest = hashlib.sha256()
     for table in dataset.with_format("arrow").iter(batch_size=1000):
-        for name in ("input_ids", "labels"):
+        for name in ("input_ids", "labels", *({BOUNDARIES} & {*table.column_names})):
             column = table[name].combine_chunks()
             for part in (column.value_lengths(), column.flatten()):
                 digest.update(part.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
@@ -184,8 +185,8 @@ def check_same_run(folder: str | Path, cfg: dict, rows: str, rows_per_step: int)
     if facts["rows"] != rows:
         raise ConfigError(
             "resume_checkpoint",
-            f"{folder} was made from other rows (their order, text, template or tokenizer differs), so the place to go "
-            "on from is not known",
+            f"{folder} was made from other rows (their order, text, packing, template or tokenizer differs), so the "
+            "place to go on from is not known",
             f"Set what chooses and renders the rows {as_it_was}",
         )
     before, now = dict(leaves(facts["config"])), dict(leaves(cfg))

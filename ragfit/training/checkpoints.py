@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragfit.collator import BOUNDARIES
 from ragfit.config.paths import find_path
 from ragfit.config.save import leaves
 from ragfit.draw.progress import say
@@ -128,10 +127,10 @@ def record(folder: str | Path) -> dict[str, Any]:
 
 
 def rows_digest(dataset: "Dataset") -> str:
-    """A digest of the token ids and labels of a `datasets.Dataset`, in order, and of the rows in each pack."""
+    """A digest of the token ids and labels of a `datasets.Dataset`, in order."""
     digest = hashlib.sha256()
     for table in dataset.with_format("arrow").iter(batch_size=1000):
-        for name in ("input_ids", "labels", *({BOUNDARIES} & {*table.column_names})):
+        for name in ("input_ids", "labels"):
             column = table[name].combine_chunks()
             for part in (column.value_lengths(), column.flatten()):
                 digest.update(part.to_numpy(zero_copy_only=False).astype("<i8").tobytes())

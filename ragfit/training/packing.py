@@ -143,6 +143,12 @@ def check_apart(trainer: SFTTrainer) -> None:
     if embedding is None or embedding.weight.is_meta or embedding.weight.numel() == 0:
         return  # sharded: there is nothing to compute with yet
 
+    key = next(key for key in KEYS if trainer.cfg.train.get(key))
+    parallel = trainer.accelerator.parallelism_config
+    if parallel is not None and parallel.cp_enabled:  # as TRL says of its own packing
+        problem = "context parallelism has attention without masks, so that the rows of a pack would see each other"
+        raise ConfigError(f"train.{key}", problem, f"Remove train.{key}, or set cp_size to 1.")
+
     def apart(name):
         with contextlib.suppress(Exception):  # not installed, not for this model, not on this device
             base.set_attn_implementation(name)
@@ -158,7 +164,6 @@ def check_apart(trainer: SFTTrainer) -> None:
     except Exception as error:  # models refuse packs in ways of their own
         reason = first_line(error)
     good = [name for name in ("sdpa", "eager", "flex_attention", "flash_attention_2") if name != own and apart(name)]
-    key = next(key for key in KEYS if trainer.cfg.train.get(key))
     raise ConfigError(
         f"train.{key}",
         f"{type(base).__name__} with attn_implementation={own} does not keep the rows of a pack apart: {reason}",

@@ -1,5 +1,7 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
+import functools
+
 from omegaconf import DictConfig
 from peft import PeftModel
 from trl import SFTTrainer
@@ -9,7 +11,7 @@ from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.config.save import without_secrets
 from ragfit.data.report import Prepared
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
-from ragfit.training.packing import check_apart, is_packed, training_rows
+from ragfit.training.packing import check_apart, is_packed, token_counts, training_rows
 from ragfit.training.resume import Resumable
 
 
@@ -51,6 +53,12 @@ class RagfitTrainer(Resumable, SFTTrainer):
             base.config.name_or_path = base.name_or_path = ""
             for settings in self.model.peft_config.values() if base is not self.model else ():
                 settings.base_model_name_or_path = None
+
+    @functools.cached_property
+    def lengths(self) -> list[tuple[int, int]]:
+        """(tokens without loss, tokens with loss) of each row that is trained on, or of each pack."""
+        packs = self.cfg.train.get("packing")
+        return list(token_counts(self.train_dataset)) if packs else self.prepared.report.train.lengths
 
     def train(self, *args, **kwargs):
         try:

@@ -295,6 +295,73 @@ def test_looking_changes_nothing(trainer_of, kind):
     assert all(torch.equal(weight, weights[n]) for n, weight in trainer.model.named_parameters() if n in weights)
 
 
+# --- Seen -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_preflight_says_what_packing_does(config):
+    keys = (PACKED, "train.max_length=200", "train.per_device_train_batch_size=2")
+    trainer = tiny_trainer(config(*keys))
+    facts = {label: (value, note) for label, value, note in ragfit.preflight(trainer).items}
+    rows, packs, tokens = 17, len(trainer.train_dataset), trainer.prepared.report.train.tokens
+    assert facts["packing"] == (
+        f"{rows} rows in {packs} packs",
+        f"{rows / packs:.1f} a pack of 200 tokens (train.max_length), {tokens / packs / 200:.0%} full",
+    )
+    each = round(rows * 2 / packs)
+    assert facts["padding"][0] == "0.0%" and facts["padding"][1].endswith(f"% in padded batches of {each} rows")
+    assert 5 < float(facts["padding"][1].split()[2].rstrip("%")) < 60
+    assert facts["steps"] == (
+        f"{-(-packs // 4)}",
+        f"2 packs × 2 accumulated a step, about {round(rows / packs * 4)} rows",
+    )
+    assert f"longest row {max(map(len, trainer.train_dataset['input_ids'])):,}" in facts["memory"][1]
+    flat = tiny_trainer(config("train.padding_free=true", "train.pad_to_multiple_of=64"))
+    facts = {label: (value, note) for label, value, note in ragfit.preflight(flat).items}
+    seen = [batch["input_ids"].numel() for batch in flat.get_train_dataloader()]
+    assert all(size % 64 == 0 for size in seen) and facts["padding"][0] == f"{1 - tokens / sum(seen):.1%}"
+    assert facts["packing"] == ("each batch end to end", "train.padding_free")
+    neither = dict(
+        ragfit.preflight(tiny_trainer(config(PACKED, "model.max_sequence_len=null"))).items[i][::2] for i in (6,)
+    )
+    assert "(the longest row)" in neither["packing"]
+
+
+def test_a_pack_is_seen_with_its_rows_boundaries_and_positions(config):
+    trainer = tiny_trainer(config(PACKED, "train.max_length=200"))
+    prepared, packs = trainer.prepared, trainer.train_dataset
+    batch = trainer.data_collator([packs[0], packs[1]])
+    view = ragfit.views.BatchView(prepared, batch)
+    lengths = packs[0]["seq_lengths"] + packs[1]["seq_lengths"]
+    assert [len(row.ids) for row in view.rows] == lengths and len(lengths) > 3
+    assert [prepared.train[index]["input_ids"] for index in view.indices] == [row.ids for row in view.rows]
+    assert all(row.positions == list(range(len(row.ids))) for row in view.rows)
+    end = lengths[0] + lengths[1] - 1
+    for text in (view.text(), view.html()):
+        assert f"{lengths[0]}–{end}" in text and f"0–{lengths[1] - 1}" in text
+    index = view.indices[1]
+    tokens = ragfit.views.TokenView(prepared, index, batch=batch)
+    assert tokens.ids == prepared.train[index]["input_ids"] and tokens.labels == prepared.train[index]["labels"]
+    assert tokens.title == f"Tokens of train row {index}, at {lengths[0]}–{end} of its pack"
+    padded = trainer.data_collator([prepared.train[index] for index in (0, 3, 1)])
+    view = ragfit.views.BatchView(prepared, padded)
+    assert view.indices == [0, 3, 1] and view.positions == padded["input_ids"].numel()
+    assert view.shortest == min((0, 3, 1), key=lambda index: len(prepared.train[index]["input_ids"]))
+    assert f"{int((padded['attention_mask'] == 0).sum())} of them padding" in view.text()
+
+
+def test_a_packed_run_is_told_apart(config):
+    cfg = config(PACKED, "train.max_length=200", "train.max_steps=2", "train.save_strategy=steps", "train.save_steps=1")
+    folder = ragfit.train(tiny_trainer(cfg))
+    assert "rows in" in (folder / "README.md").read_text().partition("| packing |")[2].partition("\n")[0]
+    assert list(ragfit.table_of_runs(folder.parent)["train.packing"]) == [True]
+    again = f"resume_checkpoint={folder.parent / 'checkpoint-2'}"
+    for changed in ((), (PACKED, "train.max_length=150")):
+        with pytest.raises(ConfigError, match=r"resume_checkpoint: .* was made from other rows \(.*packing"):
+            tiny_trainer(config(*changed, "train.max_steps=2", again))
+    loaded = ragfit.load_checkpoint(folder)  # to evaluate it, as if it had not been packed
+    assert not is_packed(loaded.train_dataset) and loaded.train_dataset is loaded.prepared.train
+
+
 # --- Attention by row on a CPU ----------------------------------------------------------------------------------------
 
 

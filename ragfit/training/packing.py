@@ -65,7 +65,9 @@ def pack_length(cfg: DictConfig, prepared: Prepared) -> tuple[int, str]:
     ):
         if value:
             return value, key
-    return max(sum(pair) for pair in prepared.report.train.lengths), "the longest row"
+    report = prepared.report
+    packed = [report.train, report.dev] if cfg.train.get("eval_packing") else [report.train]
+    return max(sum(pair) for part in packed for pair in part.lengths), "the longest row"
 
 
 def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:

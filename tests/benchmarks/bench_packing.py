@@ -17,8 +17,8 @@ from common import PAIRS, ROOT, parser, print_ratio, print_versions, tokenizer_f
 
 FILES = (  # name, data file, output key, rows
     ("demo", ROOT / "configs/demo/train.jsonl", "answers", None),
-    ("PubMedQA", "pubmed-rag-train.jsonl", "answers", 200),
-    ("ASQA", "asqa-prefix-train.jsonl", "answers", 64),
+    ("PubMedQA", "pubmed-rag-train.jsonl", "answers", 120),
+    ("ASQA", "asqa-prefix-train.jsonl", "answers", 32),
 )
 WAYS = ("packed", "padded at random", "grouped by length", "one at a time", "packed, block mask")
 

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+BOUNDARIES = "seq_lengths"  # TRL's column of packs: the lengths of the rows in a pack
+
 
 class DataCollatorForCompletionOnlyLM:
     """Pads rows to a batch, and labels those that have no labels yet.
 
     Padding is told apart by position, never by id: EOS keeps its loss when pad and EOS are one token.
 
-    Rows with `input_ids` and `labels` (those of `ragfit.prepare`) are only padded. Rows with `input_ids` alone
+    Rows with `input_ids` and `labels` (those of `ragfit.prepare`) are only padded. Packs of rows, which say as
+    `seq_lengths` how long their rows are, are laid end to end by TRL's collator. Rows with `input_ids` alone
     are labelled here, as the collator of this name that TRL removed in 0.20 did: from behind the last
     `completion_start` to the end of the ids. Ids do not say who wrote them, so a marker quoted in the answer can
     only be told from the template's own where the tokenizer's chat template shows what comes before the latter.
@@ -69,10 +72,13 @@ class DataCollatorForCompletionOnlyLM:
         """Make a batch.
 
         Args:
-            rows: each with `input_ids` and, where it has them, `labels` of the same length; other keys are left out.
+            rows: each with `input_ids` and, where it has them, `labels` of the same length and `seq_lengths`; other
+                keys are left out.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels`: int64 tensors of shape (rows, longest row).
+            `input_ids`, `attention_mask` and `labels`: int64 tensors of shape (rows, longest row). Of packs
+            `input_ids`, `labels` and `position_ids`, which begin at 0 in each row, of shape (1, all tokens); no mask,
+            beside which the positions would be overlooked; and the boundaries in the forms that kernels take.
 
         Raises:
             ValueError: a row has more or fewer labels than ids.
@@ -80,6 +86,8 @@ class DataCollatorForCompletionOnlyLM:
         """
         import torch
 
+        if BOUNDARIES in rows[0]:
+            return self._end_to_end(rows)
         width = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -104,6 +112,16 @@ class DataCollatorForCompletionOnlyLM:
             batch["input_ids"][i, place] = ids
             batch["attention_mask"][i, place] = 1
             batch["labels"][i, place] = labels
+        return batch
+
+    def _end_to_end(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, torch.Tensor]":
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        collate = DataCollatorForLanguageModeling(self.pad_token_id, True, pad_to_multiple_of=self.pad_to_multiple_of)
+        # By name: TRL's would learn a whole row that has no labels.
+        batch = collate([{key: row[key] for key in ("input_ids", "labels", BOUNDARIES)} for row in rows])
+        if self.ignore_index != IGNORE_INDEX:
+            batch["labels"].masked_fill_(batch["labels"] == IGNORE_INDEX, self.ignore_index)
         return batch
 
     def label(self, ids: list[int]) -> list[int]:

@@ -114,6 +114,8 @@ def tried(
     if plain is not None and outcome(plain)[1]:
         logger.debug("No trial: %s", error)
         return None
+    if isinstance(error, ConfigError):  # this kit's own, which names the key
+        raise error
     said = whole_text(error)
 
     def likelihood(name: str) -> tuple[bool, bool, int]:

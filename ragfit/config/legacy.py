@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from ragfit.config.paths import find_existing
-from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED, is_hf_train, parent_and_name
+from ragfit.config.schema import HF_TRAIN, REMOVED, is_hf_train, parent_and_name, renamed
 from ragfit.config.values import coerce, short_repr
 from ragfit.errors import ConfigError
 from ragfit.secrets import MASK, is_secret_name
@@ -39,14 +39,15 @@ def translate_names(tree: dict[str, Any], notes: dict[str, str]) -> bool:
         if isinstance(value, str) and re.match(r"(\./)?ragfoundry/", value) and not find_existing(value):
             tree[key] = value.replace("ragfoundry/", "ragfit/", 1)
             note(key, value, tree[key])
-    for old in (*RENAMED, *sorted(REMOVED)):
+    names = renamed(tree["train"].get("packing"))
+    for old in (*names, *sorted(REMOVED)):
         mapping, name = parent_and_name(tree, old)
         if (old.startswith("model.") and not is_hf_train(target)) or (value := mapping.pop(name, None)) is None:
             continue
         if old in REMOVED:
             note(old, value, "dropped, there is no such setting any more")
             continue
-        moved, new = value, RENAMED[old]
+        moved, new = value, names[old]
         place, new_name = parent_and_name(tree, new)
         if old == "train.group_by_length":
             if not coerce(old, value, bool):

@@ -29,6 +29,7 @@ from ragfit.config.schema import (
     PROMPT_KEYS,
     RENAMED,
     STRICT,
+    get,
     is_text,
     known_keys,
     parent_and_name,
@@ -169,7 +170,7 @@ def _finish(cfg: DictConfig, written: dict[str, tuple[int, yaml.Node]]) -> DictC
     for key, text in read.items():
         if key in notes:  # the value it was moved with
             notes[key] = f"{text} -> {str(notes[key]).partition(' -> ')[2]}"
-        notes[RENAMED.get(key, key)] = text + FROM_ENVIRONMENT
+        notes[key if get(tree, key) is not None else RENAMED.get(key, key)] = text + FROM_ENVIRONMENT
     data = {key: tree.get(key) for key in DATA_KEYS}
     return OmegaConf.create(literal({"model": tree["model"], "train": tree["train"], **data, "translated": notes}))
 

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Quote, Quot
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ragfit.config.schema import RENAMED, get, is_hf_train, is_text, known_keys, type_of, unknown_key
+from ragfit.config.schema import get, is_hf_train, is_text, known_keys, renamed, type_of, unknown_key
 from ragfit.errors import ConfigError
 from ragfit.secrets import plain_secrets
 
@@ -128,7 +128,9 @@ def normalize_overrides(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
     """
     tree = OmegaConf.to_container(cfg, resolve=False)
     parsed = [_parse_text(text) for text in overrides]
-    target = {o.key_or_group: o.value() for _, o in parsed}.get("model._target_", get(tree, "model._target_"))
+    values = {o.key_or_group: o.value() for _, o in parsed}
+    target = values.get("model._target_", get(tree, "model._target_"))
+    names = renamed(values.get("train.packing", get(tree, "train.packing")))
     normal, given = [], set()
     for text, o in parsed:
         key = o.key_or_group
@@ -138,7 +140,7 @@ def normalize_overrides(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
         if type_of(key, not is_hf_train(target)) is None:
             raise unknown_key(key).in_file("an override")
         # The key's other names, which must not say otherwise.
-        group = {k for k in (*RENAMED, *RENAMED.values()) if RENAMED.get(k, k) == RENAMED.get(key, key)} - {key}
+        group = {k for k in (*names, *names.values()) if names.get(k, k) == names.get(key, key)} - {key}
         siblings = sorted(k for k in group if k in given or get(tree, k) is not None)
         if not o.is_delete():
             if is_text(key) and not isinstance(o.value(), str | None) and not o.is_sweep_override():

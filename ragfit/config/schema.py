@@ -103,6 +103,14 @@ RENAMED = {
     "train.push_to_hub_token": "train.hub_token",
     "train.push_to_hub_model_id": "train.hub_model_id",
 }
+
+
+def renamed(packing: Any) -> dict[str, str]:
+    """`RENAMED` by the value of `train.packing`, with which `train.max_length` is the length of a pack."""
+    packs = packing and str(packing).strip().lower() not in ("false", "0", "null", "none", "")
+    return {old: new for old, new in RENAMED.items() if not (packs and old == "train.max_length")}
+
+
 # Keys of earlier versions that no longer exist and change nothing here.
 REMOVED = {
     f"train.{name}"

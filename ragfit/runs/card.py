@@ -181,4 +181,9 @@ def _training_rows(trainer: "SFTTrainer", model: dict) -> list[tuple[str, Any]]:
         first = f"{logged[0]:.4f} at first, " if len(logged) > 1 else ""
         rows += [(name, f"{first}{logged[-1]:.4f} at the end")] if logged else []
     rows += [(key, model[key]) for key in MODEL_KEYS if model.get(key)]
+    if trainer.cfg.train.get("packing"):
+        kept, packs = len(trainer.prepared.report.train.kept), len(trainer.train_dataset)
+        rows.append(("packing", f"{kept:,} rows in {packs:,} packs, kept apart by their positions"))
+    elif trainer.cfg.train.get("padding_free"):
+        rows.append(("packing", "each batch end to end, without padding"))
     return rows + [(name, arguments[name]) for name in ARGUMENTS if arguments[name] is not None]

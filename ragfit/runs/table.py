@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragfit.config.paths import user_path
 from ragfit.config.save import leaves
-from ragfit.config.schema import HF_TRAIN, REMOVED, RENAMED
+from ragfit.config.schema import HF_TRAIN, REMOVED, get, renamed
 from ragfit.config.yaml_file import load_yaml
 from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
 from ragfit.draw.view import View
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 LOW, HIGH = ("train_loss", "dev_loss"), (*METRICS, *OF_LABELS, "grounded")
+PACKING = {"train.packing", "train.padding_free"}  # shown wherever they are on: losses of packs are of more rows a step
 STATES = {"finished": ("✓", "good"), "running": ("…", "note")}
 NAME_ONE = "Name a run's train.output_dir, or a folder that holds some."
 # Different for every run by necessity, or no setting at all.
@@ -44,13 +45,13 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
 
     Returns:
         `pandas.DataFrame` with a row for each run, its index the run's folder (relative to the only root). The columns
-        are first the dotted configuration keys in which the runs differ; then `state` (finished, running, failed, …)
-        and `problem`; `step`; `train_loss`, the last that was logged; `dev_loss`; of the tuned model `exact_match`,
-        `f1`, `recall` and `citations` (and `accuracy` and `macro_f1` where the expected answers are labels), with
-        `answers`, the number of rows they were measured on; `grounded`, the share of rows whose answer leans on a
-        supporting document (`ragfit.grounding`); and `seconds` of training. What a run does not have is empty, and a
-        column that no run has is left out. `dev_loss`, metrics and `grounded` are of the last evaluation since the run
-        began.
+        are first the dotted configuration keys in which the runs differ, and `train.packing` and `train.padding_free`
+        where a run has them; then `state` (finished, running, failed, …) and `problem`; `step`; `train_loss`, the last
+        that was logged; `dev_loss`; of the tuned model `exact_match`, `f1`, `recall` and `citations` (and `accuracy`
+        and `macro_f1` where the expected answers are labels), with `answers`, the number of rows they were measured
+        on; `grounded`, the share of rows whose answer leans on a supporting document (`ragfit.grounding`); and
+        `seconds` of training. What a run does not have is empty, and a column that no run has is left out. `dev_loss`,
+        metrics and `grounded` are of the last evaluation since the run began.
 
     Raises:
         ConfigError: a root does not exist, or none holds a run.
@@ -71,7 +72,8 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
     configs = pandas.DataFrame([_config(folder) for folder in folders], index)
     # A run that left no configuration (an older one, killed) says nothing about a key.
     told = configs[configs.notna().any(axis=1)].astype(str)
-    varied = [key for key in configs if key not in outcome and told[key].nunique() > 1]
+    packed = {key for key in PACKING & {*configs} if (told[key] == "True").any()}
+    varied = [key for key in configs if key not in outcome and (told[key].nunique() > 1 or key in packed)]
     return configs[varied].join(outcome.dropna(axis=1, how="all"))
 
 
@@ -112,9 +114,9 @@ def _config(folder: Path) -> dict[str, Any]:
     if not tree:
         return {}
     # A run that was refused, or one of an earlier version, may have earlier names, and need not name the class.
-    config = {"model._target_": HF_TRAIN}
+    config, names = {"model._target_": HF_TRAIN}, renamed(get(tree, "train.packing"))
     for key, value in leaves(tree):
-        key = RENAMED.get(key, printable(key))
+        key = names.get(key, printable(key))
         if value is not None and key not in REMOVED and not key.startswith(_NOT_COMPARED):
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             config[key] = value if isinstance(value, int | float) else printable(text)

@@ -14,15 +14,13 @@ from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
+from ragfit.training import packing
 from ragfit.training.tracking import PROJECT, prepare_trackers
 
 # Keys of TRL that would undo what this kit has prepared, and why they are refused.
-LABELLED = "this kit labels and pads the rows"
+LABELLED = "this kit labels the rows"
 WRITTEN = "the rows are written with the tokenizer of model.model_name_or_path, or with template"
-REFUSED = {
-    "packing": LABELLED, "padding_free": LABELLED, "assistant_only_loss": LABELLED,
-    "chat_template_path": WRITTEN, "eos_token": WRITTEN,
-}  # fmt: skip
+REFUSED = {"assistant_only_loss": LABELLED, "chat_template_path": WRITTEN, "eos_token": WRITTEN}
 
 
 def check_writable(output_dir: str) -> None:
@@ -55,7 +53,8 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     """The arguments of a configuration.
 
     What the rows need is set here and cannot be overridden: they are tokenized and labelled, and must be neither
-    cut, packed nor labelled again. What the configuration leaves open is chosen for the device.
+    cut nor labelled again. TRL packs only what it prepares itself, so it is told of no packing; the trainer is given
+    packs. What the configuration leaves open is chosen for the device.
 
     Raises:
         ConfigError: evaluation without a dev set, or an argument that transformers refuses.
@@ -64,6 +63,7 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     for key in REFUSED:
         if given.get(key):
             raise ConfigError(f"train.{key}", f"it is set, but {REFUSED[key]}", f"Remove train.{key}.")
+    packing.check_keys(given)
     for suffix in ("", "_kwargs"):  # the name that transformers 6 keeps
         old = given.pop(f"gradient_checkpointing{suffix}", None)
         if given.get(f"activation_checkpointing{suffix}") is None:
@@ -88,7 +88,8 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
         "trackio_static_space_id": False,  # else pushing a checkpoint publishes a Space with the metrics
     }
     given = defaults | {key: value for key, value in given.items() if value is not None}
-    given |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    given |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    given |= dict.fromkeys(packing.KEYS, False)
     if not torch.accelerator.is_available():
         given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
     if cfg.get("use_wandb"):
@@ -106,8 +107,9 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
         # model.device_map=auto or `accelerate launch` take more.
         args._n_gpu = 1
     if args.dataloader_drop_last:
-        _check_batch("train", args.train_batch_size * args.world_size, prepared.train)
-        _check_batch("eval", args.eval_batch_size * args.world_size, prepared.dev)
+        train, dev = packing.training_rows(cfg, prepared)
+        _check_batch("train", args.train_batch_size * args.world_size, train)
+        _check_batch("eval", args.eval_batch_size * args.world_size, dev)
     return args
 
 

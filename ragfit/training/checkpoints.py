@@ -184,8 +184,8 @@ def check_same_run(folder: str | Path, cfg: dict, rows: str, rows_per_step: int)
     if facts["rows"] != rows:
         raise ConfigError(
             "resume_checkpoint",
-            f"{folder} was made from other rows (their order, text, template or tokenizer differs), so the place to go "
-            "on from is not known",
+            f"{folder} was made from other rows (their order, text, packing, template or tokenizer differs), so the "
+            "place to go on from is not known",
             f"Set what chooses and renders the rows {as_it_was}",
         )
     before, now = dict(leaves(facts["config"])), dict(leaves(cfg))

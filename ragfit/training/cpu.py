@@ -6,11 +6,15 @@ arithmetic (scaling, softcap, chunks of the vocabulary) stays TRL's.
 """
 
 import functools
+import itertools
 import types
+from collections.abc import Callable
 
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from ragfit.collator import IGNORE_INDEX
 from ragfit.errors import ConfigError
@@ -75,6 +79,58 @@ def keep_attention(model: PreTrainedModel, settings: dict | None) -> None:
 def _keep_attention():
     attention = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default]
     return create_selective_checkpoint_contexts(attention)
+
+
+BY_ROW = "sdpa_by_row"  # the name of an attention implementation
+
+
+class RowMasks(list):
+    """In place of a pack's mask: for each row (start, stop, mask), the mask None where attention is plainly causal."""
+
+
+def mask_by_row(mask_function: Callable, **kwargs) -> torch.Tensor | RowMasks | None:
+    """transformers' mask for SDPA; of one pack, what each row needs instead of a mask of all pairs of positions.
+
+    Args:
+        mask_function: whether a position sees another: (batch, head, position, other position) → bool tensors.
+        kwargs: of `transformers.masking_utils.sdpa_mask`.
+    """
+    size, device = kwargs["q_length"], kwargs["device"]
+    # What makes it plain: no padding, no cache, and nothing but positions in the function (vmap is for all else).
+    plain = kwargs.get("attention_mask") is None and kwargs["kv_length"] == size and not kwargs.get("use_vmap")
+    if kwargs.get("allow_is_causal_skip", True) or kwargs["batch_size"] != 1 or not plain or kwargs.get("q_offset"):
+        return sdpa_mask(mask_function=mask_function, **kwargs)
+
+    def sees(place, other):
+        zero = torch.zeros((), dtype=torch.long, device=device)
+        return mask_function(zero, zero, place, other).expand(torch.broadcast_shapes(place.shape, other.shape))
+
+    places = torch.arange(size, device=device)
+    if sees(places[:-1], places[1:]).any():  # not causal
+        return sdpa_mask(mask_function=mask_function, **kwargs)
+    starts = [0, *(1 + (~sees(places[1:], places[:-1])).nonzero().flatten()).tolist(), size]
+    rows = RowMasks()
+    for start, stop in itertools.pairwise(starts):
+        row = places[start:stop]
+        # A row whose last token sees its first is within the window, if there is one.
+        whole = bool(sees(row[-1], row[0]))
+        rows.append((start, stop, None if whole else sees(row[:, None], row[None])[None, None]))
+    return rows
+
+
+def attention_by_row(module, query, key, value, attention_mask, **kwargs) -> tuple[torch.Tensor, None]:
+    """SDPA as transformers calls it; each row of a pack goes through by itself."""
+    if not isinstance(attention_mask, RowMasks):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs = [
+        sdpa_attention_forward(module, *(part[:, :, start:stop] for part in (query, key, value)), mask, **kwargs)[0]
+        for start, stop, mask in attention_mask
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(BY_ROW, attention_by_row)
+AttentionMaskInterface.register(BY_ROW, mask_by_row)
 
 
 def right_padded(mask: torch.Tensor) -> bool:

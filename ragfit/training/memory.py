@@ -27,7 +27,7 @@ def memory_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
     with it, one value of the hidden size per layer and token, and one layer whole with its gradients. An estimate, to
     a factor of two.
     """
-    model, args, lengths = trainer.model, trainer.args, trainer.prepared.report.train.lengths
+    model, args, lengths = trainer.model, trainer.args, trainer.lengths
     rows, longest = args.per_device_train_batch_size, max(sum(pair) for pair in lengths)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     state = 2 if "8bit" in args.optim.value else 8

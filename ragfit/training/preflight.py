@@ -27,6 +27,8 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     from peft import PeftModel
 
     from ragfit.training.memory import HALVES, device_name, free_memory, memory_estimate, name_of, parameters, precision
+    from ragfit.training.packing import is_packed
+    from ragfit.training.resume import rows_per_step
 
     args, report, model = trainer.args, trainer.prepared.report, trainer.model
     total, trainable = parameters(model)
@@ -35,9 +37,13 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     with_loss = report.train.loss_tokens / max(report.train.tokens, 1)
     checkpointing = "with" if args.activation_checkpointing else "without"
     processes = f" × {args.world_size} processes" if args.world_size > 1 else ""
+    packs = trainer.cfg.train.get("packing")
+    what = "packs" if packs else "rows"
     a_step = (
-        f"{args.per_device_train_batch_size} rows × {args.gradient_accumulation_steps} accumulated{processes} a step"
+        f"{args.per_device_train_batch_size} {what} × {args.gradient_accumulation_steps} accumulated{processes} a step"
     )
+    if packs:
+        a_step += f", about {round(len(report.train.kept) / len(trainer.train_dataset) * rows_per_step(args)):,} rows"
     tokens = f"{report.train.tokens:,} read, {report.train.loss_tokens:,} with loss"
     items = [
         ("device", device_name(args), f"{checkpointing} activation checkpointing"),
@@ -46,6 +52,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         ("rows", f"{len(report.train.kept):,} train, {len(report.dev.kept):,} dev", ""),
         ("tokens", tokens, f"{with_loss:.1%} of the training tokens"),
         ("steps", f"{steps:,}", a_step),
+        *([("packing", *packing(trainer))] if is_packed(trainer.train_dataset) else []),
         ("padding", share, note),
         ("memory", f"about {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB free", parts),
         ("output", str(args.output_dir), "adapter, tokenizer, configuration and instruction in checkpoint/"),
@@ -92,6 +99,19 @@ def total_steps(trainer: "RagfitTrainer") -> int:
     return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
 
 
+def packing(trainer: "RagfitTrainer") -> tuple[str, str]:
+    """How many rows lie end to end, and how full the packs are."""
+    from ragfit.training.packing import pack_length
+
+    if not trainer.cfg.train.get("packing"):
+        return "each batch end to end", "train.padding_free"
+    rows, packs = len(trainer.prepared.report.train.kept), len(trainer.train_dataset)
+    length, key = pack_length(trainer.cfg, trainer.prepared)
+    full = trainer.prepared.report.train.tokens / (packs * length)
+    note = f"{rows / packs:.1f} a pack of {length:,} tokens ({key}), {full:.0%} full"
+    return f"{rows:,} rows in {packs:,} packs", note
+
+
 def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
     """What of the first epoch's batches is padding.
 
@@ -103,11 +123,20 @@ def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
+    from ragfit.training.packing import is_packed
+
     args = trainer.args
     lengths = [sum(pair) for pair in trainer.prepared.report.train.lengths]
     with torch.random.fork_rng(devices=[]):  # a look changes nothing
         batches = list(trainer.get_train_dataloader().batch_sampler)
     multiple = args.pad_to_multiple_of or 1
+    if is_packed(trainer.train_dataset):  # beside padded batches of as many rows
+        ends = [sum(sum(trainer.lengths[row]) for row in batch) for batch in batches]
+        share = padded_share([[batch] for batch in range(len(batches))], ends, multiple)
+        size = max(1, round(len(lengths) * args.per_device_train_batch_size / len(trainer.train_dataset)))
+        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
+        without = padded_share([order[i : i + size] for i in range(0, len(order), size)], lengths, multiple)
+        return f"{share:.1%}", f"instead of {without:.1%} in padded batches of {size:,} row{'s' * (size != 1)}", None
     share = padded_share(batches, lengths, multiple)
     rows = max(map(len, batches), default=0)
     note = f"of the positions in batches of {rows:,} row{'s' * (rows != 1)}, first epoch"
@@ -120,7 +149,7 @@ def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
     if share > LARGE_SHARE and least <= share / 2:
         hint = (
             f"{share:.0%} of what is computed is padding, because rows of different lengths share batches. "
-            f"Set train.group_by_length=true: about {least:.0%} would be."
+            f"Set train.group_by_length=true: about {least:.0%} would be, or train.packing=true: none."
         )
     return f"{share:.1%}", note, hint
 

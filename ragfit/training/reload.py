@@ -37,6 +37,7 @@ def load_checkpoint(
     from ragfit.data.prepare import prepare
     from ragfit.models.load import load_model
     from ragfit.training.arguments import training_arguments
+    from ragfit.training.packing import KEYS
     from ragfit.training.trainer import RagfitTrainer
     from ragfit.training.trial import check_vocabulary
 
@@ -53,6 +54,7 @@ def load_checkpoint(
     if data_file:
         keys |= {"data_file": str(find_path(data_file, "--data")), "dev_split": None, "limit": None, "shuffle": None}
     cfg = load_believed(folder, [*(override(key, value) for key, value in keys.items()), *overrides])
+    cfg.train.update(dict.fromkeys(KEYS))  # nothing is trained
     prepared = prepare(cfg)
     if data_file:
         prepared.report.dev = prepared.report.train

@@ -170,7 +170,7 @@ class Resumable:
     @functools.cached_property
     def _identity(self):
         """What a resumed run must share with this one."""
-        rows = checkpoints.rows_digest(self.prepared.train)
+        rows = checkpoints.rows_digest(self.train_dataset)
         return {"rows": rows, "rows_per_step": rows_per_step(self.args), "config": without_secrets(self.cfg)}
 
     def _wait(self):

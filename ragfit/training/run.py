@@ -26,6 +26,7 @@ from ragfit.runs.status import SAVING, RunStatus, run_state
 from ragfit.training.arguments import check_writable, training_arguments
 from ragfit.training.checkpoints import check_same_run, resume_path, rows_digest
 from ragfit.training.live import loss_curve
+from ragfit.training.packing import training_rows
 from ragfit.training.preflight import preflight
 from ragfit.training.resume import rows_per_step
 from ragfit.training.stop import StopSignals
@@ -54,15 +55,16 @@ def build_trainer(cfg: DictConfig, prepared: Prepared, callbacks: Sequence[Train
         check_tag(cfg.hfhub_tag)
     args = training_arguments(cfg, prepared)
     check_writable(args.output_dir)
+    rows = training_rows(cfg, prepared)
     if resume_from:
-        check_same_run(resume_from, without_secrets(cfg), rows_digest(prepared.train), rows_per_step(args))
+        check_same_run(resume_from, without_secrets(cfg), rows_digest(rows[0]), rows_per_step(args))
     status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
     with status.loading(), _kept_if_it_fails(cfg, args), explained("Loading the model"):
-        try_run(cfg, prepared, args)
+        try_run(cfg, prepared, args, rows)
         set_seed(args.seed)  # the adapter's weights are drawn while the model loads
         loaded = load_model(cfg)
         check_vocabulary(loaded.model, prepared)
-        trainer = RagfitTrainer(cfg, prepared, loaded, args, callbacks=[loss_curve(), *callbacks])
+        trainer = RagfitTrainer(cfg, prepared, loaded, args, rows, callbacks=[loss_curve(), *callbacks])
     trainer.status, trainer.resume_from = status, resume_from
     # One live display instead of transformers' bar and its printed dictionaries.
     for callback in (ProgressCallback, PrinterCallback):

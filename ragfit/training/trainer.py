@@ -1,5 +1,7 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
+import functools
+
 from omegaconf import DictConfig
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
@@ -10,6 +12,7 @@ from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.config.save import without_secrets
 from ragfit.data.report import Prepared
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
+from ragfit.training.packing import check_apart, is_packed, token_counts, training_rows
 from ragfit.training.resume import Resumable
 
 
@@ -17,16 +20,16 @@ class RagfitTrainer(Resumable, SFTTrainer):
     """`trl.SFTTrainer` over rows of `ragfit.prepare`.
 
     Attributes:
-        prepared: the `Prepared` that the rows come from.
+        prepared: the `Prepared` that the rows come from; `train_dataset` and `eval_dataset` are these or packs of them.
         cfg: the resolved configuration.
         labelled_head: whether the LM head is applied only where there are labels.
     """
 
     _batches = 0  # that this trainer has trained on
 
-    def __init__(self, cfg: DictConfig, prepared: Prepared, loaded, args, **kwargs):
+    def __init__(self, cfg: DictConfig, prepared: Prepared, loaded, args, rows=None, **kwargs):
         self.cfg, self.prepared = cfg, prepared
-        tokenizer = prepared.tokenizer
+        tokenizer, (train, dev) = prepared.tokenizer, rows or training_rows(cfg, prepared)
         super().__init__(
             model=loaded.model,
             args=args,
@@ -34,8 +37,8 @@ class RagfitTrainer(Resumable, SFTTrainer):
             data_collator=DataCollatorForCompletionOnlyLM(
                 tokenizer=tokenizer, pad_to_multiple_of=args.pad_to_multiple_of
             ),
-            train_dataset=prepared.train,
-            eval_dataset=prepared.dev,
+            train_dataset=train,
+            eval_dataset=dev,
             **kwargs,
         )
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
@@ -44,11 +47,19 @@ class RagfitTrainer(Resumable, SFTTrainer):
             project_labelled_only(base)
             before_torch.keep_freed_memory()
         check_head(base)
+        if is_packed(train) or is_packed(dev):
+            check_apart(self)
         if "${" in str(without_secrets(cfg)["model"].get("model_name_or_path")):
             # From the environment: checkpoints and trackers would be told what it holds.
             base.config.name_or_path = base.name_or_path = ""
             for settings in self.model.peft_config.values() if base is not self.model else ():
                 settings.base_model_name_or_path = None
+
+    @functools.cached_property
+    def lengths(self) -> list[tuple[int, int]]:
+        """(tokens without loss, tokens with loss) of each row that is trained on, or of each pack."""
+        packs = self.cfg.train.get("packing")
+        return list(token_counts(self.train_dataset)) if packs else self.prepared.report.train.lengths
 
     def train(self, *args, **kwargs):
         # Autocast casts what an adapter's layers read to bfloat16; PEFT would first cast it to the adapter's float32.

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils.logging import warning_once
 
-from ragfit.collator import IGNORE_INDEX
+from ragfit.collator import BOUNDARIES, IGNORE_INDEX
 from ragfit.config.explain import tried
 from ragfit.config.schema import is_hf_train
 from ragfit.data.report import Prepared
@@ -39,6 +39,7 @@ from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import generate
 from ragfit.models.hf import COMPUTED, resolve
 from ragfit.training.arguments import Arguments, training_arguments
+from ragfit.training.packing import Rows, training_rows
 from ragfit.training.resume import RunCallback
 from ragfit.training.trainer import RagfitTrainer
 
@@ -53,11 +54,14 @@ OF_LAYERS = (
 )  # fmt: skip
 
 
-def try_run(cfg: DictConfig, prepared: Prepared, args: Arguments) -> None:
+def try_run(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows) -> None:
     """Try a run on a small copy of its model.
 
     Where no copy can be made or even a plain run fails on it, nothing is known, and nothing is said: the copy is at
     fault then, or loading the model will say it.
+
+    Args:
+        rows: of `training_rows`.
 
     Raises:
         ConfigError: with the key, what the library says, and what to do.
@@ -69,7 +73,7 @@ def try_run(cfg: DictConfig, prepared: Prepared, args: Arguments) -> None:
         check_vocabulary(model, prepared)
         check_positions(model, prepared)
         _try_answer(model, prepared, cfg.model.get("generation"), args.per_device_eval_batch_size)
-        _try_step(cfg, prepared, args, model)
+        _try_step(cfg, prepared, args, rows, model)
 
 
 @contextlib.contextmanager
@@ -111,7 +115,7 @@ def small_copy(keys: DictConfig) -> PreTrainedModel | None:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **remote)
         with torch.no_grad():
             for weight in model.parameters():
-                weight.fill_(0.01)
+                weight.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
     except Exception as error:  # the architecture cannot be made thin, or the model cannot be loaded at all
         logger.debug("No trial: %s", error)
         return None
@@ -207,7 +211,7 @@ def _try_answer(model: PreTrainedModel, prepared: Prepared, generation: DictConf
     tried(answer, settings, without, {}, "model.generation", settings)
 
 
-def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, model: PreTrainedModel) -> None:
+def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, model: PreTrainedModel) -> None:
     """A step of training, and of evaluation where there is any, as the run would take them."""
     keys = OmegaConf.to_container(cfg, resolve=True)
     lora = keys["model"].get("lora")
@@ -228,10 +232,10 @@ def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, model: PreTr
 
     def step(tree):
         if tree is keys:
-            return _step(cfg, prepared, args, models.pop())
+            return _step(cfg, prepared, args, rows, models.pop())
         changed = OmegaConf.create(tree)
         fresh = with_adapter(small_copy(changed.model), tree["model"].get("lora"))
-        _step(changed, prepared, training_arguments(changed, prepared), fresh)
+        _step(changed, prepared, training_arguments(changed, prepared), training_rows(changed, prepared), fresh)
 
     plain = copy.deepcopy(keys)
     plain["train"] = {key: value for key, value in plain["train"].items() if key in ("output_dir", "use_cpu")}
@@ -250,17 +254,16 @@ class OneStep(TrainerCallback):
         control.should_evaluate = args.eval_strategy != "no"
 
 
-def _step(cfg: DictConfig, prepared: Prepared, args: Arguments, model: torch.nn.Module) -> None:
-    if prepared.dev is not None:
-        prepared = copy.copy(prepared)
-        prepared.dev = prepared.dev.select([0])
+def _step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, model: torch.nn.Module) -> None:
+    train, dev = rows
+    rows = train, dev and dev.select([0])
     with tempfile.TemporaryDirectory() as folder:
         small = copy.deepcopy(args)
         small.output_dir, small.save_strategy, small.load_best_model_at_end = folder, "no", False
         small.disable_tqdm, small.gradient_accumulation_steps, small.eval_delay = True, 1, 0
         small.dataloader_num_workers = min(args.dataloader_num_workers, 1)
         small.dataloader_drop_last = False
-        trainer = RagfitTrainer(cfg, prepared, SimpleNamespace(model=model), small, callbacks=[OneStep()])
+        trainer = RagfitTrainer(cfg, prepared, SimpleNamespace(model=model), small, rows, callbacks=[OneStep()])
         for callback in list(trainer.callback_handler.callbacks):
             if not isinstance(callback, DefaultFlowCallback | RunCallback | OneStep):
                 trainer.remove_callback(callback)
@@ -275,4 +278,5 @@ def _step(cfg: DictConfig, prepared: Prepared, args: Arguments, model: torch.nn.
 def _end(row: dict[str, list[int]]) -> dict[str, list[int]]:
     """The last tokens of a row up to its last label."""
     stop = max(place for place, label in enumerate(row["labels"]) if label != IGNORE_INDEX) + 1
-    return {key: values[max(0, stop - TOKENS) : stop] for key, values in row.items()}
+    cut = {key: row[key][max(0, stop - TOKENS) : stop] for key in ("input_ids", "labels")}
+    return cut | ({BOUNDARIES: [len(cut["labels"])]} if BOUNDARIES in row else {})

@@ -8,6 +8,7 @@ import importlib
 
 _HOME = {
     "TokenView": "views.tokens",
+    "BatchView": "views.batch",
     "PromptView": "views.prompt",
     "ReportView": "data.report",
     "report_html": "data.report",

@@ -12,6 +12,7 @@ from ragfit.draw.blocks import Bar, Block, Callout, Drawn, Line, Span
 from ragfit.draw.html import attribute, colours, escape, html_lines
 from ragfit.draw.text import short, visible
 from ragfit.draw.view import View
+from ragfit.views.batch import rows_in
 from ragfit.views.token_text import token_texts
 
 Losses = Sequence[float | None]  # what each token of a row costs, in nats
@@ -85,7 +86,12 @@ class TokenView(View):
 
         self.ids, self.labels, mask = row["input_ids"], row["labels"], [1] * len(row["input_ids"])
         if batch is not None:
-            self.ids, self.labels, mask = _of_batch(batch, self.ids)
+            found = next((one for one in rows_in(batch) if one.tokens == self.ids), None)
+            if found is None:
+                raise ValueError("The batch does not hold this row. Give a batch that the collator made of it.")
+            self.ids, self.labels, mask = found.ids, found.labels, found.mask
+            if "position_ids" in batch:
+                self.title += f", at {found.places} of its pack"
         self.padding, self.loss = [not kept for kept in mask], [label != IGNORE_INDEX for label in self.labels]
         texts, spans, dropped = token_texts(self.tokenizer, row["input_ids"], rendered.text, prepared.encoder)
         real = list(itertools.compress(range(len(self.ids)), mask))
@@ -257,15 +263,6 @@ def callout(found: Finding) -> Callout:
     seen = f" Seen: {found.detail}." if found.detail else ""
     name = Span(f"{found.severity.capitalize()}, {found.kind}{all_rows}:")
     return Callout((name, f" {found.meaning}{seen} {found.fix}"), "warning" if found.severity == "warning" else "note")
-
-
-def _of_batch(batch: Mapping[str, object], ids: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """(ids, labels, attention mask) of the row of a batch that holds these ids."""
-    for rows in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-        row, labels, mask = (list(map(int, values)) for values in rows)
-        if list(itertools.compress(row, mask)) == ids:
-            return row, labels, mask
-    raise ValueError("The batch does not hold this row. Give a batch of the collator that was made from it.")
 
 
 def _cost(cost: float | None) -> str:

@@ -131,6 +131,7 @@ BEST = ("dev_split=3", "train.eval_strategy=steps", "train.eval_steps=3", "train
         "train.metric_for_best_model=eval_loss")  # fmt: skip
 BY_LENGTH = ("train.group_by_length=true", "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1")
 CHANGED_BY_RESUMING = [
+    ("packs", ("train.packing=true", "train.max_length=400", "train.num_train_epochs=3"), 3),
     ("order by length", (*BY_LENGTH, "train.save_steps=6"), 6),
     ("after the last step", ("train.max_steps=7",), 7),
     ("a bfloat16 adapter", ("train.optim=paged_adamw_8bit", "model.load_in_4bit=true", "train.bf16=true"), 3),

@@ -106,11 +106,6 @@ def test_every_key_of_train_in_the_shipped_files_is_in_the_arguments(config):
     ("overrides", "message"),
     [
         (
-            ["train.packing=true"],
-            "train.packing: it is set, but this kit labels and pads the rows. Remove train.packing",
-        ),
-        (["train.padding_free=true"], "train.padding_free: it is set, but .* Remove train.padding_free"),
-        (
             ["train.assistant_only_loss=true"],
             "train.assistant_only_loss: it is set, but .* Remove train.assistant_only_loss",
         ),

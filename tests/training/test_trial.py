@@ -197,7 +197,7 @@ def test_a_trial_leaves_nothing_behind(config, tmp_path, caplog, capfd):
     prepared = ragfit.prepare(cfg)
     args = training_arguments(cfg, prepared)
     before = vars(args).copy()
-    try_run(cfg, prepared, args)
+    try_run(cfg, prepared, args, (prepared.train, prepared.dev))
     assert vars(args) == before and not (tmp_path / "out").exists()
     assert caplog.text == "" and capfd.readouterr() == ("", "")
     assert logging.root.manager.disable == 0 and gc.get_freeze_count() == 0

@@ -6,6 +6,8 @@
 import importlib
 from typing import Any
 
+import ragfit.before_torch  # noqa: F401  (whichever part of the kit is used first)
+
 __version__ = "0.1.0"
 
 _HOME = {

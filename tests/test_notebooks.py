@@ -289,7 +289,9 @@ def test_looking_shows_rows_and_findings_without_torch(name, odd_rows, tmp_path)
 
 @pytest.mark.slow
 def test_loss_mask_with_the_model(tiny_run, tmp_path):
-    text = outputs(execute("loss_mask.ipynb", tmp_path, {**tiny_run, "with_model": True, "rows": 2, "train.packing": True}))
+    text = outputs(
+        execute("loss_mask.ipynb", tmp_path, {**tiny_run, "with_model": True, "rows": 2, "train.packing": True})
+    )
     assert "There is no trained adapter yet" in text and "Traceback" not in text
     notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     html = "".join(o["data"].get("text/html", "") for c in notebook.cells for o in c.get("outputs", ()) if "data" in o)

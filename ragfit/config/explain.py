@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -14,15 +15,22 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # What the libraries say when something gives out that is no single key's fault, and what helps.
-MEMORY = (
+LESS_MEMORY = (
     "Lower train.per_device_train_batch_size (train.gradient_accumulation_steps makes up for it) or model."
     "max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits (model.load_in_4bit=true)"
+)
+LESS_TO_EVALUATE = (
+    "Lower train.per_device_eval_batch_size or model.max_sequence_len, or load the model in 4 bits "
+    "(model.load_in_4bit=true). The adapter of a run that has ended is saved: its checkpoint/ can be evaluated later"
+)
+OUT_OF_MEMORY = (
+    "out of memory|can't allocate memory|cannot allocate memory|alloc_failed|bad_alloc|could not create a memory|"
+    "MemoryError"
 )
 TOKENIZER = "Check that the tokenizer belongs to model.model_name_or_path, and lower model.max_sequence_len"
 OTHER_MODEL = "Check that resume_checkpoint, model.trained_adapter and model.model_name_or_path belong together"
 LOCAL = "Check the network, or set model.model_name_or_path and data_file to local files"
 CAUSES = (
-    ("out of memory|can't allocate memory|cannot allocate memory|bad_alloc|^MemoryError", MEMORY),
     ("no space left|disk quota|file too large", "Make room there, or set train.output_dir to another disk"),
     ("device-side assert|index out of range|out of bounds", TOKENIZER),
     ("size mismatch|loading state_dict|parameter group", OTHER_MODEL),
@@ -36,7 +44,7 @@ CAUSES = (
 
 
 @contextlib.contextmanager
-def explained(doing: str) -> Iterator[None]:
+def explained(doing: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
     """The one place where what a library raises becomes a sentence of this kit's.
 
     For the public functions, as a decorator or around a block. The kit's own errors, a user's interrupt and the end of
@@ -44,6 +52,7 @@ def explained(doing: str) -> Iterator[None]:
 
     Args:
         doing: what fails then, as the subject of a sentence, such as "Training".
+        less_memory: what to do where memory gives out, without the period.
 
     Raises:
         RagfitError: from the library's error, with the key that is most likely meant and the library's own words.
@@ -53,8 +62,14 @@ def explained(doing: str) -> Iterator[None]:
     except RagfitError:
         raise
     except Exception as error:  # of any library, or of this kit's own code
-        fix = f"{_advice(error)}. {TRACEBACK}=1 shows where it happened."
-        raise RagfitError("", f"{doing} failed: {whole_text(error)}", fix) from error
+        said = whole_text(error)
+        if re.search(OUT_OF_MEMORY, said, re.IGNORECASE):
+            advice = less_memory
+            # Else a notebook, which keeps the error, keeps the tensors too, and there is no room to try again.
+            traceback.clear_frames(error.__traceback__)
+        else:
+            advice = _advice(error)
+        raise RagfitError("", f"{doing} failed: {said}", f"{advice}. {TRACEBACK}=1 shows where it happened.") from error
 
 
 def _advice(error: Exception) -> str:

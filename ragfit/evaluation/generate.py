@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ragfit.config.explain import explained
+from ragfit.config.explain import LESS_TO_EVALUATE, explained
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ragfit.data.report import Prepared
 
 
-@explained("The dev loss")
+@explained("The dev loss", LESS_TO_EVALUATE)
 def dev_loss(trainer: "SFTTrainer") -> float | None:
     """The mean loss per completion token on the dev set in nats, as Trainer reports it, without logging it.
 
@@ -37,6 +37,7 @@ def longest_answer(prepared: "Prepared", part: str = "dev") -> int:
     return max(longest, min(256, max(48, 2 * longest)))
 
 
+@explained("Generating answers", LESS_TO_EVALUATE)
 def generate(
     model: "PreTrainedModel | PeftModel",
     prepared: "Prepared",

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ragfit.config.explain import explained
+from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.paths import user_path
 from ragfit.errors import ConfigError
 from ragfit.evaluation.metrics import citations, question_of
@@ -56,7 +56,7 @@ def estimate(values: Iterable[float | None], seed: int = 0, samples: int = 2000)
     return Estimate(float(known.mean()), float(low), float(high), len(known))
 
 
-@explained("The look at grounding")
+@explained("The look at grounding", LESS_TO_EVALUATE)
 def grounding(trainer: "SFTTrainer", rows: int | None = 30, parts: Sequence[str] = PARTS, seed: int = 0, save=None):
     """Measure which documents the answers come from, with the base model and the tuned one.
 

@@ -3,7 +3,6 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-import ragfit.before_torch  # noqa: F401  (before torch)
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError, first_line

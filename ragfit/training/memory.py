@@ -1,10 +1,15 @@
 """The memory that a run needs, and that there is."""
 
+import bisect
+from collections.abc import Mapping, Sequence
+
 import psutil
 import torch
 from peft import PeftModel
 from transformers import TrainingArguments
+from transformers.cache_utils import DynamicLayer
 
+from ragfit.evaluation.generate import inference, longest_answer
 from ragfit.models.hf import bf16_is_fast
 from ragfit.training.trainer import RagfitTrainer
 
@@ -20,32 +25,114 @@ def parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def memory_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
-    """(bytes, explanation): weights as loaded, the trained parameters' gradients and optimizer state, activations.
+    """(bytes, explanation) of training: weights as loaded, gradients and optimizer state of the trained, activations.
 
-    Activations are for the longest row: without checkpointing about 16 values of the hidden size and 3 of the MLP's
-    per layer and token (Korthikanti et al., https://arxiv.org/abs/2205.05198, with attention that keeps no scores);
-    with it, one value of the hidden size per layer and token, and one layer whole with its gradients. An estimate, to
-    a factor of two.
+    Activations are for the longest row, or pack: without checkpointing about 16 values of the hidden size and 3 of the
+    MLP's per layer and token (Korthikanti et al., https://arxiv.org/abs/2205.05198, with attention that keeps no
+    scores); with it, one value of the hidden size per layer and token, and one layer whole with its gradients. An
+    estimate, to a factor of two.
     """
     model, args, lengths = trainer.model, trainer.args, trainer.lengths
-    rows, longest = args.per_device_train_batch_size, max(sum(pair) for pair in lengths)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    state = 2 if "8bit" in args.optim.value else 8
-    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    update = sum(parameter.numel() * (parameter.element_size() + state) for parameter in trained)
-    config = model.config.get_text_config()
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    width = 2 if args.bf16 or args.fp16 or model.dtype in HALVES else 4
+    rows, longest, labelled = args.per_device_train_batch_size, *_longest(lengths)
+    weights, trained, state = _held(trainer)
+    hidden, inner, layers = _sizes(model)
+    # Bytes a value: of float32 weights autocast leaves the norms and the residual stream in float32.
+    width = 2 if model.dtype in HALVES else 3
     layer = longest * rows * (16 * hidden + 3 * inner) * width
-    kept = longest * rows * hidden * width * layers
+    kept = longest * rows * hidden * model.dtype.itemsize * layers
     activations = 2 * layer + kept if args.activation_checkpointing else layer * layers
-    projected = rows * (max(pair[1] for pair in lengths) if trainer.labelled_head else longest)
-    # TRL projects tiles of at most 4,096 positions and 32,768 ids of the vocabulary, and holds about three of them.
-    logits = min(projected, 4096) * min(config.vocab_size, 32768) * 4 * 3
-    parts = {"weights": weights, "updates": update, "activations": activations, "logits": logits}
-    explanation = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
-    return sum(parts.values()), f"estimate in GiB: {explanation}; longest row {longest:,} tokens"
+    logits = _logits(trainer, rows * (labelled if trainer.labelled_head else longest))
+    parts = {"weights": weights, "updates": trained + state, "activations": activations, "logits": logits}
+    return sum(parts.values()), f"{_in_gib(parts)}; longest row {longest:,} tokens"
+
+
+def evaluation_estimate(trainer: RagfitTrainer, batch: int | None = None) -> tuple[int, str]:
+    """(bytes, explanation) of a dev loss and of answers, whichever takes more: what training leaves, and a batch.
+
+    Args:
+        batch: rows together; by default `train.per_device_eval_batch_size`, or as many as there are.
+    """
+    part = "train" if trainer.prepared.dev is None else "dev"
+    lengths = trainer.prepared.report.part(part).lengths
+    rows = min(batch or trainer.args.per_device_eval_batch_size, len(lengths))
+    longest, labelled = _longest(lengths)
+    prompt = max(pair[0] for pair in lengths)
+    generation = trainer.cfg.model.get("generation") or {}
+    answer = generation.get("max_new_tokens") or longest_answer(trainer.prepared, part)
+    weights, _, state = _held(trainer)
+    hidden, inner, _ = _sizes(trainer.model)
+    width, vocabulary = trainer.model.dtype.itemsize, trainer.model.config.get_text_config().vocab_size
+    # A CPU's product of 16-bit numbers copies the LM head for each row whose next token is wanted.
+    copied = trainer.args.device.type == "cpu" and trainer.model.dtype in HALVES
+    next_token = rows * vocabulary * (width * hidden if copied else 4)
+    # Nothing is kept for a backward pass: one layer's values, and attention's mask where rows are padded.
+    layer = rows * longest * (6 * hidden + 3 * inner) * width + (rows > 1) * rows * longest**2 * (1 + width)
+    parts = {
+        "weights": weights,
+        "optimizer": state,
+        "keys and values": cache_size(trainer.model, rows, prompt + answer),
+        "activations": layer,
+        "logits": max(next_token, _logits(trainer, rows * (labelled if trainer.labelled_head else longest))),
+    }
+    return sum(parts.values()), f"{_in_gib(parts)}; {rows:,} × (prompt {prompt:,} + answer {answer:,} tokens)"
+
+
+def batch_that_fits(trainer: RagfitTrainer, free: int) -> int:
+    """The largest `train.per_device_eval_batch_size` whose estimate is at most so many bytes; 0 where there is none."""
+    batches = range(1, trainer.args.per_device_eval_batch_size + 1)
+    return bisect.bisect(batches, free, key=lambda batch: evaluation_estimate(trainer, batch)[0])
+
+
+def cache_size(model: torch.nn.Module, rows: int, positions: int) -> int:
+    """Bytes of the keys and values of so many positions, where the model keeps any.
+
+    Read off the cache of a short pass: the number, the width and the type of the heads, and which layers have some,
+    stand under other names in each architecture's configuration. A sliding window bounds its layer's positions.
+    """
+    weight = model.get_input_embeddings().weight
+    if weight.is_meta or weight.numel() == 0:
+        return 0  # sharded: there is nothing to compute with yet
+    few = 4
+    with inference(model):
+        cache = model(input_ids=torch.ones((1, few), dtype=torch.int64, device=weight.device), use_cache=True).get(
+            "cache"
+        )
+    size = 0
+    for layer in getattr(cache, "layers", ()):
+        if isinstance(layer, DynamicLayer) and layer.keys is not None:
+            window = layer.get_max_length()  # -1 without one
+            kept = min(positions, window) if window > 0 else positions
+            size += (layer.keys.nbytes + layer.values.nbytes) * rows * kept // few
+    return size
+
+
+def _held(trainer: RagfitTrainer) -> tuple[int, int, int]:
+    """Bytes of (weights, gradients of the trained ones, state of the optimizer)."""
+    weights = list(trainer.model.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    state = 2 if "8bit" in trainer.args.optim.value else 8
+    return sum(w.nbytes for w in weights), sum(w.nbytes for w in trained), state * sum(w.numel() for w in trained)
+
+
+def _sizes(model: torch.nn.Module) -> tuple[int, int, int]:
+    """(hidden size, the MLP's, layers)."""
+    config = model.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return config.hidden_size, inner, config.num_hidden_layers
+
+
+def _logits(trainer: RagfitTrainer, positions: int) -> int:
+    """TRL projects tiles of at most 4,096 positions and 32,768 ids of the vocabulary, and holds about three of them."""
+    return min(positions, 4096) * min(trainer.model.config.get_text_config().vocab_size, 32768) * 4 * 3
+
+
+def _longest(lengths: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(tokens of the longest row, labels of the row with most)."""
+    return max(map(sum, lengths)), max(completion for _, completion in lengths)
+
+
+def _in_gib(parts: Mapping[str, int]) -> str:
+    return "estimate in GiB: " + ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
 
 
 def free_memory(device: torch.device) -> int:

@@ -26,13 +26,24 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     """
     from peft import PeftModel
 
-    from ragfit.training.memory import HALVES, device_name, free_memory, memory_estimate, name_of, parameters, precision
+    from ragfit.training.memory import (
+        HALVES,
+        batch_that_fits,
+        device_name,
+        evaluation_estimate,
+        free_memory,
+        memory_estimate,
+        name_of,
+        parameters,
+        precision,
+    )
     from ragfit.training.packing import is_packed
     from ragfit.training.resume import rows_per_step
 
     args, report, model = trainer.args, trainer.prepared.report, trainer.model
     total, trainable = parameters(model)
     steps, (need, parts), have = total_steps(trainer), memory_estimate(trainer), free_memory(args.device)
+    to_evaluate, evaluated = evaluation_estimate(trainer)
     share, note, hint = padding(trainer)
     with_loss = report.train.loss_tokens / max(report.train.tokens, 1)
     checkpointing = "with" if args.activation_checkpointing else "without"
@@ -55,6 +66,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         *([("packing", *packing(trainer))] if is_packed(trainer.train_dataset) else []),
         ("padding", share, note),
         ("memory", f"about {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB free", parts),
+        ("evaluation", f"about {to_evaluate / 2**30:.1f} GiB", evaluated),
         ("output", str(args.output_dir), "adapter, tokenizer, configuration and instruction in checkpoint/"),
     ]
     warnings = [str(finding) for finding in report.findings if finding.severity == "warning"]
@@ -76,6 +88,13 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         warnings.append(
             "The memory estimate exceeds what is free. Lower train.per_device_train_batch_size or "
             "model.max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits."
+        )
+    if to_evaluate > max(need, have):
+        fits = batch_that_fits(trainer, have)
+        less = "" if fits else ", and lower model.max_sequence_len or load the model in 4 bits"
+        warnings.append(
+            f"Dev loss and answers take about {to_evaluate / 2**30:.1f} GiB with {args.per_device_eval_batch_size} "
+            f"rows together, more than is free. Set train.per_device_eval_batch_size={fits or 1}{less}."
         )
     if steps == 0:
         warnings.append("There are no steps to take. Check train.max_steps and train.num_train_epochs.")

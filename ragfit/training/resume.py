@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
+from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.save import without_secrets
 from ragfit.errors import ConfigError, RagfitError, first_line
 from ragfit.models.hf import load_adapter
@@ -62,6 +63,7 @@ class Resumable:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SeededLengthGroupedSampler(group, lengths, seed)
 
+    @explained("The evaluation", LESS_TO_EVALUATE)
     def _evaluate(self, *args, **kwargs):
         with torch.random.fork_rng(devices=[]):  # dropout draws the same whether or not an evaluation came before
             return super()._evaluate(*args, **kwargs)

@@ -173,11 +173,11 @@ def run(cfg: DictConfig) -> Path | None:
     if trainer.is_world_process_zero():
         print(preflight(trainer), flush=True)
     folder = train(trainer)
+    if folder:
+        print(f"saved {folder}", flush=True)
     if prepared.dev is not None and trainer.args.eval_strategy == "no":
         loss = dev_loss(trainer)
         if trainer.is_world_process_zero():
             print(f"dev loss {loss:.4f}", flush=True)
             save_loss(trainer, loss)
-    if folder:
-        print(f"saved {folder}", flush=True)
     return folder

@@ -80,7 +80,7 @@ def test_the_documented_command(place):
     assert lines[0] == "asqa.jsonl: 12 rows" and lines[1].startswith("  train: 6 of 6 rows kept; ")
     assert [line for line in lines if line.startswith("  precision") and "8-bit weights" in line]
     assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == ["step 1/3", "step 2/3", "step 3/3"]
-    assert lines[-2].startswith("dev loss ") and lines[-1] == "saved trained_models_context/checkpoint"
+    assert lines[-2] == "saved trained_models_context/checkpoint" and lines[-1].startswith("dev loss ")
     # The libraries' chatter, one line a layer and step, stays out.
     assert "MatMul8bitLt" not in result.stderr and "Traceback" not in result.stderr
 

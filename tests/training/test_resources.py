@@ -1,18 +1,13 @@
-"""The preflight against the run that follows it: padding, precision, memory. Real TRL over tiny real models."""
+"""The preflight against the run that follows it: padding, precision. Real TRL over tiny real models."""
 
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from conftest import make_tokenizer
-from killed_runs import process
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import ragfit
 from ragfit.models.hf import bf16_is_fast
-from ragfit.training.memory import memory_estimate
 from ragfit.training.preflight import padded_share
 
 
@@ -159,36 +154,3 @@ def test_full_fine_tuning_in_bfloat16_is_warned_of(config, keys, lora):
     note = facts(trainer)["precision"][1]
     loaded = "bfloat16" if keys == ["model.dtype=bfloat16"] else "float32"
     assert note.endswith(f"; {loaded} weights" + (", float32 adapter" if lora else ""))
-
-
-# --- Memory ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [[], ["train.gradient_checkpointing=true"], ["model.lora=null"]],
-    ids=["adapter", "checkpointing", "all weights"],
-)
-def test_the_estimate_of_memory_is_that_of_a_run_to_a_factor_of_two(write_rows, tmp_path, keys):
-    """Measured in a process of its own: what it holds at most while it trains, above what it held before the model."""
-    tokenizer = make_tokenizer("digits", "chatml")
-    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    cfg = tiny_config(tmp_path / "model", write_rows(question_rows(8, words=40)), tmp_path / "out",
-                      "train.save_strategy=no", "train.max_steps=2", "train.bf16=false", "train.per_device_train_batch_size=2", *keys)  # fmt: skip
-    measuring = process(measure, cfg, tmp_path / "measured")
-    measuring.join(200)
-    estimated, held = map(int, (tmp_path / "measured").read_text().split())
-    assert held > 2**27 and 0.5 < estimated / held < 2, (estimated, held)
-
-
-def measure(cfg, path):
-    torch.set_num_threads(1)
-    prepared, before = ragfit.prepare(cfg), psutil.Process().memory_info().rss
-    trainer = ragfit.build_trainer(cfg, prepared)
-    estimated, _ = memory_estimate(trainer)
-    Path("/proc/self/clear_refs").write_text("5")  # the process's peak begins anew
-    trainer.train()
-    _, _, peak = Path("/proc/self/status").read_text().partition("VmHWM:")  # in kB
-    path.write_text(f"{estimated} {int(peak.split()[0]) * 1024 - before}")

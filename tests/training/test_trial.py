@@ -281,6 +281,7 @@ def test_a_run_goes_on_with_its_own_optimizer_and_base(tiny_llama, write_rows, t
 # What a library raises, and what to do about it.
 RAISED = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "Lower train.per_device_train_batch_size"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "Lower train.per_device_train_batch_size"),
     (MemoryError(), "MemoryError. Lower train.per_device_train_batch_size"),
     (OSError(28, "No space left on device", "out/x"), "Make room there, or set train.output_dir"),
     (PermissionError(13, "Permission denied", "secret.txt"), "Check that 'secret.txt' exists and that you may read"),

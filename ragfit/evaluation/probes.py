@@ -1,14 +1,15 @@
 """The questions of grounding, asked of one model: what it makes of a row under other documents."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ragfit.data.documents import Document, Passages, find_documents, renumber, supporting
 from ragfit.data.report import Prepared
 from ragfit.evaluation.generate import generate, longest_answer
-from ragfit.evaluation.metrics import citations, gold_of, scores
+from ragfit.evaluation.metrics import Gold, citations, gold_of, scores
 from ragfit.evaluation.reading import Reading, read
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DISTRACTORS = (0, 1, 2, 4, 8)
 PLACES = 10
 SHORT = 10  # words of an answer, up to which its F1 says something
-FEWER = 3  # distractors and places are read on every third of the rows: each costs several times the rest
+FEWER = 5  # distractors and places are read on every fifth of the rows: each costs several times the rest
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,31 @@ def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[R
 def measure(trainer: "SFTTrainer", rows: Sequence[Row], parts: Sequence[str], seed: int) -> list[dict]:
     """What one model makes of each row: plain values, in nats where they are losses."""
     measured = [_under_its_documents(trainer, row, parts) for row in rows]
+    answers: list[tuple[str, Callable[[str], None]]] = []  # prompts, and what their answers are for
+    if "citations" in parts:
+        for row, one in zip(rows, measured, strict=True):
+            if citations(row.output):
+                answers.append((row.query, partial(one.__setitem__, "answer")))
     chosen = [i for i, row in enumerate(rows) if row.supports][::FEWER]
     for i in chosen:
         draw = random.Random(f"{seed} {rows[i].number}")
         others = _others(rows, i, draw)
         if "distractors" in parts:
-            measured[i]["distractors"] = _with_distractors(trainer, rows[i], others, draw)
+            measured[i]["distractors"], prompts = _with_distractors(trainer, rows[i], others, draw)
+            if len(rows[i].output.split()) <= SHORT:
+                gold = gold_of(rows[i].source, trainer.prepared.cfg.output_key, rows[i].where)
+                for variant, prompt in zip(measured[i]["distractors"], prompts, strict=True):
+                    answers.append((prompt, partial(_score, variant, gold)))
         if "position" in parts and len(others) >= PLACES - 1:
             measured[i]["position"] = _at_each_place(trainer, rows[i], others)
-    if "citations" in parts:
-        _answer_with_its_documents(trainer, rows, measured)
+    # All at once, so that those of one length are answered together.
+    for (_, take), answer in zip(answers, _generated(trainer, [prompt for prompt, _ in answers]), strict=True):
+        take(answer)
     return measured
+
+
+def _score(variant: dict, gold: Gold, answer: str) -> None:
+    variant["f1"] = scores(answer, gold).f1
 
 
 def _under_its_documents(trainer: "SFTTrainer", row: Row, parts: Sequence[str]) -> dict:
@@ -132,8 +147,14 @@ def _others(rows: Sequence[Row], i: int, draw: random.Random) -> list[Document]:
     return others
 
 
-def _with_distractors(trainer: "SFTTrainer", row: Row, others: Sequence[Document], draw: random.Random) -> list[dict]:
-    """Part 3: the loss with the supporting documents among more and more others, each added to those before it."""
+def _with_distractors(
+    trainer: "SFTTrainer", row: Row, others: Sequence[Document], draw: random.Random
+) -> tuple[list[dict], list[str]]:
+    """Part 3: the loss with the supporting documents among more and more others, each added to those before it.
+
+    Returns:
+        What is measured of each variant, and its prompt.
+    """
     mixed, counts, texts = list(row.supporting), [], []
     for count in DISTRACTORS:
         if count > len(others):
@@ -142,36 +163,17 @@ def _with_distractors(trainer: "SFTTrainer", row: Row, others: Sequence[Document
             mixed.insert(draw.randint(0, len(mixed)), one)
         counts.append(count)
         texts.append(row.among(mixed))
-    found = [
-        {"others": count, "loss": sum(reading.of("answer"))}
-        for count, reading in zip(counts, read(trainer, texts), strict=True)
-    ]
-    if len(row.output.split()) <= SHORT:
-        _score_among_distractors(trainer, row, found, [query for query, _ in texts])
-    return found
+    losses = [sum(reading.of("answer")) for reading in read(trainer, texts)]
+    return [{"others": count, "loss": loss} for count, loss in zip(counts, losses, strict=True)], [q for q, _ in texts]
 
 
 def _at_each_place(trainer: "SFTTrainer", row: Row, others: Sequence[Document]) -> list[float]:
     """Part 4: the loss with the first supporting document at each place among nine others."""
     document, nine = row.supporting[0], list(others[: PLACES - 1])
     texts = [row.among([*nine[:place], document, *nine[place:]]) for place in range(PLACES)]
-    # Those with the document far behind have most in common, so the last one is read first.
+    # All have their beginning in common with the last one, so it is read first.
     readings = read(trainer, texts[::-1])[::-1]
     return [sum(reading.of("answer")) for reading in readings]
-
-
-def _answer_with_its_documents(trainer: "SFTTrainer", rows: Sequence[Row], measured: list[dict]) -> None:
-    """Part 5: what the model answers where the expected answer cites documents."""
-    asked = [(row, one) for row, one in zip(rows, measured, strict=True) if citations(row.output)]
-    for (_, one), answer in zip(asked, _generated(trainer, [row.query for row, _ in asked]), strict=True):
-        one["answer"] = answer
-
-
-def _score_among_distractors(trainer: "SFTTrainer", row: Row, variants: list[dict], prompts: list[str]) -> None:
-    """Part 3, for short answers: the F1 of what the model answers among the distractors."""
-    gold = gold_of(row.source, trainer.prepared.cfg.output_key, row.where)
-    for variant, answer in zip(variants, _generated(trainer, prompts), strict=True):
-        variant["f1"] = scores(answer, gold).f1
 
 
 def _generated(trainer: "SFTTrainer", queries: Sequence[str]) -> list[str]:

@@ -1,9 +1,10 @@
 """What a row's answer costs a model under other documents: the one measurement that all of grounding is made of."""
 
 import inspect
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
 
 from ragfit.data.documents import CITATION
@@ -12,9 +13,11 @@ from ragfit.data.prompt import Rendered
 from ragfit.evaluation.generate import inference
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import DynamicCache, PreTrainedModel
     from trl import SFTTrainer
 
-FEWEST = 16  # tokens in common with the text before it, from which on a text is worth reading on from there
+TOGETHER = 512  # tokens that are read on in one forward pass, several texts or one longer one
 
 
 @dataclass(frozen=True)
@@ -75,47 +78,66 @@ def _reading(trainer: "SFTTrainer", rendered: Rendered, masked: Masked, losses: 
 def completion_losses(trainer: "SFTTrainer", rows: Sequence[Masked]) -> list[list[float]]:
     """The loss of each token with loss, in nats, for texts that may begin alike.
 
-    The mean of a row's values is the loss that the trainer reports for it. What a text has in common with the one
-    before it is not read again, where the model's cache can be cut there; and the LM head is applied where there are
-    labels alone.
+    The mean of a row's values is the loss that the trainer reports for it. The first text is read whole; of the others
+    only what follows their beginning in common with it, several in one forward pass, in which each sees that beginning
+    and itself alone. Where the model does not allow that (`_cache_to_read_on_from`), each text is read by itself. The
+    LM head is applied where there are labels alone.
 
     Returns:
         For each row a list of `end - start` values.
     """
-    import torch
-    from peft import PeftModel
-
-    model, found = trainer.model, [[]] * len(rows)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    takes_places = "logits_to_keep" in inspect.signature(base.forward).parameters
-    first = rows[0].input_ids
-    order = sorted(range(len(rows)), key=lambda i: (i > 0, -_shared(first, rows[i].input_ids)))
-    cache, held = None, []
-    with inference(model):
-        for i in order:
-            row = rows[i]
-            ids = row.input_ids[: row.end]
-            kept = min(_shared(held, ids), row.start - 1) if cache is not None else 0
-            if kept < FEWEST:
-                cache, kept = None, 0
-            else:
-                cache.crop(kept - len(held))
-            # The token at a position is predicted from the position before it.
-            places = torch.arange(row.start - 1, row.end - 1, device=model.device) - kept
-            with trainer.compute_loss_context_manager():
-                output = model(
-                    input_ids=torch.tensor([ids[kept:]], device=model.device),
-                    cache=cache,
-                    use_cache=True,
-                    **({"logits_to_keep": places} if takes_places else {}),
-                )
-            logits = output.logits[0] if takes_places else output.logits[0, places]
-            wanted = torch.tensor(ids[row.start :], device=logits.device)
-            found[i] = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
-            cache, held = output.get("cache"), ids
-            if not _can_be_cut(cache):
-                cache = None
+    first, *others = rows
+    with inference(trainer.model):
+        cache = _cache_to_read_on_from(trainer.model, max(row.end for row in rows))
+        found = _read_on(trainer, [first], [0], cache)
+        if cache is None:
+            return found + [losses for row in others for losses in _read_on(trainer, [row], [0], None)]
+        # The token before the completion is read again: it predicts the first one that has loss.
+        kept = [min(_shared(first.input_ids[: first.end], row.input_ids), row.start - 1) for row in others]
+        while others:
+            tokens = list(accumulate(row.end - there for row, there in zip(others, kept, strict=True)))
+            fit = max(1, bisect_right(tokens, TOGETHER))
+            found += _read_on(trainer, others[:fit], kept[:fit], cache)
+            cache.crop(-tokens[fit - 1])
+            others, kept = others[fit:], kept[fit:]
     return found
+
+
+def _read_on(
+    trainer: "SFTTrainer", rows: Sequence[Masked], kept: Sequence[int], cache: "DynamicCache | None"
+) -> list[list[float]]:
+    """The losses of rows in one forward pass, each read on from its first `kept` tokens, which the cache holds."""
+    import torch
+
+    model, held = trainer.model, cache.get_seq_length() if cache is not None else 0
+    ids, positions, places, spans = [], [], [], []
+    for row, there in zip(rows, kept, strict=True):
+        left = len(ids)
+        ids += row.input_ids[there : row.end]
+        positions += range(there, row.end)
+        # The token at a position is predicted from the position before it.
+        places += range(left + row.start - 1 - there, left + row.end - 1 - there)
+        spans.append((left, len(ids), there))
+    inputs = {"input_ids": torch.tensor([ids], device=model.device)}
+    if held:
+        seen = torch.zeros(len(ids), held + len(ids), dtype=torch.bool)
+        for left, right, there in spans:
+            seen[left:right, :there] = True
+            seen[left:right, held + left : held + right] = torch.ones(right - left, right - left).tril()
+        hidden = torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(~seen, torch.finfo(model.dtype).min)
+        inputs["attention_mask"] = hidden[None, None].to(model.device)
+        inputs["position_ids"] = torch.tensor([positions], device=model.device)
+    few = "logits_to_keep" in _takes(model)
+    if few:
+        inputs["logits_to_keep"] = torch.tensor(places, device=model.device)
+    if cache is not None:
+        inputs["cache"] = cache
+    with trainer.compute_loss_context_manager():
+        logits = model(**inputs, use_cache=cache is not None).logits[0]
+    logits = logits if few else logits[places]
+    wanted = torch.tensor([token for row in rows for token in row.input_ids[row.start : row.end]], device=logits.device)
+    losses = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+    return [one.tolist() for one in losses.split([row.end - row.start for row in rows])]
 
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:
@@ -123,9 +145,32 @@ def _shared(left: Sequence[int], right: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
-def _can_be_cut(cache: object) -> bool:
-    """Whether a cache holds keys and values of every position, unlike those of sliding windows and state spaces."""
+def _takes(model: "PreTrainedModel | PeftModel") -> Container[str]:
+    """The names of the arguments that a model's forward pass takes."""
+    from peft import PeftModel
+
+    return inspect.signature((model.get_base_model() if isinstance(model, PeftModel) else model).forward).parameters
+
+
+def _cache_to_read_on_from(model: "PreTrainedModel | PeftModel", longest: int) -> "DynamicCache | None":
+    """An empty cache, where what it holds is the same whatever follows, and several texts can follow it at once.
+
+    None for sliding windows and state spaces, which forget; for rotary embeddings that change with a text's length, in
+    texts for which they do; and for attention that knows no masks or places of one's own (flash attention, ALiBi).
+
+    Args:
+        longest: tokens of the longest text.
+    """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    changes = any(kind in str(rope) for kind in ("longrope", "dynamic"))  # of all layers, or of each kind of layers
+    if changes and longest > rope.get("original_max_position_embeddings", config.max_position_embeddings):
+        return None
+    masks = model.config._attn_implementation in ("sdpa", "eager")  # there is no public name for it
+    if not masks or "position_ids" not in _takes(model) or getattr(config, "alibi", False):
+        return None
+    cache = DynamicCache(config=model.config)
+    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None

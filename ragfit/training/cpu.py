@@ -122,10 +122,10 @@ def attention_by_row(module, query, key, value, attention_mask, **kwargs) -> tup
     """SDPA as transformers calls it; each row of a pack goes through by itself."""
     if not isinstance(attention_mask, RowMasks):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    outputs = [
-        sdpa_attention_forward(module, *(part[:, :, start:stop] for part in (query, key, value)), mask, **kwargs)[0]
-        for start, stop, mask in attention_mask
-    ]
+    # Split at once: the gradient of a slice is as long as the pack, that of all parts together too.
+    lengths = [stop - start for start, stop, _ in attention_mask]
+    parts = zip(*(whole.split(lengths, dim=2) for whole in (query, key, value)), attention_mask, strict=True)
+    outputs = [sdpa_attention_forward(module, q, k, v, row[2], **kwargs)[0] for q, k, v, row in parts]
     return torch.cat(outputs, dim=1), None
 
 

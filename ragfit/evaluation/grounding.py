@@ -15,6 +15,7 @@ All five questions are asked with one measurement, the loss of a row's answer un
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
@@ -76,6 +77,7 @@ def grounding(trainer: "SFTTrainer", rows: int | None = 30, parts: Sequence[str]
     """
     from ragfit.evaluation.grounding_view import GroundingView
     from ragfit.evaluation.results import save_results
+    from ragfit.runs.card import tell_grounding
     from ragfit.runs.records import now
 
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
@@ -114,6 +116,8 @@ def grounding(trainer: "SFTTrainer", rows: int | None = 30, parts: Sequence[str]
     saved = None
     if folder and trainer.is_world_process_zero():
         saved = save_results(folder, "grounding", summary, table)
+        if folder.resolve() == Path(trainer.args.output_dir).resolve():
+            tell_grounding(folder / "checkpoint", summary)
     return GroundingView(table, summary, saved)
 
 

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ragfit.config.paths import find_existing, is_demo
 from ragfit.config.save import without_secrets
 from ragfit.draw.text import plain
 from ragfit.errors import first_line
+from ragfit.files import write_whole
 from ragfit.secrets import mask
 
 if TYPE_CHECKING:
@@ -102,6 +103,39 @@ def model_card(trainer: "SFTTrainer") -> str:
         versions=package_versions(),
         **{function.__name__: function for function in (code, fence, mask, table)},
     ).content
+
+
+GROUNDING = (
+    ("leans most on a supporting document, share of rows", "top_is_supporting"),
+    ("nats that the answer costs more without a supporting document", "rise_supporting"),
+    ("nats that it costs more without another document", "rise_others"),
+    ("nats of the answer with all documents", "loss_all"),
+    ("nats of the answer without documents", "loss_none"),
+)
+
+
+def tell_grounding(checkpoint: Path, summary: Mapping[str, Any]) -> None:
+    """Put what a run's grounding came to into its card, in place of what was measured before; no card, no word.
+
+    Args:
+        checkpoint: the run's folder `checkpoint`.
+        summary: `grounding.json`.
+    """
+    path = checkpoint / "README.md"
+    if not path.is_file():
+        return
+    rows = []
+    for name, measure in GROUNDING:
+        found = summary.get(measure) or {}
+        means = [f"{model} {found[model]['mean']:.2f}" for model in ("base", "tuned") if found.get(model)]
+        rows += [(name, ", ".join(means))] if means else []
+    section = f"## Grounding\n\nOn {summary['rows']:,} {summary['part']} rows.\n\n{table(rows)}\n\n"
+    # The last headings are the card's own; an instruction may have any text.
+    before, versions, rest = path.read_text(encoding="utf-8").rpartition("## Versions\n")
+    own, training, after = before.rpartition("\n## Training\n")
+    after = after.partition("## Grounding\n")[0]
+    if versions and training:
+        write_whole(path, own + training + after + section + versions + rest)
 
 
 # Text that cannot be anything else.

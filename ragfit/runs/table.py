@@ -21,9 +21,10 @@ from ragfit.runs import status
 from ragfit.runs.records import CONFIG, EVALUATION, GROUNDING, LOG, METRICS, OF_LABELS, STATUS, printable, read_json
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 LOW, HIGH = ("train_loss", "dev_loss"), (*METRICS, *OF_LABELS, "grounded")
+SEEDS = {"train.seed", "train.data_seed"}
 PACKING = {"train.packing", "train.padding_free"}  # shown wherever they are on: losses of packs are of more rows a step
 STATES = {"finished": ("✓", "good"), "running": ("…", "note")}
 NAME_ONE = "Name a run's train.output_dir, or a folder that holds some."
@@ -195,8 +196,36 @@ class RunsView(View):
         return [
             Table(["run", *columns], rows, right=right, wide=True),
             *([Note("★ the best of its column")] if self.best else []),
+            *self._over_seeds(),
             *(Note(f"{name}: {problem}") for name, problem in problems),
         ]
+
+    def _over_seeds(self) -> list[Block]:
+        """The mean and the standard deviation of each figure over the seeds of one configuration."""
+        settings = list(self.frame)[: list(self.frame).index("state")] if "state" in self.frame else []
+        figures = [column for column in (*LOW, *HIGH) if column in self.frame]
+        if not set(settings) & SEEDS or not figures:
+            return []
+        keys = [column for column in settings if column not in SEEDS]
+        finished = self.frame[self.frame["state"] == "finished"]
+        groups = finished.groupby([finished[key].astype(str) for key in keys] or [0] * len(finished))
+        rows = [
+            [
+                ", ".join(f"{key}={group[key].iloc[0]}" for key in keys) or "all of them",
+                f"{len(group):,}",
+                *(self._spread(column, group[column].dropna()) for column in figures),
+            ]
+            for _, group in groups
+            if len(group) > 1
+        ]
+        head = ["mean ± standard deviation over seeds", "runs", *figures]
+        return [Table(head, rows, right=range(1, len(head)), wide=True)] if rows else []
+
+    def _spread(self, column: str, values: "Series") -> str:
+        if len(values) < 2:
+            return "–"
+        mean, deviation = values.mean(), values.std()
+        return f"{mean:.4f} ± {deviation:.4f}" if column in LOW else f"{mean:.1%} ± {100 * deviation:.1f}"
 
     def _drawn(self, column: str, value: object) -> Line:
         text = self._cell(column, value)

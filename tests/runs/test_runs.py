@@ -313,3 +313,20 @@ def test_view_of_hostile_text_and_the_best():
     assert "★ 1.0000" in html and "★ 90.0%" in html and html.count("★") == 3 and "✗ failed" in html
     assert "\x1b" not in repr(view) and "\u202e" not in repr(view) and len(repr(view).splitlines()) == len(HOSTILE) + 3
     assert "★" not in repr(RunsView(frame[:1]))
+
+
+def test_seeds_of_one_configuration_are_summed_up():
+    runs = {
+        "model.lora.r": [8, 8, 8, 16, 16],
+        "train.seed": [1, 2, 3, 1, 2],
+        "state": ["finished", "finished", "failed", "finished", "finished"],
+        "dev_loss": [1.0, 3.0, 9.0, 2.0, None],
+        "f1": [0.5, 0.7, None, 0.25, 0.25],
+    }
+    text = RunsView(pandas.DataFrame(runs, index=list("abcde"))).text()
+    assert "2.0000 ± 1.4142" in text and "60.0% ± 14.1" in text  # of a and b: c has failed
+    assert "25.0% ± 0.0" in text and "model.lora.r=16" in text
+    alone = pandas.DataFrame({key: values[2:4] for key, values in runs.items()}, index=["c", "d"])
+    assert "±" not in RunsView(alone).text()
+    only_seeds = pandas.DataFrame({key: runs[key][:2] for key in ("train.seed", "state", "f1")}, index=["a", "b"])
+    assert "all of them" in RunsView(only_seeds).text()

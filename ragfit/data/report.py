@@ -59,6 +59,11 @@ class Part:
         return sum(prompt + completion for prompt, completion in self.lengths)
 
     @property
+    def longest(self) -> int:
+        """The tokens of the longest prepared row; 0 where there is none."""
+        return max(map(sum, self.lengths), default=0)
+
+    @property
     def loss_tokens(self) -> int:
         return sum(completion for _, completion in self.lengths)
 

@@ -1,16 +1,17 @@
 """What a row's answer costs a model under other documents: the one measurement that all of grounding is made of."""
 
-import inspect
+import os
 from bisect import bisect_right
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ragfit.data.documents import CITATION
 from ragfit.data.mask import Masked
 from ragfit.data.prompt import Rendered
 from ragfit.evaluation.generate import inference
+from ragfit.models.adapter import forward_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,7 +94,8 @@ def completion_losses(trainer: "SFTTrainer", rows: Sequence[Masked]) -> list[lis
         if cache is None:
             return found + [losses for row in others for losses in _read_on(trainer, [row], [0], None)]
         # The token before the completion is read again: it predicts the first one that has loss.
-        kept = [min(_shared(first.input_ids[: first.end], row.input_ids), row.start - 1) for row in others]
+        held = first.input_ids[: first.end]
+        kept = [min(len(os.path.commonprefix([held, row.input_ids])), row.start - 1) for row in others]
         while others:
             tokens = list(accumulate(row.end - there for row, there in zip(others, kept, strict=True)))
             fit = max(1, bisect_right(tokens, TOGETHER))
@@ -127,7 +129,7 @@ def _read_on(
         hidden = torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(~seen, torch.finfo(model.dtype).min)
         inputs["attention_mask"] = hidden[None, None].to(model.device)
         inputs["position_ids"] = torch.tensor([positions], device=model.device)
-    few = "logits_to_keep" in _takes(model)
+    few = "logits_to_keep" in forward_arguments(model)
     if few:
         inputs["logits_to_keep"] = torch.tensor(places, device=model.device)
     if cache is not None:
@@ -138,18 +140,6 @@ def _read_on(
     wanted = torch.tensor([token for row in rows for token in row.input_ids[row.start : row.end]], device=logits.device)
     losses = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
     return [one.tolist() for one in losses.split([row.end - row.start for row in rows])]
-
-
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two texts have in common at their beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
-
-
-def _takes(model: "PreTrainedModel | PeftModel") -> Container[str]:
-    """The names of the arguments that a model's forward pass takes."""
-    from peft import PeftModel
-
-    return inspect.signature((model.get_base_model() if isinstance(model, PeftModel) else model).forward).parameters
 
 
 def _cache_to_read_on_from(model: "PreTrainedModel | PeftModel", longest: int) -> "DynamicCache | None":
@@ -170,7 +160,7 @@ def _cache_to_read_on_from(model: "PreTrainedModel | PeftModel", longest: int) -
     if changes and longest > rope.get("original_max_position_embeddings", config.max_position_embeddings):
         return None
     masks = model.config._attn_implementation in ("sdpa", "eager")  # there is no public name for it
-    if not masks or "position_ids" not in _takes(model) or getattr(config, "alibi", False):
+    if not masks or "position_ids" not in forward_arguments(model) or getattr(config, "alibi", False):
         return None
     cache = DynamicCache(config=model.config)
     return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None

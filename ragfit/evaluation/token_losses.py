@@ -1,9 +1,9 @@
 """With a model: what each token of a completion costs the base model and the tuned one."""
 
-import inspect
 from typing import TYPE_CHECKING
 
 from ragfit.data.mask import IGNORE_INDEX
+from ragfit.models.adapter import forward_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +53,11 @@ def label_losses(model: "PreTrainedModel | PeftModel", batch: dict[str, "torch.T
         batch: `input_ids`, `attention_mask` and `labels`, each of shape (rows, tokens).
     """
     import torch
-    from peft import PeftModel
 
     labels = batch["labels"]
     # The token at a position is predicted from the position before it; the first one is not predicted at all.
     places = (labels[:, 1:] != IGNORE_INDEX).any(0).nonzero().flatten()
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    few = "logits_to_keep" in inspect.signature(inner.forward).parameters
-    keep = {"logits_to_keep": places.to(model.device)} if few else {}
+    keep = {"logits_to_keep": places.to(model.device)} if "logits_to_keep" in forward_arguments(model) else {}
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
     logits = model(**inputs, use_cache=False, **keep).logits
     if logits.shape[1] != len(places):

@@ -1,7 +1,8 @@
 """PEFT adapters: what is checked of a new one before the weights are read, and how a trained one is put on a model."""
 
+import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,22 @@ from ragfit.models.refusal import errors_as
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
 
 # Initializations of LoRA's weights that compute with the model's own.
 COMPUTED = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga")
+
+
+def base_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """A model without PEFT's wrapper."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def forward_arguments(model: "PreTrainedModel | PeftModel") -> Container[str]:
+    """The names of the arguments that a model's forward pass takes."""
+    return inspect.signature(base_of(model).forward).parameters
 
 
 # A new adapter.

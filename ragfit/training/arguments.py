@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,9 @@ from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
 from ragfit.training import packing
 from ragfit.training.tracking import PROJECT, prepare_trackers
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Keys of TRL that would undo what this kit has prepared, and why they are refused.
 LABELLED = "this kit labels the rows"
@@ -106,15 +110,24 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
         # Trainer would take all visible GPUs through DataParallel, which TRL refuses. One process takes one GPU;
         # model.device_map=auto or `accelerate launch` take more.
         args._n_gpu = 1
-    if args.dataloader_drop_last:
-        train, dev = packing.training_rows(cfg, prepared)
-        _check_batch("train", args.train_batch_size * args.world_size, train)
-        _check_batch("eval", args.eval_batch_size * args.world_size, dev)
     return args
 
 
-def _check_batch(part: str, needed: int, rows) -> None:
-    """Where the last batch is dropped for want of rows, there must be another one."""
+def check_batches(args: Arguments, train: "Dataset", dev: "Dataset | None") -> None:
+    """Where the last batch is dropped for want of rows, there must be another one.
+
+    Args:
+        train, dev: the rows as the trainer takes them, packed or not.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    if args.dataloader_drop_last:
+        _check_batch("train", args.train_batch_size * args.world_size, train)
+        _check_batch("eval", args.eval_batch_size * args.world_size, dev)
+
+
+def _check_batch(part: str, needed: int, rows: "Dataset | None") -> None:
     if rows is not None and len(rows) < needed:
         raise ConfigError(
             "train.dataloader_drop_last",

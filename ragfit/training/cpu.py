@@ -138,6 +138,12 @@ def right_padded(mask: torch.Tensor) -> bool:
     return mask.dim() == 2 and bool((mask[:, 1:] <= mask[:, :-1]).all()) and bool(mask[:, 0].all())
 
 
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether a model has no weights to compute with yet, because several processes share them."""
+    embedding = model.get_input_embeddings()
+    return embedding is None or embedding.weight.is_meta or embedding.weight.numel() == 0
+
+
 def check_head(model: PreTrainedModel) -> None:
     """Compare TRL's loss with the model's own, on a few tokens.
 
@@ -150,9 +156,9 @@ def check_head(model: PreTrainedModel) -> None:
     Raises:
         ConfigError: the losses differ by more than rounding.
     """
+    if is_sharded(model):
+        return
     embedding = model.get_input_embeddings()
-    if embedding is None or embedding.weight.is_meta or embedding.weight.numel() == 0:
-        return  # sharded: there is nothing to compute with yet
     ids = (torch.arange(1, 9) * 7919 % embedding.weight.shape[0])[None].to(embedding.weight.device)
     training = model.training
     model.eval()

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ragfit.evaluation.generate import inference, longest_answer
 from ragfit.models.hf import bf16_is_fast
+from ragfit.training.cpu import is_sharded
 from ragfit.training.trainer import RagfitTrainer
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -89,9 +90,9 @@ def cache_size(model: torch.nn.Module, rows: int, positions: int) -> int:
     Read off the cache of a short pass: the number, the width and the type of the heads, and which layers have some,
     stand under other names in each architecture's configuration. A sliding window bounds its layer's positions.
     """
+    if is_sharded(model):
+        return 0
     weight = model.get_input_embeddings().weight
-    if weight.is_meta or weight.numel() == 0:
-        return 0  # sharded: there is nothing to compute with yet
     few = 4
     with inference(model):
         cache = model(input_ids=torch.ones((1, few), dtype=torch.int64, device=weight.device), use_cache=True).get(

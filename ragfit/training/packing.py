@@ -16,14 +16,15 @@ from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from datasets.fingerprint import get_temporary_cache_files_directory
 from datasets.utils.logging import is_progress_bar_enabled
 from omegaconf import DictConfig
-from peft import PeftModel
 from trl import SFTTrainer, pack_dataset
 
 from ragfit.collator import BOUNDARIES
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError, first_line
-from ragfit.training.cpu import BY_ROW
+from ragfit.models.adapter import base_of
+from ragfit.training.cpu import BY_ROW, is_sharded
+from ragfit.training.preflight import GROUPED
 
 KEYS = ("packing", "padding_free", "eval_packing")  # of `train`
 # How far the values of two rows packed may be from those of the rows side by side, as a share of them: by rounding in
@@ -48,7 +49,7 @@ def check_keys(train: dict) -> None:
             "Remove train.packing_strategy: rows are packed best fit first (bfd), and none is split.",
         )
     order = train.get("train_sampling_strategy")
-    if train.get("packing") and order in ("group_by_length", "batch_rebalance"):
+    if train.get("packing") and order in GROUPED:
         raise ConfigError(
             "train.train_sampling_strategy",
             f"{order} puts rows of similar length into a batch to save padding, but packs (train.packing) have none, "
@@ -67,7 +68,7 @@ def pack_length(cfg: DictConfig, prepared: Prepared) -> tuple[int, str]:
             return value, key
     report = prepared.report
     packed = [report.train, report.dev] if cfg.train.get("eval_packing") else [report.train]
-    return max(sum(pair) for part in packed for pair in part.lengths), "the longest row"
+    return max(part.longest for part in packed), "the longest row"
 
 
 def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
@@ -91,7 +92,7 @@ def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
 
 def _packed(cfg: DictConfig, prepared: Prepared, part: str) -> Dataset:
     length, key = pack_length(cfg, prepared)
-    longest = max(sum(pair) for pair in prepared.report.part(part).lengths)
+    longest = prepared.report.part(part).longest
     if longest > length:  # TRL would cut it
         raise ConfigError(
             key if "." in key else "train.max_length",
@@ -140,11 +141,9 @@ def check_apart(trainer: SFTTrainer) -> None:
         ConfigError: they don't, with the implementations of attention that would.
     """
     model = trainer.model
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    embedding = base.get_input_embeddings()
-    if embedding is None or embedding.weight.is_meta or embedding.weight.numel() == 0:
-        return  # sharded: there is nothing to compute with yet
-
+    base = base_of(model)
+    if is_sharded(base):
+        return
     key = next(key for key in KEYS if trainer.cfg.train.get(key))
     parallel = trainer.accelerator.parallelism_config
     if parallel is not None and parallel.cp_enabled:  # as TRL says of its own packing
@@ -192,7 +191,7 @@ def difference(trainer: SFTTrainer) -> float:
         The larger of the differences' norms, as a share of the values' norm.
     """
     model = trainer.model
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     embedding = base.get_input_embeddings().weight
     ids = (torch.arange(1, 1 + 2 * TRIED) * 7919 % embedding.shape[0]).tolist()
     rows = [{"input_ids": part, "labels": part} for part in (ids[:TRIED], ids[TRIED:])]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ragfit.draw.blocks import Block, Callout, Facts
+from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     ]
     warnings = [str(finding) for finding in report.findings if finding.severity == "warning"]
     warnings += [hint] if hint else []
-    longest = max(sum(pair) for part in (report.train, report.dev) for pair in part.lengths)
+    longest = max(report.train.longest, report.dev.longest)
     made_for = positions(model.config)
     if made_for and longest > made_for:
         warnings.append(
@@ -155,10 +156,10 @@ def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
         size = max(1, round(len(lengths) * args.per_device_train_batch_size / len(trainer.train_dataset)))
         order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
         without = padded_share([order[i : i + size] for i in range(0, len(order), size)], lengths, multiple)
-        return f"{share:.1%}", f"instead of {without:.1%} in padded batches of {size:,} row{'s' * (size != 1)}", None
+        return f"{share:.1%}", f"instead of {without:.1%} in padded batches of {counted(size, 'row')}", None
     share = padded_share(batches, lengths, multiple)
     rows = max(map(len, batches), default=0)
-    note = f"of the positions in batches of {rows:,} row{'s' * (rows != 1)}, first epoch"
+    note = f"of the positions in batches of {counted(rows, 'row')}, first epoch"
     if args.train_sampling_strategy in GROUPED:
         return f"{share:.1%}", f"{note}; rows of similar length share a batch", None
     generator = torch.Generator().manual_seed(0)

@@ -36,7 +36,7 @@ def load_checkpoint(
     """
     from ragfit.data.prepare import prepare
     from ragfit.models.load import load_model
-    from ragfit.training.arguments import training_arguments
+    from ragfit.training.arguments import check_batches, training_arguments
     from ragfit.training.packing import KEYS
     from ragfit.training.trainer import RagfitTrainer
     from ragfit.training.trial import check_vocabulary
@@ -62,7 +62,9 @@ def load_checkpoint(
         prepared = dataclasses.replace(prepared, dev=prepared.train, sources=sources)
     loaded = load_model(cfg)
     check_vocabulary(loaded.model, prepared)
-    trainer = RagfitTrainer(cfg, prepared, loaded, training_arguments(cfg, prepared))
+    args = training_arguments(cfg, prepared)
+    check_batches(args, prepared.train, prepared.dev)
+    trainer = RagfitTrainer(cfg, prepared, loaded, args)
     if adapter:
         load_tuned(trainer, folder)
     return trainer

@@ -23,7 +23,7 @@ from ragfit.models.load import load_model
 from ragfit.runs.hub import check_tag, push
 from ragfit.runs.save import gathered_weights, save_checkpoint
 from ragfit.runs.status import SAVING, RunStatus, run_state
-from ragfit.training.arguments import check_writable, training_arguments
+from ragfit.training.arguments import check_batches, check_writable, training_arguments
 from ragfit.training.checkpoints import check_same_run, resume_path, rows_digest
 from ragfit.training.live import loss_curve
 from ragfit.training.packing import training_rows
@@ -56,6 +56,7 @@ def build_trainer(cfg: DictConfig, prepared: Prepared, callbacks: Sequence[Train
     args = training_arguments(cfg, prepared)
     check_writable(args.output_dir)
     rows = training_rows(cfg, prepared)
+    check_batches(args, *rows)
     if resume_from:
         check_same_run(resume_from, without_secrets(cfg), rows_digest(rows[0]), rows_per_step(args))
     status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)

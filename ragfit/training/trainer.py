@@ -3,7 +3,6 @@
 import functools
 
 from omegaconf import DictConfig
-from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from trl import SFTTrainer
 
@@ -11,6 +10,7 @@ from ragfit import before_torch
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.config.save import without_secrets
 from ragfit.data.report import Prepared
+from ragfit.models.adapter import base_of
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
 from ragfit.training.packing import check_apart, is_packed, token_counts, training_rows
 from ragfit.training.resume import Resumable
@@ -41,7 +41,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
             eval_dataset=dev,
             **kwargs,
         )
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        base = base_of(self.model)
         self.labelled_head = args.device.type in ("cpu", "cuda")  # on CUDA it is TRL's own doing
         if args.device.type == "cpu":
             project_labelled_only(base)

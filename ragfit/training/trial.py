@@ -176,7 +176,7 @@ def check_vocabulary(model: torch.nn.Module, prepared: Prepared) -> None:
 
 def check_positions(model: PreTrainedModel, prepared: Prepared) -> None:
     """A row that is longer than a table of learned positions would crash in the middle of a run."""
-    longest = max(sum(pair) for part in (prepared.report.train, prepared.report.dev) for pair in part.lengths)
+    longest = max(prepared.report.train.longest, prepared.report.dev.longest)
 
     def takes(*places):
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Block, Note, Span, Table
-from ragfit.draw.text import short, visible
+from ragfit.draw.text import counted, short, visible
 from ragfit.draw.view import View
 
 ENDS = 6  # tokens that are shown of a row's beginning and end
@@ -80,7 +80,7 @@ class BatchView(View):
                 found.setdefault(tuple(prepared.part(part)[index]["input_ids"]), index)
         self.indices = [found.get(tuple(tokens)) for tokens in wanted]
         self.shortest = min(zip(self.indices, wanted, strict=True), key=lambda pair: len(pair[1]))[0]
-        self.title = f"A batch of {len(self.rows):,} {part} row{'s' * (len(self.rows) != 1)}"
+        self.title = f"A batch of {counted(len(self.rows), f'{part} row')}"
         padding = self.positions - sum(map(len, wanted))
         self.aside = f"{self.positions:,} positions, {padding:,} of them padding ({padding / self.positions:.1%})"
 

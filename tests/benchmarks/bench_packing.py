@@ -10,9 +10,8 @@ import gc
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
-from bench_padding import small_model
+from bench_padding import small_config, small_model
 from common import PAIRS, ROOT, parser, print_ratio, print_versions, tokenizer_folder
 
 FILES = (  # name, data file, output key, rows
@@ -60,7 +59,6 @@ def main():
     args = made.parse_args()
     print_versions()
     import ragfit
-    from ragfit.config.overrides import override
     from ragfit.models.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -69,14 +67,9 @@ def main():
             if not (args.data / file).is_file():
                 print(f"{name}: {file} is not in {args.data}")
                 continue
-            keys = {
-                "model.model_name_or_path": f"{folder}/model", "model.completion_start": "<|im_start|>assistant\n",
-                "model.max_sequence_len": None, "model.load_in_8bit": False, "data_file": str(args.data / file),
-                "model.lora.target_modules": ["q_proj", "v_proj"], "output_key": key, "limit": rows, "shuffle": 1,
-                "train.output_dir": str(Path(folder, "out")), "train.save_strategy": "no", "train.bf16": False,
-                "train.gradient_accumulation_steps": 1, "train.optim": "adamw_torch", "train.logging_steps": 1000,
-            }  # fmt: skip
-            cfg = ragfit.load_config("training", [override(key, value) for key, value in keys.items()])
+            keys = {"output_key": key, "limit": rows, "shuffle": 1}
+            keys |= {"train.bf16": False, "train.gradient_accumulation_steps": 1}
+            cfg = small_config(folder, args.data / file, keys)
             prepared, found = ragfit.prepare(cfg), {way: [] for way in WAYS}
             for number in range(1 + max(args.pairs, PAIRS)):  # the first to warm up
                 for way in WAYS if number % 2 else reversed(WAYS):

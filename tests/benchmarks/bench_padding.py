@@ -69,6 +69,20 @@ def quick_look(count=100_000):
     return time.perf_counter() - begin
 
 
+def small_config(folder, file, more):
+    """The configuration of a run of `small_model` in a folder over the rows of a file."""
+    import ragfit
+    from ragfit.config.overrides import override
+
+    keys = {
+        "model.model_name_or_path": f"{folder}/model", "model.completion_start": "<|im_start|>assistant\n",
+        "model.max_sequence_len": None, "model.load_in_8bit": False, "model.lora.target_modules": ["q_proj", "v_proj"],
+        "data_file": str(file), "train.output_dir": str(Path(folder, "out")),
+        "train.save_strategy": "no", "train.optim": "adamw_torch", "train.logging_steps": 1000,
+    }  # fmt: skip
+    return ragfit.load_config("training", [override(key, value) for key, value in (keys | more).items()])
+
+
 def compare(file, cfg, args, train):
     """Print the padding of a file's batches with and without grouping, and where `train` an epoch's time."""
     import ragfit
@@ -107,8 +121,6 @@ def main():
     args = made.parse_args()
     args.pairs = max(args.pairs, PAIRS)
     print_versions()
-    import ragfit
-    from ragfit.config.overrides import override
     from ragfit.models.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -118,14 +130,8 @@ def main():
             if not (args.data / file).is_file():
                 print(f"{file}: not in {args.data}")
                 continue
-            keys = {
-                "model.model_name_or_path": f"{folder}/model", "model.completion_start": "<|im_start|>assistant\n",
-                "model.max_sequence_len": None, "model.load_in_8bit": False, "model.lora.target_modules": ["q_proj", "v_proj"],
-                "data_file": str(args.data / file), "output_key": key, "limit": rows,
-                "train.per_device_train_batch_size": args.batch, "train.output_dir": str(Path(folder, "out")),
-                "train.save_strategy": "no", "train.optim": "adamw_torch", "train.logging_steps": 1000,
-            }  # fmt: skip
-            cfg = ragfit.load_config("training", [override(name, value) for name, value in keys.items()])
+            batch = {"train.per_device_train_batch_size": args.batch}
+            cfg = small_config(folder, args.data / file, {"output_key": key, "limit": rows} | batch)
             compare(file, cfg, args, train)
     times = [quick_look() for _ in range(args.pairs)]
     print(

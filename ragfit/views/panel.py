@@ -29,7 +29,6 @@ class Panel:
         self.prepared, self.show, self.chosen = prepared, show, chosen
         self.base = Settings.of(prepared)
         self.files: dict[tuple[str, str], str] = {}
-        self.row: RowView | None = None
         self._quiet = False
 
         parts = [part for part in ("train", "dev") if self._numbers(part)]
@@ -226,8 +225,8 @@ class Panel:
 
 
 def _labelled(text: str, widget: widgets.Widget, grow: str = "1 1 0") -> widgets.VBox:
-    label = widgets.HTML(f'<div style="font-size:12px;line-height:18px">{escape(text)}</div>')
-    label.layout = {"margin": "0", "height": "22px"}
+    html = f'<div style="font-size:12px;line-height:18px">{escape(text)}</div>'
+    label = widgets.HTML(html, layout={"margin": "0", "height": "22px"})
     widget.layout.width, widget.layout.margin = "100%", "0"
     return widgets.VBox([label, widget], layout={"flex": grow, "min_width": "90px", "overflow": "hidden"})
 

@@ -20,7 +20,7 @@ Losses = Sequence[float | None]  # what each token of a row costs, in nats
 CONTEXT = 30  # tokens without loss left visible on each side of a fold
 FOLD = 60  # the fewest tokens worth folding
 PADDING_CONTEXT, PADDING_FOLD = 2, 6
-LARGE = 320_000  # bytes of HTML, estimated
+LARGE = 4_000  # tokens
 
 _ODD = ' style="background:#8882"'  # so thin that it shows on any paper
 _ODD_LOSS = f' style="{colours(style.LOSS_STRIPE)}"'
@@ -164,7 +164,7 @@ class TokenView(View):
 
     def _stretches(self) -> Iterator[str]:
         # Stripes show where a token ends; in folds of very long rows they would cost more bytes than the tokens.
-        stripes = sum(70 + 2 * len(text.encode(errors="replace")) for text in self.texts) < LARGE
+        stripes = len(self.ids) < LARGE
         for start, stop, kind in self._runs():
             if kind == "loss":
                 yield f"{_LOSS_BOXES if self.losses else _LOSS}{self._tokens(start, stop)}</mark>"

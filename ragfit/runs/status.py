@@ -100,7 +100,7 @@ class RunStatus:
     def loading(self) -> Iterator[None]:
         """Around loading the model. Afterwards the status is as it was before, since the model may never be trained."""
         with self.alone():
-            before = self._start(LOADING)
+            before = self.begin(LOADING)
             with self.outcome():
                 yield
             if before:
@@ -109,11 +109,8 @@ class RunStatus:
                 with contextlib.suppress(OSError):
                     (self.folder / STATUS).unlink(missing_ok=True)
 
-    def begin(self) -> dict[str, Any]:
-        """The run begins to train. Returns the status of the run before, or {}."""
-        return self._start(TRAINING)
-
-    def _start(self, doing: str | None) -> dict[str, Any]:
+    def begin(self, doing: str | None = TRAINING) -> dict[str, Any]:
+        """The run begins, to train or to load its model. Returns the status of the run before, or {}."""
         before, me = read(self.folder) or {}, psutil.Process()
         self.facts = {"started": now(), "pid": me.pid, "process_started": round(me.create_time())}
         resumed = {"resumed_from": self.resumed_from, "last_checkpoint": self.resumed_from}
@@ -129,7 +126,7 @@ class RunStatus:
         with contextlib.suppress(ConfigError), self.alone():
             facts = read(self.folder) or {}
             if facts.get("pid") != os.getpid() or not _alive(facts):
-                self._start(None)
+                self.begin(None)
                 self._ended("failed", _reason(error))
                 return True
         return False

@@ -66,8 +66,7 @@ class LengthsView(View):
             if dropped:
                 axis.hist(dropped, bins=bins, color="#f6c5bd", hatch="///", edgecolor=style.BAD[1], label="dropped")
             if dev:
-                look = {"histtype": "step", "color": style.ORANGE, "linestyle": "--"}
-                axis.hist(dev, bins=bins, label="dev", **look)
+                axis.hist(dev, bins=bins, histtype="step", color=style.ORANGE, linestyle="--", label="dev")
             if self.limit and name == "whole row" and self.limit <= 3 * high:
                 axis.axvline(self.limit, color=style.RED, linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
             if len(bins) < 8:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ragfit.data.mask import Masked
 from ragfit.data.prompt import Rendered, Renderer, added_tokens_pattern
-from ragfit.draw.text import counted
+from ragfit.draw.text import counted, listed
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Finding:
     detail: str = ""
 
     def __str__(self) -> str:
-        rows = "all rows" if not self.rows else counted(len(self.rows), "row")
-        if self.rows:
-            first = ", ".join(f"{part} {number}" for part, number in self.rows[:5])
-            rows += f" ({first}{', …' if len(self.rows) > 5 else ''})"
         detail = f" Seen: {self.detail}." if self.detail else ""
-        return f"[{self.severity}] {self.kind}, {rows}: {self.meaning}{detail} {self.fix}"
+        return f"[{self.severity}] {self.kind}, {self.which}: {self.meaning}{detail} {self.fix}"
+
+    @property
+    def which(self) -> str:
+        """The rows concerned, counted, and the first of them by name."""
+        names = listed([f"{part} {number}" for part, number in self.rows], 5)
+        return f"{counted(len(self.rows), 'row')} ({names})" if self.rows else "all rows"
 
 
 KINDS = {
@@ -155,13 +157,9 @@ KINDS = {
 def became(given: str, written: str) -> str:
     """What the template made of an output (`Rendered.changed`), in words."""
     given, written = ((text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}") for text in (given, written))
-    return (
-        f"{given!r} became {written!r}"
-        if given and written
-        else f"{given!r} is left out"
-        if given
-        else f"{written!r} is put in"
-    )
+    if given and written:
+        return f"{given!r} became {written!r}"
+    return f"{given!r} is left out" if given else f"{written!r} is put in"
 
 
 @dataclass

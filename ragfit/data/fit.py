@@ -29,13 +29,13 @@ class Fitter:
     Only the row's own prompt is cut: the template's text, the instruction and the completion stay whole.
 
     Attributes:
-        limit: the largest number of tokens, or None for no limit.
+        limit: the largest number of tokens; `math.inf` for any.
         policy: "drop", or where the prompt is cut: "cut_start" or "cut_end".
     """
 
     renderer: Renderer
     encoder: Encoder
-    limit: int | None
+    limit: float
     policy: str
 
     def shorten(self, query: str, output: str) -> Cut:
@@ -45,8 +45,6 @@ class Fitter:
             TooLong: a piece of the prompt (with the policy "drop") or of the output alone has too many tokens.
         """
         whole = Cut(0, len(query), len(query))
-        if not self.limit:
-            return whole
         size = _CHARACTERS_PER_TOKEN * self.limit
         if len(output) > size and (tokens := self._too_many(output, output[:size])):
             raise TooLong(tokens)

@@ -11,11 +11,7 @@ _CHARACTERS_PER_TOKEN = 64  # Above so many per allowed token, only a piece of a
 
 
 class TooLong(Exception):
-    """A row has more tokens than `max_sequence_len`, and cutting its prompt is not asked for or not enough.
-
-    Attributes:
-        tokens: how many it has, about.
-    """
+    """A row has more tokens than `max_sequence_len`, about `tokens`; cutting it is not asked for or not enough."""
 
     def __init__(self, tokens: int):
         super().__init__(tokens)

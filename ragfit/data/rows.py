@@ -31,11 +31,7 @@ _BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF
 
 
 class JsonlRows(Sequence):
-    """The rows of a JSONL file (plain or gzipped), read on demand: `rows[i]` is a dict.
-
-    Attributes:
-        name: the file, for messages.
-    """
+    """The rows of a JSONL file (plain or gzipped), read on demand: `rows[i]` is a dict."""
 
     def __init__(self, path: Path):
         self.name = str(path)
@@ -132,11 +128,7 @@ def _each_key_once(pairs):
 
 
 class TableRows(Sequence):
-    """The rows of a `datasets.Dataset` (a Parquet file or a data set's name).
-
-    Attributes:
-        name: the file or data set, for messages.
-    """
+    """The rows of a `datasets.Dataset` (a Parquet file or a data set's name)."""
 
     def __init__(self, dataset: "Dataset", name: str):
         self._dataset, self.name = dataset, name

@@ -152,7 +152,7 @@ class ChatTemplate:
             # The template treats this answer in its own way (a </think> in it, say): ask it with a stand-in instead.
             before, _, after = self._answered(messages, _OUTPUT).rpartition(_OUTPUT)
         except PromptError as error:
-            raise RowRefused(error.where, error.problem, error.fix) from error
+            raise RowRefused(*error.args) from error
         user_end = len(before) - len(self.middle) if before.endswith(self.middle) else None
         if user_end is None and prompt.endswith(self.generation) and before.startswith(prompt):
             user_end = len(prompt) - len(self.generation)

@@ -57,11 +57,8 @@ class ChatTemplate:
         in_prompt: whether the instruction stands before the prompt instead of in a system message.
 
     Attributes:
-        head, middle, tail: the template's text before the row's prompt, between prompt and output, and after it.
-        generation: the generation prompt, which follows the row's prompt at inference.
+        head, middle, tail, generation, system, dated: as in `ragfit.data.prompt.Renderer`.
         header: what `add_generation_prompt` adds, the header of the assistant's turn; "" where that is not known.
-        system: what becomes of the instruction, as in `ragfit.data.prompt.Renderer`.
-        dated: whether the text changes with the date.
         bos: empty; a chat template writes BOS itself.
 
     Raises:

@@ -34,10 +34,6 @@ class RagfitError(Exception):
 class ConfigError(RagfitError, ValueError):
     """A configuration key or value that cannot be used."""
 
-    @property
-    def key(self) -> str:
-        return self.where
-
     def in_file(self, place: object, line: int | None = None) -> "ConfigError":
         """The same error with the place it comes from: a file, perhaps with a line of it."""
         where = f"{place}, line {line}" if line else str(place)
@@ -57,11 +53,7 @@ class PromptError(RagfitError, ValueError):
 
 
 class Interrupted(RagfitError):
-    """A run that was asked to stop, and did so with everything saved.
-
-    Attributes:
-        signal: the signal's number; a shell's exit code is 128 + that.
-    """
+    """A run that was asked to stop by a signal of that number, and did so with everything saved."""
 
     def __init__(self, message: str, signal: int):
         super().__init__("", message)

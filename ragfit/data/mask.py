@@ -4,7 +4,7 @@ The only place where labels are made. Each text is tokenized once, as a whole, a
 if it starts at or after the completion's first character and before the end of the assistant's turn.
 """
 
-import array
+import bisect
 import hashlib
 import threading
 import weakref
@@ -16,8 +16,7 @@ from ragfit.data.prompt import Rendered
 from ragfit.errors import PromptError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
@@ -45,27 +44,6 @@ class Masked:
         """A label for each id: the id itself where there is loss, `ignore_index` elsewhere."""
         ids, start, end = self.input_ids, self.start, max(self.start, self.end)
         return [ignore_index] * start + ids[start:end] + [ignore_index] * (len(ids) - end)
-
-
-def to_arrow(rows: list[Masked]) -> "tuple[pa.ListArray, pa.ListArray]":
-    """Ids and labels of many rows as two Arrow arrays, without a Python list of labels for each.
-
-    Returns:
-        (input_ids, labels): two `pyarrow.ListArray` of int32, one list a row; labels as `Masked.labels` gives them.
-    """
-    import numpy as np
-    import pyarrow as pa
-
-    ids, offsets = array.array("i"), np.zeros(len(rows) + 1, np.int32)
-    for row, masked in enumerate(rows, 1):
-        ids.fromlist(masked.input_ids)
-        offsets[row] = len(ids)
-    ids = np.frombuffer(ids, np.int32) if len(ids) else np.empty(0, np.int32)
-    labels = np.full(len(ids), IGNORE_INDEX, np.int32)
-    for begin, masked in zip(offsets[:-1], rows, strict=True):
-        learned = slice(begin + masked.start, begin + max(masked.start, masked.end))
-        labels[learned] = ids[learned]
-    return pa.ListArray.from_arrays(offsets, ids), pa.ListArray.from_arrays(offsets, labels)
 
 
 class Encoder:
@@ -111,13 +89,10 @@ class Encoder:
             self.backend.no_padding()
 
     def _mask(self, row, encoding):
-        start = first_token_from(encoding, row.completion_char, len(row.text))
-        end = first_token_from(encoding, row.end_char, len(row.text))
-        boundary = None
-        if 0 < start <= len(encoding):
-            left, right = encoding.token_to_chars(start - 1) or (0, 0)
-            if left < row.completion_char < right:
-                boundary = (left, right)
+        offsets = encoding.offsets  # in order; tokens that are one character together share its span
+        start, end = (bisect.bisect_left(offsets, (char, 0)) for char in (row.completion_char, row.end_char))
+        left, right = offsets[start - 1] if start else (0, 0)
+        boundary = (left, right) if left < row.completion_char < right else None
         shift = len(self.bos)
         return Masked(self.bos + encoding.ids, start + shift, end + shift, boundary)
 
@@ -157,23 +132,6 @@ class Encoder:
 
     def _decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def first_token_from(encoding: "Encoding", char: int, length: int) -> int:
-    """The first token that starts at or after a character; `len(encoding)` where there is none."""
-    # Characters that the normalizer drops belong to no token.
-    while char < length:
-        token = encoding.char_to_token(char)
-        if token is not None:
-            start = encoding.token_to_chars(token)[0]
-            if start >= char:
-                return token
-            # It begins before the place: the next token that begins later is the first one behind it.
-            while token < len(encoding) and encoding.token_to_chars(token)[0] < char:
-                token += 1
-            return token
-        char += 1
-    return len(encoding)
 
 
 _exact = weakref.WeakKeyDictionary()  # tokenizer -> (what it was copied from, the copy)

@@ -61,6 +61,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
+def listed(items: Sequence[object], most: int = 6) -> str:
+    """Items one after the other, only the first of many: `3, 5, 8, …`."""
+    return ", ".join(map(str, items[:most])) + (", …" if len(items) > most else "")
+
+
 def short(text: str, length: int = 80) -> str:
     """The beginning of a text, on one line."""
     text = visible(" ".join(text.split()))

@@ -10,13 +10,12 @@ from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
 from ragfit.draw.figure import figure, finish
-from ragfit.draw.text import counted
+from ragfit.draw.text import counted, listed
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIRST = 6  # row numbers listed
 SHOWN = 12  # places told in a log
 _FROM_LABELS, _FROM_NOTHING = "none: labels", "none: no short answer"
 
@@ -141,8 +140,7 @@ def _share(part: int, whole: int) -> Line:
 def _numbers(numbers: list[int]) -> str:
     if not numbers:
         return "0"
-    first = ", ".join(map(str, numbers[:FIRST])) + (", …" if len(numbers) > FIRST else "")
-    return f"{len(numbers):,} (row{'s' * (len(numbers) != 1)} {first})"
+    return f"{len(numbers):,} (row{'s' * (len(numbers) != 1)} {listed(numbers)})"
 
 
 def _spread(values: list[int]) -> str:

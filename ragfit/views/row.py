@@ -74,7 +74,7 @@ def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) 
     ]
     # Findings go with the row's number, so the row's index is that number too.
     one = replace(result, kept={number: number} if kept else {})
-    report = replace(prepared.report, **{part: one}, findings=work.findings() + among_rows)
+    report = replace(prepared.report, **{part: one}, findings=work.checks.findings() + among_rows)
     rows = {number: {"input_ids": kept[0].input_ids, "labels": kept[0].labels()}} if kept else {}
     made = {"renderer": renderer, "encoder": work.encoder, "instruction": instruction}
     return replace(prepared, report=report, **made, **{"train": {}, "dev": {}, part: rows}), trained

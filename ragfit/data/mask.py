@@ -4,6 +4,7 @@ The only place where labels are made. Each text is tokenized once, as a whole, a
 if it starts at or after the completion's first character and before the end of the assistant's turn.
 """
 
+import array
 import bisect
 import hashlib
 import threading
@@ -16,6 +17,7 @@ from ragfit.data.prompt import Rendered
 from ragfit.errors import PromptError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
@@ -44,6 +46,27 @@ class Masked:
         """A label for each id: the id itself where there is loss, `ignore_index` elsewhere."""
         ids, start, end = self.input_ids, self.start, max(self.start, self.end)
         return [ignore_index] * start + ids[start:end] + [ignore_index] * (len(ids) - end)
+
+
+def to_arrow(rows: list[Masked]) -> "tuple[pa.ListArray, pa.ListArray]":
+    """Ids and labels of many rows as two Arrow arrays, without a Python list of labels for each.
+
+    Returns:
+        (input_ids, labels): two `pyarrow.ListArray` of int32, one list a row; labels as `Masked.labels` gives them.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    ids, offsets = array.array("i"), np.zeros(len(rows) + 1, np.int32)
+    for row, masked in enumerate(rows, 1):
+        ids.fromlist(masked.input_ids)
+        offsets[row] = len(ids)
+    ids = np.frombuffer(ids, np.int32) if len(ids) else np.empty(0, np.int32)
+    labels = np.full(len(ids), IGNORE_INDEX, np.int32)
+    for begin, masked in zip(offsets[:-1], rows, strict=True):
+        learned = slice(begin + masked.start, begin + max(masked.start, masked.end))
+        labels[learned] = ids[learned]
+    return pa.ListArray.from_arrays(offsets, ids), pa.ListArray.from_arrays(offsets, labels)
 
 
 class Encoder:

@@ -18,7 +18,7 @@ from ragfit.data.cache import get_or_prepare, key_of
 from ragfit.data.documents import find_documents, first_supporting, fixed_place
 from ragfit.data.findings import KINDS, Checks, Finding
 from ragfit.data.fit import Fitter, TooLong
-from ragfit.data.mask import Encoder, Masked
+from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Cut, Part, Prepared, Report
 from ragfit.data.rows import Source, choose, open_rows, read_text, split, texts_of
@@ -170,8 +170,7 @@ class Preparer:
 
             def finish(batch, encoded):
                 if kept := self._label(part, batch, encoded.result(), result):
-                    columns = {"input_ids": [row.input_ids for row in kept], "labels": [row.labels() for row in kept]}
-                    writer.write_batch(pa.record_batch(columns, schema=schema))
+                    writer.write_batch(pa.record_batch(list(to_arrow(kept)), schema=schema))
                 progress.update(len(result.kept) + sum(map(len, result.dropped.values())) - progress.n)
 
             # While batches are tokenized, which needs no Python, the next one is read and rendered.

@@ -364,13 +364,13 @@ import os, signal, sys; sys.path.insert(0, sys.argv[1])
 from conftest import make_config, make_tokenizer
 import ragfit.data.prepare as preparation
 os.environ.pop("RAGFIT_CACHE_GB")
-label, batches = preparation.Preparer._label, []
-def killed(*args):
-    batches.append(args)
+to_arrow, batches = preparation.to_arrow, []
+def killed(rows):
+    batches.append(rows)
     if len(batches) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return label(*args)
-preparation.Preparer._label = killed
+    return to_arrow(rows)
+preparation.to_arrow = killed
 preparation.prepare(make_config(sys.argv[2]), make_tokenizer("digits"))
 """
     run = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[1]), str(data["data_file"])])

@@ -17,7 +17,7 @@ from conftest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ragfit.data.mask import IGNORE_INDEX, Encoder, Masked, exact_backend
+from ragfit.data.mask import IGNORE_INDEX, Encoder, Masked, exact_backend, to_arrow
 from ragfit.data.prompt import Renderer
 from ragfit.errors import PromptError
 
@@ -545,7 +545,22 @@ def test_real_tokenizers_on_tricky_outputs(real_tokenizers):
             verify("nfc" if "qwen" in name else name, tokenizer, row, masked)
 
 
-# --- The copy --------------------------------------------------------------------------------------------------------
+# --- For many rows ----------------------------------------------------------------------------------------------------
+
+
+def test_arrow_arrays_hold_the_same_labels():
+    rows = [
+        Masked([5, 6, 7, 8], 1, 3),
+        Masked([], 0, 0),
+        Masked([9], 0, 1),
+        Masked([-100, 2**31 - 1], 1, 1),
+        Masked([1, 2, 3], 2, 1),  # nothing to learn: it ends before it begins
+    ]
+    for some in (rows, rows[1:2], [], rows * 100):
+        ids, labels = to_arrow(some)
+        assert str(ids.type) == str(labels.type) == "list<item: int32>"
+        assert ids.to_pylist() == [row.input_ids for row in some]
+        assert labels.to_pylist() == [row.labels() for row in some]
 
 
 def test_the_copy_with_whole_offsets_follows_its_tokenizer():

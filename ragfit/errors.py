@@ -34,6 +34,10 @@ class RagfitError(Exception):
 class ConfigError(RagfitError, ValueError):
     """A configuration key or value that cannot be used."""
 
+    @property
+    def key(self) -> str:
+        return self.where
+
     def in_file(self, place: object, line: int | None = None) -> "ConfigError":
         """The same error with the place it comes from: a file, perhaps with a line of it."""
         where = f"{place}, line {line}" if line else str(place)

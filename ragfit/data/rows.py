@@ -77,7 +77,11 @@ class JsonlRows(Sequence):
         try:
             return _parse(line.rstrip())  # blank lines that follow belong to no row
         except DataError as error:
-            raise DataError(self.where(i), error.problem, error.fix) from error
+            problem, fix = error.problem, error.fix
+            if not self.unchanged():
+                problem = "the file was written to since it was opened, and this row is not what it was"
+                fix = "Start again, and leave the file as it is meanwhile."
+            raise DataError(self.where(i), problem, fix) from error
 
 
 def _open_plain(path):

@@ -165,9 +165,15 @@ class RunStatus:
 
     def _put(self, facts: dict[str, Any]):
         if self.write:
-            known = {key: value for key, value in facts.items() if value is not None}
-            with contextlib.suppress(OSError):
-                write_whole(self.folder / STATUS, json.dumps(known, indent=1) + "\n")
+            path, known = self.folder / STATUS, {key: value for key, value in facts.items() if value is not None}
+            text = json.dumps(known, indent=1).encode() + b"\n"
+            try:
+                write_whole(path, text)
+            except OSError:  # a full disk, on which the old file still has its blocks: the text is written over it
+                with contextlib.suppress(OSError), path.open("r+b") as file:
+                    if len(text) <= os.fstat(file.fileno()).st_blocks * 512:
+                        file.write(text)
+                        file.truncate()
 
 
 def _reason(error: BaseException) -> str:

@@ -204,6 +204,16 @@ def test_lines_appended_to_an_open_file_are_not_its(tmp_path, end):
     assert len(open_rows(path)) == 3
 
 
+def test_a_file_that_is_overwritten_while_it_is_read_is_blamed_for_that(tmp_path):
+    path = write(tmp_path, b"\n".join(LINES))
+    rows = open_rows(path)
+    path.write_bytes(b"\n" + LINES[0])
+    with pytest.raises(
+        DataError, match=r"rows.jsonl, line 2: the file was written to since it was opened, .*Start again"
+    ):
+        rows[1]
+
+
 def test_a_data_file_that_grew_is_a_finding(write_rows, monkeypatch):
     path = write_rows([{"prompt": "Where?", "answers": "Rome"}] * 2)
 

@@ -651,7 +651,7 @@ def test_a_file_system_that_locks_nothing_is_told_and_trained_on(overrides, out,
 
 
 def test_a_full_disk_to_the_last_byte(overrides, out):
-    """Nothing new can be written, not even a status: the error says so, and the last status is still whole."""
+    """Nothing new can be written, and the status says so all the same: over its own file."""
     out.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -661,7 +661,8 @@ def test_a_full_disk_to_the_last_byte(overrides, out):
         with pytest.raises(RagfitError, match=f"checkpoint-3 could not be saved in {out}.*No space left"):
             ragfit.train(trainer)
         assert shutil.disk_usage(out).free == 0
-        assert read(out)["doing"] == "training" and read(out)["total_steps"]
+        state, sentence = run_state(read(out))
+        assert state == "failed" and "checkpoint-3 could not be saved" in sentence and "step 3 of" in sentence
     finally:
         subprocess.run(["umount", "-l", str(out)], check=True)
 

@@ -8,7 +8,7 @@ from ragfit.data.documents import Document
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Fold, Heading, Line, Long, Note, Picture, Span, Table
 from ragfit.draw.figure import figure, finish
-from ragfit.draw.text import counted
+from ragfit.draw.text import counted, listed
 from ragfit.draw.view import View
 from ragfit.evaluation.probes import DISTRACTORS, PLACES
 
@@ -245,5 +245,4 @@ def _estimate(one: Mapping | None, share: bool, signed: bool = False) -> Line:
 
 
 def _numbers(rows: Sequence[int]) -> str:
-    more = ", …" if len(rows) > LISTED else ""
-    return f"{counted(len(rows), 'row')} ({', '.join(map(str, rows[:LISTED]))}{more})"
+    return f"{counted(len(rows), 'row')} ({listed(rows, LISTED)})"

@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items):
     if ON_CPU or torch.cuda.is_available():
         return
     reason = (
-        "no CUDA: run `pytest tests/gpu` by itself where there is a GPU, or RAGFIT_GPU_TESTS_ON=cpu pytest tests/gpu"
+        "no CUDA; `pytest tests/gpu`, by itself, sees a GPU where there is one (RAGFIT_GPU_TESTS_ON=cpu goes without)"
     )
     for item in items:
         if Path(__file__).parent in item.path.parents:

@@ -124,14 +124,13 @@ def test_the_trial_leaves_nothing_behind(config):
     assert free() - before < 2**17
 
 
-def test_what_torch_keeps_for_itself_counts_as_free():
+def test_what_torch_keeps_for_itself_counts_as_free(monkeypatch):
     from ragfit.training.memory import free_memory
 
-    free()
-    before = free_memory(torch.device("cuda", 0))
     torch.empty(2**30, dtype=torch.uint8, device="cuda")  # and freed, into torch's own store
-    assert torch.cuda.memory_reserved() > 2**29
-    assert free_memory(torch.device("cuda", 0)) == pytest.approx(before, abs=2**28)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**36))  # other processes take and give too
+    assert free_memory(torch.device("cuda", 0)) == torch.cuda.memory_reserved() >= 2**30
+    assert torch.cuda.memory_allocated() < 2**30
     torch.cuda.empty_cache()
 
 

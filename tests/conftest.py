@@ -20,6 +20,15 @@ import pytest
 
 pytest_plugins = ["browser"]
 
+
+def pytest_configure(config):
+    """Hide GPUs from tests that are of a CPU: from all but `pytest tests/gpu`. (xdist's workers inherit it.)"""
+    asked = [Path(arg.partition("::")[0]).resolve() for arg in config.args]
+    only_gpu = all(path.is_relative_to(Path(__file__).resolve().parent / "gpu") for path in asked)
+    if "PYTEST_XDIST_WORKER" not in os.environ and (not only_gpu or os.environ.get("RAGFIT_GPU_TESTS_ON") == "cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 # Added tokens of the trained tokenizers: those that the templates below write.
 TURN_TOKENS = [

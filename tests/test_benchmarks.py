@@ -37,6 +37,20 @@ def test_rows_to_prepare_where_there_is_no_data(tmp_path, tokens):
     assert len(rows) == 3 and all(len(tokenizer.encode(row["prompt"])) > tokens - 200 for row in rows)
 
 
+@pytest.mark.parametrize("real", [True, False])
+def test_rows_to_train_on_fit_into_a_pack(tmp_path, real):
+    from bench_gpu import write_rows
+
+    data = tmp_path / "real.jsonl"
+    if real:
+        data.write_text((json.dumps({"prompt": "What is the largest city? " * 99, "answers": ["yes"]}) + "\n") * 5)
+    write_rows(tmp_path / "rows.jsonl", data, 5, 400)
+    rows = [json.loads(row) for row in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    tokenizer = make_tokenizer("digits")
+    lengths = [len(tokenizer.encode(row["prompt"] + row["answers"][0])) for row in rows]
+    assert len(rows) == 5 and min(lengths) > 20 and max(lengths) < 380
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("[bk]*_*.py")), ids=lambda path: path.stem)
 def test_a_benchmark_says_what_it_measures(path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [path.name, "--help"])

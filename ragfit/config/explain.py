@@ -34,6 +34,7 @@ CAUSES = (
     ("no space left|disk quota|file too large", "Make room there, or set train.output_dir to another disk"),
     ("device-side assert|index out of range|out of bounds", TOKENIZER),
     ("size mismatch|loading state_dict|parameter group", OTHER_MODEL),
+    ("c compiler", "Install one (gcc), which Triton builds its kernels with on a GPU"),
     ("dataloader worker", "Set train.dataloader_num_workers=0"),
     ("bitsandbytes", "Set model.load_in_8bit=false and model.load_in_4bit=false, or another train.optim"),
     ("flash.?attention|flash_attn", "Set model.attn_implementation=sdpa"),

@@ -131,7 +131,7 @@ def _read_on(
         inputs["position_ids"] = torch.tensor([positions], device=model.device)
     few = "logits_to_keep" in forward_arguments(model)
     if few:
-        inputs["logits_to_keep"] = torch.tensor(places, device=model.device)
+        inputs["logits_to_keep"] = torch.tensor(places)  # on the CPU, as a spread model's last layer is on another GPU
     if cache is not None:
         inputs["cache"] = cache
     with trainer.compute_loss_context_manager():

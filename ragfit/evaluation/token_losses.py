@@ -57,11 +57,12 @@ def label_losses(model: "PreTrainedModel | PeftModel", batch: dict[str, "torch.T
     labels = batch["labels"]
     # The token at a position is predicted from the position before it; the first one is not predicted at all.
     places = (labels[:, 1:] != IGNORE_INDEX).any(0).nonzero().flatten()
-    keep = {"logits_to_keep": places.to(model.device)} if "logits_to_keep" in forward_arguments(model) else {}
+    # An index may stay on the CPU, and must not be on another GPU than a spread model's last layer.
+    keep = {"logits_to_keep": places} if "logits_to_keep" in forward_arguments(model) else {}
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
     logits = model(**inputs, use_cache=False, **keep).logits
     if logits.shape[1] != len(places):
-        logits = logits[:, places.to(logits.device)]
+        logits = logits[:, places]
     wanted = labels[:, places + 1].to(logits.device)
     costs = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), wanted, ignore_index=IGNORE_INDEX, reduction="none"

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import psutil
 import torch
 from peft import PeftModel
-from transformers import TrainingArguments
 from transformers.cache_utils import DynamicLayer
 
 from ragfit.evaluation.generate import inference, longest_answer
@@ -41,6 +40,9 @@ def memory_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
     width = 2 if model.dtype in HALVES else 3
     layer = longest * rows * (16 * hidden + 3 * inner) * width
     kept = longest * rows * hidden * model.dtype.itemsize * layers
+    if getattr(model, "is_loaded_in_8bit", False):
+        # bitsandbytes keeps what goes into each product where checkpointing does not see it (MatMul8bitLt's `ctx`).
+        kept += longest * rows * (3 * hidden + inner) * model.dtype.itemsize * layers
     activations = 2 * layer + kept if args.activation_checkpointing else layer * layers
     logits = _logits(trainer, rows * (labelled if trainer.labelled_head else longest))
     parts = {"weights": weights, "updates": trained + state, "activations": activations, "logits": logits}
@@ -136,20 +138,29 @@ def _in_gib(parts: Mapping[str, int]) -> str:
     return "estimate in GiB: " + ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
 
 
+def devices_of(trainer: RagfitTrainer) -> set[torch.device]:
+    """The process's device, and the others that `model.device_map` has put weights on."""
+    main = trainer.args.device
+    return {main, *(weight.device for weight in trainer.model.parameters() if weight.device.type == main.type)}
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still take, what it already holds included."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
+    """Bytes that this process can still take of a device, what it already holds included."""
+    if device.type == "cuda":  # what torch has reserved, it can fill again
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
-def device_name(args: TrainingArguments) -> str:
+def device_name(trainer: RagfitTrainer) -> str:
     """The device by name."""
-    if args.device.type == "cuda":
-        more = torch.cuda.device_count() - 1
-        return torch.cuda.get_device_name(args.device) + f" ({more} more not used by this process)" * (more > 0)
+    device = trainer.args.device
+    if device.type == "cuda":
+        used = len(devices_of(trainer))
+        more = torch.cuda.device_count() - used
+        name = torch.cuda.get_device_name(device) + f" and {used - 1} more" * (used > 1)
+        return name + f" ({more} more not used by this process)" * (more > 0)
     threads = torch.get_num_threads()
-    return f"{args.device.type.upper()}, {threads} thread{'s' * (threads != 1)}"
+    return f"{device.type.upper()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def precision(trainer: RagfitTrainer) -> tuple[str, str]:

@@ -31,6 +31,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         HALVES,
         batch_that_fits,
         device_name,
+        devices_of,
         evaluation_estimate,
         free_memory,
         memory_estimate,
@@ -43,7 +44,8 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
 
     args, report, model = trainer.args, trainer.prepared.report, trainer.model
     total, trainable = parameters(model)
-    steps, (need, parts), have = total_steps(trainer), memory_estimate(trainer), free_memory(args.device)
+    steps, (need, parts) = total_steps(trainer), memory_estimate(trainer)
+    have = sum(map(free_memory, devices_of(trainer)))
     to_evaluate, evaluated = evaluation_estimate(trainer)
     share, note, hint = padding(trainer)
     with_loss = report.train.loss_tokens / max(report.train.tokens, 1)
@@ -58,7 +60,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         a_step += f", about {round(len(report.train.kept) / len(trainer.train_dataset) * rows_per_step(args)):,} rows"
     tokens = f"{report.train.tokens:,} read, {report.train.loss_tokens:,} with loss"
     items = [
-        ("device", device_name(args), f"{checkpointing} activation checkpointing"),
+        ("device", device_name(trainer), f"{checkpointing} activation checkpointing"),
         ("precision", *precision(trainer)),
         ("parameters", f"{trainable:,} of {total:,} are trained", f"{trainable / total:.2%}"),
         ("rows", f"{len(report.train.kept):,} train, {len(report.dev.kept):,} dev", ""),

@@ -272,7 +272,10 @@ def _step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, mode
             return
         collator = trainer.data_collator
         trainer.data_collator = lambda rows: collator([_end(row) for row in rows])
-        trainer.train()
+        try:
+            trainer.train()
+        finally:
+            trainer.model.to("meta")  # bitsandbytes keeps the embeddings that its optimizers have met
 
 
 def _end(row: dict[str, list[int]]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ import ragfit
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.errors import ConfigError
 from ragfit.training.cpu import BY_ROW, RowMasks
-from ragfit.training.packing import difference, is_packed, token_counts
+from ragfit.training.packing import COARSE, ROUNDING, difference, is_packed, token_counts, tolerance
 from ragfit.training.trainer import RagfitTrainer
 
 PACKED = "train.packing=true"
@@ -280,6 +280,19 @@ def test_an_implementation_that_keeps_rows_apart_is_named(trainer_of):
         ConfigError, match="attn_implementation=joined does not keep .* Set model.attn_implementation=sdpa or eager"
     ):
         check_apart(good)
+
+
+def test_what_is_multiplied_in_a_shorter_type_may_differ_more(trainer_of):
+    """As transformers sets `train.tf32`: torch's older question for it raises then."""
+    trainer = trainer_of("llama", SHAPE)
+    assert tolerance(trainer) == ROUNDING
+    before = torch.backends.fp32_precision
+    try:
+        torch.backends.fp32_precision = "tf32"
+        assert tolerance(trainer) == COARSE
+    finally:
+        torch.backends.fp32_precision = before
+    assert tolerance(trainer) == ROUNDING and tolerance(trainer_of("llama", SHAPE, dtype=torch.bfloat16)) == COARSE
 
 
 @pytest.mark.parametrize("kind", [*ARCHITECTURES, "learned positions"])

@@ -257,6 +257,16 @@ def test_where_no_copy_can_be_made_nothing_is_said(config, tmp_path):
     assert small_copy(config().model) is not None
 
 
+def test_nothing_is_left_of_the_copy(config):
+    """bitsandbytes keeps the embeddings of all models that its 8-bit optimizers have met, for good."""
+    import bitsandbytes
+
+    kept = bitsandbytes.optim.GlobalOptimManager.get_instance().module_weight_config_triple
+    before = len(kept)
+    refusal(config("train.optim=paged_adamw_8bit"))  # the weights are missing, which comes after the trial
+    assert len(kept) > before and all(module.weight.is_meta for module, *_ in kept[before:])
+
+
 # --- Going on from another run ------------------------------------------------------------------------------------------
 
 
@@ -287,6 +297,7 @@ RAISED = [
     (PermissionError(13, "Permission denied", "secret.txt"), "Check that 'secret.txt' exists and that you may read"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "Set train.dataloader_num_workers=0"),
     (RuntimeError("Error(s) in loading state_dict for X:\n\tsize mismatch for w"), "for X: size mismatch for w. Check that resume_checkpoint"),
+    (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), "Install one (gcc)"),
     (IndexError("index out of range in self"), "IndexError: index out of range in self. Check that the tokenizer"),
     (ValueError("`neftune_noise_alpha` is odd."), "is odd. Change or remove train.neftune_noise_alpha."),
     (KeyError("x"), "KeyError: 'x'. If its text names a key of yours"),

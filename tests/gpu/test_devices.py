@@ -1,0 +1,101 @@
+"""On CUDA the kit steps aside, and one process takes one of several GPUs."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_runs import losses, tiny_trainer
+
+import ragfit
+from gpu.on_device import FLOAT32, ON_CPU, only_cuda
+from ragfit.evaluation.reading import read
+from ragfit.evaluation.token_losses import token_losses
+
+
+def test_the_kits_own_step_is_taken_on_a_cpu_alone(config):
+    """On CUDA the head, attention and checkpointing are those of TRL and transformers."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    trainer = tiny_trainer(config(*FLOAT32, "train.packing=true", "train.max_steps=1"))
+    base = trainer.model.get_base_model()
+    wrapped = base.forward.__func__.__code__.co_filename
+    assert (wrapped == add_fused_lm_head.__code__.co_filename) != ON_CPU
+    assert (base.config._attn_implementation == "sdpa") != ON_CPU
+    assert bool(base.base_model._forward_hooks) == ON_CPU
+    contexts, enable = [], base.activation_checkpointing_enable
+
+    def seen(activation_checkpointing_kwargs=None, **kwargs):
+        contexts.append("context_fn" in (activation_checkpointing_kwargs or {}))
+        return enable(activation_checkpointing_kwargs, **kwargs)
+
+    base.activation_checkpointing_enable = seen
+    trainer.train()
+    assert contexts and any(contexts) == ON_CPU
+    assert trainer.labelled_head and trainer.args.dataloader_pin_memory != ON_CPU
+
+
+def test_labels_alone_reach_the_head(config, monkeypatch):
+    """Of a long prompt with a short answer, only the answer's positions are projected, here as on a CPU."""
+    from trl.kernels import ChunkedLogProbFunction
+
+    trainer = tiny_trainer(config(*FLOAT32, "train.max_steps=2", "train.save_strategy=no"))
+    seen = []
+
+    def counted(hidden, *args):
+        seen.append(len(hidden))
+        return ChunkedLogProbFunction.apply(hidden, *args)
+
+    monkeypatch.setattr("trl.trainer.utils._ChunkedLogProbFunction", SimpleNamespace(apply=counted))
+    trainer.train()
+    labels = {sum(label != -100 for label in row) for row in trainer.prepared.train["labels"]}
+    assert len(seen) == 4 and set(seen) <= labels
+
+
+TWO = pytest.mark.skipif(ON_CPU or torch.cuda.device_count() < 2, reason="needs two GPUs that this process sees")
+
+
+@TWO
+def test_one_process_takes_one_of_several_gpus(config):
+    trainer = tiny_trainer(config("train.max_steps=2"))
+    assert trainer.args.n_gpu == 1 and {w.device.index for w in trainer.model.parameters()} == {0}
+    device = {label: value for label, value, _ in ragfit.preflight(trainer).items}["device"]
+    assert f"({torch.cuda.device_count() - 1} more not used by this process)" in device
+    trainer.train()
+    assert len(losses(trainer)) == 2 and torch.cuda.max_memory_allocated(1) == 0
+
+
+@TWO
+def test_device_map_spreads_a_model_over_two(config):
+    from ragfit.training.memory import devices_of, free_memory
+
+    trainer = tiny_trainer(config(*FLOAT32, "model.device_map=balanced", "train.max_steps=2", "dev_split=2"))
+    places = devices_of(trainer)
+    assert len(places) > 1 and not ragfit.preflight(trainer).warnings
+    assert sum(map(free_memory, places)) > free_memory(trainer.args.device)
+    trainer.train()
+    assert len(losses(trainer)) == 2 and ragfit.dev_loss(trainer) > 0
+    [found] = read(trainer, [("What is 1 times two?", "The answer is 2.")])
+    assert token_losses(trainer, 0, "dev") and len(found.losses) > 3
+
+
+@only_cuda("a CPU is not waited for")
+def test_nothing_is_asked_of_the_gpu_between_steps(config):
+    """Reading a tensor's value waits for the GPU; the kit's own part of a step reads none."""
+    from transformers import TrainerCallback
+
+    trainer = tiny_trainer(config(*FLOAT32, "train.max_steps=2", "train.save_strategy=no"))
+    kit = [one for one in trainer.callback_handler.callbacks if type(one).__module__.startswith("ragfit.")]
+    assert kit
+
+    class Strict(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for one in kit:
+                    one.on_step_end(args, state, control, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    trainer.add_callback(Strict())
+    trainer.train()
+    assert len(losses(trainer)) == 2

@@ -1,0 +1,157 @@
+"""Memory on a GPU: the preflight's estimates against what torch has taken, and what is left behind."""
+
+import gc
+import json
+
+import pytest
+import torch
+from tiny_runs import question_rows, tiny_trainer
+
+import ragfit
+from gpu.on_device import FLOAT32, FOUR_BITS, PLAIN, documented, make_phi3, only_cuda
+from ragfit.errors import RagfitError
+from ragfit.evaluation.generate import generate
+
+pytestmark = only_cuda("torch.cuda says what was taken at most")
+
+BF16 = [*PLAIN, "model.torch_dtype=bfloat16"]
+WITHOUT = "train.gradient_checkpointing=false"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A Phi-3 of 110 million weights, beside which cuBLAS's own 50 MB are little."""
+    sizes = {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    }
+    return make_phi3(tmp_path_factory.mktemp("large"), **sizes)
+
+
+@pytest.fixture(scope="module")
+def long_rows(tmp_path_factory):
+    """Rows of about 1,000 tokens."""
+    path = tmp_path_factory.mktemp("long") / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({**row, "prompt": row["prompt"] + "no idea. " * 250}) + "\n" for row in question_rows(8))
+    )
+    return path
+
+
+def free():
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[], [WITHOUT], FOUR_BITS, [*FOUR_BITS, WITHOUT], BF16, [*BF16, WITHOUT], [*FLOAT32, WITHOUT], [*BF16, "model.lora=null"]],
+    ids=["as documented", "8 bits, no checkpointing", "4 bits", "4 bits, no checkpointing", "bf16", "bf16, no checkpointing",
+         "float32, no checkpointing", "bf16, all weights"],
+)  # fmt: skip
+def test_the_estimates_hold_to_a_factor_of_two(large, long_rows, tmp_path, keys):
+    from ragfit.training.memory import evaluation_estimate, memory_estimate
+
+    before = free()
+    cfg = documented(large, long_rows, tmp_path / "out", "train.max_steps=2", "train.per_device_train_batch_size=4",
+                     "train.gradient_accumulation_steps=1", "dev_split=4", "train.save_strategy=no", *keys)  # fmt: skip
+    trainer = tiny_trainer(cfg)
+    found = {}
+
+    free()
+    trainer.train()
+    found["training"] = memory_estimate(trainer)[0], torch.cuda.max_memory_allocated() - before
+    free()
+    ragfit.dev_loss(trainer)
+    generate(trainer.model, trainer.prepared, [trainer.prepared.rendered(row, "dev").prompt for row in range(4)], 4)
+    found["evaluation"] = evaluation_estimate(trainer)[0], torch.cuda.max_memory_allocated() - before
+    print(
+        {
+            name: f"estimated {estimated / 2**20:.0f} MiB, taken {held / 2**20:.0f} MiB"
+            for name, (estimated, held) in found.items()
+        }
+    )
+    assert all(held > 2**26 and 0.5 < estimated / held < 2 for estimated, held in found.values()), found
+
+
+@pytest.mark.parametrize("keys", [FLOAT32, BF16], ids=["float32", "bfloat16"])
+def test_the_logits_are_never_there_as_a_whole(tmp_path, keys):
+    """Rows that are nearly all labels, and 131,072 ids: one copy of their logits would be 500 MiB in float32."""
+    ids = 131072
+    model = make_phi3(tmp_path / "model", vocabulary=ids, hidden_size=64)
+    answer = " ".join(f"The answer is {n}." for n in range(200))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((json.dumps({"prompt": "Count.", "answers": [answer]}) + "\n") * 2)
+    trainer = tiny_trainer(
+        documented(
+            model,
+            rows,
+            tmp_path / "out",
+            *keys,
+            "train.max_steps=1",
+            "dev_split=1",
+            "train.gradient_accumulation_steps=1",
+        )
+    )
+    labels = trainer.prepared.report.train.loss_tokens
+    whole = labels * ids * trainer.model.dtype.itemsize
+    assert labels > 800
+    for work in (trainer.train, lambda: ragfit.dev_loss(trainer)):
+        before = free()
+        work()
+        taken = torch.cuda.max_memory_allocated() - before
+        assert taken < whole, f"{taken / 2**20:.0f} MiB, and the logits are {whole / 2**20:.0f} MiB"
+
+
+def test_the_trial_leaves_nothing_behind(config):
+    """Nor does its optimizer, which bitsandbytes would keep the embeddings for."""
+    from ragfit.training.arguments import training_arguments
+    from ragfit.training.packing import training_rows
+    from ragfit.training.trial import try_run
+
+    cfg = config()
+    prepared = ragfit.prepare(cfg)
+    args, rows = training_arguments(cfg, prepared), training_rows(cfg, prepared)
+    try_run(cfg, prepared, args, rows)  # cuBLAS takes its memory once
+    before = free()
+    try_run(cfg, prepared, args, rows)
+    assert torch.cuda.max_memory_allocated() > before  # it did run here
+    assert free() - before < 2**17
+
+
+def test_what_torch_keeps_for_itself_counts_as_free(monkeypatch):
+    from ragfit.training.memory import free_memory
+
+    torch.empty(2**30, dtype=torch.uint8, device="cuda")  # and freed, into torch's own store
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**36))  # other processes take and give too
+    assert free_memory(torch.device("cuda", 0)) == torch.cuda.memory_reserved() >= 2**30
+    assert torch.cuda.memory_allocated() < 2**30
+    torch.cuda.empty_cache()
+
+
+def test_where_memory_gives_out_the_key_is_named_and_the_memory_is_free_again(large, long_rows, tmp_path):
+    before = free()
+    cfg = documented(
+        large,
+        long_rows,
+        tmp_path / "out",
+        *FLOAT32,
+        WITHOUT,
+        "train.max_steps=1",
+        "train.per_device_train_batch_size=8",
+    )
+    trainer = tiny_trainer(cfg)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / total)
+    try:
+        with pytest.raises(RagfitError, match="out of memory.*Lower train.per_device_train_batch_size"):
+            ragfit.train(trainer)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    held = sum(weight.nbytes for weight in trainer.model.parameters())
+    assert free() - before < 1.5 * held

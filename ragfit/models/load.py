@@ -1,12 +1,18 @@
-"""The model class that a configuration names."""
+"""The model class that a configuration names, and what is asked of any model. Imports no torch by itself."""
 
 import importlib
-from typing import Any
+import inspect
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ragfit.errors import ConfigError, RagfitError, first_line
 from ragfit.models.refusal import errors_as
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 TARGET_KEY = "model._target_"
 
@@ -48,3 +54,15 @@ def _class(target: str) -> type:
         fix = "Name a class with the attributes model and tokenizer."
         raise ConfigError(TARGET_KEY, f"{target} is not a class", fix)
     return found
+
+
+def base_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """A model without PEFT's wrapper."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def forward_arguments(model: "PreTrainedModel | PeftModel") -> Container[str]:
+    """The names of the arguments that a model's forward pass takes."""
+    return inspect.signature(base_of(model).forward).parameters

@@ -22,7 +22,7 @@ from ragfit.collator import BOUNDARIES
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import base_of
+from ragfit.models.load import base_of
 from ragfit.training.cpu import BY_ROW, is_sharded
 from ragfit.training.preflight import GROUPED
 

@@ -10,7 +10,7 @@ from ragfit import before_torch
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.config.save import without_secrets
 from ragfit.data.report import Prepared
-from ragfit.models.adapter import base_of
+from ragfit.models.load import base_of
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
 from ragfit.training.packing import check_apart, is_packed, token_counts, training_rows
 from ragfit.training.resume import Resumable

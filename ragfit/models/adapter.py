@@ -152,7 +152,8 @@ def load_adapter(
         if not isinstance(model, PeftModel):
             config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
             model = get_peft_model(model, config, name)
-        keys = model.load_adapter(str(source), name, is_trainable=is_trainable)
+        there = name in model.peft_config  # and then it keeps its types, where PEFT would have it in float32
+        keys = model.load_adapter(str(source), name, is_trainable=is_trainable, autocast_adapter_dtype=not there)
     # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
     missing = [key for key in keys.missing_keys if "vblora_vector_bank" not in key]
     wrong = {"it lacks": missing, "the model has no": keys.unexpected_keys}

@@ -75,12 +75,12 @@ def why_not_resumable(folder: str | Path) -> str | None:
     """
     import torch
     from safetensors import SafetensorError, safe_open
+    from transformers import TrainerState
     from transformers.trainer_pt_utils import safe_globals
 
     folder = Path(folder)
     try:
-        if not isinstance(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"], int):
-            return f"{STATE} holds no step"
+        TrainerState.load_from_json(str(folder / STATE))
         recorded = record(folder).get("files", {})
     except FileNotFoundError:
         return f"it has no {STATE}"
@@ -94,8 +94,7 @@ def why_not_resumable(folder: str | Path) -> str | None:
             return f"{name} is missing" if has is None else f"{name} has {has:,} of {size:,} bytes"
     names = {path.name for path in folder.iterdir()}
     shards = any(path.is_dir() for path in folder.iterdir())  # what DeepSpeed and FSDP write, in folders of their own
-    pickled = {"adapter_model.bin", "pytorch_model.bin"}
-    if not pickled & names and not any(name.endswith(".safetensors") for name in names) and not shards:
+    if not any(name.endswith((".safetensors", "_model.bin")) for name in names) and not shards:
         return "it has no weights"
     if not {"optimizer.pt", "scheduler.pt"} <= names and not shards:
         return "it has no optimizer.pt and scheduler.pt, without which training cannot go on (train.save_only_model)"

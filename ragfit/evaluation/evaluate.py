@@ -4,6 +4,7 @@ python -m ragfit.evaluation trained_models/checkpoint --data test.jsonl --rows 1
 """
 
 import contextlib
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from ragfit.config.explain import explained
 from ragfit.config.paths import user_path
 from ragfit.data.documents import find_documents
 from ragfit.errors import ConfigError
-from ragfit.evaluation.generate import dev_loss, generate, longest_answer
+from ragfit.evaluation.answered import GIVEN, ROWS, Answers
+from ragfit.evaluation.generate import Answer, answer_settings, dev_loss
 from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, question_of, scores
 from ragfit.evaluation.results import CLOSED_BOOK, MODELS, save_evaluation, summarize
@@ -48,7 +50,8 @@ def evaluate(
             as `ragfit.evaluation.generate.longest_answer` says.
         save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary), which replace
             those of an earlier evaluation; by default the run's output folder where the trainer has trained. False:
-            nowhere.
+            nowhere. Answers that are there already, or that an evaluation gave before it was killed, are not given
+            again where weights, prompt and settings are the same (`ragfit.evaluation.answered`).
         closed_book: whether the tuned model answers a second time without the documents in its prompt, so that what the
             documents gave can be told from what the training gave.
 
@@ -58,7 +61,6 @@ def evaluate(
     Raises:
         ConfigError: `rows` is negative, or `max_new_tokens` not above 0.
     """
-    from omegaconf import OmegaConf
     from peft import PeftModel
 
     if rows is not None and (not isinstance(rows, int) or rows < 0):
@@ -71,31 +73,31 @@ def evaluate(
         save = trainer.args.output_dir
     folder = user_path(save, "save") if save else None  # refused before the answers are generated, not after
     part = "dev" if prepared.dev is not None else "train"
-    # transformers asks for plain lists and dicts.
-    settings = OmegaConf.to_container(cfg.model).get("generation") or {}
-    limit = max_new_tokens or settings.get("max_new_tokens") or longest_answer(prepared, part)
-    settings["max_new_tokens"] = limit
+    settings = answer_settings(trainer, part, max_new_tokens)
+    answers = Answers(trainer, settings, folder, keep=trainer.is_world_process_zero())
 
     measured = [_row(prepared, number, part, answer_marker) for number in prepared.report.part(part).kept[:rows]]
     table = [row for row, _ in measured]
     prompts = [prepared.rendered(index, part).prompt for index in range(len(table))]
-    losses, batch = {"base": base_loss, "tuned": dev_loss(trainer)}, trainer.args.per_device_eval_batch_size
+    for (row, _), prompt in zip(measured, prompts, strict=True):
+        row[GIVEN] = answers.digest(prompt)
+    losses = {"base": base_loss, "tuned": dev_loss(trainer)}
     for name in MODELS if isinstance(trainer.model, PeftModel) else ("tuned",):
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
             if name == "base" and base_loss is None:
                 losses["base"] = dev_loss(trainer)
-            answers = generate(trainer.model, prepared, prompts, limit, settings, batch)
-        _score(measured, answers, name, answer_marker)
+            given = answers.to(prompts, name, [row[GIVEN] for row in table])
+        _score(measured, given, name, answer_marker)
     if closed_book:
         bare = {n: prompt for n, row in enumerate(table) if (prompt := _without_documents(prepared, row["row"], part))}
-        answers = generate(trainer.model, prepared, list(bare.values()), limit, settings, batch)
-        _score([measured[n] for n in bare], answers, CLOSED_BOOK, answer_marker)
+        given = answers.to(list(bare.values()), CLOSED_BOOK, [table[n][GIVEN] for n in bare])
+        _score([measured[n] for n in bare], given, CLOSED_BOOK, answer_marker)
     summary = {
         "part": part,
         "data": str(cfg.dev_split if part == "dev" and isinstance(cfg.dev_split, str) else cfg.data_file),
         "rows": len(table),
         "answer_marker": answer_marker,
-        "max_new_tokens": limit,
+        "max_new_tokens": settings["max_new_tokens"],
         "written": now(),
         **summarize(table),
         **label_scores(table, answer_marker),
@@ -109,15 +111,21 @@ def evaluate(
         notes.append(f"The base is {cfg.model.model_name_or_path} with {cfg.model.trained_adapter} merged into it.")
     if closed_book and len(bare) < len(table):
         notes.append(f"The documents of {len(table) - len(bare)} rows were not found: they have no closed_book answer.")
+    if answers.reused:
+        notes.append(
+            f"{answers.reused:,} answers were already in {folder}, given by the same weights to the same prompts with "
+            f"the same settings. To have them given again, delete {ROWS} there."
+        )
     if folder and trainer.is_world_process_zero():
         try:
             saved = save_evaluation(folder, summary, table)
+            answers.done()
         except OSError as error:
             notes.append(f"The evaluation could not be saved in {folder}: {error.strerror}.")
     return EvaluationView(table, summary, notes, saved)
 
 
-def _score(measured: list[tuple[dict, Gold]], answers: list[tuple[str, bool]], name: str, marker: str | None) -> None:
+def _score(measured: list[tuple[dict, Gold]], answers: Sequence[Answer], name: str, marker: str | None) -> None:
     """Put answers and their scores into their rows, under a name."""
     for (row, gold), (answer, cut) in zip(measured, answers, strict=True):
         scored = scores(answer, gold, marker).as_dict()

@@ -1,7 +1,7 @@
 """What a model answers, and its dev loss."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
     from ragfit.data.report import Prepared
+
+
+Answer = tuple[str, bool]  # its text, and whether it was cut
 
 
 @explained("The dev loss", LESS_TO_EVALUATE)
@@ -37,15 +40,26 @@ def longest_answer(prepared: "Prepared", part: str = "dev") -> int:
     return max(longest, min(256, max(48, 2 * longest)))
 
 
+def answer_settings(trainer: "SFTTrainer", part: str, max_new_tokens: int | None = None) -> dict[str, Any]:
+    """What a run's answers are generated with: `model.generation`, and the longest answer where that names none."""
+    from omegaconf import OmegaConf
+
+    # transformers asks for plain lists and dicts.
+    settings = OmegaConf.to_container(trainer.cfg.model, resolve=True).get("generation") or {}
+    longest = max_new_tokens or settings.get("max_new_tokens") or longest_answer(trainer.prepared, part)
+    return settings | {"max_new_tokens": longest}
+
+
 @explained("Generating answers", LESS_TO_EVALUATE)
 def generate(
     model: "PreTrainedModel | PeftModel",
     prepared: "Prepared",
-    prompts: list[str],
+    prompts: Sequence[str],
     max_new_tokens: int,
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     batch_size: int = 8,
-) -> list[tuple[str, bool]]:
+    keep: Callable[[dict[int, Answer]], None] = lambda answers: None,
+) -> list[Answer]:
     """Continue prompts, greedily unless the settings say otherwise.
 
     Prompts of similar length are padded on the left and continued together, several times as fast as one by one. In
@@ -55,6 +69,7 @@ def generate(
         prompts: inference prompts as text, as `prepared.rendered(…).prompt`.
         settings: keyword arguments of `generate` that go before the greedy default, as plain lists and dicts.
         batch_size: how many to continue together.
+        keep: is given the answers of each batch as soon as they are there, by the number of their prompt.
 
     Returns:
         For each prompt `(answer, cut)`: text without special tokens, and whether `max_new_tokens` ended it.
@@ -72,7 +87,7 @@ def generate(
     ends = _ids(settings["eos_token_id"]) | {settings["pad_token_id"]}
     ids = [encoder.bos + list(encoder.spans(prompt)[0]) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-    answers: list = [None] * len(ids)
+    answers: dict[int, Answer] = {}
     with inference(model):
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
@@ -83,10 +98,13 @@ def generate(
             output = model.generate(
                 input_ids=inputs.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer, **settings
             )
+            given = {}
             for i, new in zip(batch, output[:, width:].tolist(), strict=True):
                 text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-                answers[i] = text, len(new) >= settings["max_new_tokens"] and not ends & set(new)
-    return answers
+                given[i] = text, len(new) >= settings["max_new_tokens"] and not ends & set(new)
+            answers |= given
+            keep(given)
+    return [answers[i] for i in range(len(ids))]
 
 
 def _ids(value: int | list[int] | None) -> set[int]:

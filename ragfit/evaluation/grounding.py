@@ -100,7 +100,7 @@ def grounding(trainer: "SFTTrainer", rows: int | None = 30, parts: Sequence[str]
     ]
     for name, model in models(trainer):
         with model:
-            for one, measured in zip(table, measure(trainer, found, parts, seed), strict=True):
+            for one, measured in zip(table, measure(trainer, name, found, parts, seed), strict=True):
                 one[name] = measured
     summary = {
         "part": part,

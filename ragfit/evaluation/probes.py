@@ -4,11 +4,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragfit.data.documents import Document, Passages, find_documents, renumber, supporting
 from ragfit.data.report import Prepared
-from ragfit.evaluation.generate import generate, longest_answer
+from ragfit.evaluation.answered import Answers
+from ragfit.evaluation.generate import answer_settings
 from ragfit.evaluation.metrics import Gold, citations, gold_of, scores
 from ragfit.evaluation.reading import Reading, read
 
@@ -72,8 +74,12 @@ def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[R
     return found, unread
 
 
-def measure(trainer: "SFTTrainer", rows: Sequence[Row], parts: Sequence[str], seed: int) -> list[dict]:
-    """What one model makes of each row: plain values, in nats where they are losses."""
+def measure(trainer: "SFTTrainer", name: str, rows: Sequence[Row], parts: Sequence[str], seed: int) -> list[dict]:
+    """What one model makes of each row: plain values, in nats where they are losses.
+
+    Args:
+        name: which model the trainer's is at present: base or tuned.
+    """
     measured = [_under_its_documents(trainer, row, parts) for row in rows]
     answers: list[tuple[str, Callable[[str], None]]] = []  # prompts, and what their answers are for
     if "citations" in parts:
@@ -93,7 +99,7 @@ def measure(trainer: "SFTTrainer", rows: Sequence[Row], parts: Sequence[str], se
         if "position" in parts and len(others) >= PLACES - 1:
             measured[i]["position"] = _at_each_place(trainer, rows[i], others)
     # All at once, so that those of one length are answered together.
-    for (_, take), answer in zip(answers, _generated(trainer, [prompt for prompt, _ in answers]), strict=True):
+    for (_, take), answer in zip(answers, _generated(trainer, name, [prompt for prompt, _ in answers]), strict=True):
         take(answer)
     return measured
 
@@ -176,9 +182,10 @@ def _at_each_place(trainer: "SFTTrainer", row: Row, others: Sequence[Document]) 
     return [sum(reading.of("answer")) for reading in readings]
 
 
-def _generated(trainer: "SFTTrainer", queries: Sequence[str]) -> list[str]:
+def _generated(trainer: "SFTTrainer", name: str, queries: Sequence[str]) -> list[str]:
+    """The model's answers; those that an evaluation of the run has saved are taken from there."""
     prepared = trainer.prepared
     part = "dev" if prepared.dev is not None else "train"
+    answers = Answers(trainer, answer_settings(trainer, part), Path(trainer.args.output_dir))
     prompts = [prepared.renderer.render(query, "").prompt for query in queries]
-    limit, batch = longest_answer(prepared, part), trainer.args.per_device_eval_batch_size
-    return [answer for answer, _ in generate(trainer.model, prepared, prompts, limit, None, batch)] if prompts else []
+    return [answer for answer, _ in answers.to(prompts, name)]

@@ -22,12 +22,26 @@ def now() -> str:
 
 def read_json(path: Path, shape: dict) -> dict[str, Any]:
     """The object in a JSON file as `fitting` leaves it; {} where there is none that can be read."""
+    return _parsed(_read(path), shape)
+
+
+def read_rows(path: Path, shape: dict) -> list[dict[str, Any]]:
+    """The objects in a JSONL file as `fitting` leaves them, without lines that can't be read."""
+    return [row for line in _read(path).splitlines() if (row := _parsed(line, shape))]
+
+
+def _read(path: Path) -> bytes:
     try:
-        if path.is_file() and path.stat().st_size <= LARGEST:
-            return fitting(json.loads(path.read_bytes()), shape) or {}
-    except (OSError, ValueError, RecursionError):
-        pass
-    return {}
+        return path.read_bytes() if path.is_file() and path.stat().st_size <= LARGEST else b""
+    except OSError:
+        return b""
+
+
+def _parsed(text: bytes, shape: dict) -> dict[str, Any]:
+    try:
+        return fitting(json.loads(text), shape) or {}
+    except (ValueError, RecursionError):
+        return {}
 
 
 def fitting(value: Any, shape: Any) -> Any:
@@ -48,6 +62,8 @@ def fitting(value: Any, shape: Any) -> Any:
             return value if datetime.fromisoformat(value).tzinfo else None
         except (TypeError, ValueError):
             return None
+    if shape is bool:
+        return value if isinstance(value, bool) else None
     if shape is str:
         return printable(value) if isinstance(value, str) else None
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

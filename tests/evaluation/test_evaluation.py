@@ -19,6 +19,7 @@ from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import Gold, citations, gold_of, normalize, scores
 from ragfit.evaluation.results import save_evaluation, summarize
 from ragfit.evaluation.token_losses import label_losses
+from ragfit.models.adapter import weights_digest
 from ragfit.training.reload import load_checkpoint
 from ragfit.views import EvaluationView
 
@@ -245,6 +246,72 @@ def test_saved_rows_and_summary(trained, out):
     assert json.loads((out / "evaluation.json").read_text())["rows"] == 1
     ragfit.evaluate(trainer, rows=0)
     assert not (out / "evaluation.jsonl").exists() and json.loads((out / "evaluation.json").read_text())["rows"] == 0
+
+
+class Stopped(BaseException):
+    """In place of SIGKILL."""
+
+
+def generating(trainer, monkeypatch, until=1000):
+    """Count the batches that are generated from now on, up to a number of them."""
+    batches, real = [], trainer.model.generate
+
+    def generate(**inputs):
+        if len(batches) == until:
+            raise Stopped
+        batches.append(inputs["input_ids"].shape[0])
+        return real(**inputs)
+
+    monkeypatch.setattr(trainer.model, "generate", generate)
+    return batches
+
+
+def test_a_killed_evaluation_goes_on(trained, out, monkeypatch):
+    trainer, _, _ = trained
+    monkeypatch.setattr(trainer.args, "per_device_eval_batch_size", 1)
+    whole = ragfit.evaluate(trainer, rows=None, max_new_tokens=9, save=out / "whole")
+    first = ragfit.evaluate(trainer, rows=1, max_new_tokens=9)  # stays, whatever becomes of the next one
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        batches = generating(trainer, patch, until=3)
+        ragfit.evaluate(trainer, rows=None, max_new_tokens=9)
+    assert len(batches) == 3  # two answers of the base model were missing, so one of the tuned model is there
+    assert json.loads((out / "evaluation.json").read_text()) == first.summary
+    with (out / "evaluation.part.jsonl").open("a") as file:
+        file.write('\n{"answered_with": "cut sho')
+    with monkeypatch.context() as patch:
+        batches = generating(trainer, patch)
+        again = ragfit.evaluate(trainer, rows=None, max_new_tokens=9)
+    assert len(batches) == 1 and again.rows == whole.rows
+    assert "5 answers were already in" in repr(again) and "already" not in repr(whole)
+    assert not (out / "evaluation.part.jsonl").exists()
+
+
+def test_other_settings_and_other_weights_are_answered_again(trained, out, monkeypatch):
+    trainer, _, _ = trained
+    ragfit.evaluate(trainer, rows=2, max_new_tokens=9)
+    batches = generating(trainer, monkeypatch)
+    ragfit.evaluate(trainer, rows=2, max_new_tokens=9, answer_marker="is")  # only compares otherwise
+    assert not batches
+    ragfit.evaluate(trainer, rows=2, max_new_tokens=8)
+    assert batches == [2, 2]
+    weight = next(one for name, one in trainer.model.named_parameters() if "lora_B" in name)
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight += 1e-3
+    ragfit.evaluate(trainer, rows=2, max_new_tokens=8)
+    assert batches == [2, 2, 2, 2]
+    with torch.no_grad():
+        weight.copy_(kept)
+    view = ragfit.evaluate(trainer, rows=2, max_new_tokens=8, closed_book=True)
+    assert len(batches) > 4 and all("base" in row for row in view.rows)
+
+
+def test_weights_are_known_again_in_a_loaded_checkpoint(trained):
+    trainer, _, checkpoint = trained
+    loaded = load_checkpoint(checkpoint)
+    assert weights_digest(loaded.model) == weights_digest(trainer.model)
+    with trainer.model.disable_adapter():
+        assert weights_digest(loaded.model) == weights_digest(trainer.model)  # the adapter counts, on or off
 
 
 def test_a_folder_that_cannot_be_written_loses_no_answer(trained, tmp_path):

@@ -114,14 +114,7 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
 
 
 def check_batches(args: Arguments, train: "Dataset", dev: "Dataset | None") -> None:
-    """Where the last batch is dropped for want of rows, there must be another one.
-
-    Args:
-        train, dev: the rows as the trainer takes them, packed or not.
-
-    Raises:
-        ConfigError: there is not.
-    """
+    """Raise where the last batch is dropped for want of rows (or packs), and there is no other one."""
     for part, size, rows in (("train", args.train_batch_size, train), ("eval", args.eval_batch_size, dev)):
         needed = size * args.world_size
         if args.dataloader_drop_last and rows is not None and len(rows) < needed:

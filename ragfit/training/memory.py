@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import psutil
 import torch
 from peft import PeftModel
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.cache_utils import DynamicLayer
 
 from ragfit.evaluation.generate import inference, longest_answer
@@ -17,11 +17,8 @@ from ragfit.training.trainer import RagfitTrainer
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def parameters(model: torch.nn.Module) -> tuple[int, int]:
+def parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
     """(all, trainable) parameters; a 4-bit weight holds two of them in a byte."""
-    if isinstance(model, PeftModel):
-        trainable, total = model.get_nb_trainable_parameters()
-        return total, trainable
     return model.num_parameters(), model.num_parameters(only_trainable=True)
 
 

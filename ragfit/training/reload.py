@@ -72,7 +72,6 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     """Give a trainer's model the adapter of a finished run, to compare it with the base model.
 
     Args:
-        trainer: of `ragfit.build_trainer`.
         checkpoint: the adapter's folder; by default `checkpoint` in `train.output_dir`, if there is one.
 
     Returns:

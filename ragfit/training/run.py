@@ -83,9 +83,6 @@ def train(trainer: RagfitTrainer) -> Path | None:
 
     Ctrl-C, a kernel's interrupt and SIGTERM end the run with a checkpoint that `resume_checkpoint=true` goes on from.
 
-    Args:
-        trainer: of `build_trainer`.
-
     Returns:
         The folder `checkpoint` with adapter, tokenizer, resolved configuration and instruction; of several processes
         the first one gets it.

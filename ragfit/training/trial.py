@@ -60,9 +60,6 @@ def try_run(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows) ->
     Where no copy can be made or even a plain run fails on it, nothing is known, and nothing is said: the copy is at
     fault then, or loading the model will say it.
 
-    Args:
-        rows: of `training_rows`.
-
     Raises:
         ConfigError: with the key, what the library says, and what to do.
     """
@@ -97,13 +94,9 @@ def _unseen() -> Iterator[None]:
 
 
 def small_copy(keys: DictConfig) -> PreTrainedModel | None:
-    """A model of the same architecture and vocabulary with few, thin layers and arbitrary weights, on the CPU.
+    """A model like that of the configuration's `model`, with few, thin layers and arbitrary weights, on the CPU.
 
-    Args:
-        keys: `model` of the configuration.
-
-    Returns:
-        The model, or None where none can be made.
+    It has the same architecture and vocabulary. None where none can be made.
     """
     if not is_hf_train(keys.get("_target_")):
         return None
@@ -264,9 +257,8 @@ def _step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, mode
         small.dataloader_num_workers = min(args.dataloader_num_workers, 1)
         small.dataloader_drop_last = False
         trainer = RagfitTrainer(cfg, prepared, SimpleNamespace(model=model), small, rows, callbacks=[OneStep()])
-        for callback in list(trainer.callback_handler.callbacks):
-            if not isinstance(callback, DefaultFlowCallback | RunCallback | OneStep):
-                trainer.remove_callback(callback)
+        kept = DefaultFlowCallback | RunCallback | OneStep
+        trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, kept)]
         if args.world_size > 1 or args.deepspeed or args.torch_compile:  # that takes a minute, or all processes
             trainer.create_optimizer_and_scheduler(10)
             return

@@ -38,7 +38,6 @@ def load_checkpoint(
     from ragfit.training.arguments import check_batches, training_arguments
     from ragfit.training.packing import KEYS
     from ragfit.training.trainer import RagfitTrainer
-    from ragfit.training.trial import check_vocabulary
 
     folder = find_path(checkpoint, "checkpoint")
     adapter = (folder / "adapter_config.json").is_file()
@@ -58,11 +57,9 @@ def load_checkpoint(
         prepared.report.dev = prepared.report.train
         sources = {**prepared.sources, "dev": prepared.sources["train"]}
         prepared = dataclasses.replace(prepared, dev=prepared.train, sources=sources)
-    loaded = load_model(cfg)
-    check_vocabulary(loaded.model, prepared)
     args = training_arguments(cfg, prepared)
     check_batches(args, prepared.train, prepared.dev)
-    trainer = RagfitTrainer(cfg, prepared, loaded, args)
+    trainer = RagfitTrainer(cfg, prepared, load_model(cfg), args)
     if adapter:
         load_tuned(trainer, folder)
     return trainer

@@ -32,7 +32,7 @@ from ragfit.training.resume import rows_per_step
 from ragfit.training.stop import StopSignals
 from ragfit.training.tracking import tracked
 from ragfit.training.trainer import RagfitTrainer
-from ragfit.training.trial import check_vocabulary, try_run
+from ragfit.training.trial import try_run
 
 
 @explained("Making the trainer")
@@ -65,7 +65,6 @@ def build_trainer(cfg: DictConfig, prepared: Prepared, callbacks: Sequence[Train
             try_run(cfg, prepared, args, rows)
             set_seed(args.seed)  # the adapter's weights are drawn while the model loads
             loaded = load_model(cfg)
-            check_vocabulary(loaded.model, prepared)
             trainer = RagfitTrainer(cfg, prepared, loaded, args, rows, callbacks=[loss_curve(), *callbacks])
         except BaseException:
             if args.process_index == 0:

@@ -41,7 +41,7 @@ from ragfit.models.hf import COMPUTED, resolve
 from ragfit.training.arguments import Arguments, training_arguments
 from ragfit.training.packing import Rows, training_rows
 from ragfit.training.resume import RunCallback
-from ragfit.training.trainer import RagfitTrainer
+from ragfit.training.trainer import RagfitTrainer, check_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -152,19 +152,6 @@ def with_adapter(model: PreTrainedModel, lora: dict | None):
 
 
 # What is tried.
-
-
-def check_vocabulary(model: torch.nn.Module, prepared: Prepared) -> None:
-    """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
-    size = model.get_input_embeddings().weight.shape[0]  # PEFT may have wrapped the embedding
-    if len(prepared.tokenizer) > size:
-        parts = [part for part in (prepared.train, prepared.dev) if part is not None]
-        highest = max(max(ids) for part in parts for ids in part["input_ids"])
-        if highest >= size:
-            problem = f"the rows hold the token id {highest}, but the model's embedding has {size} rows"
-            raise ConfigError(
-                "model.model_name_or_path", problem, "Set it so that tokenizer and model belong together."
-            )
 
 
 def check_positions(model: PreTrainedModel, prepared: Prepared) -> None:

@@ -28,24 +28,14 @@ from ragfit.training.stop import StopSignals
 
 
 class Resumable:
-    """To be mixed in before `trl.SFTTrainer`.
+    """To be mixed in before `trl.SFTTrainer`, by a class that has `cfg` and `prepared`."""
 
-    Attributes:
-        cfg, prepared: the configuration and the rows, which whoever mixes this in sets.
-        stop: while a run listens to signals.
-        status: while a run keeps one.
-        stopped: whether the run ended before its last step because it was asked to.
-        newest_checkpoint: the one that was written last, or that training goes on from.
-        first_step: the steps that were done when training began.
-        resume_from: the checkpoint that `ragfit.train` goes on from.
-    """
-
-    stop: StopSignals | None = None
-    status: RunStatus | None = None
-    stopped: bool = False
-    newest_checkpoint: str | None = None
-    first_step: int = 0
-    resume_from: str | None = None
+    stop: StopSignals | None = None  # while a run listens to signals
+    status: RunStatus | None = None  # while a run keeps one
+    stopped: bool = False  # whether the run ended before its last step because it was asked to
+    newest_checkpoint: str | None = None  # that was written last, or that training goes on from
+    first_step: int = 0  # the steps that were done when training began
+    resume_from: str | None = None  # the checkpoint that `ragfit.train` goes on from
     _staging = False
 
     def __init__(self, *args, **kwargs):

@@ -114,7 +114,7 @@ def train(trainer: RagfitTrainer) -> Path | None:
             if trainer.resume_from:
                 told = f" The run before was {run_state(before)[1]}." if before else ""
                 print(f"going on from {trainer.resume_from}.{told}", flush=True)
-        with tracked(cfg, trainer), StopSignals() as trainer.stop:
+        with tracked(trainer), StopSignals() as trainer.stop:
             folder = _train_and_save(trainer)
         trainer.stop = None
         if cfg.get("hfhub_tag") and folder:

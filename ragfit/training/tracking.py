@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ragfit.config.save import to_yaml, without_secrets
@@ -52,14 +51,14 @@ def prepare_trackers(args: TrainingArguments) -> None:
 
 
 @contextlib.contextmanager
-def tracked(cfg: DictConfig, trainer: "RagfitTrainer") -> Iterator[None]:
+def tracked(trainer: "RagfitTrainer") -> Iterator[None]:
     """A context around training and saving in which the trackers of `report_to` and `use_wandb` are told of it."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     trackers = []
     for name in trainer.args.report_to:
         callback = trainer.pop_callback(INTEGRATION_TO_CALLBACK[name])
-        trackers.append(TRACKERS.get(name, Tracker)(name, callback, cfg, trainer))
+        trackers.append(TRACKERS.get(name, Tracker)(name, callback, trainer))
         trainer.add_callback(trackers[-1])
     outcome = "failed"
     try:
@@ -81,8 +80,8 @@ class Tracker:
     The subclasses add what this kit tells. They act in the first of several processes alone.
     """
 
-    def __init__(self, name: str, callback: TrainerCallback, cfg: DictConfig, trainer: "RagfitTrainer"):
-        self.name, self.callback, self.cfg, self.trainer = name, callback, cfg, trainer
+    def __init__(self, name: str, callback: TrainerCallback, trainer: "RagfitTrainer"):
+        self.name, self.callback, self.trainer, self.cfg = name, callback, trainer, trainer.cfg
         self.lost = False
 
     def start(self) -> None:

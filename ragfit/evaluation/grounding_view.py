@@ -49,8 +49,8 @@ QUESTIONS = (
         "Do other documents distract it?",
         "Documents of other rows are added to the supporting ones. The flatter the curve, the better the model ignores "
         "what does not help (RAFT, arXiv 2403.10131).",
-        {f"distractors_{count}_loss": f"answer among {count} others" for count in DISTRACTORS}
-        | {f"distractors_{count}_f1": f"token F1 among {count} others, share" for count in DISTRACTORS},
+        {f"distractors_{count}_loss": f"answer among {counted(count, 'other')}" for count in DISTRACTORS}
+        | {f"distractors_{count}_f1": f"token F1 among {counted(count, 'other')}, share" for count in DISTRACTORS},
     ),
     (
         "position",

@@ -19,6 +19,7 @@ from ragfit.draw.view import View
 from ragfit.errors import ConfigError, MissingPath
 from ragfit.runs import status
 from ragfit.runs.records import CONFIG, EVALUATION, GROUNDING, LOG, METRICS, OF_LABELS, STATUS, printable, read_json
+from ragfit.runs.seeds import MATCH, spread_of_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -75,7 +76,9 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
     told = configs[configs.notna().any(axis=1)].astype(str)
     packed = {key for key in PACKING & {*configs} if (told[key] == "True").any()}
     varied = [key for key in configs if key not in outcome and (told[key].nunique() > 1 or key in packed)]
-    return configs[varied].join(outcome.dropna(axis=1, how="all"))
+    table = configs[varied].join(outcome.dropna(axis=1, how="all"))
+    table.attrs["folders"] = {name: str(folder) for folder, name in folders.items()}
+    return table
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -208,18 +211,38 @@ class RunsView(View):
             return []
         keys = [column for column in settings if column not in SEEDS]
         finished = self.frame[self.frame["state"] == "finished"]
-        groups = finished.groupby([finished[key].astype(str) for key in keys] or [0] * len(finished))
-        rows = [
-            [
-                ", ".join(f"{key}={group[key].iloc[0]}" for key in keys) or "all of them",
-                f"{len(group):,}",
-                *(self._spread(column, group[column].dropna()) for column in figures),
-            ]
-            for _, group in groups
+        groups = {
+            ", ".join(f"{key}={group[key].iloc[0]}" for key in keys) or "all of them": group
+            for _, group in finished.groupby([finished[key].astype(str) for key in keys] or [0] * len(finished))
             if len(group) > 1
+        }
+        rows = [
+            [name, f"{len(group):,}", *(self._spread(column, group[column].dropna()) for column in figures)]
+            for name, group in groups.items()
         ]
         head = ["mean ± standard deviation over seeds", "runs", *figures]
-        return [Table(head, rows, right=range(1, len(head)), wide=True)] if rows else []
+        tables = [Table(head, rows, right=range(1, len(head)), wide=True)] if rows else []
+        return [*tables, *self._single_rows(groups)]
+
+    def _single_rows(self, groups: "dict[str, DataFrame]") -> list[Block]:
+        """How the same row was answered under each seed."""
+        folders = self.frame.attrs.get("folders", {})
+        spreads = {}
+        for name, group in groups.items():
+            answered = group.index[group["answers"].notna()] if "answers" in group else ()
+            runs = [Path(folders[run]) for run in answered if run in folders]
+            if len(runs) > 1 and (spread := spread_of_rows(runs)):
+                spreads[name] = spread
+        if not spreads:
+            return []
+        known = [key for key in ("rows", *MATCH, *METRICS) if any(key in spread for spread in spreads.values())]
+        cells = [
+            [name, *(_of_row(key, spread[key]) if key in spread else "–" for key in known)]
+            for name, spread in spreads.items()
+        ]
+        head = ["single rows over seeds", *known]
+        note = Note("Of a metric: the standard deviation of one row's value over the seeds, the mean over the rows.")
+        return [Table(head, cells, right=range(1, len(head)), wide=True), note]
 
     def _spread(self, column: str, values: "Series") -> str:
         if len(values) < 2:
@@ -233,3 +256,7 @@ class RunsView(View):
             mark, tone = STATES.get(value, ("✗", "bad"))
             return Badge(f"{mark} {text}", tone)
         return Span(text) if text.startswith("★") else text
+
+
+def _of_row(key: str, value: float) -> str:
+    return f"± {100 * value:.1f}" if key in METRICS else f"{value:,}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 
 import forked
 import pandas
@@ -13,6 +14,8 @@ import ragfit
 from ragfit.__main__ import main
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
+from ragfit.evaluation.results import save_evaluation
+from ragfit.runs.seeds import spread_of_rows
 from ragfit.runs.table import find_runs
 from ragfit.views import RunsView
 
@@ -330,3 +333,31 @@ def test_seeds_of_one_configuration_are_summed_up():
     assert "±" not in RunsView(alone).text()
     only_seeds = pandas.DataFrame({key: runs[key][:2] for key in ("train.seed", "state", "f1")}, index=["a", "b"])
     assert "all of them" in RunsView(only_seeds).text()
+
+
+def test_single_rows_over_seeds(tmp_path):
+    """Three seeds with the same means, of which two answer other rows right."""
+    matches = {1: [1.0, 1.0, 0.0, 0.0], 2: [1.0, 0.0, 1.0, 0.0], 3: [1.0, 1.0, 0.0, 0.0]}
+    for seed, values in matches.items():
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        (folder / "ragfit.yaml").write_text(f"train: {{seed: {seed}}}\n")
+        (folder / "checkpoint").mkdir()
+        rows = [{"source": f"dev.jsonl, line {n}", "tuned_exact_match": one} for n, one in enumerate(values)]
+        save_evaluation(
+            folder,
+            {"written": "2026-01-01T00:00:00+00:00", "rows": 4, "exact_match": {"rows": 4, "tuned": 0.5}},
+            [*rows, {"source": f"only here {seed}", "tuned_exact_match": 1.0}],
+        )
+        with (folder / "evaluation.jsonl").open("a") as file:
+            file.write('{"source": 7, "tuned_exact_match": "<b>"}\n[1]\n{"cut')
+    spread = spread_of_rows([tmp_path / f"seed-{seed}" for seed in matches])
+    deviation = statistics.stdev([1, 0, 1]) * 2 / 4  # of rows 1 and 2; rows 0 and 3 stand still
+    assert spread == {
+        "rows": 4, "right in all runs": 1, "in some": 2, "in none": 1, "exact_match": pytest.approx(deviation)
+    }  # fmt: skip
+    view = RunsView(ragfit.table_of_runs(tmp_path))
+    assert "50.0% ± 0.0" in view.text() and f"± {100 * deviation:.1f}" in view.text()
+    assert "right in all runs" in view.html()
+    (tmp_path / "seed-2" / "evaluation.jsonl").unlink()  # two of three are left
+    assert spread_of_rows([tmp_path / "seed-2", tmp_path / "seed-1"]) == {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import psutil
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 from transformers.cache_utils import DynamicLayer
 
 from ragfit.evaluation.generate import inference, longest_answer
@@ -17,7 +17,7 @@ from ragfit.training.trainer import RagfitTrainer
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
+def parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(all, trainable) parameters; a 4-bit weight holds two of them in a byte."""
     return model.num_parameters(), model.num_parameters(only_trainable=True)
 

@@ -57,11 +57,7 @@ class PromptError(RagfitError, ValueError):
 
 
 class Interrupted(RagfitError):
-    """A run that was asked to stop, and did so with everything saved.
-
-    Attributes:
-        signal: the signal's number; a shell's exit code is 128 + that.
-    """
+    """A run that was asked to stop by a signal of that number, and did so with everything saved."""
 
     def __init__(self, message: str, signal: int):
         super().__init__("", message)

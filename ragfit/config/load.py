@@ -8,13 +8,13 @@ declares. Importing this module imports no torch.
 import difflib
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -97,26 +97,22 @@ def read_config(config: str | os.PathLike) -> DictConfig:
     return compose_config(path, [])
 
 
-def compose_config(path: Path, overrides: Iterable[str], text: str | None = None) -> DictConfig:
-    """Hydra's composition of a YAML file, or of a text in its place, with overrides of `normalize_overrides`."""
-    text = read_yaml(path)[0] if text is None else text
+def compose_config(path: Path, overrides: Iterable[str], cfg: DictConfig | None = None) -> DictConfig:
+    """Hydra's composition of a YAML file, or of `cfg` in its place, with overrides of `normalize_overrides`."""
     running = GlobalHydra.instance().hydra  # of @hydra.main
+    GlobalHydra.instance().clear()
     try:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder, name = path.resolve().parent, path.name
-            if not re.search(r"^defaults\s*:", text, re.MULTILINE):
-                # Hydra takes `template=x` for the choice of a group where a folder `template/` lies beside the file.
-                folder, name = Path(temporary), "config.yaml"
-                (folder / name).write_text(text, encoding="utf-8")
-            GlobalHydra.instance().clear()
-            with initialize_config_dir(str(folder), version_base=None):
-                return compose(name, list(overrides))
+        cfg = OmegaConf.create(read_yaml(path)[0]) if cfg is None else cfg
+        if "defaults" in cfg:
+            with initialize_config_dir(str(path.resolve().parent), version_base=None):
+                return compose(path.name, list(overrides))
+        # Not by its folder: Hydra takes `template=x` for the choice of a group where a folder `template/` lies there.
+        ConfigStore.instance().store("ragfit", cfg)
+        with initialize(config_path=None, version_base=None):
+            return compose("ragfit", list(overrides))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(str(error) or error.__cause__).replace(str(folder), str(path.parent)).split())
+        reason = " ".join((str(error) or str(error.__cause__)).split())
         raise ConfigError(str(path), reason.rstrip("."), "Correct the file or the override.") from error
-    except OSError as error:
-        fix = "Free room there, or set TMPDIR to another folder."
-        raise ConfigError("", f"The temporary folder cannot be written: {error.strerror}", fix) from error
     finally:
         GlobalHydra.instance().hydra = running
 
@@ -138,11 +134,11 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
     except ConfigError as error:
         if source is None:
             raise
-        names = [error.key, *(old for old, new in RENAMED.items() if new == error.key)]
+        names = [error.where, *(old for old, new in RENAMED.items() if new == error.where)]
         given = tuple(f"{text.lstrip('+~').partition('=')[0]}." for text in overrides)
         if any(f"{name}.".startswith(given) for name in names):
             raise error.in_file(f"an override of {source}") from error.__cause__
-        line = next((written[n][0] for n in (*names, error.key.rpartition(".")[0]) if n in written), None)
+        line = next((written[n][0] for n in (*names, error.where.rpartition(".")[0]) if n in written), None)
         raise error.in_file(source, line) from error.__cause__
 
 

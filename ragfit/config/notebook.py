@@ -41,8 +41,7 @@ class Overrides:
 
     def _check(self, key: str) -> None:
         if type_of(key, "model._target_" in self._values) is None:
-            unknown = unknown_key(key)
-            raise ParameterError(unknown.where, unknown.problem, unknown.fix)
+            raise ParameterError(*unknown_key(key).args)
 
     def __setattr__(self, name: str, value: Any) -> None:
         key = f"{self._key}.{name}"

@@ -1,5 +1,6 @@
 """Overrides of a configuration in Hydra's grammar: written from Python values, and put in order for Hydra."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -29,47 +30,37 @@ def override(key: str, value: Any, environment: bool = False) -> str:
             return {None: "null", True: "true", False: "false"}[value]
         if isinstance(value, int | float):
             return repr(value)
-        if isinstance(value, list | tuple):
+        if isinstance(value, list):
             return f"[{','.join(map(write, value))}]"
         if isinstance(value, dict):
             return "{" + ",".join(f"{_escaped_key(k)}:{write(v)}" for k, v in value.items()) + "}"
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
         if not isinstance(value, str):
             fix = "Use text, a number, a list or a mapping."
             raise ConfigError(key, f"an object of type {type(value).__name__} is not a value", fix)
         if value == "???":
             raise ConfigError(key, "'???' means a missing value to Hydra", "Give the value.")
-        return QuotedString(literal(value, environment), Quote.single).with_quotes()
+        return QuotedString(value, Quote.single).with_quotes()
 
+    value = literal(value, environment)
     text = f"{key}={write(value)}"
-    if "{" in text and not _keys_survive(text, value):
-        raise ConfigError(key, f"Hydra's overrides cannot express a key of {value!r}", "Write it in a YAML file.")
-    return text
+    with contextlib.suppress(HydraException):
+        if "{" not in text or repr(_parse(text).value()) == repr(value):
+            return text
+    raise ConfigError(key, f"Hydra's overrides cannot express a key of {value!r}", "Write it in a YAML file.")
 
 
 def _escaped_key(key: Any) -> str:
     return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key) if isinstance(key, str) else repr(key)
 
 
-def _keys_survive(text: str, value: Any) -> bool:
-    def keys(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return [(type(k), k, keys(v)) for k, v in tree.items()]
-        return [keys(v) for v in tree] if isinstance(tree, list | tuple) else None
-
-    try:
-        return keys(_parse(text).value()) == keys(value)
-    except HydraException:
-        return False
-
-
 def literal(tree: Any, environment: bool = False) -> Any:
     """Plain values with `${` escaped, which OmegaConf would follow; with `environment`, `${oc.env:` is left to it."""
     if isinstance(tree, dict):
         return {key: literal(value, environment) for key, value in tree.items()}
-    if isinstance(tree, list):
+    if isinstance(tree, list | tuple):
         return [literal(value, environment) for value in tree]
+    if isinstance(tree, os.PathLike):
+        return literal(os.fspath(tree), environment)
     return re.sub(r"(\\*)\$\{" + r"(?!oc\.env:)" * environment, r"\1\1\\${", tree) if isinstance(tree, str) else tree
 
 

@@ -59,10 +59,8 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
     """A finished configuration as plain values, with what came from the environment as it was written."""
     written = copy.deepcopy(cfg)
     notes = written.get("translated") or {}
-    said = {key: str(note) for key, note in notes.items() if str(note).endswith(FROM_ENVIRONMENT)}
-    texts = {key: note.removesuffix(FROM_ENVIRONMENT) for key, note in said.items()}
-    for key in texts:
-        del notes[key]
+    said = [key for key in notes if str(notes[key]).endswith(FROM_ENVIRONMENT)]
+    texts = {key: notes.pop(key).removesuffix(FROM_ENVIRONMENT) for key in said}
     for key, node, name in list(_nodes(written)):
         if key not in texts or key.startswith("translated.") or (value := _value(node, name)) is None:
             continue

@@ -160,10 +160,8 @@ _NAMES = _Names(
 @functools.cache
 def _classes(package: str, file: str) -> dict[str, ast.ClassDef]:
     """The classes in a library's source file."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("", f"The package {package} is not installed", f"Install it with pip install {package}.")
-    tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
+    folder = importlib.util.find_spec(package).submodule_search_locations[0]
+    tree = ast.parse(Path(folder, file).read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

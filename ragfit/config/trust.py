@@ -20,7 +20,7 @@ from ragfit.config.overrides import literal, normalize_overrides
 from ragfit.config.paths import find_existing, in_cache
 from ragfit.config.schema import PROMPT_KEYS, RENAMED, is_hf_train
 from ragfit.config.yaml_file import load_yaml
-from ragfit.draw.text import plain
+from ragfit.draw.text import listed, plain
 from ragfit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -28,33 +28,30 @@ logger = logging.getLogger(__name__)
 FILE = "ragfit.yaml"
 # What may name a place on this disk by `${oc.env:NAME}`.
 _PLACES = ("model.model_name_or_path", "model.trained_adapter", "data_file", "dev_split")
-_MODEL = (
-    *("model_name_or_path", "trained_adapter", "revision", "dtype", "device_map", "attn_implementation"),
-    *("load_in_8bit", "load_in_4bit", "quantization_config"),
-)
-_LORA = (
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules"),
-    *("modules_to_save", "bias", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "rank_pattern"),
-    *("alpha_pattern", "init_lora_weights", "peft_type", "task_type", "lora_bias", "target_parameters"),
-    *("trainable_token_indices", "layer_replication"),
-)
-_GENERATION = (
-    *("max_new_tokens", "min_new_tokens", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p"),
-    *("min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty"),
-    *("early_stopping", "bad_words_ids", "suppress_tokens", "bos_token_id", "eos_token_id", "pad_token_id"),
-)
-_TRAIN = (
-    *("per_device_eval_batch_size", "seed", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "use_cpu"),
-    *("loss_type", "label_smoothing_factor", "pad_to_multiple_of"),
-)
+# What counts, by the part of the configuration that it stands in.
 _BELIEVED = {
-    *("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split"),
-    *(f"model.{key}" for key in (*_MODEL, *PROMPT_KEYS)),
-    *(f"model.lora.{key}" for key in _LORA),
-    *(f"model.generation.{key}" for key in _GENERATION),
-    *(f"train.{key}" for key in _TRAIN),
+    "": ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split"),
+    "model": (
+        *("model_name_or_path", "trained_adapter", "revision", "dtype", "device_map", "attn_implementation"),
+        *("load_in_8bit", "load_in_4bit", "quantization_config", *PROMPT_KEYS),
+    ),
+    "model.lora": (
+        *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules"),
+        *("modules_to_save", "bias", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "rank_pattern"),
+        *("alpha_pattern", "init_lora_weights", "peft_type", "task_type", "lora_bias", "target_parameters"),
+        *("trainable_token_indices", "layer_replication"),
+    ),
+    "model.generation": (
+        *("max_new_tokens", "min_new_tokens", "max_length", "min_length", "do_sample", "temperature", "top_k"),
+        *("top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "num_beams"),
+        *("length_penalty", "early_stopping", "bad_words_ids", "suppress_tokens"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    ),
+    "train": (
+        *("per_device_eval_batch_size", "seed", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32"),
+        *("use_cpu", "loss_type", "label_smoothing_factor", "pad_to_multiple_of"),
+    ),
 }
-_OPENED = ("model", "model.lora", "model.generation", "train")
 # The other keys of `train`, and how a run was tracked, mean nothing here and go without a word, except these, which
 # would run, write or send something.
 _QUIET = ("train", "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated")
@@ -97,10 +94,11 @@ def believed(checkpoint: str | PathLike) -> tuple[dict[str, Any], list[str]]:
         counted = {}
         for key, value in mapping.items():
             name = f"{prefix}{key}"
-            if name in _OPENED and isinstance(value, dict):
+            part, _, last = RENAMED.get(name, name).rpartition(".")
+            if name in _BELIEVED and isinstance(value, dict):
                 if inner := walk(value, f"{name}."):
                     counted[key] = inner
-            elif RENAMED.get(name, name) in _BELIEVED and _is_plain(name, value):
+            elif last in _BELIEVED.get(part, ()) and _is_plain(name, value):
                 counted[key] = _followed(value)
             elif value in (None, False, "", "none", [], {}) or name == "model._target_" and is_hf_train(value):
                 pass  # what it would be without it
@@ -129,7 +127,7 @@ def own_file(checkpoint: str | PathLike, name: str) -> Path | None:
 def warn(checkpoint: str | PathLike, set_aside: list[str], advice: str) -> None:
     """Name the keys of a checkpoint's own configuration that did not count."""
     if set_aside:
-        names = ", ".join(plain(name)[:80] for name in set_aside[:12]) + (", …" if len(set_aside) > 12 else "")
+        names = listed([plain(name)[:80] for name in set_aside], 12)
         what = "What a checkpoint's own file says turns nothing on"
         logger.warning("%s: set aside: %s. %s; %s.", Path(checkpoint, FILE), names, what, advice)
 
@@ -146,7 +144,7 @@ def load_believed(checkpoint: str | PathLike, overrides: Iterable[str]) -> DictC
     advice = "give it as an override of your own, such as model.trust_remote_code=true"
     warn(checkpoint, [name for name in set_aside if not f"{name}.".startswith(given)], advice)
     cfg, path = OmegaConf.create(literal(tree)), Path(checkpoint, FILE)
-    cfg = compose_config(path, normalize_overrides(overrides, cfg), OmegaConf.to_yaml(cfg))
+    cfg = compose_config(path, normalize_overrides(overrides, cfg), cfg)
     return finish(cfg, path if path.is_file() else None, overrides)
 
 

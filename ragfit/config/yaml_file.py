@@ -16,6 +16,8 @@ from ragfit.errors import ConfigError, MissingPath, first_line
 MOST_BYTES = 2**20
 MOST_VALUES = 10_000  # aliases (*name) counted as often as they repeat something
 DEEPEST = 50
+# PyYAML raises anything where a value is not of its tag (`!!bool 3`).
+_UNREADABLE = (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
 
 
 def read_yaml(path: Path) -> tuple[str, yaml.Node | None]:
@@ -32,12 +34,9 @@ def read_yaml(path: Path) -> tuple[str, yaml.Node | None]:
         text = path.read_text(encoding="utf-8-sig")
         root = yaml.compose(text, yaml.SafeLoader)
         if root and _size(root, {}) > MOST_VALUES:
-            problem = (
-                f"it holds more than {MOST_VALUES:,} values, with its aliases (*name) written out, or too deep ones"
-            )
-            raise ConfigError(
-                str(path), problem, "Write what is needed, without aliases, as configs/training.yaml does."
-            )
+            too_much = f"more than {MOST_VALUES:,} values, with its aliases (*name) written out, or too deep ones"
+            fix = "Write what is needed, without aliases, as configs/training.yaml does."
+            raise ConfigError(str(path), f"it holds {too_much}", fix)
     return text, root
 
 
@@ -68,16 +67,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise ConfigError(str(path), f"it cannot be read: {error}", "Save it as UTF-8 text.") from error
     except RecursionError as error:
         raise ConfigError(str(path), "it is nested too deeply", "Begin it like configs/training.yaml.") from error
-    # PyYAML raises anything where a value is not of its tag (`!!bool 3`).
-    except (
-        OSError,
-        OmegaConfBaseException,
-        yaml.YAMLError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise ConfigError(str(path), f"it cannot be read: {reason}", "Correct the file.") from error
 

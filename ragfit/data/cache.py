@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING
 from ragfit.config.paths import cache_folder
 from ragfit.data.prompt import Renderer
 from ragfit.data.report import Report
-from ragfit.data.rows import JsonlRows, TableRows
+from ragfit.data.rows import Source
 from ragfit.draw.progress import say
 from ragfit.errors import DataError, first_line
+from ragfit.files import part_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,9 +49,7 @@ _LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 # The key.
 
 
-def key_of(
-    cfg: "DictConfig", renderer: Renderer, parts: Sequence[tuple[JsonlRows | TableRows, list[int]]]
-) -> str | None:
+def key_of(cfg: "DictConfig", renderer: Renderer, parts: Sequence[tuple[Source, list[int]]]) -> str | None:
     """The key of prepared rows.
 
     Args:
@@ -59,15 +58,15 @@ def key_of(
         parts: the source and the chosen rows of train and, where there is one, dev.
 
     Returns:
-        A string that is safe as a file's name, or None where something that decides the rows cannot be known.
+        A string that is safe as a file's name, or None where no rows are kept, or where something that decides them
+        cannot be known.
     """
-    tokenizer = _tokenizer_digest(renderer.tokenizer)
-    if tokenizer is None:
+    if os.environ.get("RAGFIT_CACHE_GB") == "0" or (tokenizer := _tokenizer_digest(renderer.tokenizer)) is None:
         return None
     keys, model = [cfg.input_key, cfg.output_key], cfg.model
     what = {
         "code": _hash(b"\0".join(_SOURCES)),
-        "versions": [platform.python_version(), *map(_version, _LIBRARIES)],
+        "versions": [platform.python_version(), *map(importlib.metadata.version, _LIBRARIES)],
         "rows": [[rows.digest(keys), _hash(json.dumps(numbers).encode())] for rows, numbers in parts],
         "keys": keys,
         "instruction": renderer.instruction,
@@ -84,11 +83,6 @@ def key_of(
 
 def _hash(data):
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-@functools.cache
-def _version(name):
-    return importlib.metadata.version(name)
 
 
 def _tokenizer_digest(tokenizer):
@@ -117,23 +111,18 @@ def _tokenizer_digest(tokenizer):
 
 
 def get_or_prepare(
-    make_key: Callable[[], str | None],
-    make: Callable[[Path], Report],
-    sources: Sequence[JsonlRows | TableRows] = (),
-    keep: bool = True,
+    key: str | None, make: Callable[[Path], Report], sources: Sequence[Source]
 ) -> tuple["Dataset", "Dataset | None", Report]:
     """The rows of a key, prepared where they are not in the cache.
 
     Args:
-        make_key: gives their key, as `key_of` does, or None for rows that cannot be cached.
+        key: of `key_of`, or None to prepare them anew and keep nothing.
         make: `make(folder)` writes `train.arrow` and, where there is a dev set, `dev.arrow`, and returns the report.
         sources: what was made of a file that changed meanwhile is not kept.
-        keep: false to prepare them anew and keep nothing.
 
     Returns:
         (train, dev, report); dev is None where no row is left for it.
     """
-    key = make_key() if keep and os.environ.get("RAGFIT_CACHE_GB") != "0" else None
     if key is not None:
         try:
             if prepared := _read_or_prepare(_root() / key, make, sources):
@@ -160,74 +149,68 @@ def _read_or_prepare(entry, make, sources):
 
     lock = FileLock(entry.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=1)
+        held = lock.acquire(timeout=1)
     except Timeout:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say("Another process is preparing these rows; waiting for it.")
-        lock.acquire()
-    try:
-        return _read(entry) or _prepare_entry(entry, make, sources)
-    finally:
-        lock.release()
+        held = lock.acquire()
+    with held:
+        try:
+            if entry.is_dir():
+                train, dev, report = _open(entry)
+                report.cached = True
+                return train, dev, report
+        except (OSError, ValueError) as error:
+            said = "The prepared rows in %s are damaged (%s); they are prepared again."
+            log.warning(said, entry, first_line(error))
+        return _prepare_entry(entry, make, sources)
 
 
 def _prepare_entry(entry, make, sources):
-    folder = entry.with_name(f"tmp-{entry.name}")
-    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed: the living hold the lock
-    folder.mkdir()
-    try:
-        report = make(folder)
+    for left in entry.parent.glob(f"{entry.name}.part-*"):  # by a process that was killed: the living hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+    with part_of(entry) as folder:
+        _make(make, folder)
         if not all(source.unchanged() for source in sources):
             log.warning("The data file was written to while its rows were prepared; they are not kept for later runs.")
             return None
-        (folder / "report.json").write_bytes(_report_type().dump_json(report))
         shutil.rmtree(entry, ignore_errors=True)  # damaged, or it would have been read
         folder.replace(entry)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return (*_open(entry, report), report)
+    return _open(entry)
 
 
-def _read(entry):
-    """What an entry holds, or None where there is none, or a damaged one."""
-    if not entry.is_dir():
-        return None
+def _prepare_for_now(make):
+    """Rows in a temporary folder that goes with the training set."""
+    temporary = tempfile.TemporaryDirectory(prefix="ragfit-")
     try:
-        report = _report_type().validate_json((entry / "report.json").read_bytes())
-        report.cached = True
-        return (*_open(entry, report), report)
-    except (OSError, ValueError) as error:
-        log.warning("The prepared rows in %s are damaged (%s); they are prepared again.", entry, first_line(error))
-        return None
+        _make(make, Path(temporary.name))
+    except OSError as error:
+        fix = "Free room there, or set TMPDIR to another folder."
+        raise DataError(temporary.name, f"prepared rows cannot be written there: {error}", fix) from error
+    train, dev, report = _open(Path(temporary.name))
+    weakref.finalize(train, temporary.cleanup)
+    return train, dev, report
 
 
-def _open(folder, report):
-    """The rows of train and dev as `datasets.Dataset`, or None where there are none."""
+# An entry's files.
+
+
+def _make(make, folder):
+    (folder / "report.json").write_bytes(_report_type().dump_json(make(folder)))
+
+
+def _open(folder):
+    """(train, dev, report) of a folder; train and dev as `datasets.Dataset`, or None where there are none."""
     from datasets import Dataset
 
+    report = _report_type().validate_json((folder / "report.json").read_bytes())
     parts = []
     for name in ("train", "dev"):
         kept = len(report.part(name).kept)
         parts.append(Dataset.from_file(str(folder / f"{name}.arrow")) if kept else None)
         if kept and len(parts[-1]) != kept:
             raise ValueError(f"{name}.arrow has {len(parts[-1])} rows, not {kept}")
-    return parts
-
-
-def _prepare_for_now(make):
-    """Rows in a temporary folder that goes with the training set."""
-    folder = Path(tempfile.mkdtemp(prefix="ragfit-"))
-    try:
-        report = make(folder)
-        train, dev = _open(folder, report)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            fix = "Free room there, or set TMPDIR to another folder."
-            raise DataError(folder, f"prepared rows cannot be written there: {error}", fix) from error
-        raise
-    weakref.finalize(train, shutil.rmtree, folder, ignore_errors=True)
-    return train, dev, report
+    return (*parts, report)
 
 
 @functools.cache

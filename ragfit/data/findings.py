@@ -1,11 +1,11 @@
 """What looks wrong: findings over the whole data set, each with its rows, its meaning and its remedy."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ragfit.data.mask import Masked
 from ragfit.data.prompt import Rendered, Renderer, added_tokens_pattern
-from ragfit.draw.text import counted
+from ragfit.draw.text import counted, listed
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Finding:
     detail: str = ""
 
     def __str__(self) -> str:
-        rows = "all rows" if not self.rows else counted(len(self.rows), "row")
-        if self.rows:
-            first = ", ".join(f"{part} {number}" for part, number in self.rows[:5])
-            rows += f" ({first}{', …' if len(self.rows) > 5 else ''})"
         detail = f" Seen: {self.detail}." if self.detail else ""
-        return f"[{self.severity}] {self.kind}, {rows}: {self.meaning}{detail} {self.fix}"
+        return f"[{self.severity}] {self.kind}, {self.which}: {self.meaning}{detail} {self.fix}"
+
+    @property
+    def which(self) -> str:
+        """The rows concerned, counted, and the first of them by name."""
+        names = listed([f"{part} {number}" for part, number in self.rows], 5)
+        return f"{counted(len(self.rows), 'row')} ({names})" if self.rows else "all rows"
 
 
 KINDS = {
@@ -155,22 +157,37 @@ KINDS = {
 def became(given: str, written: str) -> str:
     """What the template made of an output (`Rendered.changed`), in words."""
     given, written = ((text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}") for text in (given, written))
-    return (
-        f"{given!r} became {written!r}"
-        if given and written
-        else f"{given!r} is left out"
-        if given
-        else f"{written!r} is put in"
-    )
+    if given and written:
+        return f"{given!r} became {written!r}"
+    return f"{given!r} is left out" if given else f"{written!r} is put in"
 
 
-@dataclass
-class Collected:
-    """Rows by the kind of finding, gathered while the rows are prepared."""
+class Checks:
+    """Looks at every row that is trained on, for what looks wrong and for where loss begins and ends.
 
-    rows: dict[str, list[tuple[str, int]]] = field(default_factory=lambda: defaultdict(list))
-    all_rows: set[str] = field(default_factory=set)
-    details: dict[str, str] = field(default_factory=dict)
+    Attributes:
+        rows: (part, number) of the rows, by the kind of finding.
+        all_rows: the kinds that concern all rows.
+        details: what was seen, by kind.
+    """
+
+    def __init__(self, renderer: Renderer):
+        self.rows: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        self.all_rows: set[str] = set()
+        self.details: dict[str, str] = {}
+        self.renderer, self.tokenizer = renderer, renderer.tokenizer
+        self.first, self.last, self.boundary = Counter(), Counter(), Counter()
+        self._rows, self._queries = set(), set()
+        self._specials = added_tokens_pattern(self.tokenizer, special_only=True)
+        # A turn ends with a token of its own, not with text that looks like one.
+        added = self.tokenizer.added_tokens_decoder
+        self._ends = {self.tokenizer.eos_token_id, *(token for token in added if str(added[token]) in renderer.stops)}
+        if renderer.system == "dropped":
+            self.everywhere("instruction not in prompt")
+        if renderer.dated:
+            self.everywhere("dated template")
+        if special := self._special_token_in(renderer.instruction):
+            self.everywhere("special tokens in data", f"{special!r} in the instruction")
 
     def add(self, kind: str, part: str, number: int, detail: str = ""):
         """Note a row of a part. What the first one says in detail is kept."""
@@ -194,26 +211,6 @@ class Collected:
             if kind in self.rows
         ]
         return sorted(found, key=lambda finding: finding.severity != "warning")
-
-
-class Checks(Collected):
-    """Looks at every row that is trained on, for what looks wrong and for where loss begins and ends."""
-
-    def __init__(self, renderer: Renderer):
-        super().__init__()
-        self.renderer, self.tokenizer = renderer, renderer.tokenizer
-        self.first, self.last, self.boundary = Counter(), Counter(), Counter()
-        self._rows, self._queries = set(), set()
-        self._specials = added_tokens_pattern(self.tokenizer, special_only=True)
-        # A turn ends with a token of its own, not with text that looks like one.
-        added = self.tokenizer.added_tokens_decoder
-        self._ends = {self.tokenizer.eos_token_id, *(token for token in added if str(added[token]) in renderer.stops)}
-        if renderer.system == "dropped":
-            self.everywhere("instruction not in prompt")
-        if renderer.dated:
-            self.everywhere("dated template")
-        if special := self._special_token_in(renderer.instruction):
-            self.everywhere("special tokens in data", f"{special!r} in the instruction")
 
     def _special_token_in(self, text):
         match = self._specials.search(text) if self._specials else None

@@ -11,11 +11,7 @@ _CHARACTERS_PER_TOKEN = 64  # Above so many per allowed token, only a piece of a
 
 
 class TooLong(Exception):
-    """A row has more tokens than `max_sequence_len`, and cutting its prompt is not asked for or not enough.
-
-    Attributes:
-        tokens: how many it has, about.
-    """
+    """A row has more tokens than `max_sequence_len`, about `tokens`; cutting it is not asked for or not enough."""
 
     def __init__(self, tokens: int):
         super().__init__(tokens)
@@ -29,13 +25,13 @@ class Fitter:
     Only the row's own prompt is cut: the template's text, the instruction and the completion stay whole.
 
     Attributes:
-        limit: the largest number of tokens, or None for no limit.
+        limit: the largest number of tokens; `math.inf` for any.
         policy: "drop", or where the prompt is cut: "cut_start" or "cut_end".
     """
 
     renderer: Renderer
     encoder: Encoder
-    limit: int | None
+    limit: float
     policy: str
 
     def shorten(self, query: str, output: str) -> Cut:
@@ -45,8 +41,6 @@ class Fitter:
             TooLong: a piece of the prompt (with the policy "drop") or of the output alone has too many tokens.
         """
         whole = Cut(0, len(query), len(query))
-        if not self.limit:
-            return whole
         size = _CHARACTERS_PER_TOKEN * self.limit
         if len(output) > size and (tokens := self._too_many(output, output[:size])):
             raise TooLong(tokens)

@@ -3,8 +3,9 @@
 The notebooks, the command line and the trainer all take its result, so what a notebook shows is what is trained on.
 """
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,12 @@ from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
 from ragfit.data.documents import find_documents, first_supporting, fixed_place
-from ragfit.data.findings import KINDS, Checks, Collected, Finding
+from ragfit.data.findings import KINDS, Checks, Finding
 from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder, Masked, to_arrow
-from ragfit.data.prompt import Renderer
-from ragfit.data.report import Part, Prepared, Report
-from ragfit.data.rows import JsonlRows, TableRows, choose, open_rows, read_text, split, text_of
+from ragfit.data.prompt import Rendered, Renderer
+from ragfit.data.report import Cut, Part, Prepared, Report
+from ragfit.data.rows import Source, choose, open_rows, read_text, split, texts_of
 from ragfit.data.template import RowRefused
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError, DataError, PromptError
@@ -67,16 +68,14 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
     in_prompt, marker = model.get("instruction_in_prompt"), model.get("completion_start")
     renderer = Renderer(tokenizer, instruction, template, in_prompt, marker, stop_ids)
     train, dev, report = get_or_prepare(
-        lambda: key_of(cfg, renderer, list(chosen.values())),
+        key_of(cfg, renderer, list(chosen.values())) if cache else None,
         lambda folder: _write_rows(cfg, renderer, chosen, folder),
         [rows for rows, _ in chosen.values()],
-        cache,
     )
     report.data_file = str(cfg.data_file)
     if changed := [name for name, (rows, _) in chosen.items() if not rows.unchanged()]:
-        found = Collected()
-        found.everywhere("data file changed", f"the rows for {' and '.join(changed)}")
-        report.findings = found.findings() + report.findings  # not in the cache: it is said of this run alone
+        kind, detail = "data file changed", f"the rows for {' and '.join(changed)}"
+        report.findings.insert(0, Finding(kind, *KINDS[kind], detail=detail))  # not in the cache: of this run alone
     return Prepared(
         train=train,
         dev=dev,
@@ -90,7 +89,7 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
     )
 
 
-def _choose_rows(cfg) -> dict[str, tuple[JsonlRows | TableRows, list[int]]]:
+def _choose_rows(cfg) -> dict[str, tuple[Source, list[int]]]:
     """The source and the numbers of the rows of each part."""
     rows, share = _open("data_file", cfg), cfg.get("dev_split")
     train = choose(len(rows), cfg.shuffle, cfg.limit)
@@ -126,16 +125,15 @@ def _write_rows(cfg, renderer, chosen, folder: Path) -> Report:
         in_file=len(chosen["train"][0]),
         **parts,
         **preparer.checks.counts(),
-        findings=preparer.findings(),
+        findings=preparer.checks.findings(),
     )
 
 
-def _places(cfg: DictConfig, rows: JsonlRows | TableRows, numbers: list[int]) -> Iterator[tuple[int, int]]:
+def _places(cfg: DictConfig, rows: Source, numbers: list[int]) -> Iterator[tuple[int, int]]:
     """(place of the first supporting document, number of documents) of some of the rows that name or hold one."""
     for number in numbers[:: max(1, len(numbers) // _PLACES_READ)]:
-        row, where = rows[number], rows.where(number)
-        passages = find_documents(text_of(row, cfg.input_key, where, "input_key"), row)
-        output = text_of(row, cfg.output_key, where, "output_key")
+        query, output, row = texts_of(rows, number, cfg)
+        passages = find_documents(query, row)
         if passages and (place := first_supporting(passages, row, output, cfg.output_key)):
             yield place, len(passages.documents)
 
@@ -151,10 +149,10 @@ class Preparer:
     def __init__(self, cfg: DictConfig, renderer: Renderer):
         self.cfg, self.renderer, self.checks = cfg, renderer, Checks(renderer)
         self.encoder = Encoder(renderer.tokenizer, renderer.bos)
-        limit, policy = cfg.model.get("max_sequence_len"), cfg.model.get("over_length") or "drop"
+        limit, policy = cfg.model.get("max_sequence_len") or math.inf, cfg.model.get("over_length") or "drop"
         self.fitter = Fitter(renderer, self.encoder, limit, policy)
 
-    def run(self, part: str, rows: JsonlRows | TableRows, numbers: list[int], path: Path) -> Part:
+    def run(self, part: str, rows: Source, numbers: list[int], path: Path) -> Part:
         """Prepare the rows of a part into an Arrow file."""
         import pyarrow as pa
 
@@ -170,64 +168,60 @@ class Preparer:
             ThreadPoolExecutor(_AHEAD) as ahead,
         ):
 
-            def finish(batch, rendered, encoded):
-                if kept := self._label(part, batch, rendered, encoded.result(), result):
+            def finish(batch, encoded):
+                if kept := self._label(part, batch, encoded.result(), result):
                     writer.write_batch(pa.record_batch(list(to_arrow(kept)), schema=schema))
                 progress.update(len(result.kept) + sum(map(len, result.dropped.values())) - progress.n)
 
             # While batches are tokenized, which needs no Python, the next one is read and rendered.
             left, waiting = iter(numbers), deque()
-            while rendered := self._render(part, rows, left, result):
-                waiting.append((*rendered, ahead.submit(self.encoder.encode, rendered[1])))
+            while batch := self._render(part, rows, left, result):
+                waiting.append((batch, ahead.submit(self._encode, batch)))
                 if len(waiting) > _AHEAD:
                     finish(*waiting.popleft())
             while waiting:
                 finish(*waiting.popleft())
         return result
 
-    def prepare_row(self, part: str, rows: JsonlRows | TableRows, number: int, result: Part) -> list[Masked]:
+    def prepare_row(self, part: str, rows: Source, number: int, result: Part) -> list[Masked]:
         """Prepare one row; an empty list where it is dropped."""
         batch = self._render(part, rows, iter([number]), result)
-        return self._label(part, *batch, self.encoder.encode(batch[1]), result) if batch else []
+        return self._label(part, batch, self._encode(batch), result)
 
-    def findings(self) -> list[Finding]:
-        """What was found in the rows so far."""
-        return self.checks.findings()
-
-    def _render(self, part, rows, numbers: Iterable[int], result):
-        """Read and render rows until they fill a batch; None where there are none left."""
-        batch, rendered, size = [], [], 0
+    def _render(self, part, rows, numbers: Iterator[int], result) -> list[tuple[int, str, str, Cut, Rendered]]:
+        """Read and render rows until they fill a batch; an empty list where there are none left."""
+        batch, size = [], 0
         for number in numbers:
-            row, where = rows[number], rows.where(number)
-            query = text_of(row, self.cfg.input_key, where, "input_key")
-            output = text_of(row, self.cfg.output_key, where, "output_key")
+            query, output, _ = texts_of(rows, number, self.cfg)
             try:
                 cut = self.fitter.shorten(query, output)
-                rendered.append(self.renderer.render(cut.apply(query), output))
+                rendered = self.renderer.render(cut.apply(query), output)
             except TooLong as error:
                 self._drop_too_long(part, number, error.tokens, result)
                 continue
             except RowRefused as error:
-                self._drop(f"dropped: {error.reason}", part, number, result, f"{where}: {error}")
+                self._drop(f"dropped: {error.reason}", part, number, result, f"{rows.where(number)}: {error}")
                 continue
             except PromptError as error:
-                raise PromptError(f"{where}: {error.where}", error.problem, error.fix) from error
-            batch.append((number, query, output, cut))
-            size += max(len(query), len(rendered[-1].text))
+                raise PromptError(f"{rows.where(number)}: {error.where}", error.problem, error.fix) from error
+            batch.append((number, query, output, cut, rendered))
+            size += max(len(query), len(rendered.text))
             if len(batch) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
                 break
-        return (batch, rendered) if batch else None
+        return batch
 
-    def _label(self, part, batch, rendered, encoded, result):
+    def _encode(self, batch):
+        return self.encoder.encode([rendered for *_, rendered in batch])
+
+    def _label(self, part, batch, encoded, result):
         """What is kept of a batch of tokenized rows."""
         kept = []
-        for (number, query, output, cut), row, masked in zip(batch, rendered, encoded, strict=True):
-            if self.fitter.limit:
-                try:
-                    cut, row, masked = self.fitter.fit(query, output, cut, row, masked)
-                except TooLong as error:
-                    self._drop_too_long(part, number, error.tokens, result)
-                    continue
+        for (number, query, output, cut, row), masked in zip(batch, encoded, strict=True):
+            try:
+                cut, row, masked = self.fitter.fit(query, output, cut, row, masked)
+            except TooLong as error:
+                self._drop_too_long(part, number, error.tokens, result)
+                continue
             if cut.stop - cut.start < cut.length:
                 result.cut[number] = cut
                 self.checks.add("cut", part, number)

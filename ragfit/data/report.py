@@ -10,16 +10,16 @@ from omegaconf import DictConfig
 from ragfit.data.findings import Finding
 from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Rendered, Renderer
-from ragfit.data.rows import JsonlRows, TableRows, text_of
+from ragfit.data.rows import Source, texts_of
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Heading, Line, Span, Table
-from ragfit.draw.text import counted
+from ragfit.draw.text import listed
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FIRST = 6  # row numbers and token texts listed before the rest is only counted
+FIRST = 6  # token texts listed before the rest is only counted
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Prepared:
     encoder: Encoder
     instruction: str
     cfg: DictConfig
-    sources: dict[str, JsonlRows | TableRows]
+    sources: dict[str, Source]
 
     def part(self, name: str) -> "Dataset | None":
         """The prepared rows of a part: "train" or "dev"."""
@@ -152,11 +152,7 @@ class Prepared:
 
     def row(self, number: int, part: str = "train") -> tuple[str, str, dict]:
         """(query, output, source row) of a row by its number in its file, the query as it was cut."""
-        rows = self.sources[part]
-        row = rows[number]
-        where = rows.where(number)
-        query = text_of(row, self.cfg.input_key, where, "input_key")
-        output = text_of(row, self.cfg.output_key, where, "output_key")
+        query, output, row = texts_of(self.sources[part], number, self.cfg)
         cut = self.report.part(part).cut.get(number)
         return cut.apply(query) if cut else query, output, row
 
@@ -213,7 +209,7 @@ class ReportView(View):
         rows = [
             [
                 (Badge(found.severity, "warning" if found.severity == "warning" else "note"), " ", Span(found.kind)),
-                _rows_of(found),
+                found.which,
                 (found.meaning, *((" Seen: ", Span(found.detail, "mono")) if found.detail else ())),
                 found.fix,
             ]
@@ -230,19 +226,7 @@ def report_html(report: Report) -> str:
 def _dropped(numbers: Sequence[int]) -> Line:
     if not numbers:
         return "0"
-    first = ", ".join(map(str, numbers[:FIRST])) + (", …" if len(numbers) > FIRST else "")
-    return f"{len(numbers):,} ", Span(f"(rows {first})", "quiet")
-
-
-def _rows_of(finding: Finding) -> str:
-    if not finding.rows:
-        return "all rows"
-    groups: dict[str, list[str]] = {}
-    for part, number in finding.rows[:FIRST]:
-        groups.setdefault(part, []).append(str(number))
-    first = "; ".join(f"{part} {', '.join(numbers)}" for part, numbers in groups.items())
-    more = ", …" if len(finding.rows) > FIRST else ""
-    return f"{counted(len(finding.rows), 'row')} ({first}{more})"
+    return f"{len(numbers):,} ", Span(f"(rows {listed(numbers)})", "quiet")
 
 
 def _most_common(texts: Counter) -> Line:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +24,14 @@ from ragfit.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from omegaconf import DictConfig
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
 _BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF-8
 
 
 class JsonlRows(Sequence):
-    """The rows of a JSONL file (plain or gzipped), read on demand: `rows[i]` is a dict.
-
-    Attributes:
-        name: the file, for messages.
-    """
+    """The rows of a JSONL file (plain or gzipped), read on demand: `rows[i]` is a dict."""
 
     def __init__(self, path: Path):
         self.name = str(path)
@@ -88,14 +86,15 @@ class JsonlRows(Sequence):
 
 def _open_plain(path):
     """A file's content as it is read; that of a gzipped file, which its first bytes tell, unpacked."""
-    with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return path.open("rb")
+    file = path.open("rb")
+    if file.peek(2)[:2] != b"\x1f\x8b":
+        return file
     try:
-        with gzip.open(path) as packed, tempfile.TemporaryFile() as plain:
+        plain = tempfile.TemporaryFile()  # noqa: SIM115  (read as long as the rows are)
+        with gzip.open(file) as packed:
             shutil.copyfileobj(packed, plain)
-            plain.seek(0)
-            return os.fdopen(os.dup(plain.fileno()), "rb")
+        plain.seek(0)
+        return plain
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(path, f"it is a damaged gzip file: {error}", "Write it again.") from error
     except OSError as error:
@@ -125,19 +124,15 @@ def _parse(line):
 
 def _each_key_once(pairs):
     """A JSON object, of whose equal keys Python would keep the last without a word."""
-    row, seen = dict(pairs), set()
+    row = dict(pairs)
     if len(row) < len(pairs):
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise DataError("", f"the key {short_repr(twice)} is there twice", "Keep one of them.")
     return row
 
 
 class TableRows(Sequence):
-    """The rows of a `datasets.Dataset` (a Parquet file or a data set's name).
-
-    Attributes:
-        name: the file or data set, for messages.
-    """
+    """The rows of a `datasets.Dataset` (a Parquet file or a data set's name)."""
 
     def __init__(self, dataset: "Dataset", name: str):
         self._dataset, self.name = dataset, name
@@ -170,7 +165,10 @@ class TableRows(Sequence):
         return self._dataset[int(i)]
 
 
-def open_rows(name: str | Path, key: str = "data_file") -> JsonlRows | TableRows:
+Source = JsonlRows | TableRows
+
+
+def open_rows(name: str | Path, key: str = "data_file") -> Source:
     """Open the data file that a key names, or the data set on the hub where no such file exists.
 
     Args:
@@ -273,6 +271,13 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
         problem = f"{key!r} holds half a character (a lone surrogate) at {error.start}"
         raise DataError(where, problem, "Correct or remove the row.") from error
     return value
+
+
+def texts_of(rows: Source, number: int, cfg: "DictConfig") -> tuple[str, str, dict]:
+    """(query, output, row) of a row by its number in its file."""
+    row, where = rows[number], rows.where(number)
+    query, output = (text_of(row, cfg[key], where, key) for key in ("input_key", "output_key"))
+    return query, output, row
 
 
 def read_text(name: str | Path, key: str) -> str:

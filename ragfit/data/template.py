@@ -57,11 +57,8 @@ class ChatTemplate:
         in_prompt: whether the instruction stands before the prompt instead of in a system message.
 
     Attributes:
-        head, middle, tail: the template's text before the row's prompt, between prompt and output, and after it.
-        generation: the generation prompt, which follows the row's prompt at inference.
+        head, middle, tail, generation, system, dated: as in `ragfit.data.prompt.Renderer`.
         header: what `add_generation_prompt` adds, the header of the assistant's turn; "" where that is not known.
-        system: what becomes of the instruction, as in `ragfit.data.prompt.Renderer`.
-        dated: whether the text changes with the date.
         bos: empty; a chat template writes BOS itself.
 
     Raises:
@@ -152,7 +149,7 @@ class ChatTemplate:
             # The template treats this answer in its own way (a </think> in it, say): ask it with a stand-in instead.
             before, _, after = self._answered(messages, _OUTPUT).rpartition(_OUTPUT)
         except PromptError as error:
-            raise RowRefused(error.where, error.problem, error.fix) from error
+            raise RowRefused(*error.args) from error
         user_end = len(before) - len(self.middle) if before.endswith(self.middle) else None
         if user_end is None and prompt.endswith(self.generation) and before.startswith(prompt):
             user_end = len(prompt) - len(self.generation)

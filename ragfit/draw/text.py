@@ -61,6 +61,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
+def listed(items: Sequence[object], most: int = 6) -> str:
+    """Items one after the other, only the first of many: `3, 5, 8, …`."""
+    return ", ".join(map(str, items[:most])) + (", …" if len(items) > most else "")
+
+
 def short(text: str, length: int = 80) -> str:
     """The beginning of a text, on one line."""
     text = visible(" ".join(text.split()))
@@ -83,7 +88,6 @@ def line(part: Line) -> str:
             return visible(text).replace("\n", "")
         case blocks.Span(text) | blocks.Badge(text) | str(text):
             return plain(" ".join(text.split()) if "\n" in text else text)
-    raise TypeError(f"{type(part).__name__} is not a part of a line.")
 
 
 def lines(view: Iterable[Block]) -> Iterator[str]:
@@ -117,10 +121,8 @@ def _table(head: list[str], rows: list[list[str]], right: Sequence[int], wide: b
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     if wide or sum(widths) <= WIDTH or not any(head):
         for row in table:
-            cells = (
-                f"{cell:>{w}}" if n in right else f"{cell:<{w}}"
-                for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
+            pairs = enumerate(zip(row, widths, strict=True))
+            cells = (cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in pairs)
             yield f"  {'  '.join(cells)}".rstrip()
         return
     for row in rows:

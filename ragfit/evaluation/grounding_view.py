@@ -72,6 +72,20 @@ QUESTIONS = (
     ),
 )
 
+# What is drawn as a curve: {part: (places on the axis, what they are, {measure at a place: what it is called})}.
+CURVES = {
+    "distractors": (
+        DISTRACTORS,
+        "documents of other rows",
+        {"distractors_{}_loss": "nats for the answer", "distractors_{}_f1": "token F1 of the generated answer"},
+    ),
+    "position": (
+        range(1, PLACES + 1),
+        "place of the supporting document",
+        {"place_{}_loss": "nats for the answer"},
+    ),
+}
+
 
 class GroundingView(View):
     """What `ragfit.evaluation.grounding` measured.
@@ -114,7 +128,7 @@ class GroundingView(View):
             if part not in self.summary["parts"] or not found:
                 continue
             blocks += [Heading(title), Note(meaning)]
-            if part in ("distractors", "position"):
+            if part in CURVES:
                 blocks.append(Picture(lambda part=part: self._curves(part), f"{title} {meaning}"))
                 table = Fold("the figures", [self._table(measures, found)])
             else:
@@ -149,24 +163,23 @@ class GroundingView(View):
         return [Note(f"Cheaper without documents under the {name} model: {_numbers(rows)}.")] if rows else []
 
     def _curves(self, part: str) -> "Figure":
-        counts = range(1, PLACES + 1) if part == "position" else DISTRACTORS
-        key = "place_{}_loss" if part == "position" else "distractors_{}_loss"
+        """The mean of each measure of a part with its interval, along the number of others or the places."""
+        counts, along, measures = CURVES[part]
+        known = [key for key in measures if any(key.format(x) in self.summary for x in counts)]
         drawn = figure(2.6)
-        axis = drawn.subplots()
-        for name, colour, marker in (("base", style.ORANGE, "D"), ("tuned", style.BLUE, "o")):
-            known = [(x, one) for x in counts if (one := (self.summary.get(key.format(x)) or {}).get(name))]
-            if known:
-                xs = [x for x, _ in known]
-                axis.fill_between(xs, [one["low"] for _, one in known], [one["high"] for _, one in known],
-                                  color=colour, alpha=0.13, linewidth=0)  # fmt: skip
-                axis.plot(xs, [one["mean"] for _, one in known], color=colour, marker=marker, markersize=4, label=name)
-        axis.set_xticks(list(counts))
-        axis.set_ylim(bottom=0)
-        axis.set_xlabel(
-            "place of the supporting document" if part == "position" else "documents of other rows", fontsize=8
-        )
-        finish(axis, "nats for the answer, with 95 % intervals")
-        axis.legend(fontsize=8, frameon=False)
+        for axis, key in zip(drawn.subplots(1, len(known), squeeze=False)[0], known, strict=True):
+            for name, colour, marker in (("base", style.ORANGE, "D"), ("tuned", style.BLUE, "o")):
+                points = [(x, one) for x in counts if (one := (self.summary.get(key.format(x)) or {}).get(name))]
+                if points:
+                    xs = [x for x, _ in points]
+                    means, low, high = ([one[bound] for _, one in points] for bound in ("mean", "low", "high"))
+                    axis.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
+                    axis.plot(xs, means, color=colour, marker=marker, markersize=4, label=name)
+            axis.set_xticks(list(counts))
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel(along, fontsize=8)
+            finish(axis, f"{measures[key]}, with 95 % intervals")
+            axis.legend(fontsize=8, frameon=False)
         return drawn
 
 

@@ -14,6 +14,7 @@ from ragfit.config.paths import find_model, find_path, is_demo, user_path
 from ragfit.config.trust import believed, own_file, warn
 from ragfit.errors import ConfigError, first_line
 from ragfit.files import part_of
+from ragfit.models.refusal import errors_as
 from ragfit.runs.records import CONFIG
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def merge_checkpoint(
     folder, out = find_path(checkpoint, "checkpoint"), user_path(out, "out")
     settings, (tree, set_aside) = _adapter(folder), believed(folder)
     keys = tree.get("model", {})
-    given = {"model.trust_remote_code"} if trust_remote_code else set()
-    named = [key for key in set_aside if key.startswith("model.") and key not in given]
+    given = "model.trust_remote_code" if trust_remote_code else ""
+    named = [key for key in set_aside if key.startswith("model.") and key != given]
     warn(folder, named, "give --trust-remote-code if you trust its code")
     base = base or keys.get("model_name_or_path") or settings.get("base_model_name_or_path")
     if not base:
@@ -65,11 +66,16 @@ def merge_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("out", f"{out} exists and is not empty", "Name a new folder for the merged model.")
     earlier = find_adapter(keys["trained_adapter"]) if keys.get("trained_adapter") else None
+
+    def refusal(reason: str) -> ConfigError:
+        problem = f"the adapter in {folder} could not be merged into {base}: {reason}"
+        return ConfigError("checkpoint", problem, "Name the model that it was trained on with --base.")
+
     with part_of(out) as part:
         model = _load_base(base, dtype, keys.get("revision"), trust_remote_code)
         if earlier:
             model = merge_adapter(model, earlier)
-        _merged(model, folder, base).save_pretrained(part)
+        merge_adapter(model, folder, refusal).save_pretrained(part)
         own_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(str(folder if own_tokenizer else base), keys.get("revision"), trust_remote_code)
         tokenizer.save_pretrained(part)
@@ -96,35 +102,22 @@ def _adapter(folder: Path) -> dict:
 
 
 def _load_base(base: str, dtype: str | None, revision: str | None, trust_remote_code: bool) -> "PreTrainedModel":
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from ragfit.draw.progress import weights_bar
     from ragfit.models.demo import model_folder
     from ragfit.models.hf import choose_dtype
 
+    def refusal(error: Exception) -> ConfigError:
+        code = "Give --trust-remote-code if you trust the code that comes with it."
+        fix = code if "custom code" in str(error) else "Name its folder, or its name on the hub, with --base."
+        return ConfigError("base", f"{base} could not be loaded: {first_line(error)}", fix)
+
     source = str(model_folder(base) if is_demo(base) else find_model(base, "base") or base)
     kind = choose_dtype(dtype) if dtype else "auto"
     remote = {"trust_remote_code": trust_remote_code, "revision": revision}
-    try:
-        quantized = AutoConfig.from_pretrained(source, **remote).to_dict().get("quantization_config")
-        if not quantized:
-            with torch.no_grad(), weights_bar():
-                return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        code = "Give --trust-remote-code if you trust the code that comes with it."
-        fix = code if "custom code" in str(error) else "Name its folder, or its name on the hub, with --base."
-        raise ConfigError("base", f"{base} could not be loaded: {first_line(error)}", fix) from error
-    problem = f"{base} is stored quantized, and an adapter is not merged into quantized weights"
-    raise ConfigError("base", problem, "Name the unquantized model with --base.")
-
-
-def _merged(model: "PreTrainedModel", folder: Path, base: str) -> "PreTrainedModel":
-    from ragfit.models.hf import merge_adapter
-
-    def refusal(reason: str) -> ConfigError:
-        problem = f"the adapter in {folder} could not be merged into {base}: {reason}"
-        return ConfigError("checkpoint", problem, "Name the model that it was trained on with --base.")
-
-    return merge_adapter(model, folder, refusal)
+    with errors_as(refusal), weights_bar():
+        if AutoConfig.from_pretrained(source, **remote).to_dict().get("quantization_config"):
+            problem = f"{base} is stored quantized, and an adapter is not merged into quantized weights"
+            raise ConfigError("base", problem, "Name the unquantized model with --base.")
+        return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)

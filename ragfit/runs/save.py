@@ -30,7 +30,6 @@ _HOLDS = {
     "README.md": "the model card",
     "ragfit.yaml": "the resolved configuration; ragfit.load_config reads it",
     "template.txt": "the custom template, which inference needs again",
-    "training_args.bin": "the arguments of the trainer",
 }
 
 
@@ -90,52 +89,31 @@ def _write(trainer: "SFTTrainer", folder: Path, weights: dict | None):
 
 def _same_weights(folder: Path, other: Path) -> bool:
     names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
-    return all(
-        (other / n).is_file() and (folder / n).is_file() and filecmp.cmp(folder / n, other / n, shallow=False)
-        for n in names
-    )
+    return len(filecmp.cmpfiles(folder, other, names, shallow=False)[0]) == len(names)
 
 
 class SavedView(View):
-    """What a run left behind.
+    """The files of a folder `checkpoint` that a run left, with their sizes and what they hold."""
 
-    Args:
-        paths: files and folders, or pairs of one and what it holds; a folder's files are listed.
-    """
-
-    def __init__(self, paths):
-        self.rows = []
-        alone = Path(paths) if isinstance(paths, str | Path) else None
-        self.title = f"Saved in {alone}" if alone and alone.is_dir() else "Saved"
-        for entry in [paths] if isinstance(paths, str | Path) else paths:
-            path, note = entry if isinstance(entry, tuple) else (entry, None)
-            path = Path(path)
-            files = [path]
-            if path.is_dir() and note is None:
-                files = sorted(child for child in path.iterdir() if child.is_file())
-            self.rows += [
-                (file.name if alone == path else str(file), _size(file), note or _HOLDS.get(file.name, ""))
-                for file in files
-            ]
-        on_top = earlier_adapter(alone) if alone else None
-        self.note = (
-            f"This adapter was trained on top of the adapter {on_top}, merged into the base model: the base alone "
-            f"is not what it belongs to. python -m ragfit.merge {alone} NEW_FOLDER merges both, in that order."
-            if on_top else ""
-        )  # fmt: skip
+    def __init__(self, folder: str | Path):
+        self.title, self.folder, self.earlier = f"Saved in {folder}", folder, earlier_adapter(folder)
+        files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+        self.rows = [[Span(file.name, "mono"), _size(file), _HOLDS.get(file.name, "")] for file in files]
 
     def blocks(self) -> list[Block]:
-        files = [[Span(path, "mono"), size, note] for path, size, note in self.rows]
-        note = [Callout(self.note)] if self.note else []
-        return [*note, Table(["file", "size", "what it holds"], files, right=(1,))]
+        on_top = (
+            f"This adapter was trained on top of the adapter {self.earlier}, merged into the base model: the base "
+            "alone is not what it belongs to. "
+            f"python -m ragfit.merge {self.folder} NEW_FOLDER merges both, in that order."
+        )
+        table = Table(["file", "size", "what it holds"], self.rows, right=(1,))
+        return [Callout(on_top), table] if self.earlier else [table]
 
 
-def _size(path):
-    if not path.exists():
-        return "not there"
-    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+def _size(file: Path) -> str:
+    size = file.stat().st_size
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
         size /= 1000
-    return f"{size:.1f} GB"
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -37,7 +37,7 @@ LOADING, TRAINING, SAVING = "loading the model", "training", "saving the adapter
 _FACTS = {
     "state": str, "doing": str, "reason": str, "saved": str, "resumed_from": str, "last_checkpoint": str, "host": str,
     "started": datetime, "updated": datetime, "pid": int, "process_started": float, "step": int, "total_steps": int,
-    "loss": float, "seconds_per_step": float, "earlier": {"state": str, "updated": datetime, "saved": str},
+    "loss": float, "seconds_per_step": float,
 }  # fmt: skip
 
 
@@ -58,8 +58,7 @@ class RunStatus:
         resumed_from: str | None = None,
         write: bool = True,
     ):
-        self.folder, self.write = Path(folder), write
-        self.resumed = {"resumed_from": resumed_from, "last_checkpoint": resumed_from}
+        self.folder, self.resumed_from, self.write = Path(folder), resumed_from, write
         self.secrets = [secret for secret in secrets if secret]
         self.facts: dict[str, Any] = {}
         self._next = 0.0
@@ -101,7 +100,7 @@ class RunStatus:
     def loading(self) -> Iterator[None]:
         """Around loading the model. Afterwards the status is as it was before, since the model may never be trained."""
         with self.alone():
-            before = self._start(LOADING)
+            before = self.begin(LOADING)
             with self.outcome():
                 yield
             if before:
@@ -110,18 +109,12 @@ class RunStatus:
                 with contextlib.suppress(OSError):
                     (self.folder / STATUS).unlink(missing_ok=True)
 
-    def begin(self) -> dict[str, Any]:
-        """The run begins to train. Returns the status of the run before, or {}."""
-        return self._start(TRAINING)
-
-    def _start(self, doing: str | None) -> dict[str, Any]:
+    def begin(self, doing: str | None = TRAINING) -> dict[str, Any]:
+        """The run begins, to train or to load its model. Returns the status of the run before, or {}."""
         before, me = read(self.folder) or {}, psutil.Process()
-        # Of an earlier run in the same folder, what stays worth knowing is where its adapter is.
-        finished = before.get("state") == "finished"
-        earlier = {key: before.get(key) for key in ("state", "updated", "saved")} if finished else before.get("earlier")
-        process = {"pid": me.pid, "process_started": round(me.create_time()), "host": socket.gethostname()}
-        self.facts = {"started": now(), **process, **self.resumed, "earlier": earlier}
-        self.set(state="running", doing=doing)
+        self.facts = {"started": now(), "pid": me.pid, "process_started": round(me.create_time())}
+        resumed = {"resumed_from": self.resumed_from, "last_checkpoint": self.resumed_from}
+        self.set(host=socket.gethostname(), state="running", doing=doing, **resumed)
         return before
 
     def refused(self, error: RagfitError) -> bool:
@@ -133,7 +126,7 @@ class RunStatus:
         with contextlib.suppress(ConfigError), self.alone():
             facts = read(self.folder) or {}
             if facts.get("pid") != os.getpid() or not _alive(facts):
-                self._start(None)
+                self.begin(None)
                 self._ended("failed", _reason(error))
                 return True
         return False
@@ -164,10 +157,9 @@ class RunStatus:
 
     def set(self, **facts: Any):
         """Take facts and write them now."""
-        self.facts |= facts
-        if self.facts.get("reason"):
-            self.facts["reason"] = mask(self.facts["reason"], self.secrets)
-        self.facts["updated"] = now()
+        self.facts |= facts | {"updated": now()}
+        if reason := self.facts.get("reason"):
+            self.facts["reason"] = mask(reason, self.secrets)
         self._next = time.monotonic() + EVERY
         self._put(self.facts)
 
@@ -218,9 +210,9 @@ def run_state(facts: dict[str, Any], at: datetime | None = None) -> tuple[str, s
     if state == "interrupted":
         return state, f"interrupted, {steps}: {facts.get('reason')}"
     running = f"running {doing}" if doing else "running"
+    if _alive(facts):
+        return "running", f"{running}, {steps}, process {pid}"
     if host == socket.gethostname():
-        if _alive(facts):
-            return "running", f"{running}, {steps}, process {pid}"
         return "killed", f"killed{during}, {steps}: process {pid} is gone and said nothing"
     silence = ((at or datetime.now(UTC)) - datetime.fromisoformat(facts["updated"])).total_seconds()
     if silence > max(600, 20 * (facts.get("seconds_per_step") or 0)):
@@ -242,7 +234,7 @@ def run_status(folder: str | PathLike) -> "StatusView":
             f"{folder} has no {STATUS} that a run wrote, so none has begun there",
             "Name a run's train.output_dir.",
         )
-    return StatusView(folder, facts, *run_state(facts))
+    return StatusView(folder, facts)
 
 
 def _alive(facts: dict[str, Any]) -> bool:
@@ -267,19 +259,19 @@ class StatusView(View):
     Args:
         folder: its `train.output_dir`.
         facts: of its `status.json`.
-        state: running, finished, failed, interrupted, killed or silent (`ragfit.runs.status.run_state`).
-        sentence: the state with what is known of it.
+
+    Attributes:
+        state, sentence: of `run_state`.
     """
 
-    def __init__(self, folder, facts, state, sentence):
-        self.title, self.facts, self.state, self.sentence = f"The run in {folder}", dict(facts), state, str(sentence)
+    def __init__(self, folder: Path, facts: dict[str, Any]):
+        self.title, self.folder, self.facts = f"The run in {folder}", folder, facts
+        self.state, self.sentence = run_state(facts)
 
     def blocks(self) -> list[Block]:
-        facts, earlier = self.facts, self.facts.get("earlier") or {}
-        saved = f"finished {earlier.get('updated')}; its adapter was saved in {earlier.get('saved')}"
-        on = (
-            "resume_checkpoint=true, with all else as it was" if facts.get("last_checkpoint") else NOTHING_TO_GO_ON_FROM
-        )
+        facts, saved = self.facts, self.folder / "checkpoint"
+        again = "start it again: there is no checkpoint yet"
+        on = "resume_checkpoint=true, with all else as it was" if facts.get("last_checkpoint") else again
         items = {
             "started": f"{facts.get('started')} on {facts.get('host')}, process {facts.get('pid')}",
             "last sign of life": facts.get("updated"),
@@ -287,12 +279,9 @@ class StatusView(View):
             "last checkpoint": facts.get("last_checkpoint"),
             "went on from": facts.get("resumed_from"),
             "adapter": facts.get("saved"),
-            "an earlier run": saved if {"updated", "saved"} <= earlier.keys() else None,
+            "an earlier run": None if facts.get("saved") or not saved.is_dir() else f"its adapter was saved in {saved}",
             "to go on": on if self.state in ("failed", "interrupted", "killed") else None,
         }
         tone = {"running": "note", "finished": "good"}.get(self.state, "bad")
         known = [(label, str(value), "") for label, value in items.items() if value is not None]
         return [Callout(self.sentence, tone), Facts(known)]
-
-
-NOTHING_TO_GO_ON_FROM = "start it again: there is no checkpoint yet"

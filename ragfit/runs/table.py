@@ -15,6 +15,7 @@ from ragfit.config.save import leaves
 from ragfit.config.schema import HF_TRAIN, REMOVED, get, renamed
 from ragfit.config.yaml_file import load_yaml
 from ragfit.draw.blocks import Badge, Block, Line, Note, Span, Table
+from ragfit.draw.text import counted
 from ragfit.draw.view import View
 from ragfit.errors import ConfigError, MissingPath
 from ragfit.runs import status
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 LOW, HIGH = ("train_loss", "dev_loss"), (*METRICS, *OF_LABELS, "grounded")
+WHOLE = ("step", "answers", "seconds")
+FORMATS = dict.fromkeys(LOW, ".4f") | dict.fromkeys(HIGH, ".1%") | dict.fromkeys(WHOLE, ",.0f")  # a setting has none
 SEEDS = {"train.seed", "train.data_seed"}
 PACKING = {"train.packing", "train.padding_free"}  # shown wherever they are on: losses of packs are of more rows a step
 STATES = {"finished": ("✓", "good"), "running": ("…", "note")}
@@ -100,8 +103,8 @@ def find_runs(root: Path) -> list[Path]:
     return found
 
 
-def _natural(name: str) -> list[tuple]:
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]  # a text and a number in turn
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -136,11 +139,8 @@ def _outcome(folder: Path) -> dict[str, Any]:
     log = read_json(folder / LOG, _LOG)
     if began and log and int((folder / LOG).stat().st_mtime) < datetime.fromisoformat(began).timestamp():
         log = {}
-    evaluation = read_json(folder / EVALUATION, _EVALUATION)
-    if evaluation.get("written", "") < began:
-        evaluation = {}
-    grounding = read_json(folder / GROUNDING, _GROUNDING)
-    leans = grounding.get("top_is_supporting", {}).get("tuned", {}) if grounding.get("written", "") >= began else {}
+    found = (read_json(folder / name, shape) for name, shape in ((EVALUATION, _EVALUATION), (GROUNDING, _GROUNDING)))
+    evaluation, grounding = (measured if measured.get("written", "") >= began else {} for measured in found)
     last = {key: value for entry in log.get("log_history", ()) for key, value in entry.items()}
     tuned = {key: evaluation[key]["tuned"] for key in _MEASURED if key in evaluation}
     return {
@@ -151,7 +151,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
         "dev_loss": tuned.get("dev_loss", last.get("eval_loss")),
         **{metric: tuned.get(metric) for metric in (*METRICS, *OF_LABELS)},
         "answers": evaluation.get("rows") if tuned.keys() & METRICS else None,
-        "grounded": leans.get("mean"),
+        "grounded": grounding.get("top_is_supporting", {}).get("tuned", {}).get("mean"),
         "seconds": last.get("train_runtime"),
     }
 
@@ -165,36 +165,18 @@ class RunsView(View):
 
     def __init__(self, frame):
         self.frame = frame
-        self.title = f"{len(frame)} run{'s' * (len(frame) != 1)}"
-        self.best = {}
-        for column in (*LOW, *HIGH):
-            values = frame[column].dropna() if column in frame else ()
-            if len(values) > 1:
-                self.best[column] = values.min() if column in LOW else values.max()
-
-    def _cell(self, column, value):
-        """A value as text, with a star where it is the best of its column."""
-        import pandas
-
-        if not isinstance(value, str) and pandas.isna(value):
-            return "–"
-        if column in LOW:
-            text = f"{value:.4f}"
-        elif column in HIGH:
-            text = f"{value:.1%}"
-        elif column in ("step", "answers", "seconds"):
-            text = f"{value:,.0f}"
-        else:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-        return f"★ {text}" if value == self.best.get(column) and column in self.best else text
+        self.title = counted(len(frame), "run")
+        found = {column: frame[column].dropna() for column in (*LOW, *HIGH) if column in frame}
+        several = {column: values for column, values in found.items() if len(values) > 1}
+        self.best = {column: values.min() if column in LOW else values.max() for column, values in several.items()}
 
     def blocks(self) -> list[Block]:
         columns = [column for column in self.frame if column != "problem"]
         rows = [
-            [Span(str(name)), *(self._drawn(column, value) for column, value in zip(columns, row, strict=True))]
-            for name, row in zip(self.frame.index, self.frame[columns].itertuples(index=False, name=None), strict=True)
+            [Span(str(name)), *(self._cell(column, value) for column, value in zip(columns, row, strict=True))]
+            for name, *row in self.frame[columns].itertuples(name=None)
         ]
-        right = [n for n, column in enumerate(columns, 1) if column in (*LOW, *HIGH, "step", "answers", "seconds")]
+        right = [n for n, column in enumerate(columns, 1) if column in FORMATS]
         problems = self.frame["problem"].dropna().items() if "problem" in self.frame else ()
         return [
             Table(["run", *columns], rows, right=right, wide=True),
@@ -202,6 +184,18 @@ class RunsView(View):
             *self._over_seeds(),
             *(Note(f"{name}: {problem}") for name, problem in problems),
         ]
+
+    def _cell(self, column: str, value: object) -> Line:
+        """A value, with a star where it is the best of its column."""
+        import pandas
+
+        if not isinstance(value, str) and pandas.isna(value):
+            return "–"
+        if column == "state":
+            mark, tone = STATES.get(value, ("✗", "bad"))
+            return Badge(f"{mark} {value}", tone)
+        text = format(value, FORMATS.get(column, "g" if isinstance(value, float) else ""))
+        return Span(f"★ {text}") if value == self.best.get(column) else text
 
     def _over_seeds(self) -> list[Block]:
         """The mean and the standard deviation of each figure over the seeds of one configuration."""
@@ -249,13 +243,6 @@ class RunsView(View):
             return "–"
         mean, deviation = values.mean(), values.std()
         return f"{mean:.4f} ± {deviation:.4f}" if column in LOW else f"{mean:.1%} ± {100 * deviation:.1f}"
-
-    def _drawn(self, column: str, value: object) -> Line:
-        text = self._cell(column, value)
-        if column == "state" and text != "–":
-            mark, tone = STATES.get(value, ("✗", "bad"))
-            return Badge(f"{mark} {text}", tone)
-        return Span(text) if text.startswith("★") else text
 
 
 def _of_row(key: str, value: float) -> str:

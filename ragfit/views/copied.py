@@ -9,11 +9,10 @@ from pathlib import Path
 from ragfit.config.notebook import Chosen, split_overrides
 from ragfit.config.overrides import override
 from ragfit.config.paths import PROJECT_ROOT
-from ragfit.views.row import MODEL_KEYS, Settings
+from ragfit.config.schema import PROMPT_KEYS
+from ragfit.views.row import Settings
 
 Files = Mapping[tuple[str, str], str]  # the file of each edited text, by its name and the text
-
-_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 
 
 def changed_keys(base: Settings, now: Settings, files: Files) -> tuple[dict[str, object], list[str]]:
@@ -22,7 +21,7 @@ def changed_keys(base: Settings, now: Settings, files: Files) -> tuple[dict[str,
     for name, value in asdict(now).items():
         if value == before[name]:
             continue
-        if name in MODEL_KEYS:
+        if name in PROMPT_KEYS:
             changes[f"model.{name}"] = value
         elif not value.strip():
             changes |= {name: None} if before[name].strip() else {}
@@ -87,17 +86,12 @@ def typed(text: str) -> str:
     >>> typed(r"assistant\n") == "assistant\n"
     True
     """
-    characters = {name[1]: char for char, name in _ESCAPES.items()}
-    return re.sub(
-        r"\\(?:([ntr\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))",
-        lambda match: characters[match[1]] if match[1] else chr(int(match[2] or match[3], 16)),
-        text,
-    )
+    escapes = r"\\(?:[ntr\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})"
+    return re.sub(escapes, lambda match: match[0].encode().decode("unicode_escape"), text)
 
 
 def spell(text: str) -> str:
     """The inverse of `typed`: a text as it stands in a field of one line, every character seen."""
-    return "".join(
-        _ESCAPES.get(char) or (char if char.isprintable() or ord(char) > 0xFFFF else f"\\u{ord(char):04x}")
-        for char in text
-    )
+    text = text.replace("\\", r"\\")
+    odd = (char for char in set(text) if not char.isprintable() and ord(char) <= 0xFFFF)
+    return text.translate({ord(char): char.encode("unicode_escape").decode() for char in odd})

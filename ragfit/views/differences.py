@@ -10,17 +10,14 @@ class DifferencesView(View):
 
     Args:
         cfg: the resolved configuration.
-        differences: `(key, value in the file, value)` of `ragfit.config.load.differences`, or four with why.
+        differences: `(key, value in the file, value)` of `ragfit.config.load.differences`.
         config_name: the configuration's name.
     """
 
     def __init__(self, cfg, differences, config_name):
         translated = dict(cfg.get("translated") or {})
         self.title = f"What differs from {config_name}"
-        self.rows = []
-        for key, before, after, *why in differences:
-            note = why[0] if why else translated.pop(key, "")
-            self.rows.append((str(key), _value(key, before), _value(key, after), str(note)))
+        self.rows = [(key, _value(key, a), _value(key, b), translated.pop(key, "")) for key, a, b in differences]
         self.notes = [f"{key}: {note}" for key, note in translated.items()]
         self.cfg = cfg
 

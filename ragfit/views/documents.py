@@ -1,7 +1,7 @@
 """What the rows of a data set hold for RAG: documents, and whether the answer stands in them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,12 @@ from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
 from ragfit.draw.figure import figure, finish
-from ragfit.draw.text import counted
+from ragfit.draw.text import counted, listed
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIRST = 6  # row numbers listed
 SHOWN = 12  # places told in a log
 _FROM_LABELS, _FROM_NOTHING = "none: labels", "none: no short answer"
 
@@ -95,27 +94,17 @@ class _Row:
 
 def _read(prepared: Prepared, number: int, part: str) -> _Row:
     query, output, row = prepared.row(number, part)
-    documents, place = documents_of(query, row)
+    documents, origin = documents_of(query, row)
+    passages = find_documents(query, row)
     texts = [words_of(text) for text in documents]
     answers, key = answers_of(row, output, prepared.cfg.output_key)
     if all(spelling.strip() in LABELS for spellings in answers for spelling in spellings):
         answers, key = [], _FROM_LABELS if answers else _FROM_NOTHING
     text = " ".join(texts or [words_of(query)]) if answers else ""
     found = [any(spelling in text for spelling in spellings) for spellings in answers]
-    return _Row(
-        number,
-        list(map(hash, texts)),
-        [text.count(" ") - 1 for text in texts],
-        place,
-        key,
-        found,
-        _place(prepared, query, output, row),
-    )
-
-
-def _place(prepared: Prepared, query: str, output: str, row: Mapping) -> int | None:
-    passages = find_documents(query, row)
-    return first_supporting(passages, row, output, prepared.cfg.output_key) if passages else None
+    place = first_supporting(passages, row, output, prepared.cfg.output_key) if passages else None
+    words = [text.count(" ") - 1 for text in texts]
+    return _Row(number, list(map(hash, texts)), words, origin, key, found, place)
 
 
 def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
@@ -125,11 +114,8 @@ def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
     yield "prepared rows", f"{len(rows):,}"
     yield "answers looked for", _sources(row.answers_from for row in rows)
     yield "rows with an answer in their documents", _share(sum(any(row.found) for row in asked), len(asked))
-    several = any(len(row.found) > 1 for row in asked)
-    yield (
-        "rows with all their answers there",
-        _share(sum(all(row.found) for row in asked), len(asked)) if several else "",
-    )
+    whole = len(asked) if any(len(row.found) > 1 for row in asked) else 0
+    yield "rows with all their answers there", _share(sum(all(row.found) for row in asked), whole)
     yield "rows with none there", _numbers([row.number for row in asked if not any(row.found)]) if asked else ""
     placed = [row.place for row in rows if row.place]
     yield "supporting document comes first", _share(placed.count(1), len(placed))
@@ -143,8 +129,7 @@ def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
 
 
 def _sources(names: Iterator[str]) -> str:
-    counts = Counter(names).most_common()
-    counts.sort(key=lambda pair: pair[0].startswith("none"))
+    counts = sorted(Counter(names).most_common(), key=lambda pair: pair[0].startswith("none"))
     return ", ".join(f"{name} ({counted(count, 'row')})" for name, count in counts)
 
 
@@ -155,8 +140,7 @@ def _share(part: int, whole: int) -> Line:
 def _numbers(numbers: list[int]) -> str:
     if not numbers:
         return "0"
-    first = ", ".join(map(str, numbers[:FIRST])) + (", …" if len(numbers) > FIRST else "")
-    return f"{len(numbers):,} (row{'s' * (len(numbers) != 1)} {first})"
+    return f"{len(numbers):,} (row{'s' * (len(numbers) != 1)} {listed(numbers)})"
 
 
 def _spread(values: list[int]) -> str:

@@ -1,5 +1,6 @@
 """Widgets to look at any row and try other settings, and to copy what came of it into the training notebook."""
 
+import functools
 from typing import TYPE_CHECKING
 
 from ragfit.config.notebook import Chosen
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from ragfit.views.panel import Panel
 
 
-def explore(prepared: Prepared, show: str = "prompt", chosen: Chosen | None = None) -> "Explorer":
+class Explorer:
     """Widgets to choose a row, change the settings of its prompt and mask, and copy them as overrides.
 
     Where no front end is live (papermill, nbconvert) a note stands in their place and no widget is made.
@@ -20,26 +21,18 @@ def explore(prepared: Prepared, show: str = "prompt", chosen: Chosen | None = No
         show: "prompt" or "tokens".
         chosen: of `ragfit.from_parameters`; the overrides then bring the notebook's own parameters along.
     """
-    return Explorer(prepared, show, chosen)
-
-
-class Explorer:
-    """What `explore` returns."""
 
     def __init__(self, prepared: Prepared, show: str = "prompt", chosen: Chosen | None = None):
         if show not in ("prompt", "tokens"):
             raise ValueError(f"show is {show!r}. Use 'prompt' or 'tokens'.")
         self.prepared, self.show, self.chosen = prepared, show, chosen
-        self._panel = None
 
-    @property
+    @functools.cached_property
     def panel(self) -> "Panel":
         """The widgets, made when they are first asked for."""
-        if self._panel is None:
-            from ragfit.views.panel import Panel
+        from ragfit.views.panel import Panel
 
-            self._panel = Panel(self.prepared, self.show, self.chosen)
-        return self._panel
+        return Panel(self.prepared, self.show, self.chosen)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
         note = NoteView(
@@ -50,6 +43,9 @@ class Explorer:
         # Beside a widget too: it stands where the saved notebook is read without a kernel, on GitHub for one.
         bundle = {"text/html": note.html(), "text/plain": note.text()}
         return {**self.panel.box._repr_mimebundle_(), **bundle} if live() else bundle
+
+
+explore = Explorer  # as notebooks call it
 
 
 def live() -> bool:

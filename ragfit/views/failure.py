@@ -11,6 +11,8 @@ from ragfit.errors import RagfitError, first_line
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult
 
+PLACE = "ragfit-failure"  # the display's name in a notebook
+
 
 class FailureView(View):
     """The error that a cell ended with; nothing where there was none."""
@@ -35,28 +37,18 @@ class FailureView(View):
         return "".join(lines(self.blocks())).strip(" !")
 
 
-class _TellFailure:
-    """Called after each cell: shows the error of one that failed, and takes it away once a later one succeeds."""
-
-    def __init__(self):
-        from IPython.display import display
-
-        self.handle, self.shown = display(FailureView(), display_id=True), False
-
-    def __call__(self, result: "ExecutionResult") -> None:
-        error = result.error_before_exec or result.error_in_exec
-        if error is not None or self.shown:
-            self.handle.update(FailureView(error))
-            self.shown = error is not None
-
-
 def failure_on_top() -> None:
     """Keep a place in the output of this cell, a notebook's first, and put the error there that ends a later cell."""
     from IPython import get_ipython
+    from IPython.display import display
 
-    shell = get_ipython()
-    if shell is None:
-        return
-    for old in [hook for hook in shell.events.callbacks["post_run_cell"] if isinstance(hook, _TellFailure)]:
-        shell.events.unregister("post_run_cell", old)
-    shell.events.register("post_run_cell", _TellFailure())
+    if shell := get_ipython():
+        display(FailureView(), display_id=PLACE)
+        shell.events.register("post_run_cell", _tell)  # once, however often this cell is run
+
+
+def _tell(result: "ExecutionResult") -> None:
+    """Called after each cell: shows the error of one that failed, and takes it away once a later one succeeds."""
+    from IPython.display import update_display
+
+    update_display(FailureView(result.error_before_exec or result.error_in_exec), display_id=PLACE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
+from ragfit.draw.figure import figure, finish
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class LengthsView(View):
         for name in ("train", "dev"):
             if lengths := self.report.part(name).lengths:
                 prompts, completions = map(list, zip(*lengths, strict=True))
-                whole = [sum(pair) for pair in lengths]
-                self.parts[name] = {"prompt": prompts, "completion": completions, "whole row": whole}
+                self.parts[name] = {"prompt": prompts, "completion": completions, "whole row": list(map(sum, lengths))}
 
     def blocks(self) -> list[Block]:
         train = self.report.train
@@ -54,8 +54,6 @@ class LengthsView(View):
                 yield [f"{part}, {name}", *(f"{lengths[place]:,}" for place in places)]
 
     def _figure(self) -> "Figure":
-        from ragfit.draw.figure import figure, finish
-
         drawn = figure(2.5)
         axes = drawn.subplots(1, 3)
         for axis, (name, colour) in zip(axes, _COLOURS.items(), strict=True):
@@ -68,8 +66,7 @@ class LengthsView(View):
             if dropped:
                 axis.hist(dropped, bins=bins, color="#f6c5bd", hatch="///", edgecolor=style.BAD[1], label="dropped")
             if dev:
-                look = {"histtype": "step", "color": style.ORANGE, "linestyle": "--"}
-                axis.hist(dev, bins=bins, label="dev", **look)
+                axis.hist(dev, bins=bins, histtype="step", color=style.ORANGE, linestyle="--", label="dev")
             if self.limit and name == "whole row" and self.limit <= 3 * high:
                 axis.axvline(self.limit, color=style.RED, linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
             if len(bins) < 8:

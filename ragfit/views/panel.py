@@ -29,7 +29,6 @@ class Panel:
         self.prepared, self.show, self.chosen = prepared, show, chosen
         self.base = Settings.of(prepared)
         self.files: dict[tuple[str, str], str] = {}
-        self.row: RowView | None = None
         self._quiet = False
 
         parts = [part for part in ("train", "dev") if self._numbers(part)]
@@ -140,7 +139,7 @@ class Panel:
         self._show()
 
     def _step(self, by: int) -> None:
-        self.slider.value = min(max(self.slider.value + by, 0), self.slider.max)
+        self.slider.value += by  # which keeps itself in its bounds
 
     def _go(self, change: dict) -> None:
         """A number typed into the box: that row, or the nearest that matches."""
@@ -200,14 +199,12 @@ class Panel:
             with self._quietly():
                 self.number.value = number
             self.row = RowView(self.prepared, number, self.part.value, self.show, self.settings)
-            self.view.value = self.row.html()
         else:
             self.row = None
-            self.view.value = NoteView("No row matches", "Change the search text or the finding.").html()
+        self.view.value = (self.row or NoteView("No row matches", "Change the search text or the finding.")).html()
         place = f"{self.slider.value + 1:,} of " if self.found else ""
-        what = "hit" if self.search.value or self.finding.value else "row"
-        count = place + counted(len(self.found), what)
-        self.count.value = f'<span style="white-space:nowrap">{count}</span>'
+        count = counted(len(self.found), "hit" if self.search.value or self.finding.value else "row")
+        self.count.value = f'<span style="white-space:nowrap">{place}{count}</span>'
         self._tell()
 
     def _tell(self) -> None:
@@ -215,20 +212,21 @@ class Panel:
         changes, missing = changed_keys(self.base, self.settings, self.files)
         self.write.disabled = not missing
         self.reset.disabled = not (changes or missing)
-        usable = not missing and not (self.row and self.row.error)
+        copied = ""
         if self.row and self.row.error:
             said = "Nothing to copy: these settings cannot be used."
         elif missing:
             said = f"The edited {' and '.join(missing)} must be in a file first: press “Write edited texts”."
         else:
             said = f"Changed: {', '.join(changes)}." if changes else "Nothing is changed."
+            copied = self.copy_for.value(changes, self.chosen)
+        self.copy.value = copied
         self.state.value = f'<div style="font-size:12px;line-height:16px">{escape(said)}</div>'
-        self.copy.value = self.copy_for.value(changes, self.chosen) if usable else ""
 
 
 def _labelled(text: str, widget: widgets.Widget, grow: str = "1 1 0") -> widgets.VBox:
-    label = widgets.HTML(f'<div style="font-size:12px;line-height:18px">{escape(text)}</div>')
-    label.layout = {"margin": "0", "height": "22px"}
+    html = f'<div style="font-size:12px;line-height:18px">{escape(text)}</div>'
+    label = widgets.HTML(html, layout={"margin": "0", "height": "22px"})
     widget.layout.width, widget.layout.margin = "100%", "0"
     return widgets.VBox([label, widget], layout={"flex": grow, "min_width": "90px", "overflow": "hidden"})
 

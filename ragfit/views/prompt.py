@@ -1,6 +1,5 @@
 """One row as text, part by part: what the template, the instruction and the row each bring."""
 
-import bisect
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -113,11 +112,10 @@ def _regions(row: Rendered, instruction: str) -> list[Region]:
     text, (start, end) = row.text, row.output
     known = []
     before = row.user[0] if row.user else start
-    for variant in (instruction, instruction.strip()):
-        at = text.find(variant, 0, before) if variant else -1
-        if at >= 0:
-            known.append(("instruction", at, at + len(variant)))
-            break
+    written = next((said for said in (instruction, instruction.strip()) if said and said in text[:before]), None)
+    if written:
+        at = text.index(written)
+        known.append(("instruction", at, at + len(written)))
     if row.user:
         known.append(("prompt", *row.user))
     if row.marker and row.marker[0] >= (row.user[1] if row.user else 0):
@@ -137,16 +135,12 @@ def _count(
     regions: list[Region], spans: Sequence[tuple[int, int]] | None, loss: list[bool], text: str
 ) -> list[tuple[str, str, int | None, int | None]]:
     """(name, text, tokens, tokens with loss) of each region; a token counts where it begins."""
-    tokens, learned = [0] * len(regions), [0] * len(regions)
     if spans is None:
         return [(name, text[left:right], None, None) for name, left, right in regions]
-    ends = [right for _, _, right in regions]
-    for (start, _), with_loss in zip(spans, loss, strict=True):
-        region = min(bisect.bisect_right(ends, start), len(regions) - 1)
-        tokens[region] += 1
-        learned[region] += with_loss
-    counts = zip(regions, tokens, learned, strict=True)
-    return [(name, text[left:right], count, with_loss) for (name, left, right), count, with_loss in counts]
+    starts = [(min(start, len(text) - 1), with_loss) for (start, _), with_loss in zip(spans, loss, strict=True)]
+    inside = [[with_loss for start, with_loss in starts if left <= start < right] for _, left, right in regions]
+    pairs = zip(regions, inside, strict=True)
+    return [(name, text[left:right], len(found), sum(found)) for (name, left, right), found in pairs]
 
 
 def _compare(row: Rendered) -> tuple[str, list[Difference]]:

@@ -1,9 +1,9 @@
 """Any row of the data under any settings, prepared by the code of `ragfit.prepare`: what training would see."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from omegaconf import open_dict
-
+from ragfit.config.schema import PROMPT_KEYS
+from ragfit.data.fit import Fitter
 from ragfit.data.prepare import Part, Preparer
 from ragfit.data.prompt import Renderer
 from ragfit.data.report import Prepared
@@ -15,8 +15,6 @@ from ragfit.views.tokens import TokenView, callout
 
 # Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
 _BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
-MODEL_KEYS = ("completion_start", "instruction_in_prompt", "max_sequence_len", "over_length")
-TEXT_KEYS = ("instruction", "template")
 
 
 @dataclass(frozen=True)
@@ -33,25 +31,16 @@ class Settings:
     @classmethod
     def of(cls, prepared: Prepared) -> "Settings":
         """The settings that rows were prepared with."""
-        model = prepared.cfg.model
-        return cls(
-            prepared.renderer.marker,
-            prepared.instruction or "",
-            bool(model.get("instruction_in_prompt")),
-            prepared.renderer.template or "",
-            model.get("max_sequence_len"),
-            model.get("over_length") or "drop",
-        )
+        model, renderer = prepared.cfg.model, prepared.renderer
+        given = {key: model[key] for key in PROMPT_KEYS if model.get(key)} | {"completion_start": renderer.marker}
+        return cls(**given, instruction=prepared.instruction or "", template=renderer.template or "")
 
 
-def prepare_row(
-    prepared: Prepared, number: int, part: str = "train", settings: Settings | None = None
-) -> tuple[Prepared, bool]:
+def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> tuple[Prepared, bool]:
     """One row, prepared as `ragfit.prepare` does it, under other settings.
 
     Args:
         number: the row's number in its file.
-        settings: those of `prepared` where None.
 
     Returns:
         (rows, whether the row is trained on): the only row has the index `number`. Where it would be dropped as too
@@ -61,7 +50,6 @@ def prepare_row(
     Raises:
         RagfitError: as `ragfit.prepare`.
     """
-    settings = settings or Settings.of(prepared)
     instruction, template = (text if text.strip() else "" for text in (settings.instruction, settings.template))
     renderer = Renderer(
         prepared.tokenizer,
@@ -73,13 +61,11 @@ def prepare_row(
     )
 
     def run(limit: int | None):
-        cfg = prepared.cfg.copy()
-        with open_dict(cfg):
-            cfg.model.update({key: asdict(settings)[key] for key in MODEL_KEYS} | {"max_sequence_len": limit})
-        work, result = Preparer(cfg, renderer), Part(rows=1)
-        return cfg, work, result, work.prepare_row(part, prepared.sources[part], number, result)
+        work, result = Preparer(prepared.cfg, renderer), Part(rows=1)
+        work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length)
+        return work, result, work.prepare_row(part, prepared.sources[part], number, result)
 
-    cfg, work, result, kept = run(settings.max_sequence_len)
+    work, result, kept = run(settings.max_sequence_len)
     trained = bool(kept)
     if not kept and result.rejected_lengths:
         kept = run(None)[-1]
@@ -88,9 +74,9 @@ def prepare_row(
     ]
     # Findings go with the row's number, so the row's index is that number too.
     one = replace(result, kept={number: number} if kept else {})
-    report = replace(prepared.report, **{part: one}, findings=work.findings() + among_rows)
+    report = replace(prepared.report, **{part: one}, findings=work.checks.findings() + among_rows)
     rows = {number: {"input_ids": kept[0].input_ids, "labels": kept[0].labels()}} if kept else {}
-    made = {"renderer": renderer, "encoder": work.encoder, "instruction": instruction, "cfg": cfg}
+    made = {"renderer": renderer, "encoder": work.encoder, "instruction": instruction}
     return replace(prepared, report=report, **made, **{"train": {}, "dev": {}, part: rows}), trained
 
 
@@ -150,8 +136,6 @@ class RowView(View):
 
 def _without_marker(prepared: Prepared, number: int, part: str, settings: Settings) -> Prepared | None:
     """The row as it would be without a marker: there is the text that the marker must match."""
-    if not settings.completion_start:
-        return None
     try:
         return prepare_row(prepared, number, part, replace(settings, completion_start=""))[0]
     except RagfitError:

@@ -1,7 +1,7 @@
 """The tokens of one row, drawn from the ids and labels that the trainer gets."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ragfit.data.findings import Finding
 from ragfit.data.mask import IGNORE_INDEX
@@ -9,7 +9,7 @@ from ragfit.data.prompt import Rendered
 from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Callout, Drawn, Line, Span
-from ragfit.draw.html import attribute, colours, escape, html_lines
+from ragfit.draw.html import colours, escape, html_lines
 from ragfit.draw.text import short, visible
 from ragfit.draw.view import View
 from ragfit.views.batch import rows_in
@@ -20,7 +20,7 @@ Losses = Sequence[float | None]  # what each token of a row costs, in nats
 CONTEXT = 30  # tokens without loss left visible on each side of a fold
 FOLD = 60  # the fewest tokens worth folding
 PADDING_CONTEXT, PADDING_FOLD = 2, 6
-LARGE = 320_000  # bytes of HTML, estimated
+LARGE = 4_000  # tokens
 
 _ODD = ' style="background:#8882"'  # so thin that it shows on any paper
 _ODD_LOSS = f' style="{colours(style.LOSS_STRIPE)}"'
@@ -94,30 +94,25 @@ class TokenView(View):
                 self.title += f", at {found.places} of its pack"
         self.padding, self.loss = [not kept for kept in mask], [label != IGNORE_INDEX for label in self.labels]
         texts, spans, dropped = token_texts(self.tokenizer, row["input_ids"], rendered.text, prepared.encoder)
-        real = list(itertools.compress(range(len(self.ids)), mask))
-        self.texts = list(map(self.tokenizer.decode, self.ids)) if batch is not None else texts
-        for place, text in zip(real, texts, strict=True):
-            self.texts[place] = text
+        real, known = list(itertools.compress(range(len(self.ids)), mask)), iter(texts)
+        self.texts = [next(known) if kept else self.tokenizer.decode(i) for i, kept in zip(self.ids, mask, strict=True)]
         self._dropped = {real[place]: text for place, text in dropped.items()}
-        self._find_places(rendered, zip(real, spans or [], strict=spans is not None))
+        self._find_places(rendered, dict(zip(real, spans, strict=True)) if spans else {})
 
-        self.losses: Mapping[str, Losses] = (
-            losses if isinstance(losses, Mapping) else {"loss": losses} if losses else {}
-        )
+        losses = losses or {}
+        self.losses: Mapping[str, Losses] = losses if isinstance(losses, Mapping) else {"loss": losses}
         for name, costs in self.losses.items():
             if len(costs) != len(self.ids):
                 counts = f"{len(costs)} values for {len(self.ids)} tokens"
                 raise ValueError(f"losses: {name} has {counts}. Give a number or None for each.")
 
-    def _find_places(self, rendered: Rendered, spans: Iterable[tuple[int, tuple[int, int]]]) -> None:
+    def _find_places(self, rendered: Rendered, spans: Mapping[int, tuple[int, int]]) -> None:
         """Which tokens hold the marker, and which one spans the boundary."""
-        marker, self.boundary = [], None
-        for i, (left, right) in spans:
-            if rendered.marker and left < rendered.marker[1] and right > rendered.marker[0]:
-                marker.append(i)
-            if left < rendered.completion_char < right and not self.loss[i]:
-                self.boundary = i
+        start, stop = rendered.marker or (0, 0)
+        marker = [i for i, (left, right) in spans.items() if left < stop and right > start]
         self.marker = range(marker[0], marker[-1] + 1) if marker else range(0)
+        across = (i for i, (left, right) in spans.items() if left < rendered.completion_char < right)
+        self.boundary = next((i for i in across if not self.loss[i]), None)
 
     @property
     def aside(self) -> Line:
@@ -132,13 +127,11 @@ class TokenView(View):
 
     def _runs(self) -> Iterator[tuple[int, int, str]]:
         """(start, stop, kind): stretches of one kind: "loss", "prompt" or "padding"."""
-        kinds = (
-            "padding" if padded else "loss" if loss else "prompt"
-            for padded, loss in zip(self.padding, self.loss, strict=True)
-        )
-        for kind, run in itertools.groupby(enumerate(kinds), key=lambda pair: pair[1]):
-            places = [i for i, _ in run]
-            yield places[0], places[-1] + 1, kind
+        start = 0
+        for (padded, loss), run in itertools.groupby(zip(self.padding, self.loss, strict=True)):
+            stop = start + len(list(run))
+            yield start, stop, "padding" if padded else "loss" if loss else "prompt"
+            start = stop
 
     # HTML.
 
@@ -155,24 +148,23 @@ class TokenView(View):
 
     def _legend(self) -> str:
         """One cue per kind of token, in the order in which they usually come."""
-        cues = [("no loss", _TAGS[""])]
-        if self.special.intersection(self.ids):
-            cues.append(("special", _TAGS["special"]))
-        if self.marker:
-            cues.append(("marker", _TAGS["marker"]))
-        if self.boundary is not None:
-            cues.append((f"spans the boundary, no loss: {self.texts[self.boundary]!r}", _TAGS["boundary"]))
-        cues.append(("with loss", (_LOSS, "</mark>")))
-        if any(self.padding):
-            cues.append(("padding", _TAGS["padding"]))
-        words = [f"{left}{html_lines(word)}{right}" for word, (left, right) in cues]
+        across = "" if self.boundary is None else f"spans the boundary, no loss: {self.texts[self.boundary]!r}"
+        cues = (
+            ("no loss", _TAGS[""], True),
+            ("special", _TAGS["special"], self.special.intersection(self.ids)),
+            ("marker", _TAGS["marker"], self.marker),
+            (across, _TAGS["boundary"], across),
+            ("with loss", (_LOSS, "</mark>"), True),
+            ("padding", _TAGS["padding"], any(self.padding)),
+        )
+        words = [f"{left}{html_lines(word)}{right}" for word, (left, right), there in cues if there]
         if self.losses:
             words.append(f"below a token: its loss in nats ({', then '.join(map(escape, self.losses))})")
         return " &ensp; ".join(words)
 
     def _stretches(self) -> Iterator[str]:
         # Stripes show where a token ends; in folds of very long rows they would cost more bytes than the tokens.
-        stripes = sum(70 + 2 * len(text.encode(errors="replace")) for text in self.texts) < LARGE
+        stripes = len(self.ids) < LARGE
         for start, stop, kind in self._runs():
             if kind == "loss":
                 yield f"{_LOSS_BOXES if self.losses else _LOSS}{self._tokens(start, stop)}</mark>"
@@ -189,8 +181,8 @@ class TokenView(View):
     def _summary(self, left: int, right: int, kind: str) -> str:
         if kind == "padding":
             return f"{right - left:,} more padding tokens"
-        first = short("".join(self.texts[left : min(left + 10, right)]), 36).rstrip("…")
-        last = short("".join(self.texts[max(right - 10, left) : right])[-36:], 36).rstrip("…")
+        first = short("".join(self.texts[left : left + 10]), 36).rstrip("…")
+        last = short("".join(self.texts[right - 10 : right])[-36:], 36).rstrip("…")
         return f"{right - left:,} tokens without loss: <bdi>{escape(first)}</bdi> … <bdi>{escape(last)}</bdi>"
 
     def _tokens(self, start: int, stop: int, stripes: bool = True) -> str:
@@ -212,9 +204,9 @@ class TokenView(View):
             shown = "·" + shown[1:] if shown[:1] == " " else shown  # a box of its own would lose it
             below = f'<br><small style="font-size:10px">{"<br>".join(numbers)}</small>'
         lost = self._dropped.get(i, "")
-        before = f'<s title="{attribute(repr(lost))}: the tokenizer drops it">{html_lines(lost)}</s>' if lost else ""
+        before = f'<s title="{escape(repr(lost))}: the tokenizer drops it">{html_lines(lost)}</s>' if lost else ""
         left, right = _TAGS[kind]
-        title = f"{i}: id {self.ids[i]}, {label}, {attribute(told)}"
+        title = f"{i}: id {self.ids[i]}, {label}, {escape(told)}"
         return f'{before}<bdi title="{title}"{look}>{left}{shown}{right}{below}</bdi>{after}'
 
     def _kind(self, i: int) -> str:

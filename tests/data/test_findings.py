@@ -4,7 +4,8 @@ import pytest
 from conftest import CHAT_TEMPLATES, KINDS_OF_TOKENIZER, NO_SYSTEM, make_config, make_tokenizer, real_rows
 
 import ragfit
-from ragfit.data.findings import KINDS, Collected, Finding
+from ragfit.data.findings import KINDS, Checks, Finding
+from ragfit.data.prompt import Renderer
 
 CLEAN = [{"prompt": f"Document 1: Rome {i}. Where?", "answers": [f"7{i} BC"]} for i in range(4)]
 CLEAN_DEV = [{"prompt": f"Document 2: Oslo {i}. Where?", "answers": [f"8{i} BC"]} for i in range(2)]
@@ -252,7 +253,8 @@ def test_a_finding_as_text(rows, detail, text):
 
 
 def test_warnings_come_first_and_all_rows_stay_all_rows():
-    collected = Collected()
+    renderer = Renderer(make_tokenizer())
+    collected = Checks(renderer)
     collected.add("cut", "train", 1)
     collected.everywhere("special tokens in data", "in the instruction")
     collected.add("special tokens in data", "train", 2, "'<s>'")
@@ -263,7 +265,7 @@ def test_warnings_come_first_and_all_rows_stay_all_rows():
     assert [finding.kind for finding in found] == ["empty output", "special tokens in data", "cut"]
     assert found[0].rows == (("train", 2), ("train", 3), ("dev", 0)) and found[0].detail == "first"
     assert found[1].rows == () and found[1].detail == "in the instruction"
-    assert Collected().findings() == []
+    assert Checks(renderer).findings() == []
 
 
 def test_every_kind_says_what_it_means_and_what_to_do():

@@ -146,7 +146,6 @@ def test_what_is_left_of_odd_runs(tmp_path):
 FACTS = {
     "state": "running", "doing": "training", "host": "elsewhere", "pid": 7, "process_started": 9, "step": 3, "total_steps": 9, "loss": 2.5,
     "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:00:00+00:00", "seconds_per_step": 1.5,
-    "earlier": {"state": "finished", "updated": "2025-01-01T00:00:00+00:00", "saved": "out/checkpoint"},
 }  # fmt: skip
 SCORES = {
     "written": "2026-01-02T00:00:00+00:00",
@@ -232,7 +231,7 @@ def test_a_damaged_or_foreign_file_spoils_no_other_run(tmp_path, name):
 @pytest.mark.parametrize(("name", "whole"), [("status.json", FACTS), ("evaluation.json", SCORES)])
 def test_a_value_of_another_kind_spoils_no_other_run(tmp_path, name, whole):
     write_run(tmp_path / "whole")
-    changes = [{key: value} for key in whole for value in WRONG] + [{"earlier": {"saved": "x"}}]
+    changes = [{key: value} for key in whole for value in WRONG]
     for number, change in enumerate(changes):
         write_run(tmp_path / str(number), **{name: json.dumps(whole | change)})
     frame = assert_table(tmp_path, *map(str, range(len(changes))))

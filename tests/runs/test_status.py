@@ -8,12 +8,13 @@ import pytest
 
 from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError
-from ragfit.runs.status import RunStatus, read, run_state
+from ragfit.runs.status import RunStatus, read, run_state, run_status
 
 
 def finish(folder):
     status = RunStatus(folder)
     status.begin()
+    (folder / "checkpoint").mkdir()
     status.set(state="finished", doing=None, step=3, saved=f"{folder}/checkpoint")
     return read(folder)
 
@@ -24,8 +25,9 @@ def test_while_a_model_is_loaded(tmp_path):
         assert run_state(read(tmp_path)) == ("running", sentence)
     assert read(tmp_path) is None
     before = finish(tmp_path)
+    assert "an earlier run" not in repr(run_status(tmp_path))
     with RunStatus(tmp_path).loading():
-        assert read(tmp_path)["earlier"]["saved"] == before["saved"]
+        assert f"an earlier run     its adapter was saved in {before['saved']}" in repr(run_status(tmp_path))
     assert read(tmp_path) == before
 
 
@@ -35,7 +37,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path):
         raise ValueError("s3cret\nsecond line")
     sentence = "failed while loading the model, before the first step: ValueError: •••"
     assert run_state(read(tmp_path)) == ("failed", sentence)
-    assert read(tmp_path)["earlier"]["saved"] == before["saved"]
+    assert f"its adapter was saved in {before['saved']}" in repr(run_status(tmp_path))
 
 
 def test_a_process_that_is_killed_while_it_loads(tmp_path):

@@ -300,7 +300,7 @@ def test_without_a_front_end_there_is_a_note_and_no_widget(setup):
     explorer = explore(prepared)
     bundle = explorer._repr_mimebundle_()
     assert set(bundle) == {"text/html", "text/plain"} and "interactive" in bundle["text/plain"]
-    assert explorer._panel is None
+    assert "panel" not in vars(explorer)
 
 
 def test_with_a_front_end_it_is_the_widget(setup, monkeypatch):

@@ -279,8 +279,8 @@ def test_differences(make):
     assert "train.output_dir" in repr(view)
     assert "Nothing" in DifferencesView(prepared.cfg, [], "views").html()
     noted = DifferencesView(
-        OmegaConf.create({"translated": {"train.a": "became train.b"}}),
-        [("train.b", None, 1), ("x", 1, 2, "because")],
+        OmegaConf.create({"translated": {"train.a": "became train.b", "x": "because"}}),
+        [("train.b", None, 1), ("x", 1, 2)],
         "views",
     )
     assert "because" in repr(noted) and "became train.b" in repr(noted)
@@ -291,9 +291,10 @@ def test_preflight_and_saved(tmp_path):
     assert_harmless(view._repr_html_())
     assert "device" in repr(view) and "! " in repr(view)
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1500))
+    (tmp_path / "<b>").write_bytes(bytes(3))
     view = SavedView(tmp_path)
-    assert "1.5 kB" in view.html() and "the trained adapter" in repr(view)
-    assert_harmless(SavedView([tmp_path / "<b>", (tmp_path, "all")])._repr_html_())
+    assert "1.5 kB" in view.html() and "the trained adapter" in repr(view) and "3 B" in repr(view)
+    assert_harmless(view._repr_html_())
 
 
 def test_save_html_is_a_whole_page(make, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragfit.evaluation.generate import Answer, generate
 from ragfit.evaluation.results import CLOSED_BOOK, MODELS
-from ragfit.models.adapter import weights_digest
+from ragfit.models.load import weights_digest
 from ragfit.runs.records import EVALUATION, read_rows
 
 if TYPE_CHECKING:

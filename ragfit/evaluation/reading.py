@@ -11,7 +11,7 @@ from ragfit.data.documents import CITATION
 from ragfit.data.mask import Masked
 from ragfit.data.prompt import Rendered
 from ragfit.evaluation.generate import inference
-from ragfit.models.adapter import forward_arguments
+from ragfit.models.load import forward_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ragfit.data.mask import IGNORE_INDEX
-from ragfit.models.adapter import forward_arguments
+from ragfit.models.load import forward_arguments
 
 if TYPE_CHECKING:
     import torch

@@ -1,63 +1,25 @@
 """PEFT adapters: what is checked of a new one before the weights are read, and how a trained one is put on a model."""
 
-import inspect
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from ragfit.config.paths import check_reachable, find_model
 from ragfit.errors import ConfigError, first_line, whole_text
 from ragfit.models.refusal import errors_as
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from torch import nn
-    from transformers import PreTrainedModel
-
 # Initializations of LoRA's weights that compute with the model's own.
 COMPUTED = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga")
-
-
-def base_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """A model without PEFT's wrapper."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def forward_arguments(model: "PreTrainedModel | PeftModel") -> Container[str]:
-    """The names of the arguments that a model's forward pass takes."""
-    return inspect.signature(base_of(model).forward).parameters
-
-
-def weights_digest(model: "PreTrainedModel | PeftModel") -> str:
-    """A digest of a model's weights and of its active adapter's: the same for the same weights in another process.
-
-    Of each tensor at most 4,096 values are taken, spread evenly, so that it takes no time whatever the model's size: a
-    step of training changes nearly all values.
-    """
-    import torch
-    import xxhash
-    from peft import PeftModel, get_peft_model_state_dict
-
-    weights = dict(base_of(model).named_parameters())
-    if isinstance(model, PeftModel):
-        weights = {name: one for name, one in weights.items() if not model.peft_config.keys() & set(name.split("."))}
-        weights |= get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-    digest = xxhash.xxh3_128()
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        if not weight.is_meta:  # offloaded to a disk
-            some = weight.detach().flatten()[:: -(-weight.numel() // 4096) or 1]
-            digest.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # A new adapter.
 
 
-def check_lora(model: "nn.Module", lora: Mapping[str, Any] | None) -> None:
+def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
     """Try LoRA's keys on a model without weights (`ragfit.models.hf.skeleton`).
 
     Args:
@@ -68,9 +30,6 @@ def check_lora(model: "nn.Module", lora: Mapping[str, Any] | None) -> None:
     """
     if lora is None:
         return
-    import torch
-    from peft import LoraConfig, get_peft_model
-
     names = [name for name, _ in model.named_modules()]
     with errors_as(no_lora):
         if missing := _unmatched(lora.get("target_modules"), names):
@@ -97,10 +56,8 @@ def no_lora(error: Exception) -> ConfigError:
     return ConfigError("model.lora", f"PEFT refuses these keys: {whole_text(error)}", "Change the key it names.")
 
 
-def linear_layers(model: "nn.Module") -> list[str]:
+def linear_layers(model: torch.nn.Module) -> list[str]:
     """The last parts of the names of the model's linear layers, in order of appearance."""
-    import torch
-
     return _last_parts(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
 
 
@@ -127,8 +84,6 @@ def find_adapter(adapter: str) -> str:
     Raises:
         ConfigError: there is none, or PEFT does not know it.
     """
-    from peft import PeftConfig
-
     source = str(find_model(adapter, "model.trained_adapter") or adapter)
     if not Path(source).is_dir():
         check_reachable(source, "model.trained_adapter")
@@ -138,8 +93,8 @@ def find_adapter(adapter: str) -> str:
 
 
 def merge_adapter(
-    model: "nn.Module", source: str | Path, refusal: Callable[[str], ConfigError] | None = None
-) -> "nn.Module":
+    model: torch.nn.Module, source: str | Path, refusal: Callable[[str], ConfigError] | None = None
+) -> torch.nn.Module:
     """Merge a trained adapter into its base model.
 
     Args:
@@ -165,12 +120,12 @@ def merge_adapter(
 
 
 def load_adapter(
-    model: "nn.Module",
+    model: torch.nn.Module,
     source: str | Path,
     refusal: Callable[[str], ConfigError],
     name: str = "default",
     is_trainable: bool = False,
-) -> "PeftModel":
+) -> PeftModel:
     """Put a trained adapter on a model, all of it or none: PEFT only warns of weights that find no place in the model.
 
     Args:
@@ -187,8 +142,6 @@ def load_adapter(
     Raises:
         ConfigError: no adapter, a damaged one or another model's, or one whose weights are not exactly those expected.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model
-
     with errors_as(lambda error: refusal(first_line(error))):
         config = PeftConfig.from_pretrained(str(source))
     if config.is_prompt_learning or config.is_adaption_prompt:
@@ -199,7 +152,8 @@ def load_adapter(
         if not isinstance(model, PeftModel):
             config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
             model = get_peft_model(model, config, name)
-        keys = model.load_adapter(str(source), name, is_trainable=is_trainable)
+        there = name in model.peft_config  # and then it keeps its types, where PEFT would have it in float32
+        keys = model.load_adapter(str(source), name, is_trainable=is_trainable, autocast_adapter_dtype=not there)
     # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
     missing = [key for key in keys.missing_keys if "vblora_vector_bank" not in key]
     wrong = {"it lacks": missing, "the model has no": keys.unexpected_keys}

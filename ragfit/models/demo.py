@@ -52,9 +52,6 @@ NAMES = {
 def model_folder(name: str = DEMO_MODEL) -> Path:
     """The demo model's folder, made on first use, without torch.
 
-    Args:
-        name: the demo model's name.
-
     Returns:
         A folder in the cache with unquantized weights, configurations and the tokenizer, for plain
         `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.

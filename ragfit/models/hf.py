@@ -1,7 +1,11 @@
 """Load a causal language model for training, quantized where asked, with a PEFT adapter."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
@@ -18,11 +22,6 @@ from ragfit.models.adapter import (  # noqa: F401  (public names of this module 
 from ragfit.models.demo import model_folder
 from ragfit.models.refusal import MODEL_KEY, errors_as, not_loaded
 from ragfit.models.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +54,13 @@ class HFTrain:
         ConfigError: no such model, target modules that match nothing, or settings that exclude each other.
     """
 
-    model: "PreTrainedModel | PeftModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
         model_name_or_path: str,
-        torch_dtype: "str | torch.dtype | None" = None,
+        torch_dtype: str | torch.dtype | None = None,
         device_map: str | dict | None = None,
         lora: dict[str, Any] | None = None,
         trained_adapter: str | None = None,
@@ -70,7 +69,7 @@ class HFTrain:
         instruction_in_prompt: bool | None = None,
         max_sequence_len: int | None = None,
         *,
-        dtype: "str | torch.dtype | None" = None,
+        dtype: str | torch.dtype | None = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
         quantization_config: Any = None,
@@ -102,10 +101,6 @@ class HFTrain:
             # Padding is told apart by position, so sharing EOS costs nothing.
             self.tokenizer.pad_token = self.tokenizer.eos_token
         quantized = quantization(load_in_4bit, load_in_8bit, quantization_config)
-
-        import torch
-        from transformers import AutoModelForCausalLM
-
         logger.info("Loading %s", model_name_or_path)
         with errors_as(lambda error: not_loaded(model_name_or_path, error)), weights_bar():
             self.model, loading = AutoModelForCausalLM.from_pretrained(
@@ -131,8 +126,6 @@ class HFTrain:
         if adapter:
             self.model = merge_adapter(self.model, adapter)
         if lora is not None:
-            from peft import LoraConfig, get_peft_model
-
             # Some initializations meet the weights only here, and quantized weights refuse some keys.
             with errors_as(no_lora):
                 self.model = get_peft_model(self.model, LoraConfig(**lora))
@@ -145,9 +138,7 @@ def resolve(name: str) -> str:
     return str(find_model(name) or name)
 
 
-def quantization(
-    load_in_4bit: bool = False, load_in_8bit: bool = False, own: Any = None
-) -> "BitsAndBytesConfig | None":
+def quantization(load_in_4bit: bool = False, load_in_8bit: bool = False, own: Any = None) -> BitsAndBytesConfig | None:
     """The quantization of the documented keys, or of `model.quantization_config`; None for weights as they are.
 
     Args:
@@ -157,9 +148,6 @@ def quantization(
     Raises:
         ConfigError: unknown keys, values that cannot be used, or keys that quantize nothing.
     """
-    import torch
-    from transformers import BitsAndBytesConfig
-
     key, keys = "model.quantization_config", own
     if own is None and (load_in_4bit or load_in_8bit):
         key, keys = "model.load_in_4bit", {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
@@ -181,7 +169,7 @@ def quantization(
     return made
 
 
-def keep_4bit_layout(model: "PreTrainedModel") -> None:
+def keep_4bit_layout(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from packing 4-bit weights for a CPU's inference.
 
     It packs them for good at the first forward pass in evaluation mode, and the backward pass of a later training
@@ -194,17 +182,13 @@ def keep_4bit_layout(model: "PreTrainedModel") -> None:
 
 def bf16_is_fast() -> bool:
     """Whether this machine multiplies bfloat16 matrices in hardware."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
-def choose_dtype(dtype: "str | torch.dtype | None") -> "str | torch.dtype":
+def choose_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     """The type to load weights in: the one asked for, else the checkpoint's own where this machine is quick with it."""
-    import torch
-
     if dtype in (None, "auto"):
         return "auto" if torch.cuda.is_available() or bf16_is_fast() else torch.float32
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
@@ -219,15 +203,12 @@ def choose_dtype(dtype: "str | torch.dtype | None") -> "str | torch.dtype":
 
 def skeleton(
     source: str, trust_remote_code: bool = False, revision: str | None = None, attn_implementation: str | None = None
-) -> "PreTrainedModel":
+) -> PreTrainedModel:
     """The model without its weights (on the meta device): made in moments, for names and counts.
 
     Raises:
         ConfigError: there is no such model.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     with errors_as(lambda error: not_loaded(source, error)):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
         with torch.device("meta"):

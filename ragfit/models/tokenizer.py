@@ -58,15 +58,7 @@ def is_generic(source: str, revision: str | None = None) -> bool:
 
 
 def stop_token_ids(name: str | None, revision: str | None = None) -> list[int]:
-    """The ids that a model's generation stops at: `eos_token_id` of its generation configuration.
-
-    Args:
-        name: a folder or a name on the hub.
-        revision: the commit, branch or tag on the hub.
-
-    Returns:
-        The ids; empty where the model's files do not say.
-    """
+    """The ids that a model's generation stops at, where its files say: `eos_token_id` of its configuration."""
     if not name or is_demo(name):
         return []
     source = str(find_model(name) or name)

@@ -114,23 +114,12 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
 
 
 def check_batches(args: Arguments, train: "Dataset", dev: "Dataset | None") -> None:
-    """Where the last batch is dropped for want of rows, there must be another one.
-
-    Args:
-        train, dev: the rows as the trainer takes them, packed or not.
-
-    Raises:
-        ConfigError: there is not.
-    """
-    if args.dataloader_drop_last:
-        _check_batch("train", args.train_batch_size * args.world_size, train)
-        _check_batch("eval", args.eval_batch_size * args.world_size, dev)
-
-
-def _check_batch(part: str, needed: int, rows: "Dataset | None") -> None:
-    if rows is not None and len(rows) < needed:
-        raise ConfigError(
-            "train.dataloader_drop_last",
-            f"it drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}",
-            f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size.",
-        )
+    """Raise where the last batch is dropped for want of rows (or packs), and there is no other one."""
+    for part, size, rows in (("train", args.train_batch_size, train), ("eval", args.eval_batch_size, dev)):
+        needed = size * args.world_size
+        if args.dataloader_drop_last and rows is not None and len(rows) < needed:
+            raise ConfigError(
+                "train.dataloader_drop_last",
+                f"it drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}",
+                f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size.",
+            )

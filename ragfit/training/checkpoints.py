@@ -54,11 +54,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def newest(output_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that a run can go on from.
-
-    Returns:
-        `(folder or None, sentences)`: a sentence for each newer one that was skipped, and why.
-    """
+    """The newest checkpoint that a run can go on from, and a sentence for each newer one that was skipped, and why."""
     skipped = []
     for folder in checkpoints(output_dir):
         reason = why_not_resumable(folder)
@@ -75,12 +71,12 @@ def why_not_resumable(folder: str | Path) -> str | None:
     """
     import torch
     from safetensors import SafetensorError, safe_open
+    from transformers import TrainerState
     from transformers.trainer_pt_utils import safe_globals
 
     folder = Path(folder)
     try:
-        if not isinstance(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"], int):
-            return f"{STATE} holds no step"
+        TrainerState.load_from_json(str(folder / STATE))
         recorded = record(folder).get("files", {})
     except FileNotFoundError:
         return f"it has no {STATE}"
@@ -94,8 +90,7 @@ def why_not_resumable(folder: str | Path) -> str | None:
             return f"{name} is missing" if has is None else f"{name} has {has:,} of {size:,} bytes"
     names = {path.name for path in folder.iterdir()}
     shards = any(path.is_dir() for path in folder.iterdir())  # what DeepSpeed and FSDP write, in folders of their own
-    pickled = {"adapter_model.bin", "pytorch_model.bin"}
-    if not pickled & names and not any(name.endswith(".safetensors") for name in names) and not shards:
+    if not any(name.endswith((".safetensors", "_model.bin")) for name in names) and not shards:
         return "it has no weights"
     if not {"optimizer.pt", "scheduler.pt"} <= names and not shards:
         return "it has no optimizer.pt and scheduler.pt, without which training cannot go on (train.save_only_model)"
@@ -138,12 +133,9 @@ def rows_digest(dataset: "Dataset") -> str:
 
 
 def publish(staged: Path, target: Path, facts: dict[str, Any]) -> None:
-    """Record a staged checkpoint and give it its name: whole, and on the disk, or not at all.
+    """Record `facts` of a staged checkpoint and give it its name: whole, and on the disk, or not at all.
 
-    Args:
-        staged: the folder with transformers' files.
-        target: `output_dir/checkpoint-N`; one that is there already is set aside.
-        facts: what the record holds besides the files' sizes.
+    What has the name already is set aside.
     """
     files = {str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()}
     (staged / RECORD).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")
@@ -219,14 +211,11 @@ def _must_fit(key: str, before: Any, now: Any) -> bool:
     return key == "train.optim" or key.startswith("model.lora") and key != "model.lora.lora_dropout"
 
 
-def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> Path | None:
+def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> None:
     """Move what an earlier run left into `output_dir/earlier.N`, so that neither rotation nor a later resume takes it.
 
     What the run goes on from stays: the resumed checkpoint and older ones beside it. Half-written checkpoints of a
     killed run are removed.
-
-    Returns:
-        The new folder, or None where there was nothing to move.
     """
     output = Path(output_dir)
     for path in (output / STAGING).glob("*"):
@@ -236,7 +225,8 @@ def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> Path
     stays = step_of(resumed) if resumed is not None and resumed.parent == output.resolve() else None
     old = [path for path in checkpoints(output) if stays is None or step_of(path) > stays]
     old += output.glob("checkpoint.part-*")  # an adapter that a kill kept from its name
-    return move_aside(old, output) if old else None
+    if old:
+        move_aside(old, output)
 
 
 def resume_path(cfg: "DictConfig") -> str | None:

@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Callout, Line, Picture, Span, Table
@@ -27,7 +29,6 @@ class LossCurve(View):
     Has the methods of a `transformers.TrainerCallback`; `loss_curve()` makes one that is.
 
     Args:
-        total: optimizer steps of the run; taken from the trainer where None.
         show: whether to update a live display; where None, whether this is a notebook.
         write: a function that takes a plain line.
 
@@ -39,15 +40,15 @@ class LossCurve(View):
 
     title = "Training"
 
-    def __init__(self, total: int | None = None, show: bool | None = None, write: Callable[[str], object] = print):
-        self.total, self.show, self.write = total, in_notebook() if show is None else show, write
+    def __init__(self, show: bool | None = None, write: Callable[[str], object] = print):
+        self.show, self.write = in_notebook() if show is None else show, write
         self._reset()
 
     def _reset(self) -> None:
         self.curves: dict[str, list[tuple[int, float]]] = {"loss": [], "eval_loss": []}
         self.not_finite: dict[int, str] = {}
         self.last: dict[str, float] = {}
-        self.step = self.first_step = 0
+        self.step = self.first_step = self.total = 0
         self.epoch = self.epochs = None
         self.state = "running"
         self._tokens: list[tuple[float, float]] = []  # (time, tokens so far): the first and the last that were logged
@@ -61,14 +62,14 @@ class LossCurve(View):
         self._reset()
         if not state.is_world_process_zero:
             self.show, self.write = False, lambda line: None
-        self.total = state.max_steps or self.total
+        self.total = state.max_steps
         self.step = self.first_step = state.global_step
         self.epochs = args.num_train_epochs if args.max_steps <= 0 else None
         for entry in state.log_history:  # of the run that this one goes on from
-            for name, curve in self.curves.items():
-                curve += [(entry["step"], entry[name])] if name in entry else []
+            for name in self.curves.keys() & entry:
+                self.curves[name].append((entry["step"], entry[name]))
         resumed = f", going on from step {self.step:,}" if self.step else ""
-        self.write(f"training: {self.total or 0:,} steps{resumed}")
+        self.write(f"training: {self.total:,} steps{resumed}")
         self._update()
 
     def on_substep_end(self, args, state, control, **kwargs) -> None:
@@ -78,23 +79,11 @@ class LossCurve(View):
         self.step, self.epoch = state.global_step, state.epoch
         self._update()
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        self.step, self.epoch = state.global_step, state.epoch
-        self.log(logs or {})
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.step, self.epoch = state.global_step, state.epoch
-        self.state = "done" if self.step >= (self.total or 0) else "stopped"  # by a signal, or by early stopping
-        self._update(force=True)
-        self.write(self._sentence())
-
-    # What is known.
-
-    def log(self, logs: Mapping[str, object]) -> None:
-        """Take what a trainer logs: numbers by name, of the current step."""
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        """Take numbers by name, of the current step."""
+        self.step, self.epoch, self.now = state.global_step, state.epoch, time.monotonic()
         numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
         self.last |= numbers
-        self.now = time.monotonic()
         if "num_tokens" in numbers:
             self._tokens = [*self._tokens[:1], (self.now, numbers["num_tokens"])]
         for name in ("loss", "eval_loss", "grad_norm"):
@@ -103,12 +92,20 @@ class LossCurve(View):
                 self.not_finite[self.step] = f"{name} was {value}"
                 if len(self.not_finite) <= 3:
                     self.write(f"step {self._of()}  {name} is {value}: {ADVICE}")
-        for name, curve in self.curves.items():
-            curve += [(self.step, numbers[name])] if name in numbers else []
-            if name in numbers and self.step >= self._next_line[name]:
-                self._next_line[name] = self.step + max(1, (self.total or 0) / LINES[name])
+        for name in self.curves.keys() & numbers:
+            self.curves[name].append((self.step, numbers[name]))
+            if self.step >= self._next_line[name]:
+                self._next_line[name] = self.step + max(1, self.total / LINES[name])
                 self.write(self._line() if name == "loss" else f"step {self._of()}  dev loss {numbers[name]:.3f}")
         self._update()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.step, self.epoch = state.global_step, state.epoch
+        self.state = "done" if self.step >= self.total else "stopped"  # by a signal, or by early stopping
+        self._update(force=True)
+        self.write(self._sentence())
+
+    # What is known.
 
     @property
     def elapsed(self) -> float:
@@ -134,11 +131,13 @@ class LossCurve(View):
 
     def _line(self) -> str:
         rate = f"  lr {self.last['learning_rate']:.1e}" if "learning_rate" in self.last else ""
-        left = f", {clock(self.left)} left" if self.left is not None else ""
-        return f"step {self._of()}  loss {self.last['loss']:.3f}{rate}  {clock(self.elapsed)} elapsed{left}"
+        left = f", {tqdm.format_interval(self.left)} left" if self.left is not None else ""
+        return (
+            f"step {self._of()}  loss {self.last['loss']:.3f}{rate}  {tqdm.format_interval(self.elapsed)} elapsed{left}"
+        )
 
     def _sentence(self) -> str:
-        parts = [f"{self.state}: step {self._of()} in {clock(self.elapsed)}"]
+        parts = [f"{self.state}: step {self._of()} in {tqdm.format_interval(self.elapsed)}"]
         if self.curves["loss"]:
             parts.append(f"last training loss {self.curves['loss'][-1][1]:.3f}")
         if "train_loss" in self.last:
@@ -174,8 +173,8 @@ class LossCurve(View):
             "loss": train and f"{train[-1][1]:.4f}",
             "dev loss": dev and f"{dev[-1][1]:.4f}",
             "learning rate": "learning_rate" in self.last and f"{self.last['learning_rate']:.2e}",
-            "elapsed": clock(self.elapsed),
-            "left": self.left is not None and self.state == "running" and clock(self.left),
+            "elapsed": tqdm.format_interval(self.elapsed),
+            "left": self.left is not None and self.state == "running" and tqdm.format_interval(self.left),
             "tokens/s": self.speed and f"{self.speed:,.0f}",
         }
         known = {name: value for name, value in facts.items() if value}
@@ -222,17 +221,11 @@ class LossCurve(View):
         return drawn
 
 
-def loss_curve(total: int | None = None, show: bool | None = None) -> LossCurve:
+def loss_curve(show: bool | None = None) -> LossCurve:
     """A `LossCurve` that transformers' Trainer takes as a callback. Imports transformers, so call it when training."""
     from transformers import TrainerCallback
 
-    return type("LossCurveCallback", (LossCurve, TrainerCallback), {})(total, show)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+    return type("LossCurveCallback", (LossCurve, TrainerCallback), {})(show)
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:

@@ -18,9 +18,6 @@ HALVES = (torch.bfloat16, torch.float16)
 
 def parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(all, trainable) parameters; a 4-bit weight holds two of them in a byte."""
-    if isinstance(model, PeftModel):
-        trainable, total = model.get_nb_trainable_parameters()
-        return total, trainable
     return model.num_parameters(), model.num_parameters(only_trainable=True)
 
 

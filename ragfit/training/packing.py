@@ -22,7 +22,7 @@ from ragfit.collator import BOUNDARIES
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import base_of
+from ragfit.models.load import base_of
 from ragfit.training.cpu import BY_ROW, is_sharded
 from ragfit.training.preflight import GROUPED
 
@@ -35,11 +35,7 @@ TRIED = 24  # tokens of each row
 
 
 def check_keys(train: dict) -> None:
-    """Refuse what goes against packing.
-
-    Args:
-        train: the keys of `train`.
-    """
+    """Refuse keys of `train` that go against packing."""
     if not any(train.get(key) for key in ("packing", "eval_packing")):
         return
     if (strategy := train.get("packing_strategy") or "bfd") != "bfd":
@@ -133,9 +129,6 @@ def check_apart(trainer: SFTTrainer) -> None:
     """Try whether two short rows packed give the losses and gradients of the same rows side by side.
 
     On a CPU, SDPA then takes each row of a pack by itself.
-
-    Args:
-        trainer: with its model, adapter, collator and fused LM head.
 
     Raises:
         ConfigError: they don't, with the implementations of attention that would.

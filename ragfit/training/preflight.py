@@ -17,14 +17,7 @@ LARGE_SHARE = 0.2  # of padding, above which a preflight says what would help
 
 
 def preflight(trainer: "RagfitTrainer") -> "PreflightView":
-    """What a run is about to do, as a view.
-
-    Args:
-        trainer: of `ragfit.build_trainer`.
-
-    Returns:
-        A view with a row for each fact and a warning for each doubt.
-    """
+    """What a run is about to do: a view with a row for each fact and a warning for each doubt."""
     from peft import PeftModel
 
     from ragfit.training.memory import (
@@ -137,10 +130,8 @@ def packing(trainer: "RagfitTrainer") -> tuple[str, str]:
 def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
     """What of the first epoch's batches is padding.
 
-    Read off the sampler that the trainer will use, in the order that it will draw, and the rows' lengths.
-
-    Returns:
-        The share and a note, as texts for the preflight, and a warning where another order has much less padding.
+    Read off the sampler that the trainer will use, in the order that it will draw, and the rows' lengths: the share
+    and a note, as texts for the preflight, and a warning where another order has much less padding.
     """
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler

@@ -12,11 +12,10 @@ from ragfit.config.trust import load_believed
 from ragfit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from ragfit.training.trainer import RagfitTrainer
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
+NAME_IT = "Name the folder checkpoint of a run's train.output_dir."
 
 
 @explained("Loading the checkpoint")
@@ -39,15 +38,13 @@ def load_checkpoint(
     from ragfit.training.arguments import check_batches, training_arguments
     from ragfit.training.packing import KEYS
     from ragfit.training.trainer import RagfitTrainer
-    from ragfit.training.trial import check_vocabulary
 
     folder = find_path(checkpoint, "checkpoint")
     adapter = (folder / "adapter_config.json").is_file()
-    name_it = "Name the folder checkpoint of a run's train.output_dir."
     if not (folder / "ragfit.yaml").is_file():
-        raise ConfigError("checkpoint", f"{folder} holds no ragfit.yaml", name_it)
+        raise ConfigError("checkpoint", f"{folder} holds no ragfit.yaml", NAME_IT)
     if not adapter and not (folder / "config.json").is_file():  # a run's output folder has a ragfit.yaml too
-        raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", name_it)
+        raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", NAME_IT)
     keys = {"train.output_dir": str(folder.parent), "train.disable_tqdm": True}
     if not adapter:  # an earlier adapter is part of these weights
         keys |= {"model.model_name_or_path": str(folder), "model.trained_adapter": None}
@@ -60,11 +57,9 @@ def load_checkpoint(
         prepared.report.dev = prepared.report.train
         sources = {**prepared.sources, "dev": prepared.sources["train"]}
         prepared = dataclasses.replace(prepared, dev=prepared.train, sources=sources)
-    loaded = load_model(cfg)
-    check_vocabulary(loaded.model, prepared)
     args = training_arguments(cfg, prepared)
     check_batches(args, prepared.train, prepared.dev)
-    trainer = RagfitTrainer(cfg, prepared, loaded, args)
+    trainer = RagfitTrainer(cfg, prepared, load_model(cfg), args)
     if adapter:
         load_tuned(trainer, folder)
     return trainer
@@ -74,7 +69,6 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     """Give a trainer's model the adapter of a finished run, to compare it with the base model.
 
     Args:
-        trainer: of `ragfit.build_trainer`.
         checkpoint: the adapter's folder; by default `checkpoint` in `train.output_dir`, if there is one.
 
     Returns:
@@ -87,15 +81,15 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
 
     from ragfit.models.hf import load_adapter
 
-    folder = find_path(checkpoint, "checkpoint") if checkpoint else _last_run(trainer.cfg)
-    if folder is None:
+    own = Path(trainer.cfg.train.output_dir, "checkpoint")
+    folder = find_path(checkpoint, "checkpoint") if checkpoint else find_existing(own)
+    if folder is None or not (folder / "adapter_config.json").is_file():
+        if checkpoint:
+            raise ConfigError("checkpoint", f"{folder} holds no adapter", NAME_IT)
         return (
             "There is no trained adapter yet: these are the losses of the base model. Run train.ipynb, or set "
             "checkpoint."
         )
-    if not (folder / "adapter_config.json").is_file():
-        fix = "Name the folder checkpoint of a run's train.output_dir."
-        raise ConfigError("checkpoint", f"{folder} holds no adapter", fix)
     model = trainer.model
     if not isinstance(model, PeftModel):
         fix = "Set model.lora, or leave checkpoint empty."
@@ -110,8 +104,3 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     ), TUNED)  # fmt: skip
     model.set_adapter(TUNED)
     return f"The tuned model is the base model with the adapter in {folder}."
-
-
-def _last_run(cfg: "DictConfig") -> Path | None:
-    folder = find_existing(Path(cfg.train.output_dir, "checkpoint"))
-    return folder if folder and (folder / "adapter_config.json").is_file() else None

@@ -1,7 +1,7 @@
 """A trainer whose runs survive being killed or stopped, and end with the adapter of a run that nobody interrupted.
 
 What transformers leaves out, as of 5.23, is done here over its private methods, for want of public ones: it writes
-checkpoints in place; it reads a bfloat16 adapter back as float32; it draws `group_by_length`'s order from whatever
+checkpoints in place; it draws `group_by_length`'s order from whatever
 state the random numbers have; an evaluation takes random numbers that dropout would have had; it trains a step more
 than `max_steps` when resumed from the last one; and several processes resume an epoch in another epoch's order.
 """
@@ -28,25 +28,15 @@ from ragfit.training.stop import StopSignals
 
 
 class Resumable:
-    """To be mixed in before `trl.SFTTrainer`.
+    """To be mixed in before `trl.SFTTrainer`, by a class that has `cfg` and `prepared`."""
 
-    Attributes:
-        cfg, prepared: the configuration and the rows, which whoever mixes this in sets.
-        stop: while a run listens to signals.
-        status: while a run keeps one.
-        stopped: whether the run ended before its last step because it was asked to.
-        newest_checkpoint: its path.
-        first_step: the steps that were done when training began.
-        resume_from: the checkpoint that `ragfit.train` goes on from.
-    """
-
-    stop: StopSignals | None = None
-    status: RunStatus | None = None
-    stopped: bool = False
-    newest_checkpoint: str | None = None
-    first_step: int = 0
-    resume_from: str | None = None
-    _staging, _resumed_from, _saved_step = False, None, None
+    stop: StopSignals | None = None  # while a run listens to signals
+    status: RunStatus | None = None  # while a run keeps one
+    stopped: bool = False  # whether the run ended before its last step because it was asked to
+    newest_checkpoint: str | None = None  # that was written last, or that training goes on from
+    first_step: int = 0  # the steps that were done when training began
+    resume_from: str | None = None  # the checkpoint that `ragfit.train` goes on from
+    _staging = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -76,24 +66,22 @@ class Resumable:
             if resume_from_checkpoint is None:
                 problem = f"{self.args.output_dir} holds no checkpoint that is whole"
                 raise RagfitError("resume_from_checkpoint", problem, "Leave it out to start anew.")
-        self._resumed_from = self.newest_checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
-        self.stopped, self._saved_step = False, None
-        return super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
+        self.newest_checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        self.stopped = False
+        return super().train(resume_from_checkpoint=self.newest_checkpoint, **kwargs)
 
     def begin_training(self) -> None:
         """Called when transformers has restored its state and before the first step."""
         if self.args.should_save:
-            checkpoints.set_aside(self.args.output_dir, self._resumed_from)
-        self._wait()
+            checkpoints.set_aside(self.args.output_dir, self.newest_checkpoint)
+        self.accelerator.wait_for_everyone()
         self.first_step = self.state.global_step
-        if self._resumed_from:
-            self._saved_step = self.first_step
+        if self.newest_checkpoint:
             # The intervals of the checkpoint may have been changed since.
             self.state.compute_steps(self.args, self.state.max_steps)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """PEFT reads an adapter as float32, but a run in 4 bits trains it in bfloat16; Trainer accepts missing keys."""
-        types = {name: weight.dtype for name, weight in self.model.named_parameters() if weight.requires_grad}
+        """Trainer accepts missing keys, and an adapter in bfloat16, as a run in 4 bits has it, becomes float32."""
         adapter = any(Path(resume_from_checkpoint).glob("adapter_model.*"))
         if model is None and adapter and isinstance(self.model, PeftModel):
             load_adapter(self.model, resume_from_checkpoint, lambda reason: ConfigError(
@@ -103,9 +91,6 @@ class Resumable:
             ), self.model.active_adapter, is_trainable=True)  # fmt: skip
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for name, weight in self.model.named_parameters():
-            if name in types:
-                weight.data = weight.data.to(types[name])
 
     def _run_epoch(self, *, epoch, train_dataloader, **kwargs):
         if self.state.global_step >= self.state.max_steps:
@@ -130,18 +115,14 @@ class Resumable:
     def _save_checkpoint(self, model, trial):
         """transformers' checkpoint, written under another name, recorded and renamed."""
         step = self.state.global_step
-        if self._saved_step == step:
+        if self.newest_checkpoint and checkpoints.step_of(self.newest_checkpoint) == step:
             return
         output = Path(self._get_output_dir(trial))
         staged, target = output / checkpoints.STAGING / f"checkpoint-{step}", output / f"checkpoint-{step}"
-        if self.args.should_save:
-            shutil.rmtree(staged.parent, ignore_errors=True)
-        self._wait()
         try:
             self._staging = True
             super()._save_checkpoint(model, trial)
-            self._staging = False
-            self._wait()
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 best = self.state.best_global_step and output / f"checkpoint-{self.state.best_global_step}"
                 if best and (best == target or best.is_dir()):
@@ -158,8 +139,8 @@ class Resumable:
             ) from error
         finally:
             self._staging = False
-        self._wait()
-        self._saved_step, self.newest_checkpoint = step, str(target)
+        self.accelerator.wait_for_everyone()
+        self.newest_checkpoint = str(target)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
         if self.args.should_save:
@@ -174,9 +155,6 @@ class Resumable:
         """What a resumed run must share with this one."""
         rows = checkpoints.rows_digest(self.train_dataset)
         return {"rows": rows, "rows_per_step": rows_per_step(self.args), "config": without_secrets(self.cfg)}
-
-    def _wait(self):
-        self.accelerator.wait_for_everyone()
 
 
 class RunCallback(TrainerCallback):
@@ -211,12 +189,13 @@ class RunCallback(TrainerCallback):
             self.trainer.status.set(last_checkpoint=self.trainer.newest_checkpoint, step=state.global_step)
 
     def _asked(self):
-        if self.trainer.stop is None:
+        trainer, stop = self.trainer, self.trainer.stop
+        if stop is None:
             return False
-        if self.trainer.args.world_size > 1:  # what one process is asked, all are
-            signal = torch.tensor(self.trainer.stop.asked() or 0, device=self.trainer.args.device)
-            self.trainer.stop.ask(int(self.trainer.accelerator.gather(signal).max()) or None)
-        return self.trainer.stop.asked() is not None
+        if trainer.args.world_size > 1:  # what one process is asked, all are
+            signal = torch.tensor(stop.asked() or 0, device=trainer.args.device)
+            stop.ask(int(trainer.accelerator.gather(signal).max()) or None)
+        return stop.asked() is not None
 
     def _tell(self, **facts):
         if self.trainer.status:

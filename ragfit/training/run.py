@@ -5,12 +5,12 @@ Notebooks and the command line call the same functions.
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from omegaconf import DictConfig
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from ragfit.config.explain import explained
 from ragfit.config.save import keep_config, without_secrets
@@ -32,7 +32,7 @@ from ragfit.training.resume import rows_per_step
 from ragfit.training.stop import StopSignals
 from ragfit.training.tracking import tracked
 from ragfit.training.trainer import RagfitTrainer
-from ragfit.training.trial import check_vocabulary, try_run
+from ragfit.training.trial import try_run
 
 
 @explained("Making the trainer")
@@ -60,41 +60,27 @@ def build_trainer(cfg: DictConfig, prepared: Prepared, callbacks: Sequence[Train
     if resume_from:
         check_same_run(resume_from, without_secrets(cfg), rows_digest(rows[0]), rows_per_step(args))
     status = RunStatus(args.output_dir, [cfg.train.get("hub_token")], resume_from, write=args.process_index == 0)
-    with status.loading(), _kept_if_it_fails(cfg, args), explained("Loading the model"):
-        try_run(cfg, prepared, args, rows)
-        set_seed(args.seed)  # the adapter's weights are drawn while the model loads
-        loaded = load_model(cfg)
-        check_vocabulary(loaded.model, prepared)
-        trainer = RagfitTrainer(cfg, prepared, loaded, args, rows, callbacks=[loss_curve(), *callbacks])
+    with status.loading(), explained("Loading the model"):
+        try:
+            try_run(cfg, prepared, args, rows)
+            set_seed(args.seed)  # the adapter's weights are drawn while the model loads
+            loaded = load_model(cfg)
+            trainer = RagfitTrainer(cfg, prepared, loaded, args, rows, callbacks=[loss_curve(), *callbacks])
+        except BaseException:
+            if args.process_index == 0:
+                keep_config(cfg, args.output_dir)  # for the table of runs
+            raise
     trainer.status, trainer.resume_from = status, resume_from
     # One live display instead of transformers' bar and its printed dictionaries.
-    for callback in (ProgressCallback, PrinterCallback):
+    for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
         trainer.remove_callback(callback)
-    with contextlib.suppress(ImportError):
-        from transformers.utils.notebook import NotebookProgressCallback
-
-        trainer.remove_callback(NotebookProgressCallback)
     return trainer
-
-
-@contextlib.contextmanager
-def _kept_if_it_fails(cfg: DictConfig, args: TrainingArguments) -> Iterator[None]:
-    """Keep the configuration of a run that does not come to train, for the table of runs."""
-    try:
-        yield
-    except BaseException:
-        if args.process_index == 0:
-            keep_config(cfg, args.output_dir)
-        raise
 
 
 def train(trainer: RagfitTrainer) -> Path | None:
     """Train, save and, where `hfhub_tag` is set, push. `output_dir/status.json` says how it goes.
 
     Ctrl-C, a kernel's interrupt and SIGTERM end the run with a checkpoint that `resume_checkpoint=true` goes on from.
-
-    Args:
-        trainer: of `build_trainer`.
 
     Returns:
         The folder `checkpoint` with adapter, tokenizer, resolved configuration and instruction; of several processes
@@ -128,7 +114,7 @@ def train(trainer: RagfitTrainer) -> Path | None:
             if trainer.resume_from:
                 told = f" The run before was {run_state(before)[1]}." if before else ""
                 print(f"going on from {trainer.resume_from}.{told}", flush=True)
-        with tracked(cfg, trainer), StopSignals() as trainer.stop:
+        with tracked(trainer), StopSignals() as trainer.stop:
             folder = _train_and_save(trainer)
         trainer.stop = None
         if cfg.get("hfhub_tag") and folder:
@@ -142,7 +128,10 @@ def _train_and_save(trainer: RagfitTrainer) -> Path | None:
     with contextlib.suppress(OSError):  # a full disk: the adapter matters more
         trainer.save_state()
     if trainer.stopped:
-        _end_stopped(trainer)
+        newest, step = trainer.newest_checkpoint, trainer.state.global_step
+        on = f"{newest} holds all of it; go on with resume_checkpoint=true"
+        status.set(state="interrupted", reason=f"stopped by {stop.why}. {on}", step=step, last_checkpoint=newest)
+        raise Interrupted(f"Stopped by {stop.why} at step {step} of {trainer.state.max_steps}. {on}.", stop.asked())
     folder, weights = None, gathered_weights(trainer)
     if trainer.is_world_process_zero():
         status.set(doing=SAVING)
@@ -153,15 +142,6 @@ def _train_and_save(trainer: RagfitTrainer) -> Path | None:
         message = f"Stopped by {stop.why} after the last step. The run is finished, the adapter is in {folder}."
         raise Interrupted(message, stop.asked())
     return folder
-
-
-def _end_stopped(trainer: RagfitTrainer) -> NoReturn:
-    """Say where a stopped run can go on, and end it."""
-    stop, state, newest = trainer.stop, trainer.state, trainer.newest_checkpoint
-    on = f"{newest} holds all of it; go on with resume_checkpoint=true"
-    reason = f"stopped by {stop.why}. {on}"
-    trainer.status.set(state="interrupted", reason=reason, step=state.global_step, last_checkpoint=newest)
-    raise Interrupted(f"Stopped by {stop.why} at step {state.global_step} of {state.max_steps}. {on}.", stop.asked())
 
 
 @explained("The run")

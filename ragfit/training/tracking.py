@@ -14,9 +14,8 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ragfit.config.save import to_yaml, without_secrets
@@ -52,14 +51,14 @@ def prepare_trackers(args: TrainingArguments) -> None:
 
 
 @contextlib.contextmanager
-def tracked(cfg: DictConfig, trainer: "RagfitTrainer") -> Iterator[None]:
+def tracked(trainer: "RagfitTrainer") -> Iterator[None]:
     """A context around training and saving in which the trackers of `report_to` and `use_wandb` are told of it."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     trackers = []
     for name in trainer.args.report_to:
         callback = trainer.pop_callback(INTEGRATION_TO_CALLBACK[name])
-        trackers.append(TRACKERS.get(name, Tracker)(name, callback, cfg, trainer))
+        trackers.append(TRACKERS.get(name, Tracker)(name, callback, trainer))
         trainer.add_callback(trackers[-1])
     outcome = "failed"
     try:
@@ -75,24 +74,24 @@ def tracked(cfg: DictConfig, trainer: "RagfitTrainer") -> Iterator[None]:
             trainer.remove_callback(tracker)  # an evaluation after the run has nobody to tell
 
 
-class Tracker(TrainerCallback):
-    """transformers' callback of a service, whose errors are told once and end nothing but itself.
+class Tracker:
+    """Stands in for transformers' callback of a service, whose errors are told once and end nothing but itself.
 
     The subclasses add what this kit tells. They act in the first of several processes alone.
     """
 
-    def __init__(self, name: str, callback: TrainerCallback, cfg: DictConfig, trainer: "RagfitTrainer"):
-        self.name, self.callback, self.cfg, self.trainer = name, callback, cfg, trainer
+    def __init__(self, name: str, callback: TrainerCallback, trainer: "RagfitTrainer"):
+        self.name, self.callback, self.trainer, self.cfg = name, callback, trainer, trainer.cfg
         self.lost = False
 
     def start(self) -> None:
-        """Called before transformers' callback sets itself up."""
+        """Before transformers' callback sets itself up."""
 
     def tell(self) -> None:
-        """Called when it has done so."""
+        """When it has done so."""
 
     def finish(self, outcome: str) -> None:
-        """Called when the run is over: "finished", "interrupted" or "failed"."""
+        """When the run is over: "finished", "interrupted" or "failed"."""
 
     def attempt(self, do: Callable, *args, **kwargs) -> None:
         if self.lost:
@@ -111,9 +110,13 @@ class Tracker(TrainerCallback):
         if state.is_world_process_zero:
             self.attempt(self.tell)
 
+    def __getattr__(self, event: str) -> Callable:
+        """All other events go to transformers' callback."""
+        return functools.partial(self.attempt, getattr(self.callback, event))
+
     # What there is to tell.
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         return without_secrets(self.cfg)
 
     def report(self):
@@ -130,18 +133,6 @@ class Tracker(TrainerCallback):
             "report": clean(page("Data", [ReportView(self.report())])),
             "loss_mask": clean(page("What is learned", rows)),
         }
-
-
-def _pass_on(event: str) -> Callable:
-    def call(self, args, state, control, **kwargs):
-        self.attempt(getattr(self.callback, event), args, state, control, **kwargs)
-
-    return call
-
-
-for _event in vars(TrainerCallback):
-    if _event.startswith("on_") and _event not in vars(Tracker):
-        setattr(Tracker, _event, _pass_on(_event))
 
 
 def clean(text: str) -> str:

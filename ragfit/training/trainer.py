@@ -2,6 +2,7 @@
 
 import functools
 
+import torch
 from omegaconf import DictConfig
 from peft.helpers import disable_input_dtype_casting
 from trl import SFTTrainer
@@ -10,7 +11,8 @@ from ragfit import before_torch
 from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.config.save import without_secrets
 from ragfit.data.report import Prepared
-from ragfit.models.adapter import base_of
+from ragfit.errors import ConfigError
+from ragfit.models.load import base_of
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
 from ragfit.training.packing import check_apart, is_packed, token_counts, training_rows
 from ragfit.training.resume import Resumable
@@ -28,6 +30,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
     _batches = 0  # that this trainer has trained on
 
     def __init__(self, cfg: DictConfig, prepared: Prepared, loaded, args, rows=None, **kwargs):
+        check_vocabulary(loaded.model, prepared)
         self.cfg, self.prepared = cfg, prepared
         tokenizer, (train, dev) = prepared.tokenizer, rows or training_rows(cfg, prepared)
         super().__init__(
@@ -86,3 +89,16 @@ class RagfitTrainer(Resumable, SFTTrainer):
 
     def create_model_card(self, *args, **kwargs):
         """TRL writes its own card into each checkpoint; a run's card is written from the run at its end."""
+
+
+def check_vocabulary(model: torch.nn.Module, prepared: Prepared) -> None:
+    """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
+    size = model.get_input_embeddings().weight.shape[0]  # PEFT may have wrapped the embedding
+    if len(prepared.tokenizer) > size:
+        parts = [part for part in (prepared.train, prepared.dev) if part is not None]
+        highest = max(max(ids) for part in parts for ids in part["input_ids"])
+        if highest >= size:
+            problem = f"the rows hold the token id {highest}, but the model's embedding has {size} rows"
+            raise ConfigError(
+                "model.model_name_or_path", problem, "Set it so that tokenizer and model belong together."
+            )

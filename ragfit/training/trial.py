@@ -41,7 +41,7 @@ from ragfit.models.hf import COMPUTED, resolve
 from ragfit.training.arguments import Arguments, training_arguments
 from ragfit.training.packing import Rows, training_rows
 from ragfit.training.resume import RunCallback
-from ragfit.training.trainer import RagfitTrainer
+from ragfit.training.trainer import RagfitTrainer, check_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,6 @@ def try_run(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows) ->
 
     Where no copy can be made or even a plain run fails on it, nothing is known, and nothing is said: the copy is at
     fault then, or loading the model will say it.
-
-    Args:
-        rows: of `training_rows`.
 
     Raises:
         ConfigError: with the key, what the library says, and what to do.
@@ -97,13 +94,9 @@ def _unseen() -> Iterator[None]:
 
 
 def small_copy(keys: DictConfig) -> PreTrainedModel | None:
-    """A model of the same architecture and vocabulary with few, thin layers and arbitrary weights, on the CPU.
+    """A model like that of the configuration's `model`, with few, thin layers and arbitrary weights, on the CPU.
 
-    Args:
-        keys: `model` of the configuration.
-
-    Returns:
-        The model, or None where none can be made.
+    It has the same architecture and vocabulary. None where none can be made.
     """
     if not is_hf_train(keys.get("_target_")):
         return None
@@ -159,19 +152,6 @@ def with_adapter(model: PreTrainedModel, lora: dict | None):
 
 
 # What is tried.
-
-
-def check_vocabulary(model: torch.nn.Module, prepared: Prepared) -> None:
-    """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
-    size = model.get_input_embeddings().weight.shape[0]  # PEFT may have wrapped the embedding
-    if len(prepared.tokenizer) > size:
-        parts = [part for part in (prepared.train, prepared.dev) if part is not None]
-        highest = max(max(ids) for part in parts for ids in part["input_ids"])
-        if highest >= size:
-            problem = f"the rows hold the token id {highest}, but the model's embedding has {size} rows"
-            raise ConfigError(
-                "model.model_name_or_path", problem, "Set it so that tokenizer and model belong together."
-            )
 
 
 def check_positions(model: PreTrainedModel, prepared: Prepared) -> None:
@@ -264,9 +244,8 @@ def _step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, mode
         small.dataloader_num_workers = min(args.dataloader_num_workers, 1)
         small.dataloader_drop_last = False
         trainer = RagfitTrainer(cfg, prepared, SimpleNamespace(model=model), small, rows, callbacks=[OneStep()])
-        for callback in list(trainer.callback_handler.callbacks):
-            if not isinstance(callback, DefaultFlowCallback | RunCallback | OneStep):
-                trainer.remove_callback(callback)
+        kept = DefaultFlowCallback | RunCallback | OneStep
+        trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, kept)]
         if args.world_size > 1 or args.deepspeed or args.torch_compile:  # that takes a minute, or all processes
             trainer.create_optimizer_and_scheduler(10)
             return

@@ -19,7 +19,7 @@ from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import Gold, citations, gold_of, normalize, scores
 from ragfit.evaluation.results import save_evaluation, summarize
 from ragfit.evaluation.token_losses import label_losses
-from ragfit.models.adapter import weights_digest
+from ragfit.models.load import weights_digest
 from ragfit.training.reload import load_checkpoint
 from ragfit.views import EvaluationView
 

@@ -348,7 +348,7 @@ def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, mon
         "ragfit.data.prepare._choose_rows": lambda: ragfit.prepare(cfg),
         "ragfit.training.run.load_model": lambda: ragfit.build_trainer(cfg, prepared),
         "ragfit.training.run.resume_path": lambda: ragfit.build_trainer(cfg, prepared),
-        "ragfit.evaluation.evaluate.generate": lambda: ragfit.evaluate(trainer, rows=1),
+        "ragfit.evaluation.answered.generate": lambda: ragfit.evaluate(trainer, rows=1),
         "ragfit.training.reload.load_believed": lambda: ragfit.load_checkpoint(tmp_path / "out" / "checkpoint"),
         "ragfit.runs.merge.believed": lambda: ragfit.merge_checkpoint(
             tmp_path / "out" / "checkpoint", tmp_path / "merged"

@@ -72,6 +72,12 @@ QUESTIONS = (
     ),
 )
 
+# Why a question has no answer.
+NO_SUPPORT = (
+    "Not measured: of none of these rows is a supporting document known. A row names it with positive_indices, or a "
+    "document holds its answer, which is not looked for where answers are labels such as yes and no."
+)
+UNASKED = {"citations": "Not measured: none of the expected answers cites a document ([1], [2], …)."}
 # What is drawn as a curve: {part: (places on the axis, what they are, {measure at a place: what it is called})}.
 CURVES = {
     "distractors": (
@@ -125,9 +131,11 @@ class GroundingView(View):
             blocks.append(Callout("There is no dev set: these rows were trained on. Set dev_split."))
         for part, title, meaning, measures in QUESTIONS:
             found = [name for name in measures if name in self.summary]
-            if part not in self.summary["parts"] or not found:
+            if part not in self.summary["parts"]:
                 continue
-            blocks += [Heading(title), Note(meaning)]
+            blocks += [Heading(title), Note(meaning if found else UNASKED.get(part, NO_SUPPORT))]
+            if not found:
+                continue
             if part in CURVES:
                 blocks.append(Picture(lambda part=part: self._curves(part), f"{title} {meaning}"))
                 table = Fold("the figures", [self._table(measures, found)])

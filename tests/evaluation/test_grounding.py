@@ -164,6 +164,14 @@ def test_hostile_documents_and_rows_without_documents(trainer_of, tiny_llama):
     assert "\x1b" not in repr(view.row(0)) and "\u202e" not in repr(view.row(0))
 
 
+def test_questions_that_rows_do_not_answer_are_told(trainer_of, tiny_llama):
+    rows = [{"prompt": f"Is {n} even?\n[1] Ada\n[2] Bob", "answers": ["no" if n % 2 else "yes"]} for n in range(12)]
+    text = repr(grounding(trainer_of(tiny_llama, rows), rows=2, save=False))
+    assert "answer without documents" in text and "leans on" not in text
+    assert text.count("of none of these rows is a supporting document known") == 3
+    assert text.count("none of the expected answers cites a document") == 1
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_runs import adapter_weights, losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 import ragfit
@@ -265,13 +266,29 @@ def test_a_leak_is_found_on_the_trials_copy(config, tmp_path, tiny_tokenizer):
         ragfit.build_trainer(cfg, prepared)
 
 
+def joined(module, query, key, value, attention_mask, **kwargs):
+    """Attention in which the rows of a pack see each other."""
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+
+transformers.AttentionInterface.register("joined", joined)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["8", "4", "16"])
+def test_rounding_in_thirty_layers_is_not_taken_for_rows_that_see_each_other(tmp_path, bits):
+    """With SDPA over a mask, as on a GPU, in the demo's model."""
+    keys = ["limit=8", "dev_split=null", PACKED, "+model.dtype=bfloat16", f"train.output_dir={tmp_path}"]
+    cfg = ragfit.load_config("demo", keys + ([f"model.load_in_{bits}bit=true"] if bits != "16" else []))
+    trainer = ragfit.build_trainer(cfg, ragfit.prepare(cfg))
+    base = trainer.model.get_base_model()
+    base.set_attn_implementation("sdpa")
+    assert tolerance(trainer) == COARSE and 0 < difference(trainer) < COARSE / 2
+    base.set_attn_implementation("joined")
+    assert difference(trainer) > 2 * COARSE
+
+
 def test_an_implementation_that_keeps_rows_apart_is_named(trainer_of):
-    def joined(module, query, key, value, attention_mask, **kwargs):
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
-
-    transformers.AttentionInterface.register("joined", joined)
     good = trainer_of("llama", SHAPE)
     good.model.get_base_model().set_attn_implementation("joined")
     from ragfit.training.packing import check_apart

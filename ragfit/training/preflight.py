@@ -20,26 +20,15 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     """What a run is about to do: a view with a row for each fact and a warning for each doubt."""
     from peft import PeftModel
 
-    from ragfit.training.memory import (
-        HALVES,
-        batch_that_fits,
-        device_name,
-        devices_of,
-        evaluation_estimate,
-        free_memory,
-        memory_estimate,
-        name_of,
-        parameters,
-        precision,
-    )
+    from ragfit.training import memory
     from ragfit.training.packing import is_packed
     from ragfit.training.resume import rows_per_step
 
     args, report, model = trainer.args, trainer.prepared.report, trainer.model
-    total, trainable = parameters(model)
-    steps, (need, parts) = total_steps(trainer), memory_estimate(trainer)
-    have = sum(map(free_memory, devices_of(trainer)))
-    to_evaluate, evaluated = evaluation_estimate(trainer)
+    total, trainable = memory.parameters(model)
+    steps, (need, parts) = total_steps(trainer), memory.memory_estimate(trainer)
+    have = sum(map(memory.free_memory, memory.devices_of(trainer)))
+    to_evaluate, evaluated = memory.evaluation_estimate(trainer)
     share, note, hint = padding(trainer)
     with_loss = report.train.loss_tokens / max(report.train.tokens, 1)
     checkpointing = "with" if args.activation_checkpointing else "without"
@@ -53,8 +42,8 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         a_step += f", about {round(len(report.train.kept) / len(trainer.train_dataset) * rows_per_step(args)):,} rows"
     tokens = f"{report.train.tokens:,} read, {report.train.loss_tokens:,} with loss"
     items = [
-        ("device", device_name(trainer), f"{checkpointing} activation checkpointing"),
-        ("precision", *precision(trainer)),
+        ("device", memory.device_name(trainer), f"{checkpointing} activation checkpointing"),
+        ("memory.precision", *memory.precision(trainer)),
         ("parameters", f"{trainable:,} of {total:,} are trained", f"{trainable / total:.2%}"),
         ("rows", f"{len(report.train.kept):,} train, {len(report.dev.kept):,} dev", ""),
         ("tokens", tokens, f"{with_loss:.1%} of the training tokens"),
@@ -75,10 +64,10 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
             f"it reads badly, without an error. Set model.max_sequence_len={made_for}, or scale its positions "
             "(rope_parameters in its config.json)."
         )
-    if model.dtype in HALVES and not isinstance(model, PeftModel):
+    if model.dtype in memory.HALVES and not isinstance(model, PeftModel):
         warnings.append(
-            f"All weights are trained, and they are {name_of(model.dtype)}: an update much smaller than its weight is "
-            "lost in rounding. Set model.dtype=float32; train.bf16=true still multiplies in bfloat16."
+            f"All weights are trained, and they are {memory.name_of(model.dtype)}: an update much smaller than its "
+            "weight is lost in rounding. Set model.dtype=float32; train.bf16=true still multiplies in bfloat16."
         )
     if need > have:
         warnings.append(
@@ -86,7 +75,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
             "model.max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits."
         )
     if to_evaluate > max(need, have):
-        fits = batch_that_fits(trainer, have)
+        fits = memory.batch_that_fits(trainer, have)
         less = "" if fits else ", and lower model.max_sequence_len or load the model in 4 bits"
         warnings.append(
             f"Dev loss and answers take about {to_evaluate / 2**30:.1f} GiB with {args.per_device_eval_batch_size} "

@@ -43,7 +43,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     tokens = f"{report.train.tokens:,} read, {report.train.loss_tokens:,} with loss"
     items = [
         ("device", memory.device_name(trainer), f"{checkpointing} activation checkpointing"),
-        ("memory.precision", *memory.precision(trainer)),
+        ("precision", *memory.precision(trainer)),
         ("parameters", f"{trainable:,} of {total:,} are trained", f"{trainable / total:.2%}"),
         ("rows", f"{len(report.train.kept):,} train, {len(report.dev.kept):,} dev", ""),
         ("tokens", tokens, f"{with_loss:.1%} of the training tokens"),

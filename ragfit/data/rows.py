@@ -77,11 +77,10 @@ class JsonlRows(Sequence):
         try:
             return _parse(line.rstrip())  # blank lines that follow belong to no row
         except DataError as error:
-            problem, fix = error.problem, error.fix
-            if not self.unchanged():
-                problem = "the file was written to since it was opened, and this row is not what it was"
-                fix = "Start again, and leave the file as it is meanwhile."
-            raise DataError(self.where(i), problem, fix) from error
+            if self.unchanged():
+                raise DataError(self.where(i), error.problem, error.fix) from error
+            problem = "the file was written to since it was opened, and this row is not what it was"
+            raise DataError(self.where(i), problem, "Start again, and leave the file as it is meanwhile.") from error
 
 
 def _open_plain(path):
@@ -276,8 +275,7 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
 def texts_of(rows: Source, number: int, cfg: "DictConfig") -> tuple[str, str, dict]:
     """(query, output, row) of a row by its number in its file."""
     row, where = rows[number], rows.where(number)
-    query, output = (text_of(row, cfg[key], where, key) for key in ("input_key", "output_key"))
-    return query, output, row
+    return text_of(row, cfg.input_key, where, "input_key"), text_of(row, cfg.output_key, where, "output_key"), row
 
 
 def read_text(name: str | Path, key: str) -> str:

@@ -1,5 +1,6 @@
 """Any row of the data under any settings, prepared by the code of `ragfit.prepare`: what training would see."""
 
+import math
 from dataclasses import dataclass, replace
 
 from ragfit.config.schema import PROMPT_KEYS
@@ -60,15 +61,15 @@ def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) 
         prepared.renderer.stop_ids,
     )
 
-    def run(limit: int | None):
+    def run(limit: float):
         work, result = Preparer(prepared.cfg, renderer), Part(rows=1)
         work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length)
         return work, result, work.prepare_row(part, prepared.sources[part], number, result)
 
-    work, result, kept = run(settings.max_sequence_len)
+    work, result, kept = run(settings.max_sequence_len or math.inf)
     trained = bool(kept)
     if not kept and result.rejected_lengths:
-        kept = run(None)[-1]
+        kept = run(math.inf)[-1]
     among_rows = [
         found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and (part, number) in found.rows
     ]

@@ -5,7 +5,6 @@ if it starts at or after the completion's first character and before the end of 
 """
 
 import array
-import bisect
 import hashlib
 import threading
 import weakref
@@ -18,7 +17,7 @@ from ragfit.errors import PromptError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
@@ -112,10 +111,13 @@ class Encoder:
             self.backend.no_padding()
 
     def _mask(self, row, encoding):
-        offsets = encoding.offsets  # in order; tokens that are one character together share its span
-        start, end = (bisect.bisect_left(offsets, (char, 0)) for char in (row.completion_char, row.end_char))
-        left, right = offsets[start - 1] if start else (0, 0)
-        boundary = (left, right) if left < row.completion_char < right else None
+        start = first_token_from(encoding, row.completion_char, len(row.text))
+        end = first_token_from(encoding, row.end_char, len(row.text))
+        boundary = None
+        if 0 < start <= len(encoding):
+            left, right = encoding.token_to_chars(start - 1) or (0, 0)
+            if left < row.completion_char < right:
+                boundary = (left, right)
         shift = len(self.bos)
         return Masked(self.bos + encoding.ids, start + shift, end + shift, boundary)
 
@@ -155,6 +157,24 @@ class Encoder:
 
     def _decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def first_token_from(encoding: "Encoding", char: int, length: int) -> int:
+    """The first token that starts at or after a character; `len(encoding)` where there is none."""
+    # `encoding.offsets` would copy the places of all tokens, which costs a tenth of preparing.
+    # Characters that the normalizer drops belong to no token.
+    while char < length:
+        token = encoding.char_to_token(char)
+        if token is not None:
+            start = encoding.token_to_chars(token)[0]
+            if start >= char:
+                return token
+            # It begins before the place: the next token that begins later is the first one behind it.
+            while token < len(encoding) and encoding.token_to_chars(token)[0] < char:
+                token += 1
+            return token
+        char += 1
+    return len(encoding)
 
 
 _exact = weakref.WeakKeyDictionary()  # tokenizer -> (what it was copied from, the copy)

@@ -41,7 +41,8 @@ class Answers:
         folder = folder if trainer.args.world_size == 1 else None
         self.part = folder / PART if folder and keep else None
         own = trainer.model.generation_config.to_dict()
-        self.basis = [weights_digest(trainer.model), self.settings, own]
+        # Several processes reuse nothing, and each may hold a part of the weights alone.
+        self.basis = [weights_digest(trainer.model) if trainer.args.world_size == 1 else None, self.settings, own]
         self.known = {} if folder is None else read_answers(folder / ROWS) | read_answers(folder / PART)
 
     def digest(self, prompt: str) -> str:

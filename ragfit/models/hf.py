@@ -1,6 +1,7 @@
 """Load a causal language model for training, quantized where asked, with a PEFT adapter."""
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -121,7 +122,9 @@ class HFTrain:
             )
         keep_4bit_layout(self.model)
         self.model.config.use_cache = False
-        if device_map is None and quantized is None and torch.cuda.is_available():
+        # Of several processes the trainer places it, or FSDP and DeepSpeed a part of it: it may not fit into one GPU.
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if alone and device_map is None and quantized is None and torch.cuda.is_available():
             self.model.to(torch.cuda.current_device())
         if adapter:
             self.model = merge_adapter(self.model, adapter)

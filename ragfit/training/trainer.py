@@ -44,6 +44,9 @@ class RagfitTrainer(Resumable, SFTTrainer):
             eval_dataset=dev,
             **kwargs,
         )
+        if args.fp16:  # its scaler takes gradients in float32 alone; TRL has quantized weights' adapters in bfloat16
+            for weight in self.model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
         base = base_of(self.model)
         self.labelled_head = args.device.type in ("cpu", "cuda")  # on CUDA it is TRL's own doing
         if args.device.type == "cpu":

@@ -15,9 +15,16 @@ LEARNING = ["train.num_train_epochs=5", "train.learning_rate=1e-2", "train.warmu
 RUNS = {
     "as documented": ([], "Linear8bitLt", torch.int8, torch.bfloat16),
     "8 bits, bf16 autocast": (["train.bf16=true"], "Linear8bitLt", torch.int8, torch.bfloat16),
+    "8 bits, fp16 autocast": (["train.fp16=true"], "Linear8bitLt", torch.int8, torch.float32),
     "4 bits": (FOUR_BITS, "Linear4bit", torch.uint8, torch.bfloat16),
     "bf16 weights": ([*PLAIN, "model.torch_dtype=bfloat16"], "Linear", torch.bfloat16, torch.float32),
     "bf16 autocast": ([*FLOAT32, "train.bf16=true"], "Linear", torch.float32, torch.float32),
+    "bf16 weights, fp16 autocast": (
+        [*PLAIN, "model.torch_dtype=bfloat16", "train.fp16=true"],
+        "Linear",
+        torch.bfloat16,
+        torch.float32,
+    ),
     "fp16 autocast": ([*FLOAT32, "train.fp16=true"], "Linear", torch.float32, torch.float32),
 }
 

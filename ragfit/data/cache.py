@@ -38,12 +38,16 @@ from ragfit.files import part_of
 if TYPE_CHECKING:
     from datasets import Dataset
     from omegaconf import DictConfig
+    from pydantic import TypeAdapter
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 # What decides how rows are prepared: this room. Read once: a file that is edited later is not the code that runs.
 _SOURCES = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
 _LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
+Make = Callable[[Path], Report]  # writes the rows of the parts into a folder
+Found = tuple["Dataset", "Dataset | None", Report]  # train, dev, report
 
 
 # The key.
@@ -81,11 +85,11 @@ def key_of(cfg: "DictConfig", renderer: Renderer, parts: Sequence[tuple[Source, 
     return _hash(json.dumps(what, sort_keys=True).encode())
 
 
-def _hash(data):
+def _hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _tokenizer_digest(tokenizer):
+def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """A hash of all of a tokenizer that rendering, encoding and decoding use, or None where it cannot be known."""
     from transformers import PreTrainedTokenizerFast
 
@@ -110,9 +114,7 @@ def _tokenizer_digest(tokenizer):
 # The entries.
 
 
-def get_or_prepare(
-    key: str | None, make: Callable[[Path], Report], sources: Sequence[Source]
-) -> tuple["Dataset", "Dataset | None", Report]:
+def get_or_prepare(key: str | None, make: Make, sources: Sequence[Source]) -> Found:
     """The rows of a key, prepared where they are not in the cache.
 
     Args:
@@ -133,7 +135,7 @@ def get_or_prepare(
     return _prepare_for_now(make)
 
 
-def _root():
+def _root() -> Path:
     """The folder of all entries, which only its owner may look into: they hold the user's data as token ids."""
     root = cache_folder() / "prepared"
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -143,7 +145,7 @@ def _root():
     return root
 
 
-def _read_or_prepare(entry, make, sources):
+def _read_or_prepare(entry: Path, make: Make, sources: Sequence[Source]) -> Found | None:
     """What an entry holds, made where it is not there; None where a data file changed meanwhile."""
     from filelock import FileLock, Timeout
 
@@ -166,7 +168,7 @@ def _read_or_prepare(entry, make, sources):
         return _prepare_entry(entry, make, sources)
 
 
-def _prepare_entry(entry, make, sources):
+def _prepare_entry(entry: Path, make: Make, sources: Sequence[Source]) -> Found | None:
     for left in entry.parent.glob(f"{entry.name}.part-*"):  # by a process that was killed: the living hold the lock
         shutil.rmtree(left, ignore_errors=True)
     with part_of(entry) as folder:
@@ -179,7 +181,7 @@ def _prepare_entry(entry, make, sources):
     return _open(entry)
 
 
-def _prepare_for_now(make):
+def _prepare_for_now(make: Make) -> Found:
     """Rows in a temporary folder that goes with the training set."""
     temporary = tempfile.TemporaryDirectory(prefix="ragfit-")
     try:
@@ -195,11 +197,11 @@ def _prepare_for_now(make):
 # An entry's files.
 
 
-def _make(make, folder):
+def _make(make: Make, folder: Path) -> None:
     (folder / "report.json").write_bytes(_report_type().dump_json(make(folder)))
 
 
-def _open(folder):
+def _open(folder: Path) -> Found:
     """(train, dev, report) of a folder; train and dev as `datasets.Dataset`, or None where there are none."""
     from datasets import Dataset
 
@@ -214,7 +216,7 @@ def _open(folder):
 
 
 @functools.cache
-def _report_type():
+def _report_type() -> "TypeAdapter[Report]":
     """A `Report` to and from JSON. Never a pickle: reading one runs what is in it."""
     from pydantic import TypeAdapter
 

@@ -189,14 +189,14 @@ class Checks:
         if special := self._special_token_in(renderer.instruction):
             self.everywhere("special tokens in data", f"{special!r} in the instruction")
 
-    def add(self, kind: str, part: str, number: int, detail: str = ""):
+    def add(self, kind: str, part: str, number: int, detail: str = "") -> None:
         """Note a row of a part. What the first one says in detail is kept."""
         if kind not in self.all_rows:
             self.rows[kind].append((part, number))
         if detail:
             self.details.setdefault(kind, detail)
 
-    def everywhere(self, kind: str, detail: str = ""):
+    def everywhere(self, kind: str, detail: str = "") -> None:
         """Note what concerns all rows."""
         self.all_rows.add(kind)
         self.rows[kind] = []
@@ -212,11 +212,11 @@ class Checks:
         ]
         return sorted(found, key=lambda finding: finding.severity != "warning")
 
-    def _special_token_in(self, text):
+    def _special_token_in(self, text: str) -> str:
         match = self._specials.search(text) if self._specials else None
         return match.group() if match else ""
 
-    def check(self, part: str, number: int, query: str, output: str, row: Rendered, masked: Masked):
+    def check(self, part: str, number: int, query: str, output: str, row: Rendered, masked: Masked) -> None:
         """Look at one row."""
         ids = masked.input_ids
         self.first[ids[masked.start]] += 1
@@ -262,7 +262,7 @@ class Checks:
             "boundary": self.boundary,
         }
 
-    def _texts_of_ids(self, counter):
+    def _texts_of_ids(self, counter: Counter[int]) -> Counter[str]:
         texts = Counter()
         for token, count in counter.most_common():  # tokens that are part of a character share the text "\ufffd"
             texts[self.tokenizer.decode([token], clean_up_tokenization_spaces=False)] += count

@@ -52,7 +52,7 @@ class Fitter:
             raise TooLong(tokens)
         return piece if tokens else whole
 
-    def _too_many(self, text, piece):
+    def _too_many(self, text: str, piece: str) -> int:
         """About how many tokens a text has, where its piece has twice the limit already; else 0, for it may fit."""
         tokens = len(self.encoder.spans(piece)[0])
         return tokens * len(text) // len(piece) if tokens > 2 * self.limit else 0
@@ -86,7 +86,7 @@ class Fitter:
             masked = self.encoder.encode([row])[0]
         raise TooLong(length)
 
-    def _characters(self, row, over, length):
+    def _characters(self, row: Rendered, over: int, length: int) -> int:
         """How many of a prompt's `length` characters hold the `over` tokens that must go from its start or end."""
         ids, spans = self.encoder.spans(row.text)
         if spans is None:

@@ -102,7 +102,7 @@ class Encoder:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def _encode_whole(self):
+    def _encode_whole(self) -> None:
         """Truncation or padding stored in tokenizer.json would cut or fill the texts without a word."""
         # Asked first, because nothing may be set while another thread encodes.
         if self.backend.truncation is not None:
@@ -110,7 +110,7 @@ class Encoder:
         if self.backend.padding is not None:
             self.backend.no_padding()
 
-    def _mask(self, row, encoding):
+    def _mask(self, row: Rendered, encoding: "Encoding") -> Masked:
         start = first_token_from(encoding, row.completion_char, len(row.text))
         end = first_token_from(encoding, row.end_char, len(row.text))
         boundary = None
@@ -121,7 +121,7 @@ class Encoder:
         shift = len(self.bos)
         return Masked(self.bos + encoding.ids, start + shift, end + shift, boundary)
 
-    def _encode_slow(self, row):
+    def _encode_slow(self, row: Rendered) -> Masked:
         """Without offsets: the texts up to a place, encoded alone, must be the beginning of the whole's ids.
 
         Where they are not, a token spans the place; the tokens that both have in common end before it.
@@ -132,7 +132,7 @@ class Encoder:
         shift = len(self.bos)
         return Masked(self.bos + list(ids), start + shift, end + shift, boundary)
 
-    def _slow_place(self, ids, text, char):
+    def _slow_place(self, ids: list[int], text: str, char: int) -> tuple[int, tuple[int, int] | None]:
         head = list(self.tokenizer.encode(text[:char], add_special_tokens=False))
         differ = (i for i, (own, other) in enumerate(zip(head, ids, strict=False)) if own != other)
         shared = next(differ, min(len(head), len(ids)))
@@ -155,7 +155,7 @@ class Encoder:
             "Use a model with a fast tokenizer (a tokenizer.json).",
         )
 
-    def _decode(self, ids):
+    def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 

@@ -6,7 +6,7 @@ The notebooks, the command line and the trainer all take its result, so what a n
 import math
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
 _PLACES_READ = 200  # rows in which the supporting document is looked for
 _AHEAD = 2  # batches that are tokenized while others are rendered and labelled
+Batch = list[tuple[int, str, str, Cut, Rendered]]  # number, query, output, cut and text of each row
 
 
 @explained("Preparing the rows")
@@ -89,7 +90,7 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
     )
 
 
-def _choose_rows(cfg) -> dict[str, tuple[Source, list[int]]]:
+def _choose_rows(cfg: DictConfig) -> dict[str, tuple[Source, list[int]]]:
     """The source and the numbers of the rows of each part."""
     rows, share = _open("data_file", cfg), cfg.get("dev_split")
     train = choose(len(rows), cfg.shuffle, cfg.limit)
@@ -102,14 +103,16 @@ def _choose_rows(cfg) -> dict[str, tuple[Source, list[int]]]:
     return {"train": (rows, train), "dev": (rows, dev)}
 
 
-def _open(key, cfg):
+def _open(key: str, cfg: DictConfig) -> Source:
     rows = open_rows(cfg[key], key)
     if not len(rows):
         raise DataError(cfg[key], "the file has no rows", f"Check {key}.")
     return rows
 
 
-def _write_rows(cfg, renderer, chosen, folder: Path) -> Report:
+def _write_rows(
+    cfg: DictConfig, renderer: Renderer, chosen: dict[str, tuple[Source, list[int]]], folder: Path
+) -> Report:
     """Prepare the parts into Arrow files, and report on them."""
     preparer, parts = Preparer(cfg, renderer), {"dev": Part()}
     for name, (rows, numbers) in chosen.items():
@@ -168,7 +171,7 @@ class Preparer:
             ThreadPoolExecutor(_AHEAD) as ahead,
         ):
 
-            def finish(batch, encoded):
+            def finish(batch: Batch, encoded: Future[list[Masked]]) -> None:
                 if kept := self._label(part, batch, encoded.result(), result):
                     writer.write_batch(pa.record_batch(list(to_arrow(kept)), schema=schema))
                 progress.update(len(result.kept) + sum(map(len, result.dropped.values())) - progress.n)
@@ -188,7 +191,7 @@ class Preparer:
         batch = self._render(part, rows, iter([number]), result)
         return self._label(part, batch, self._encode(batch), result)
 
-    def _render(self, part, rows, numbers: Iterator[int], result) -> list[tuple[int, str, str, Cut, Rendered]]:
+    def _render(self, part: str, rows: Source, numbers: Iterator[int], result: Part) -> Batch:
         """Read and render rows until they fill a batch; an empty list where there are none left."""
         batch, size = [], 0
         for number in numbers:
@@ -210,10 +213,10 @@ class Preparer:
                 break
         return batch
 
-    def _encode(self, batch):
+    def _encode(self, batch: Batch) -> list[Masked]:
         return self.encoder.encode([rendered for *_, rendered in batch])
 
-    def _label(self, part, batch, encoded, result):
+    def _label(self, part: str, batch: Batch, encoded: list[Masked], result: Part) -> list[Masked]:
         """What is kept of a batch of tokenized rows."""
         kept = []
         for (number, query, output, cut, row), masked in zip(batch, encoded, strict=True):
@@ -234,10 +237,10 @@ class Preparer:
             kept.append(masked)
         return kept
 
-    def _drop(self, kind, part, number, result, detail=""):
+    def _drop(self, kind: str, part: str, number: int, result: Part, detail: str = "") -> None:
         result.dropped.setdefault(kind.removeprefix("dropped: "), []).append(number)
         self.checks.add(kind, part, number, detail)
 
-    def _drop_too_long(self, part, number, tokens, result):
+    def _drop_too_long(self, part: str, number: int, tokens: int, result: Part) -> None:
         result.rejected_lengths.append(tokens)
         self._drop("dropped: too long", part, number, result)

@@ -143,7 +143,7 @@ class Renderer:
 
     # The marker.
 
-    def _find_marker(self, marker, row: Placed):
+    def _find_marker(self, marker: str, row: Placed) -> tuple[int, int] | None:
         """(start, end) of a marker's last occurrence in the template's own text between prompt and output, or None."""
         # Where the template's text cannot be told from the row's, only the text right before the output is its own.
         begin = max(row.start - len(marker), 0) if row.user_end is None else row.user_end
@@ -154,7 +154,7 @@ class Renderer:
             at = end - len(marker) if row.full[:end].endswith(marker) else -1
         return (at, at + len(marker)) if at >= 0 else None
 
-    def _suggestions(self):
+    def _suggestions(self) -> list[str]:
         """Markers to suggest, the best first: the last piece of the generation prompt that starts with an added token.
 
         Where the training text has another one (without the `<think>` of the prompt, say), its piece from that token.
@@ -167,7 +167,7 @@ class Renderer:
             middle = middle[max(middle.rfind(first.group()), 0) :]
         return [text if self._header else text.strip(), middle, middle.strip()]
 
-    def _no_marker(self, row: Placed):
+    def _no_marker(self, row: Placed) -> PromptError:
         """The error of a marker that does not occur."""
         around = row.full[max(0, row.start - 60) : row.start + 20]
         before = row.full[max(0, row.start - 20) : row.start]
@@ -183,7 +183,7 @@ class Renderer:
 
     # The end of the assistant's turn.
 
-    def _stops(self):
+    def _stops(self) -> set[str]:
         """The texts of the tokens that end generation: EOS and those that the model's generation configuration names.
 
         Where that is not known, the token that ends the user's turn is taken to end the assistant's too.
@@ -196,7 +196,7 @@ class Renderer:
                 stops.add(written[0])
         return stops - {None, ""}
 
-    def _end_of_turn(self, row: Placed):
+    def _end_of_turn(self, row: Placed) -> tuple[int, str]:
         """Where the turn ends in `row.full`, and the EOS to append there if the template brings no end.
 
         The turn ends with the first token that generation stops at, or with the first added token where there is none.
@@ -220,7 +220,7 @@ def added_tokens_pattern(tokenizer: "PreTrainedTokenizerBase", special_only: boo
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _difference(given, written):
+def _difference(given: str, written: str) -> tuple[str, str] | None:
     """The parts in which two texts differ, between what they share at both ends, or None."""
     if given == written:
         return None
@@ -230,7 +230,7 @@ def _difference(given, written):
     return given[: len(given) - same], written[: len(written) - same]
 
 
-def _place_of_user(row, query):
+def _place_of_user(row: Placed, query: str) -> tuple[int, int] | None:
     if row.user_end is None:
         return None
     for variant in stripped(query):

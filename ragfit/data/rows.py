@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import xxhash
 
@@ -63,7 +63,7 @@ class JsonlRows(Sequence):
         """Whether nothing was written to the file since it was opened."""
         return self._stat() == self._state
 
-    def _stat(self):
+    def _stat(self) -> tuple[int, int, int]:
         # The time of the last change of any kind cannot be set back, as the time of the last write can.
         stat = os.fstat(self._file.fileno())
         return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
@@ -83,7 +83,7 @@ class JsonlRows(Sequence):
             raise DataError(self.where(i), problem, "Start again, and leave the file as it is meanwhile.") from error
 
 
-def _open_plain(path):
+def _open_plain(path: Path) -> BinaryIO:
     """A file's content as it is read; that of a gzipped file, which its first bytes tell, unpacked."""
     file = path.open("rb")
     if file.peek(2)[:2] != b"\x1f\x8b":
@@ -101,7 +101,7 @@ def _open_plain(path):
         raise DataError(path, problem, "Free room there, or set TMPDIR to another folder.") from error
 
 
-def _parse(line):
+def _parse(line: bytes) -> dict:
     """The row of a line, or a `DataError` that says what is wrong with it."""
     fix = 'Each line must be one JSON object such as {"prompt": …, "answers": …}.'
     if line.removeprefix(_BOM).lstrip().startswith(b"["):
@@ -121,7 +121,7 @@ def _parse(line):
     return row
 
 
-def _each_key_once(pairs):
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
     """A JSON object, of whose equal keys Python would keep the last without a word."""
     row = dict(pairs)
     if len(row) < len(pairs):
@@ -189,7 +189,7 @@ def open_rows(name: str | Path, key: str = "data_file") -> Source:
     return JsonlRows(path)
 
 
-def _load_parquet(path):
+def _load_parquet(path: Path) -> "Dataset":
     import pyarrow as pa
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
@@ -201,7 +201,7 @@ def _load_parquet(path):
         raise DataError(path, f"it is not a readable Parquet file: {first_line(error)}", "Write it again.") from error
 
 
-def _load_from_hub(name, key):
+def _load_from_hub(name: str, key: str) -> "Dataset":
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -295,6 +295,6 @@ def read_text(name: str | Path, key: str) -> str:
     return text
 
 
-def _kind(value):
+def _kind(value: object) -> str:
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     return names.get(type(value), "null" if value is None else type(value).__name__)

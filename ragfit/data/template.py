@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUERY, _OUTPUT, _SYSTEM = "qRAGFITqueryq", "oRAGFIToutputo", "sRAGFITsystems"
+Messages = list[dict[str, str]]  # each with role and content
 
 
 class RowRefused(PromptError):
@@ -97,13 +98,13 @@ class ChatTemplate:
         except PromptError:
             self.dated = True
 
-    def _messages(self, query):
+    def _messages(self, query: str) -> Messages:
         if self.in_prompt:
             return [{"role": "user", "content": f"{self.instruction}\n{query}"}]
         system = [{"role": "system", "content": self.instruction}] if self.instruction else []
         return [*system, {"role": "user", "content": query}]
 
-    def _apply(self, messages, generation=False, **kwargs):
+    def _apply(self, messages: Messages, generation: bool = False, **kwargs) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generation, **kwargs
@@ -113,10 +114,10 @@ class ChatTemplate:
             fix = "Check the tokenizer's template, or set template to a file of your own."
             raise PromptError("", problem, fix) from error
 
-    def _answered(self, messages, output, **kwargs):
+    def _answered(self, messages: Messages, output: str, **kwargs) -> str:
         return self._apply([*messages, {"role": "assistant", "content": output}], **kwargs)
 
-    def _text_of_stand_ins(self, messages):
+    def _text_of_stand_ins(self, messages: Messages) -> str:
         """The text of messages and a stand-in for the output; says so where the system message is refused."""
         try:
             return self._answered(messages, _OUTPUT)
@@ -166,7 +167,7 @@ class ChatTemplate:
             "Change the row, or set template to a file of your own.",
         )
 
-    def _answered_or_refused(self, messages, output):
+    def _answered_or_refused(self, messages: Messages, output: str) -> str | None:
         """The training text of messages and an output, or None where the template refuses an empty one."""
         try:
             return self._answered(messages, output)
@@ -176,7 +177,7 @@ class ChatTemplate:
             return None
 
 
-def _place_of_output(full, before, after, user_end, output):
+def _place_of_output(full: str, before: str, after: str, user_end: int | None, output: str) -> tuple[int, int] | None:
     """(start, end) of an output in the text, known from the text around a stand-in, or None."""
     end = len(full) - len(after)
     if not full.endswith(after):
@@ -235,7 +236,7 @@ class TextTemplate:
         return Placed(prompt, f"{prompt}{output}{self.tail}", start - len(self.middle), start, end)
 
 
-def _parse(template):
+def _parse(template: str) -> list[tuple[str, str | None]]:
     """[(literal, the placeholder that follows it or None)], in order."""
     double = "double the braces that are not placeholders ({{ and }})."
     try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pair = tuple[str, str]
+Cells = Sequence[Line]  # of a table's row
 
 # Pairs of (background, foreground), contrast at least 4.5:1.
 PAPER = ("#ffffff", "#1f2328")
@@ -181,7 +182,7 @@ def block(one: Block) -> str:
             return draw()
 
 
-def _table(head: Sequence[Line], rows: Sequence[Sequence[Line]], right: Sequence[int] = (), widths: Sequence[str] = ()):
+def _table(head: Cells, rows: Sequence[Cells], right: Sequence[int] = (), widths: Sequence[str] = ()) -> str:
     count = len(head or (rows[0] if rows else ()))
     layout = "fixed" if widths and len(widths) >= count else "auto"
 
@@ -194,7 +195,7 @@ def _table(head: Sequence[Line], rows: Sequence[Sequence[Line]], right: Sequence
             f'{border("bottom")};overflow-wrap:break-word">{inline(value)}</{tag}>'
         )
 
-    def line(tag: str, cells: Sequence[Line]) -> str:
+    def line(tag: str, cells: Cells) -> str:
         return f"<tr>{''.join(cell(tag, value, column) for column, value in enumerate(cells))}</tr>"
 
     look = "width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px"

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def weights_bar() -> Iterator[None]:
     """transformers' bar of loading weights as text, and only where loading takes longer than two seconds."""
     from transformers.utils import logging
 
-    def bar(factory, args, kwargs):
+    def bar(factory: Callable[..., object], args: tuple, kwargs: dict[str, object]) -> object:
         shown = logging.is_progress_bar_enabled()
         return progress_bar(*args, **{"delay": 2, **kwargs}) if shown else factory(*args, **kwargs)
 

@@ -5,11 +5,10 @@ python -m ragfit.evaluation trained_models/checkpoint --data test.jsonl --rows 1
 
 import contextlib
 from collections.abc import Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ragfit.config.explain import explained
-from ragfit.config.paths import user_path
+from ragfit.config.paths import PathText, user_path
 from ragfit.data.documents import find_documents
 from ragfit.errors import ConfigError
 from ragfit.evaluation.answered import GIVEN, ROWS, Answers
@@ -33,7 +32,7 @@ def evaluate(
     answer_marker: str | None = None,
     base_loss: float | None = None,
     max_new_tokens: int | None = None,
-    save: str | PathLike | bool | None = None,
+    save: PathText | Literal[False] | None = None,
     closed_book: bool = False,
 ) -> EvaluationView:
     """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.

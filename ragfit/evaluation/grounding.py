@@ -16,16 +16,18 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
-from ragfit.config.paths import user_path
+from ragfit.config.paths import PathText, user_path
 from ragfit.errors import ConfigError
 from ragfit.evaluation.metrics import citations, question_of
 from ragfit.evaluation.probes import measure, taken_apart
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
+
+    from ragfit.evaluation.grounding_view import GroundingView
 
 PARTS = ("drop", "without", "distractors", "position", "citations")
 
@@ -58,7 +60,13 @@ def estimate(values: Iterable[float | None], seed: int = 0, samples: int = 2000)
 
 
 @explained("The look at grounding", LESS_TO_EVALUATE)
-def grounding(trainer: "SFTTrainer", rows: int | None = 30, parts: Sequence[str] = PARTS, seed: int = 0, save=None):
+def grounding(
+    trainer: "SFTTrainer",
+    rows: int | None = 30,
+    parts: Sequence[str] = PARTS,
+    seed: int = 0,
+    save: PathText | Literal[False] | None = None,
+) -> "GroundingView":
     """Measure which documents the answers come from, with the base model and the tuned one.
 
     Args:

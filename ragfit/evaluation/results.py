@@ -36,7 +36,7 @@ def summarize(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def save_loss(trainer: "SFTTrainer", loss: float):
+def save_loss(trainer: "SFTTrainer", loss: float) -> None:
     """Save the dev loss alone, where a run answers no rows."""
     part = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": now()}
     losses = {"rows": len(trainer.prepared.dev), "base": None, "tuned": loss}

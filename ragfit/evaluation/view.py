@@ -1,6 +1,7 @@
 """Base against tuned: metrics on top, then the answers side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from ragfit.draw.blocks import Badge, Block, Callout, Fold, Heading, Line, Long, Note, Span, Table
 from ragfit.draw.view import View
@@ -36,7 +37,7 @@ class EvaluationView(View):
         saved: the path of the rows, or None.
     """
 
-    def __init__(self, rows, summary, notes=(), saved=None):
+    def __init__(self, rows: Iterable[dict], summary: Mapping, notes: Iterable[str] = (), saved: Path | None = None):
         self.rows, self.summary, self.notes, self.saved = list(rows), dict(summary), list(notes), saved
         self.title = f"Answers on {len(self.rows)} {summary['part']} row{'s' * (len(self.rows) != 1)}"
         self.columns = [name for name in (*MODELS, CLOSED_BOOK) if any(row.get(name) is not None for row in self.rows)]
@@ -135,7 +136,7 @@ class EvaluationView(View):
         )
 
 
-def answer_mark(row, name):
+def answer_mark(row: Mapping, name: str) -> tuple[str, str]:
     """How an answer did: a mark of one word or two, and what else there is to say."""
     f1, exact = row[f"{name}_f1"], row[f"{name}_exact_match"]
     mark = "✓ exact" if exact else f"F1 {f1:.0%}" if f1 else "✗ no match"
@@ -150,7 +151,7 @@ def answer_mark(row, name):
     return mark, ", ".join(rest)
 
 
-def _one_of(expected):
+def _one_of(expected: Sequence[str]) -> str:
     return expected[0] if len(expected) == 1 else f"{expected[0]}  (or {len(expected) - 1} more)"
 
 

@@ -22,6 +22,7 @@ from ragfit.files import write_whole
 from ragfit.secrets import mask
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from trl import SFTTrainer
 
     from ragfit.data.report import Prepared
@@ -39,7 +40,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def write_card(folder: Path, trainer: "SFTTrainer"):
+def write_card(folder: Path, trainer: "SFTTrainer") -> None:
     """Write `README.md` of a trained run into a folder, in place of the one that PEFT writes there."""
     path = folder / "README.md"
     try:
@@ -50,7 +51,7 @@ def write_card(folder: Path, trainer: "SFTTrainer"):
         path.unlink(missing_ok=True)
 
 
-def name_base(folder: Path, cfg):
+def name_base(folder: Path, cfg: "DictConfig") -> None:
     """Write the base model into `adapter_config.json` as the configuration names it, not the folder it was loaded from.
 
     The demo's cache folder means nothing on another machine; a name from the environment is left out.

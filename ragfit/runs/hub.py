@@ -20,7 +20,7 @@ LEFT_OUT = (
 )  # fmt: skip
 
 
-def check_tag(tag: str):
+def check_tag(tag: str) -> None:
     """Raise a ConfigError for an `hfhub_tag` that no repository can have."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

@@ -75,7 +75,7 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
     return target
 
 
-def _write(trainer: "SFTTrainer", folder: Path, weights: dict | None):
+def _write(trainer: "SFTTrainer", folder: Path, weights: dict | None) -> None:
     cfg, prepared = trainer.cfg, trainer.prepared
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
     prepared.tokenizer.save_pretrained(folder)

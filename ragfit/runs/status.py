@@ -145,17 +145,17 @@ class RunStatus:
             self._ended("failed", _reason(error))
             raise
 
-    def _ended(self, state: str, reason: str):
+    def _ended(self, state: str, reason: str) -> None:
         if self.facts.get("state") != "finished":  # the adapter is saved: a push that fails does not change that
             self.set(state=state, reason=reason)
 
-    def beat(self, **facts: Any):
+    def beat(self, **facts: Any) -> None:
         """A sign of life, written at most every `EVERY` seconds."""
         self.facts |= facts
         if time.monotonic() >= self._next:
             self.set()
 
-    def set(self, **facts: Any):
+    def set(self, **facts: Any) -> None:
         """Take facts and write them now."""
         self.facts |= facts | {"updated": now()}
         if reason := self.facts.get("reason"):
@@ -163,7 +163,7 @@ class RunStatus:
         self._next = time.monotonic() + EVERY
         self._put(self.facts)
 
-    def _put(self, facts: dict[str, Any]):
+    def _put(self, facts: dict[str, Any]) -> None:
         if self.write:
             path, known = self.folder / STATUS, {key: value for key, value in facts.items() if value is not None}
             text = json.dumps(known, indent=1).encode() + b"\n"

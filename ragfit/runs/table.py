@@ -163,7 +163,7 @@ class RunsView(View):
         frame: the `pandas.DataFrame`.
     """
 
-    def __init__(self, frame):
+    def __init__(self, frame: "DataFrame"):
         self.frame = frame
         self.title = counted(len(frame), "run")
         found = {column: frame[column].dropna() for column in (*LOW, *HIGH) if column in frame}

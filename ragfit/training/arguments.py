@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -46,10 +46,10 @@ class Arguments(SFTConfig):
 
     from_environment = {}
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return masked(self.__dict__ | self.from_environment)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return masked(super().to_dict() | self.from_environment)
 
 
@@ -100,7 +100,7 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
         others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
 
-    def without(name):
+    def without(name: str) -> dict[str, Any]:
         return {key: value for key, value in given.items() if key != name}
 
     args = tried(lambda keys: Arguments(**keys), given, without, None, "train", given)

@@ -9,6 +9,8 @@ import functools
 import itertools
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -18,6 +20,9 @@ from transformers.masking_utils import sdpa_mask
 
 from ragfit.collator import IGNORE_INDEX
 from ragfit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
 
 
 def project_labelled_only(model: PreTrainedModel) -> None:
@@ -34,13 +39,20 @@ def project_labelled_only(model: PreTrainedModel) -> None:
     text_config = model.config.get_text_config()
     chosen = []  # the labelled positions of the pass under way
 
-    def cut(backbone, args, output):
+    def cut(backbone: torch.nn.Module, args: tuple, output: "ModelOutput") -> "ModelOutput":
         if chosen:
             output.last_hidden_state = output.last_hidden_state[:, :-1][chosen.pop()][None]
         return output
 
     @functools.wraps(fused_forward.__func__)  # the signature that `generate` and PEFT read
-    def forward(self, *args, fused_lm_head=False, labels=None, shift_labels=None, **kwargs):
+    def forward(
+        self: PreTrainedModel,
+        *args,
+        fused_lm_head: bool = False,
+        labels: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> "ModelOutput | tuple":
         if not fused_lm_head or labels is None or shift_labels is not None or labels.device.type != "cpu":
             return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs)
         mask = kwargs.get("attention_mask")
@@ -76,7 +88,7 @@ def keep_attention(model: PreTrainedModel, settings: dict | None) -> None:
         model.activation_checkpointing_enable(settings | {"context_fn": _keep_attention}, every_n_layers=every)
 
 
-def _keep_attention():
+def _keep_attention() -> tuple[AbstractContextManager, AbstractContextManager]:
     attention = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default]
     return create_selective_checkpoint_contexts(attention)
 
@@ -88,7 +100,10 @@ class RowMasks(list):
     """In place of a pack's mask: for each row (start, stop, mask), the mask None where attention is plainly causal."""
 
 
-def mask_by_row(mask_function: Callable, **kwargs) -> torch.Tensor | RowMasks | None:
+Mask = torch.Tensor | RowMasks | None  # what attention is given
+
+
+def mask_by_row(mask_function: Callable, **kwargs) -> Mask:
     """transformers' mask for SDPA; of one pack, what each row needs instead of a mask of all pairs of positions.
 
     Args:
@@ -101,7 +116,7 @@ def mask_by_row(mask_function: Callable, **kwargs) -> torch.Tensor | RowMasks | 
     if kwargs.get("allow_is_causal_skip", True) or kwargs["batch_size"] != 1 or not plain or kwargs.get("q_offset"):
         return sdpa_mask(mask_function=mask_function, **kwargs)
 
-    def sees(place, other):
+    def sees(place: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         zero = torch.zeros((), dtype=torch.long, device=device)
         return mask_function(zero, zero, place, other).expand(torch.broadcast_shapes(place.shape, other.shape))
 
@@ -118,7 +133,9 @@ def mask_by_row(mask_function: Callable, **kwargs) -> torch.Tensor | RowMasks | 
     return rows
 
 
-def attention_by_row(module, query, key, value, attention_mask, **kwargs) -> tuple[torch.Tensor, None]:
+def attention_by_row(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Mask, **kwargs
+) -> tuple[torch.Tensor, None]:
     """SDPA as transformers calls it; each row of a pack goes through by itself."""
     if not isinstance(attention_mask, RowMasks):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

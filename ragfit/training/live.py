@@ -14,6 +14,9 @@ from ragfit.draw.view import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import TrainerControl as Control
+    from transformers import TrainerState as State
+    from transformers import TrainingArguments as Args
 
 EVERY, SELDOM = 2.0, 15.0  # seconds between two updates of the display, at least and at most
 MOST_TIME = 0.02  # the share of a run's time that drawing may take in between
@@ -58,7 +61,7 @@ class LossCurve(View):
 
     # What the trainer calls.
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
         self._reset()
         if not state.is_world_process_zero:
             self.show, self.write = False, lambda line: None
@@ -72,14 +75,14 @@ class LossCurve(View):
         self.write(f"training: {self.total:,} steps{resumed}")
         self._update()
 
-    def on_substep_end(self, args, state, control, **kwargs) -> None:
+    def on_substep_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
         self._update()
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
         self.step, self.epoch = state.global_step, state.epoch
         self._update()
 
-    def on_log(self, args, state, control, logs, **kwargs) -> None:
+    def on_log(self, args: "Args", state: "State", control: "Control", logs: dict[str, float], **kwargs) -> None:
         """Take numbers by name, of the current step."""
         self.step, self.epoch, self.now = state.global_step, state.epoch, time.monotonic()
         numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
@@ -99,7 +102,7 @@ class LossCurve(View):
                 self.write(self._line() if name == "loss" else f"step {self._of()}  dev loss {numbers[name]:.3f}")
         self._update()
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
         self.step, self.epoch = state.global_step, state.epoch
         self.state = "done" if self.step >= self.total else "stopped"  # by a signal, or by early stopping
         self._update(force=True)

@@ -144,7 +144,7 @@ def check_apart(trainer: SFTTrainer) -> None:
         problem = "context parallelism has attention without masks, so that the rows of a pack would see each other"
         raise ConfigError(f"train.{key}", problem, f"Remove train.{key}, or set cp_size to 1.")
 
-    def apart(name):
+    def apart(name: str) -> bool | None:
         with contextlib.suppress(Exception):  # not installed, not for this model, not on this device
             base.set_attn_implementation(name)
             return base.config._attn_implementation == name and difference(trainer) <= tolerance(trainer)

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.save import without_secrets
@@ -44,7 +44,9 @@ class Resumable:
 
     # What is drawn at random.
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(
+        self, train_dataset: torch.utils.data.Dataset | None = None
+    ) -> torch.utils.data.Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         # transformers would read every row for its length.
@@ -54,13 +56,13 @@ class Resumable:
         return SeededLengthGroupedSampler(group, lengths, seed)
 
     @explained("The evaluation", LESS_TO_EVALUATE)
-    def _evaluate(self, *args, **kwargs):
+    def _evaluate(self, *args, **kwargs) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):  # dropout draws the same whether or not an evaluation came before
             return super()._evaluate(*args, **kwargs)
 
     # Going on.
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs) -> TrainOutput:
         if resume_from_checkpoint is True:
             resume_from_checkpoint, _ = checkpoints.newest(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -80,7 +82,7 @@ class Resumable:
             # The intervals of the checkpoint may have been changed since.
             self.state.compute_steps(self.args, self.state.max_steps)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Trainer accepts missing keys, and an adapter in bfloat16, as a run in 4 bits has it, becomes float32."""
         adapter = any(Path(resume_from_checkpoint).glob("adapter_model.*"))
         if model is None and adapter and isinstance(self.model, PeftModel):
@@ -92,7 +94,7 @@ class Resumable:
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _run_epoch(self, *, epoch, train_dataloader, **kwargs):
+    def _run_epoch(self, *, epoch: int, train_dataloader: torch.utils.data.DataLoader, **kwargs) -> None:
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -108,11 +110,11 @@ class Resumable:
 
     # Saving.
 
-    def _get_output_dir(self, trial):
+    def _get_output_dir(self, trial: object) -> str:
         folder = super()._get_output_dir(trial)
         return str(Path(folder, checkpoints.STAGING)) if self._staging else folder
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         """transformers' checkpoint, written under another name, recorded and renamed."""
         step = self.state.global_step
         if self.newest_checkpoint and checkpoints.step_of(self.newest_checkpoint) == step:
@@ -147,11 +149,11 @@ class Resumable:
             # By number, since `set_aside` has left only this run's; transformers goes by time.
             rotate_checkpoints(str(output), self.args.save_total_limit, self.state.best_model_checkpoint)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not while the folder has another name."""
 
     @functools.cached_property
-    def _identity(self):
+    def _identity(self) -> dict[str, object]:
         """What a resumed run must share with this one."""
         rows = checkpoints.rows_digest(self.train_dataset)
         return {"rows": rows, "rows_per_step": rows_per_step(self.args), "config": without_secrets(self.cfg)}
@@ -163,32 +165,34 @@ class RunCallback(TrainerCallback):
     def __init__(self, trainer: Resumable):
         self.trainer = trainer
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.began = time.monotonic()
         if self.trainer.status:
             newest = self.trainer.newest_checkpoint
             self.trainer.status.set(step=state.global_step, total_steps=state.max_steps, last_checkpoint=newest)
         self.trainer.begin_training()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self._asked():
             self.trainer.stopped = control.should_training_stop = True
         pace = (time.monotonic() - self.began) / (state.global_step - self.trainer.first_step)
         self._tell(step=state.global_step, seconds_per_step=round(pace, 2))
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self.trainer.stopped and state.epoch % 1:  # in the middle of an epoch nothing of its end is due
             control.should_log = control.should_evaluate = control.should_save = False
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
         if logs and "loss" in logs:
             self._tell(loss=logs["loss"])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self.trainer.status:
             self.trainer.status.set(last_checkpoint=self.trainer.newest_checkpoint, step=state.global_step)
 
-    def _asked(self):
+    def _asked(self) -> bool:
         trainer, stop = self.trainer, self.trainer.stop
         if stop is None:
             return False
@@ -197,7 +201,7 @@ class RunCallback(TrainerCallback):
             stop.ask(int(trainer.accelerator.gather(signal).max()) or None)
         return stop.asked() is not None
 
-    def _tell(self, **facts):
+    def _tell(self, **facts) -> None:
         if self.trainer.status:
             self.trainer.status.beat(**facts)
 

@@ -24,6 +24,9 @@ from ragfit.errors import ConfigError, Interrupted, first_line
 from ragfit.secrets import mask
 
 if TYPE_CHECKING:
+    import wandb
+
+    from ragfit.data.report import Report
     from ragfit.training.trainer import RagfitTrainer
 
 logger = logging.getLogger(__name__)
@@ -103,7 +106,7 @@ class Tracker:
             reason = mask(f"{type(error).__name__}: {first_line(error)}")
             logger.warning("%s failed (%s). The run goes on without it.", self.name, reason)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.is_world_process_zero:
             self.attempt(self.start)
         self.attempt(self.callback.on_train_begin, args, state, control, **kwargs)
@@ -119,7 +122,7 @@ class Tracker:
     def config(self) -> dict[str, Any]:
         return without_secrets(self.cfg)
 
-    def report(self):
+    def report(self) -> "Report":
         """The report on the data, its file named as the configuration may tell."""
         return dataclasses.replace(self.trainer.prepared.report, data_file=str(self.config()["data_file"]))
 
@@ -161,7 +164,7 @@ class Wandb(Tracker):
             logger.warning("use_wandb: %s, so the run is kept offline. Send it later with `wandb sync`.", reason)
             self.run = self._init("offline")
 
-    def _init(self, mode: str | None):
+    def _init(self, mode: str | None) -> "wandb.Run":
         import wandb
 
         config, args = self.config(), self.trainer.args

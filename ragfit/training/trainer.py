@@ -1,6 +1,7 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,8 +15,13 @@ from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError
 from ragfit.models.load import base_of
 from ragfit.training.cpu import check_head, keep_attention, project_labelled_only
-from ragfit.training.packing import check_apart, is_packed, token_counts, training_rows
+from ragfit.training.packing import Rows, check_apart, is_packed, token_counts, training_rows
 from ragfit.training.resume import Resumable
+
+if TYPE_CHECKING:
+    from transformers.trainer_utils import TrainOutput
+
+    from ragfit.training.arguments import Arguments
 
 
 class RagfitTrainer(Resumable, SFTTrainer):
@@ -29,7 +35,9 @@ class RagfitTrainer(Resumable, SFTTrainer):
 
     _batches = 0  # that this trainer has trained on
 
-    def __init__(self, cfg: DictConfig, prepared: Prepared, loaded, args, rows=None, **kwargs):
+    def __init__(
+        self, cfg: DictConfig, prepared: Prepared, loaded: Any, args: "Arguments", rows: Rows | None = None, **kwargs
+    ):
         check_vocabulary(loaded.model, prepared)
         self.cfg, self.prepared = cfg, prepared
         tokenizer, (train, dev) = prepared.tokenizer, rows or training_rows(cfg, prepared)
@@ -67,7 +75,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
         packs = self.cfg.train.get("packing")
         return list(token_counts(self.train_dataset)) if packs else self.prepared.report.train.lengths
 
-    def train(self, *args, **kwargs):
+    def train(self, *args, **kwargs) -> "TrainOutput":
         # Autocast casts what an adapter's layers read to bfloat16; PEFT would first cast it to the adapter's float32.
         casts = self.args.device.type == "cpu" and self.args.bf16
         try:
@@ -82,7 +90,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
             keep_attention(self.model, self.args.activation_checkpointing_kwargs)
         super().begin_training()
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         # Rows of many lengths leave gaps between what is kept. Now and then, as it costs a fraction of a step.
         self._batches += 1
@@ -90,7 +98,7 @@ class RagfitTrainer(Resumable, SFTTrainer):
             before_torch.give_back_memory()
         return loss
 
-    def create_model_card(self, *args, **kwargs):
+    def create_model_card(self, *args, **kwargs) -> None:
         """TRL writes its own card into each checkpoint; a run's card is written from the run at its end."""
 
 

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +27,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 from transformers.initialization import no_init_weights
 from transformers.utils.logging import warning_once
@@ -138,7 +141,7 @@ def narrowed(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def with_adapter(model: PreTrainedModel, lora: dict | None):
+def with_adapter(model: PreTrainedModel, lora: dict | None) -> PreTrainedModel | PeftModel:
     """The copy with an adapter like the run's; loading the whole model checks which layers the adapter names."""
     if lora is None:
         return model
@@ -158,7 +161,7 @@ def check_positions(model: PreTrainedModel, prepared: Prepared) -> None:
     """A row that is longer than a table of learned positions would crash in the middle of a run."""
     longest = max(prepared.report.train.longest, prepared.report.dev.longest)
 
-    def takes(*places):
+    def takes(*places) -> bool:
         try:
             with torch.no_grad():
                 model(input_ids=torch.tensor([[0, 0]]), position_ids=torch.tensor([places]), use_cache=False)
@@ -180,12 +183,12 @@ def _try_answer(model: PreTrainedModel, prepared: Prepared, generation: DictConf
     settings = OmegaConf.to_container(generation, resolve=True) if generation else {}
     prompt = prepared.rendered(0).prompt[-4 * TOKENS :]
 
-    def answer(settings):
+    def answer(settings: dict) -> None:
         limit = settings.get("max_new_tokens")
         one = {"max_new_tokens": 1} if limit is None or isinstance(limit, int) and limit > 0 else {}
         generate(model, prepared, [prompt, prompt[TOKENS:]], 1, settings | one, batch_size)
 
-    def without(name):
+    def without(name: str) -> dict:
         return {key: value for key, value in settings.items() if key != name}
 
     tried(answer, settings, without, {}, "model.generation", settings)
@@ -201,7 +204,7 @@ def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, 
         logger.debug("No trial: %s", error)
         return
 
-    def without(key):
+    def without(key: str) -> dict:
         tree = copy.deepcopy(keys)
         room, _, name = key.rpartition(".")
         mapping = tree["train"] if room == "train" else tree["model"]["lora"]
@@ -210,7 +213,7 @@ def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, 
             mapping[name] = "all-linear"  # PEFT has a default for few architectures
         return tree
 
-    def step(tree):
+    def step(tree: dict) -> None:
         if tree is keys:
             return _step(cfg, prepared, args, rows, models.pop())
         changed = OmegaConf.create(tree)
@@ -229,7 +232,7 @@ def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, 
 class OneStep(TrainerCallback):
     """Ends training after a step, and has that evaluated where the run evaluates."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         control.should_training_stop = True
         control.should_evaluate = args.eval_strategy != "no"
 

@@ -5,6 +5,7 @@ survives JupyterLab's sanitizer: no scripts, no style sheets, only inline styles
 """
 
 import importlib
+from typing import Any
 
 _HOME = {
     "TokenView": "views.tokens",
@@ -35,11 +36,11 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"ragfit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'ragfit.views' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})

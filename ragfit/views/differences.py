@@ -1,8 +1,14 @@
 """Before and after a run: what differs from the YAML, the last look, and what was saved."""
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
 from ragfit.draw.blocks import Block, Fold, Note, Source, Span, Table
 from ragfit.draw.view import View
 from ragfit.secrets import MASK, holds_secret, masked
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 class DifferencesView(View):
@@ -14,7 +20,7 @@ class DifferencesView(View):
         config_name: the configuration's name.
     """
 
-    def __init__(self, cfg, differences, config_name):
+    def __init__(self, cfg: "DictConfig", differences: Iterable[tuple[str, Any, Any]], config_name: str):
         translated = dict(cfg.get("translated") or {})
         self.title = f"What differs from {config_name}"
         self.rows = [(key, _value(key, a), _value(key, b), translated.pop(key, "")) for key, a, b in differences]
@@ -36,7 +42,7 @@ class DifferencesView(View):
         ]
 
 
-def _value(key, value):
+def _value(key: str, value: Any) -> str:
     if holds_secret(key, value):
         return MASK
     return "–" if value is None else repr(value) if isinstance(value, str) and not value.strip() else str(masked(value))

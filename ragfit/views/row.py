@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ragfit.config.schema import PROMPT_KEYS
 from ragfit.data.fit import Fitter
@@ -13,6 +14,9 @@ from ragfit.draw.view import View
 from ragfit.errors import RagfitError
 from ragfit.views.prompt import PromptView
 from ragfit.views.tokens import TokenView, callout
+
+if TYPE_CHECKING:
+    from ragfit.data.mask import Masked
 
 # Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
 _BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
@@ -61,7 +65,7 @@ def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) 
         prepared.renderer.stop_ids,
     )
 
-    def run(limit: float):
+    def run(limit: float) -> "tuple[Preparer, Part, list[Masked]]":
         work, result = Preparer(prepared.cfg, renderer), Part(rows=1)
         work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length)
         return work, result, work.prepare_row(part, prepared.sources[part], number, result)

@@ -21,13 +21,13 @@ def user_path(value: PathText, key: str = "path") -> Path:
 
     Raises:
         ConfigError: naming `key`, where the system cannot even look it up: the text of an instruction in the place of
-            its file, a NUL character, the home of nobody, a folder that may not be entered.
+            its file, a NUL character, the home of nobody, a folder that may not be entered, what is neither text nor path.
     """
     try:
         path = Path(value).expanduser()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.stat()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         problem = f"{short_repr(str(value))} cannot be looked up: {reason}"
         raise ConfigError(key, problem, _other_path(key, "another path")) from error

@@ -21,7 +21,8 @@ def user_path(value: PathText, key: str = "path") -> Path:
 
     Raises:
         ConfigError: naming `key`, where the system cannot even look it up: the text of an instruction in the place of
-            its file, a NUL character, the home of nobody, a folder that may not be entered, what is neither text nor path.
+            its file, a NUL character, the home of nobody, a folder that may not be entered; or where it is
+            neither text nor a path.
     """
     try:
         path = Path(value).expanduser()

@@ -2,8 +2,9 @@
 notes stay unseen. `import ragfit` makes them.
 
 Torch's threads wait for each other at the end of each operation, and by default they compute while they do. On a
-machine with other jobs they so take the time that the awaited thread needs. OpenMP's runtime (libgomp in torch's
-wheels) reads how to wait when it is loaded, which importing torch does.
+machine with other jobs they so take the time that the awaited thread needs. Where they sleep at once, a quiet machine
+loses the time that waking takes. So they look around for a fraction of a millisecond, and then sleep. OpenMP's runtime
+(libgomp in torch's wheels) reads how to wait when it is loaded, which importing torch does.
 
 A training step takes and frees gigabytes in blocks of a few MB. glibc returns them to the system and asks for them
 again, page by page. It can't reuse freed blocks for tensors of the same size, so peak memory doubles. torch reads its
@@ -16,7 +17,9 @@ import os
 import platform
 import warnings
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # OpenMP: sleep while waiting. "active" does not.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # OpenMP: sleep while waiting. "active" does not.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # libgomp: but only after so many looks; 0 by that policy
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large pages for large tensors. 0 turns it off.
 
 # A few notes of the libraries to each other, which a user of this kit can do nothing about.

@@ -1,4 +1,4 @@
-"""How torch's threads wait: asleep, as the kit sets it (`OMP_WAIT_POLICY=passive`), or spinning, as libgomp does by itself.
+"""How torch's threads wait: soon asleep, as the kit sets it, asleep at once, or spinning, as libgomp does by itself.
 
     python tests/benchmarks/bench_threads.py             # on a machine that does nothing else
     python tests/benchmarks/bench_threads.py --busy 2    # beside two processes that compute
@@ -14,7 +14,7 @@ import tempfile
 
 from common import measure_pairs, parser, print_ratio, print_versions
 
-SPIN = {"GOMP_SPINCOUNT": "300000"}  # libgomp's default, which goes before the policy
+OTHERS = {"asleep": "0", "spinning": "300000"}  # looks of libgomp: as of OMP_WAIT_POLICY=passive, and by default
 TRAIN = """
 import sys, time, ragfit
 cfg = ragfit.load_config("demo", [f"train.output_dir={sys.argv[1]}", f"train.max_steps={sys.argv[2]}", "dev_split=null"])
@@ -33,20 +33,24 @@ def main():
     print_versions()
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
     try:
-        pairs = measure_pairs(lambda: train(args.steps), lambda: train(args.steps, SPIN), args.pairs)
+        for name, looks in OTHERS.items():
+            pairs = measure_pairs(lambda: train(args.steps), lambda looks=looks: train(args.steps, looks), args.pairs)
+            print_ratio(f"{args.steps} steps of the demo beside {args.busy} busy processes", pairs, "the kit's", name)
     finally:
         for other in others:
             other.kill()
-    print_ratio(f"{args.steps} steps of the demo beside {args.busy} busy processes", pairs, "asleep", "spinning")
 
 
-def train(steps, more=None):
+def train(steps, looks=None):
     """Seconds of a training in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", *SPIN)}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    environment |= {"GOMP_SPINCOUNT": looks} if looks else {}
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(
             [sys.executable, "-c", TRAIN, folder, str(steps)],
-            capture_output=True, text=True, env=environment | (more or {}),
+            capture_output=True, text=True, env=environment,
         )  # fmt: skip
     if result.returncode:
         sys.exit(result.stderr)

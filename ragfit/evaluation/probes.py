@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DISTRACTORS = (0, 1, 2, 4, 8)
 PLACES = 10
 SHORT = 10  # words of an answer, up to which its F1 says something
-FEWER = 5  # distractors and places are read on every fifth of the rows: each costs several times the rest
+FEWER = 6  # distractors and places are read on every sixth of the rows: each costs several times the rest
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ class ChatTemplate:
         try:
             prompt = self._apply(messages, generation=True)
             full = self._answered_or_refused(messages, output)
-            for variant in stripped(output) if full is not None else ():
+            # An answer that quotes the template's text could be taken for it, where the template drops the answer.
+            for variant in stripped(output) if full is not None and self.middle not in output else ():
                 if full.endswith(self.middle + variant + self.tail):
                     end = len(full) - len(self.tail)
                     start = end - len(variant)

@@ -137,6 +137,15 @@ def test_a_marker_that_ends_the_reasoning(marker, output, loss):
     assert bool(row.marker) == (marker in row.text[: row.output[0]])
 
 
+def test_an_answer_that_quotes_the_templates_text_is_not_taken_for_it():
+    marker = "<|assistant|>\n<think>\n\n</think>\n\n"
+    for settings in ({}, {"completion_start": marker}):
+        # The template drops the quotation, and its own text stands behind the question's.
+        row = renderer("empty think", **settings).render(f"Where? {marker}", f"{marker}Rome")
+        assert learned(row) == "Rome</s>" and row.output == (row.text.index("Rome"), row.text.index("</s>"))
+        assert row.text[slice(*row.user)] == f"Where? {marker}" and row.changed == (marker, "")
+
+
 def test_a_template_whose_text_depends_on_the_question():
     given = renderer("query decides", completion_start="<|assistant|>\n")
     usual, other = given.render("Where?", "Rome"), given.render("Where? /no_think", "Rome")

@@ -68,6 +68,10 @@ class Fitter:
             TooLong: the row has too many tokens, and too few of them are the prompt's.
         """
         length = len(masked.input_ids)
+        if length > self.limit and row.user is not None:  # white space that the template strips holds no tokens
+            user = row.text[slice(*row.user)]
+            left = cut.start + cut.apply(query).index(user)
+            cut = replace(cut, stop=left + len(user)) if self.policy == "cut_end" else replace(cut, start=left)
         for _ in range(20):
             over = len(masked.input_ids) - self.limit
             if over <= 0:

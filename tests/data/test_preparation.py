@@ -372,6 +372,14 @@ def test_no_token_more_than_needed_is_cut(prepare, policy, limit):
     assert len(prepared.train[0]["input_ids"]) == limit
 
 
+@pytest.mark.parametrize(("policy", "prompt"), [("cut_end", "{}" + "\n" * 2000), ("cut_start", "\n" * 2000 + "{}")])
+def test_white_space_that_the_template_strips_is_not_cut_for_words(prepare, policy, prompt):
+    tokenizer, rows = make_tokenizer("digits", "trims"), [{"prompt": prompt.format("0123456789" * 20), "answers": "7"}]
+    limit = len(prepare(rows, tokenizer).train[0]["input_ids"]) - 2
+    prepared = prepare(rows, tokenizer, max_sequence_len=limit, over_length=policy)
+    assert len(prepared.train[0]["input_ids"]) == limit
+
+
 @pytest.mark.parametrize(("policy", "kept"), [("cut_end", [0]), ("cut_start", [0, 1]), ("drop", [0])])
 def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
     rows = [{"prompt": "Where?\nAnswer:", "answers": " 7"}, {"prompt": "word " * 60 + "\nAnswer:", "answers": " 7"}]

@@ -10,7 +10,7 @@ from tiny_runs import one_thread, tiny_config, tiny_trainer  # noqa: F401
 import ragfit
 from ragfit.__main__ import main
 from ragfit.data.documents import find_documents
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, DataError
 from ragfit.evaluation.grounding import estimate, grounding, summarize, values_of
 from ragfit.evaluation.reading import completion_losses, read
 from ragfit.evaluation.token_losses import token_losses
@@ -188,6 +188,12 @@ def test_no_documents_at_all(trainer_of, tiny_llama):
     trainer = trainer_of(tiny_llama, [{"prompt": f"Question {n}?", "answers": ["Ada"]} for n in range(12)])
     with pytest.raises(ConfigError, match="^input_key: none of the 8 rows has documents .*Number them in the prompt"):
         grounding(trainer)
+
+
+def test_numbers_from_0_are_refused(trainer_of, tiny_llama):
+    rows = [{**row, "positive_indices": [row["positive_indices"][0] - 1]} for row in rows_with_documents(12)]
+    with pytest.raises(DataError, match="positive_indices names document 0, but .* from 1. Add 1 to each number"):
+        grounding(trainer_of(tiny_llama, rows), save=False)
 
 
 def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):

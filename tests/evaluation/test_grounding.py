@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from harmless import HOSTILE, assert_harmless
@@ -227,7 +228,7 @@ def test_the_card_tells_of_it_once(trainer, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_closed_book_answers(trainer_of, tiny_llama):
+def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
     """The tuned model answers again without documents, where they can be found; rows without them have no such answer."""
     rows = rows_with_documents(20) + [{"prompt": "Nothing to read.", "answers": ["Ada"]}] * 4
     trainer = trainer_of(tiny_llama, rows)
@@ -237,3 +238,11 @@ def test_closed_book_answers(trainer_of, tiny_llama):
     assert view.summary["f1"]["closed_book"] == sum(row["closed_book_f1"] for row in asked) / len(asked)
     assert "tuned, no documents" in repr(view) and "have no closed_book answer" in repr(view)
     assert_harmless(view.html())
+    # They are taken from a file where their own prompt was the same, which is not the one with the documents.
+    again = partial(ragfit.evaluate, trainer, rows=None, max_new_tokens=3, save=tmp_path, closed_book=True)
+    rows = again().rows
+    assert "already" not in repr(again(save=False)) and f"{16 + len(asked)} answers were already" in repr(again())
+    for row in rows:
+        row |= {key: "another" for key in row if key == "closed_book_answered_with"}
+    (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "16 answers were already" in repr(again())

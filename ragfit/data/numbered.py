@@ -20,10 +20,10 @@ _FORMS = (
     _TAGS,
 )
 _ASKS = r"(?:(?:Question|Answer|Query|Instruction)\b|(?i:question|answer|query|instruction|user question|q|a)\**:)"
-_AFTER_THE_LAST = re.compile(rf"\n\s*\n(?=[#* \t]*{_ASKS})")
+_AFTER_THE_LAST = re.compile(rf"\n[ \t\r]*\n(?=[#* \t]*{_ASKS})")
 _NEXT_LINE_ASKS = re.compile(r"\n(?=[#* \t]*(?i:question|query|q)\**:)")
 _ASKED_BEFORE = re.compile(rf"^[#* \t]*{_ASKS}", re.MULTILINE)
-_PARAGRAPH = re.compile(r"\n\s*\n")
+_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 
 
 def numbered_documents(query: str, row: Mapping) -> list[Span]:

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import time
 
 import pytest
 from conftest import make_config, make_tokenizer
@@ -90,6 +91,12 @@ def test_what_cannot_be_told_is_not_guessed(query):
     assert find_documents(query, {}) is None and documents_of(query, {}) == ([], "nowhere")
     if "Bob." in query:  # the row's own list knows
         assert [one.text for one in find_documents(query, {"docs": ["Bob."]}).documents] in (["Bob."], ["[2] Bob."])
+
+
+def test_many_empty_lines_take_no_time():
+    started = time.perf_counter()
+    assert find_documents(f"Question: Who?\n\n[1] Ada.{chr(10) * 20_000}End", {}).documents[0].text.startswith("Ada.")
+    assert time.perf_counter() - started < 5  # quadratic, it was a minute
 
 
 CONTEXT = {"title": ["Ada", "Bob"], "sentences": [["She wrote.", " It ran."], ["He read."]]}

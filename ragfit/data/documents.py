@@ -7,16 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-DOCUMENT_KEYS = ("positive_passages", "documents", "passages", "contexts", "docs")
+from ragfit.data.listed import document_text, listed_documents, listed_in
+from ragfit.data.numbered import Span, numbered_documents
+
 ANSWER_KEYS = ("short_answers", "answers")
-SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices")  # numbers as they are cited, from 1
+SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices")
 LABELS = {"yes", "no", "maybe", "true", "false"}
 WORDS = 10  # a longer answer is a sentence, which no document holds word for word
-CITATION = re.compile(r"\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\]")
-
-_NUMBERED = re.compile(r"^[ \t]*(?:Document |Passage )?\[(\d+)\]:?[ \t]?", re.MULTILINE)
-_AFTER_THE_LAST = re.compile(r"\n\s*\n(?=(?:Question|Answer|Query|Instruction)\b)")
-_HEADER = 60  # characters; what stands before a document on its line is its header, if it is no longer
+CITATION = re.compile(r"\[(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\]")
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class Document:
 
     Attributes:
         number: the number that a citation names it by.
-        header: what stands before it on its line, such as `[2] `.
-        text: the document itself.
+        header: what stands before it with its number, such as `[2] `.
+        text: the document itself, with its title.
     """
 
     number: int
@@ -71,35 +69,20 @@ class Passages:
 
 
 def find_documents(query: str, row: Mapping) -> Passages | None:
-    """The documents of a prompt: those numbered `[1]`, `[2]` … in it, or else those of the row's own list.
+    """The documents of a prompt: those numbered in it (`[1] …`, `Document 1: …`), or else those of the row's own list.
 
     Args:
         query: the prompt's text, cut where it was cut for training.
-        row: the row; its list of documents (`DOCUMENT_KEYS`) counts where its texts stand in the prompt.
+        row: the row; its list (`ragfit.data.listed`) counts where its texts stand in the prompt word for word.
 
     Returns:
         Passages; None where there are no documents to be found.
     """
-    headers, wanted = [], 1
-    for match in _NUMBERED.finditer(query):
-        if int(match[1]) == wanted:  # a [7] at the start of a document's own line is no new document
-            headers.append(match.span())
-            wanted += 1
-    if headers:
-        ends = [*(start for start, _ in headers[1:]), len(query)]
-        # A question or an instruction may follow the last document after an empty line.
-        tail = _AFTER_THE_LAST.search(query, headers[-1][1])
-        ends[-1] = tail.start() if tail else ends[-1]
-        spans = [
-            (left, right, right + len(query[right:end].rstrip()))
-            for (left, right), end in zip(headers, ends, strict=True)
-        ]
-        return _passages(query, spans, list(range(1, wanted)), "the prompt")
-    for key in DOCUMENT_KEYS:
-        spans = _listed(query, row.get(key))
-        if spans:
-            numbers = [_number(query[left:right], place) for place, (left, right, _) in enumerate(spans, 1)]
-            return _passages(query, spans, numbers, key)
+    if spans := numbered_documents(query, row):
+        return _passages(query, spans, "the prompt")
+    for key, documents in listed_documents(row):
+        if spans := listed_in(query, documents):
+            return _passages(query, spans, key)
     return None
 
 
@@ -111,74 +94,70 @@ def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
     """
     if passages := find_documents(query, row):
         return [one.text.strip() for one in passages.documents], passages.origin
-    key = next((key for key in DOCUMENT_KEYS if isinstance(row.get(key), list) and row[key]), None)
-    return ([document_text(one) for one in row[key]], key) if key else ([], "nowhere")
+    key, documents = next(listed_documents(row), ("nowhere", []))
+    return [document_text(one) for one in documents], key
 
 
-def _passages(query: str, spans: list[tuple[int, int, int]], numbers: list[int], origin: str) -> Passages:
-    documents = tuple(
-        Document(number, query[left:right], query[right:end])
-        for number, (left, right, end) in zip(numbers, spans, strict=True)
-    )
-    gaps = tuple(query[end:left] for (_, _, end), (left, _, _) in zip(spans, spans[1:], strict=False))
-    return Passages(query[: spans[0][0]], documents, gaps, query[spans[-1][2] :], origin)
-
-
-def _listed(query: str, listed: object) -> list[tuple[int, int, int]]:
-    """(header's start, text's start, end) of a row's own documents where they stand in the prompt, in its order."""
-    found, end = [], 0
-    places = sorted(
-        (place, place + len(text))
-        for text in (map(document_text, listed) if isinstance(listed, list) else ())
-        if text.strip() and (place := query.find(text)) >= 0
-    )
-    for left, right in places:
-        if left < end:
-            continue  # inside the document before it
-        line = max(query.rfind("\n", 0, left) + 1, end)
-        found.append((line if left - line <= _HEADER else left, left, right))
-        end = right
-    return found
-
-
-def _number(header: str, place: int) -> int:
-    numbers = re.findall(r"\d+", header)
-    return int(numbers[-1]) if numbers else place
-
-
-def document_text(document: object) -> str:
-    """The text of a row's own document: a text, or a mapping with a title and a text."""
-    if isinstance(document, dict):
-        return " ".join(str(document[key]) for key in ("title", "text", "content", "contents") if document.get(key))
-    return str(document)
+def _passages(query: str, spans: Sequence[Span], origin: str) -> Passages:
+    documents = tuple(Document(number, query[left:right], query[right:end]) for number, left, right, end in spans)
+    gaps = tuple(query[end:left] for (*_, end), (_, left, *_) in zip(spans, spans[1:], strict=False))
+    return Passages(query[: spans[0][1]], documents, gaps, query[spans[-1][3] :], origin)
 
 
 def renumber(answer: str, numbers: Mapping[int, int]) -> str:
     """An answer whose citations name documents by their new numbers; a document that is not there keeps its own.
 
-    >>> renumber("Ada [1][3], Bob [2, 1].", {1: 2, 2: 1})
-    'Ada [2][3], Bob [1, 2].'
+    >>> renumber("Ada [1][3], Bob [2, 1], Eve [1-3].", {1: 2, 2: 1})
+    'Ada [2][3], Bob [1, 2], Eve [2, 1, 3].'
     """
 
     def one(match: re.Match) -> str:
-        return re.sub(r"\d+", lambda number: str(numbers.get(int(number[0]), int(number[0]))), match[0])
+        def new(number: re.Match) -> str:
+            return str(numbers.get(int(number[0]), int(number[0])))
+
+        return re.sub(r"\d+", new, _RANGE.sub(_spelt_out, match[0]))
 
     return CITATION.sub(one, answer)
+
+
+_RANGE = re.compile(r"(\d+)\s*[–-]\s*(\d+)")
+
+
+def _spelt_out(match: re.Match) -> str:
+    first, last = int(match[1]), int(match[2])
+    return ", ".join(map(str, range(first, last + 1) if first < last else (first, last)))
+
+
+def citations(text: str) -> set[int]:
+    """The set of document numbers that a text cites: `[1]`, `[1][2]`, `[1, 2]` or `[1-3]`."""
+    groups = (_RANGE.sub(_spelt_out, match[1]) for match in CITATION.finditer(text))
+    return {int(number) for group in groups for number in re.findall(r"\d+", group)}
 
 
 def supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> frozenset[int]:
     """The numbers of the documents that support the answer.
 
-    They are those that the row names (`SUPPORT_KEYS`) or, where it names none, those that hold an answer of
-    `answers_of` word for word. Labels such as yes are looked for in no document.
+    They are those that the row names (`SUPPORT_KEYS`: by the numbers that cite them, by their texts, or by true and
+    false for each document) or, where it names none, those that hold an answer of `answers_of` word for word.
+    Labels such as yes are looked for in no document.
     """
-    there = {one.number for one in passages.documents}
     for key in SUPPORT_KEYS:
-        if isinstance(row.get(key), list):
-            return frozenset(number for number in row[key] if isinstance(number, int)) & there
+        if isinstance(named := row.get(key), list):
+            return _named(passages, named)
     answers, _ = answers_of(row, output, output_key)
     spellings = [text for group in answers for text in group if text.strip() not in LABELS]
     return frozenset(one.number for one in passages.documents if any(text in words_of(one.text) for text in spellings))
+
+
+def _named(passages: Passages, named: Sequence[object]) -> frozenset[int]:
+    """The numbers of the documents that a row names, in any of the ways of `supporting`."""
+    there = [one.number for one in passages.documents]
+    if any(isinstance(one, bool) for one in named):
+        pairs = zip(there, named, strict=True) if len(there) == len(named) else ()
+        return frozenset(number for number, one in pairs if one is True)
+    texts = tuple(words_of(one) for one in named if isinstance(one, str) and words_of(one).strip())
+    ending = {one.number for one in passages.documents if texts and words_of(one.text).endswith(texts)}
+    return frozenset(ending | {one for one in named if isinstance(one, int)}) & frozenset(there)
 
 
 def first_supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> int | None:

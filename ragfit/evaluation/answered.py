@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 GIVEN = "answered_with"  # of a saved row: the digest of the weights, the prompt and the settings
+BARE = f"{CLOSED_BOOK}_{GIVEN}"  # the same of its closed_book answer, whose prompt is another
 ROWS = Path(EVALUATION).with_suffix(".jsonl").name
 PART = Path(EVALUATION).with_suffix(".part.jsonl").name
 NAMES = (*MODELS, CLOSED_BOOK)
@@ -52,15 +53,13 @@ class Answers:
         text = json.dumps([*self.basis, prompt], sort_keys=True, default=str)
         return xxhash.xxh3_128_hexdigest(text.encode())
 
-    def to(self, prompts: Sequence[str], name: str, digests: Sequence[str] | None = None) -> list[Answer]:
+    def to(self, prompts: Sequence[str], name: str) -> list[Answer]:
         """The answers of the model as it is now.
 
         Args:
             name: what the model is at present, or answers from: base, tuned or closed_book.
-            digests: what the answers are kept under; by default each prompt's own.
         """
-        digests = digests or [self.digest(prompt) for prompt in prompts]
-        keys = [(digest, name) for digest in digests]
+        keys = [(self.digest(prompt), name) for prompt in prompts]
         new = [n for n, key in enumerate(keys) if key not in self.known]
         self.reused += len(prompts) - len(new)
 
@@ -95,8 +94,11 @@ class Answers:
 
 def read_answers(path: Path) -> dict[tuple[str, str], Answer]:
     """The answers in a file of rows, by (digest, name)."""
-    shape = {GIVEN: str} | dict.fromkeys(NAMES, str) | dict.fromkeys((f"{name}_cut" for name in NAMES), bool)
-    rows = [row for row in read_rows(path, shape) if GIVEN in row]
-    return {
-        (row[GIVEN], name): (row[name], row.get(f"{name}_cut", False)) for row in rows for name in NAMES if name in row
-    }
+    shape = {GIVEN: str, BARE: str} | dict.fromkeys(NAMES, str) | dict.fromkeys((f"{name}_cut" for name in NAMES), bool)
+    answers = {}
+    for row in read_rows(path, shape):
+        for name in NAMES:
+            digest = row.get(GIVEN) if name != CLOSED_BOOK else row.get(BARE, row.get(GIVEN))
+            if digest and name in row:
+                answers[digest, name] = row[name], row.get(f"{name}_cut", False)
+    return answers

@@ -11,7 +11,7 @@ from ragfit.config.explain import explained
 from ragfit.config.paths import PathText, user_path
 from ragfit.data.documents import find_documents
 from ragfit.errors import ConfigError
-from ragfit.evaluation.answered import GIVEN, ROWS, Answers
+from ragfit.evaluation.answered import BARE, GIVEN, ROWS, Answers
 from ragfit.evaluation.generate import Answer, answer_settings, dev_loss
 from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, question_of, scores
@@ -85,11 +85,13 @@ def evaluate(
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
             if name == "base" and base_loss is None:
                 losses["base"] = dev_loss(trainer)
-            given = answers.to(prompts, name, [row[GIVEN] for row in table])
+            given = answers.to(prompts, name)
         _score(measured, given, name, answer_marker)
     if closed_book:
         bare = {n: prompt for n, row in enumerate(table) if (prompt := _without_documents(prepared, row["row"], part))}
-        given = answers.to(list(bare.values()), CLOSED_BOOK, [table[n][GIVEN] for n in bare])
+        for n, prompt in bare.items():
+            table[n][BARE] = answers.digest(prompt)
+        given = answers.to(list(bare.values()), CLOSED_BOOK)
         _score([measured[n] for n in bare], given, CLOSED_BOOK, answer_marker)
     summary = {
         "part": part,

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.paths import PathText, user_path
+from ragfit.data.documents import citations
 from ragfit.errors import ConfigError
-from ragfit.evaluation.metrics import citations, question_of
+from ragfit.evaluation.metrics import question_of
 from ragfit.evaluation.probes import measure, taken_apart
 
 if TYPE_CHECKING:

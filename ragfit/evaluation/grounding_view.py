@@ -78,6 +78,7 @@ NO_SUPPORT = (
     "document holds its answer, which is not looked for where answers are labels such as yes and no."
 )
 UNASKED = {"citations": "Not measured: none of the expected answers cites a document ([1], [2], …)."}
+TOO_FEW = f"Not measured: it takes {PLACES - 1} documents of other rows, and fewer were read. Read more rows."
 # What is drawn as a curve: {part: (places on the axis, what they are, {measure at a place: what it is called})}.
 CURVES = {
     "distractors": (
@@ -104,7 +105,7 @@ class GroundingView(View):
 
     def __init__(self, rows: Sequence[Mapping], summary: Mapping, saved: Path | None = None):
         self.rows, self.summary, self.saved = list(rows), dict(summary), saved
-        self.title = f"Does it read? {len(self.rows)} {summary['part']} rows"
+        self.title = "Does it read? " + counted(len(self.rows), f"{summary['part']} row")
         self.names = [name for name in ("base", "tuned") if any(name in row for row in self.rows)]
 
     def row(self, index: int = 0) -> "GroundedRowView":
@@ -114,12 +115,10 @@ class GroundingView(View):
     def astray(self) -> list[int]:
         """The indices of the rows whose answer leans on a document that does not support it, under the tuned model."""
         name = self.names[-1]
-        tops = [
-            max(rise, key=rise.__getitem__, default=None)
-            for rise in (_by_number(r[name].get("rise") or {}) for r in self.rows)
-        ]
-        pairs = zip(self.rows, tops, strict=True)
-        return [n for n, (row, top) in enumerate(pairs) if row["supporting"] and top not in row["supporting"]]
+        rises = [_by_number(row[name].get("rise") or {}) for row in self.rows]
+        tops = [max(rise, key=rise.__getitem__, default=None) for rise in rises]
+        pairs = enumerate(zip(self.rows, tops, strict=True))
+        return [n for n, (row, top) in pairs if row["supporting"] and top not in (None, *row["supporting"])]
 
     def blocks(self) -> list[Block]:
         blocks: list[Block] = []
@@ -133,7 +132,9 @@ class GroundingView(View):
             found = [name for name in measures if name in self.summary]
             if part not in self.summary["parts"]:
                 continue
-            blocks += [Heading(title), Note(meaning if found else UNASKED.get(part, NO_SUPPORT))]
+            few = part == "position" and any(row["supporting"] for row in self.rows)
+            why = TOO_FEW if few else UNASKED.get(part, NO_SUPPORT)
+            blocks += [Heading(title), Note(meaning if found else why)]
             if not found:
                 continue
             if part in CURVES:

@@ -3,6 +3,7 @@
 They are the figures of PubMedQA (Jin et al. 2019, https://arxiv.org/abs/1909.06146), computed by scikit-learn.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,11 @@ def label_scores(table: Sequence[Mapping[str, Any]], marker: str | None = None) 
     """
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-    expected = [normalize(row["expected"][0]) for row in table]
+    texts = [without_citations(row["expected"][0]) for row in table]
+    expected = [normalize(text) for text in texts]
     labels = sorted(set(expected))
+    if len({text.casefold().strip(" .!") for text in texts}) > len(labels):
+        return {}  # normalizing makes one of two of them, such as -1 and 1
     if any(len(row["expected"]) > 1 for row in table) or not 1 < len(labels) <= MOST_LABELS:
         return {}
     if len(table) < FEWEST_ROWS_EACH * len(labels) or any(not 0 < len(label.split()) <= 2 for label in labels):
@@ -51,6 +55,9 @@ def label_scores(table: Sequence[Mapping[str, Any]], marker: str | None = None) 
 
 
 def _label(answer: str, labels: Sequence[str]) -> str:
-    said = normalize(without_citations(answer))
+    answer = without_citations(answer)
+    said = normalize(answer)
+    if re.match(r"\W*a\W*[).:]", answer, re.IGNORECASE):
+        said = f"a {said}"  # "A) Paris" is a choice; normalizing took it for an article
     # The longest first: "not sure" is not "not".
     return next((one for one in sorted(labels, key=len, reverse=True) if f"{said} ".startswith(f"{one} ")), OTHER)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ragfit.data.documents import CITATION
+from ragfit.data.documents import CITATION, citations
 from ragfit.data.rows import text_of
 
 SHORT_ANSWERS = "short_answers"
@@ -121,11 +121,6 @@ def token_f1(said: str, expected: str) -> float:
 
 def without_citations(text: str) -> str:
     return _CITATION.sub("", text)
-
-
-def citations(text: str) -> set[int]:
-    """The set of document numbers that a text cites: `[1]`, `[1][2]` or `[1, 2]`."""
-    return {int(number) for group in _CITATION.findall(text) for number in re.findall(r"\d+", group)}
 
 
 def after_marker(text: str, marker: str | None) -> str:

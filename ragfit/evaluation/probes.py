@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragfit.data.documents import Document, Passages, find_documents, renumber, supporting
+from ragfit.data.documents import SUPPORT_KEYS, Document, Passages, citations, find_documents, renumber, supporting
 from ragfit.data.report import Prepared
+from ragfit.errors import DataError
 from ragfit.evaluation.answered import Answers
 from ragfit.evaluation.generate import answer_settings
-from ragfit.evaluation.metrics import Gold, citations, gold_of, scores
+from ragfit.evaluation.metrics import Gold, gold_of, scores
 from ragfit.evaluation.reading import Reading, read
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ class Row:
 
 
 def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[Row], list[int]]:
-    """The first prepared rows of a part, and the numbers of those whose documents cannot be found."""
+    """The first prepared rows of a part, and the numbers of those whose documents cannot be found.
+
+    Raises:
+        DataError: a row counts its supporting documents from 0 where they are numbered from 1.
+    """
     found, unread = [], []
     for number in prepared.report.part(part).kept[:rows]:
         query, output, source = prepared.row(number, part)
@@ -70,6 +75,10 @@ def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[R
             continue
         supports = supporting(passages, source, output, prepared.cfg.output_key)
         where = prepared.sources[part].where(number)
+        key = next((key for key in SUPPORT_KEYS if isinstance(source.get(key), list)), None)
+        if key and passages.documents[0].number and any(one == 0 and one is not False for one in source[key]):
+            fix = "Add 1 to each number in all rows: [1] is the first document."
+            raise DataError(where, f"{key} names document 0, but the documents are numbered from 1", fix)
         found.append(Row(number, where, query, output, source, passages, supports))
     return found, unread
 

@@ -23,10 +23,10 @@ _FROM_LABELS, _FROM_NOTHING = "none: labels", "none: no short answer"
 class RagView(View):
     """Documents per row, documents that repeat, and answers that stand in the documents, over all prepared rows.
 
-    A row's documents are those numbered `[1]`, `[2]` … in its prompt as the model reads it (cut where it was cut), or
-    else the list under one of `DOCUMENT_KEYS`. Its short answers are those under `short_answers` (each an answer or a
-    list of its spellings), under `answers` (spellings of one answer), or its output. An answer is found where its words
-    follow each other in a document, whatever their case and punctuation.
+    A row's documents are those numbered in its prompt as the model reads it (`[1] …`, `Document 1: …`; cut where it was
+    cut), or else its own list (`ragfit.data.listed.DOCUMENT_KEYS`). Its short answers are those under `short_answers`
+    (each an answer or a list of its spellings), under `answers` (spellings of one answer), or its output. An answer is
+    found where its words follow each other in a document, whatever their case and punctuation.
 
     Args:
         prepared: of `ragfit.prepare`.

@@ -528,9 +528,17 @@ def test_label_scores():
     assert "macro F1" in text and "expected  no  yes  (other)" in text and "  yes        0    2        1" in text
 
 
+def test_labels_with_citations_and_choices():
+    cited = label_scores(labelled(*[("yes [1]", "Yes.", "yes [2]"), ("no [2]", "no", "no, never")] * 3))
+    assert cited["accuracy"]["base"] == cited["accuracy"]["tuned"] == 1 and cited["confusion"]["labels"][0] == "no"
+    choices = label_scores(labelled(*[("A", "A) Paris", "(a): Paris"), ("B", "B. Rome", "A Roman one")] * 3))
+    assert (choices["accuracy"]["base"], choices["accuracy"]["tuned"]) == (1, 0.5)
+
+
 @pytest.mark.parametrize(
     "table",
     [
+        labelled(*[("-1", "1", "1"), ("1", "1", "1"), ("0", "0", "0")] * 5),  # without its sign, -1 is 1
         labelled(*[("yes", "no", "no")] * 9),  # one label says nothing
         labelled(*[(f"answer {n}", "no", "no") for n in range(9)]),
         labelled(*[("yes", "no", "no"), ("no", "no", "no")] * 2),  # too few

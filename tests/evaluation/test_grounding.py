@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from harmless import HOSTILE, assert_harmless
@@ -10,7 +11,7 @@ from tiny_runs import one_thread, tiny_config, tiny_trainer  # noqa: F401
 import ragfit
 from ragfit.__main__ import main
 from ragfit.data.documents import find_documents
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, DataError
 from ragfit.evaluation.grounding import estimate, grounding, summarize, values_of
 from ragfit.evaluation.reading import completion_losses, read
 from ragfit.evaluation.token_losses import token_losses
@@ -172,6 +173,12 @@ def test_questions_that_rows_do_not_answer_are_told(trainer_of, tiny_llama):
     assert text.count("none of the expected answers cites a document") == 1
 
 
+def test_what_was_not_measured_is_not_blamed_on_the_rows(trainer):
+    view = grounding(trainer, rows=1, parts=["without", "position"], save=False)
+    assert view.title == "Does it read? 1 dev row" and view.astray() == []
+    assert "it takes 9 documents of other rows" in repr(view) and "supporting document known" not in repr(view)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -188,6 +195,12 @@ def test_no_documents_at_all(trainer_of, tiny_llama):
     trainer = trainer_of(tiny_llama, [{"prompt": f"Question {n}?", "answers": ["Ada"]} for n in range(12)])
     with pytest.raises(ConfigError, match="^input_key: none of the 8 rows has documents .*Number them in the prompt"):
         grounding(trainer)
+
+
+def test_numbers_from_0_are_refused(trainer_of, tiny_llama):
+    rows = [{**row, "positive_indices": [row["positive_indices"][0] - 1]} for row in rows_with_documents(12)]
+    with pytest.raises(DataError, match="positive_indices names document 0, but .* from 1. Add 1 to each number"):
+        grounding(trainer_of(tiny_llama, rows), save=False)
 
 
 def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
@@ -221,7 +234,7 @@ def test_the_card_tells_of_it_once(trainer, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_closed_book_answers(trainer_of, tiny_llama):
+def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
     """The tuned model answers again without documents, where they can be found; rows without them have no such answer."""
     rows = rows_with_documents(20) + [{"prompt": "Nothing to read.", "answers": ["Ada"]}] * 4
     trainer = trainer_of(tiny_llama, rows)
@@ -231,3 +244,11 @@ def test_closed_book_answers(trainer_of, tiny_llama):
     assert view.summary["f1"]["closed_book"] == sum(row["closed_book_f1"] for row in asked) / len(asked)
     assert "tuned, no documents" in repr(view) and "have no closed_book answer" in repr(view)
     assert_harmless(view.html())
+    # They are taken from a file where their own prompt was the same, which is not the one with the documents.
+    again = partial(ragfit.evaluate, trainer, rows=None, max_new_tokens=3, save=tmp_path, closed_book=True)
+    rows = again().rows
+    assert "already" not in repr(again(save=False)) and f"{16 + len(asked)} answers were already" in repr(again())
+    for row in rows:
+        row |= {key: "another" for key in row if key == "closed_book_answered_with"}
+    (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "16 answers were already" in repr(again())

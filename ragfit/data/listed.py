@@ -1,0 +1,133 @@
+"""A row's own list of documents, in the forms that data sets have, and where they stand in the row's prompt."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from ragfit.data.numbered import Span
+
+DOCUMENT_KEYS = (
+    "positive_passages", "documents", "passages", "contexts", "docs", "ctxs", "retrieved_contexts", "context",
+    "CONTEXTS",
+)  # fmt: skip
+TEXTS = ("text", "content", "contents", "paragraph_text", "passage_text", "contexts", "sentences")
+BETWEEN = (" ", ": ", "\n", ":\n")  # a title and its text
+HEADER = 200  # characters; what stands longer before a document is no header
+CUT = 20  # characters that must be left of a document that was cut with the prompt
+
+
+def listed_documents(row: Mapping) -> Iterator[tuple[str, list[object]]]:
+    """(key, documents) of each of the row's lists: as a list, as a mapping of lists, or as one text.
+
+    >>> list(listed_documents({"context": {"title": ["Ada"], "sentences": [["She wrote.", " It ran."]]}}))
+    [('context', [['Ada', ['She wrote.', ' It ran.']]])]
+    """
+    for key in DOCUMENT_KEYS:
+        value = row.get(key)
+        if isinstance(value, Mapping):
+            texts = next((value[name] for name in TEXTS if isinstance(value.get(name), list)), [])
+            titles = value.get("title")
+            paired = isinstance(titles, list) and len(titles) == len(texts)
+            value = [list(pair) for pair in zip(titles, texts, strict=True)] if paired else texts
+        value = [value] if isinstance(value, str) and value.strip() else value
+        if isinstance(value, list) and value:
+            yield key, value
+
+
+def title_and_text(document: object) -> tuple[str, str]:
+    """Those of a document: a text, a mapping, or a title and a text (or its sentences) as HotpotQA has them."""
+    if isinstance(document, Mapping):
+        text = next((document[key] for key in TEXTS if document.get(key)), "")
+        return str(document.get("title") or "").strip(), _joined(text)
+    if isinstance(document, list) and len(document) == 2 and isinstance(document[0], str):
+        return document[0].strip(), _joined(document[1])
+    return "", _joined(document)
+
+
+def document_text(document: object) -> str:
+    """The text of a row's own document, after its title where it has one."""
+    return " ".join(filter(None, title_and_text(document)))
+
+
+def _joined(text: object) -> str:
+    return "".join(map(str, text)).strip() if isinstance(text, list) else "" if text is None else str(text).strip()
+
+
+def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
+    """Those of a row's own documents that stand in its prompt word for word; [] where their places can't be told.
+
+    Each has its title before it, or what stands between it and the document before. The numbers are those in the
+    headers where they rise, else the places.
+    """
+    places = _places(query, documents)
+    if not places:
+        return []
+    gaps = [query[end:left] for (_, end), (left, _) in zip(places, places[1:], strict=False)]
+    after = query[places[-1][1] :]
+    # What follows every document, such as a closing tag, is a part of it; whole lines or tags alone.
+    closing = os.path.commonprefix([*gaps, after]) if gaps else ""
+    closing = closing[: max(closing.rfind("\n"), closing.rfind(">")) + 1].rstrip()
+    headers = [gap[len(closing) :].lstrip() for gap in gaps]
+    if any(len(header) > HEADER for header in headers):
+        return []  # a document that the row does not list
+    headers.insert(0, _first_header(query[: places[0][0]], headers))
+    numbers = _numbers(headers)
+    spans = []
+    for place, ((left, end), header) in enumerate(zip(places, headers, strict=True)):
+        match = numbers[place] if numbers else re.match(r"[-*•\s]*", header)
+        number = int(match[0]) if numbers else place + 1
+        lead = match.end() + (len(re.match(r"[\])}.:\"'>\s*-]*", header[match.end() :])[0]) if numbers else 0)
+        spans.append((number, left - len(header), left - len(header) + lead, end + len(closing)))
+    return spans
+
+
+def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int]]:
+    """(start, end) of the documents, in the prompt's order; [] where one stands there more often than in the list."""
+    spelt = Counter(pair for pair in map(title_and_text, documents) if pair[1])
+    places, left = [], query
+    for (title, text), count in sorted(spelt.items(), key=lambda one: -len(one[0][1])):  # one may hold another
+        found: list[tuple[int, int]] = []
+        for form in [*(f"{title}{between}{text}" for between in BETWEEN if title), text]:
+            found = found or [match.span() for match in re.finditer(re.escape(form), left)]
+        if len(found) > count:
+            return []
+        found = found or _cut(left, text)
+        for start, end in found:
+            left = f"{left[:start]}{chr(0) * (end - start)}{left[end:]}"
+        places += found
+    return sorted(places)
+
+
+def _cut(query: str, text: str) -> list[tuple[int, int]]:
+    """The document that the prompt ends or begins within, where it was cut."""
+    if len(text) > CUT:
+        begin, end = query.rfind(text[:CUT]), query.find(text[-CUT:]) + CUT
+        if begin >= 0 and text.startswith(query[begin:]):
+            return [(begin, len(query))]
+        if end >= CUT and text.endswith(query[:end]):
+            return [(0, end)]
+    return []
+
+
+def _first_header(before: str, others: Sequence[str]) -> str:
+    """The first document's header: as many lines as the second's, or its number where there is no second."""
+    if not others:
+        match = re.search(r"(?:[A-Za-z]+ )?[\[(#]*\d+[\])}.: ]*$", before)
+        return match[0] if match else ""
+    lines = len(others[0].splitlines())
+    header = "".join(before.splitlines(keepends=True)[-lines:]) if lines else ""
+    return header if len(header) <= HEADER and header.endswith("\n") == others[0].endswith("\n") else ""
+
+
+def _numbers(headers: Sequence[str]) -> list[re.Match] | None:
+    """The number in each header that rises from one to the next; None where there is none."""
+    every = [list(re.finditer(r"\d+", header)) for header in headers]
+    if not all(every):
+        return None
+    for place in (0, -1):
+        found = [numbers[place] for numbers in every]
+        values = [int(one[0]) for one in found]
+        if values[-1] < 1000 and all(one < other for one, other in zip(values, values[1:], strict=False)):
+            return found
+    return None

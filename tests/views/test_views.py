@@ -247,7 +247,7 @@ def test_report_counts_and_finds(make):
     html = ReportView(prepared)._repr_html_()
     page = assert_harmless(html)
     assert html == report_html(prepared.report) == prepared.report._repr_html_()
-    for text in ("dropped: too long", "special tokens in data", "duplicate rows", "&lt;|end|&gt;", "(rows 3)"):
+    for text in ("dropped: too long", "special tokens in data", "duplicate rows", "&lt;|end|&gt;", "(row 3)"):
         assert text in html
     assert html.index(">warning<") < html.index(">note<")
     assert "table" in page.tags

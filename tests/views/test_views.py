@@ -251,7 +251,7 @@ def test_report_counts_and_finds(make):
         assert text in html
     assert html.index(">warning<") < html.index(">note<")
     assert "table" in page.tags
-    assert "last token with loss        '<|end|>' × 3" in repr(ReportView(prepared))
+    assert "last token with loss          '<|end|>' × 3" in repr(ReportView(prepared))
     calm = ReportView(make(rows("Ada")))
     assert "No findings." in calm.html() and "No findings." in repr(calm)
 

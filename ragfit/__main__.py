@@ -28,20 +28,21 @@ def look(words: list[str]) -> None:
     from ragfit.config.notebook import from_parameters
     from ragfit.config.overrides import refuse_secrets
     from ragfit.data.prepare import prepare
+    from ragfit.draw.text import wrapped
     from ragfit.views.look import audit
     from ragfit.views.tokens import TokenView
 
     refuse_secrets(args.overrides, "a command line is kept by shells")
     chosen = from_parameters({"config": args.config, "overrides": args.overrides})
     if not args.json:
-        print(f"looking at {chosen.cfg.data_file}, as {chosen.config} says", flush=True)
+        print(f"Configuration: {chosen.config}", flush=True)
     prepared = prepare(chosen.cfg)
     facts = audit(prepared, args.row, args.part)
     if args.json:
         print(json.dumps(facts, ensure_ascii=False, indent=1))
     else:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(prepared.report, TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
+        print(wrapped(str(prepared.report)), TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
 
 
 def train(words: list[str]) -> None:

@@ -92,8 +92,8 @@ KINDS = {
     ),
     "supporting document in one place": (
         "warning",
-        "In nearly all rows the document with the answer stands at the same place, so a model learns the place instead "
-        "of reading.",
+        "In nearly all rows the document with the answer is at the same position, so a model learns the position "
+        "instead of reading.",
         "Shuffle each row's documents before its prompt is written.",
     ),
     "data file changed": (
@@ -138,18 +138,18 @@ KINDS = {
     ),
     "duplicate rows": (
         "note",
-        "The same prompt and output stand in more than one row.",
+        "The same prompt and output occur in more than one row.",
         "Remove the repetitions from the data file, unless they are wanted.",
     ),
     "row in train and dev": (
         "warning",
-        "The same prompt is trained on and evaluated on, so the dev loss flatters.",
+        "The same prompt is trained on and evaluated on, so the dev loss is too optimistic.",
         "Set dev_split to rows that are not in data_file.",
     ),
     "boundary token": (
         "note",
         "One token holds the prompt's end and white space that begins the output. It counts as prompt and has no loss.",
-        "Nothing to do, unless that white space matters.",
+        "Nothing needs to be done, unless that white space matters.",
     ),
 }
 

@@ -104,7 +104,7 @@ class Report:
         return {"train": self.train, "dev": self.dev}[name]
 
     def __str__(self) -> str:
-        lines = [f"{self.data_file}: {self.in_file} rows{' (prepared before, from the cache)' if self.cached else ''}"]
+        lines = [f"{self.data_file}: {self.in_file} rows{' (loaded from the cache)' if self.cached else ''}"]
         for name, part in (("train", self.train), ("dev", self.dev)):
             if not part.rows:
                 continue
@@ -173,7 +173,7 @@ class ReportView(View):
 
     def __init__(self, prepared: "Prepared | Report"):
         self.report = prepared.report if isinstance(prepared, Prepared) else prepared
-        before = ", prepared before" if self.report.cached else ""
+        before = ", loaded from the cache" if self.report.cached else ""
         self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file{before}"
 
     def blocks(self) -> list[Block]:
@@ -193,7 +193,7 @@ class ReportView(View):
         labels = [
             ["first token with loss", _most_common(report.first_labels)],
             ["last token with loss", _most_common(report.last_labels)],
-            ["tokens across the boundary", _most_common(report.boundary)],
+            ["tokens spanning the boundary", _most_common(report.boundary)],
         ]
         return [
             *self._findings(),
@@ -226,7 +226,7 @@ def report_html(report: Report) -> str:
 def _dropped(numbers: Sequence[int]) -> Line:
     if not numbers:
         return "0"
-    return f"{len(numbers):,} ", Span(f"(rows {listed(numbers)})", "quiet")
+    return f"{len(numbers):,} ", Span(f"(row{'s' * (len(numbers) != 1)} {listed(numbers)})", "quiet")
 
 
 def _most_common(texts: Counter) -> Line:

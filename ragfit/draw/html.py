@@ -3,7 +3,7 @@
 Written for the strictest reader, JupyterLab's sanitizer for untrusted notebooks: no scripts, style sheets or `hsl()`,
 no `unicode-bidi: isolate` (hence `<bdi>`). A coloured element names both its colours, so it reads in light and dark
 themes, and carries a cue that does not need colour, because GitHub drops styles altogether. Where a notebook is
-trusted, paper and ink follow JupyterLab's theme: a `var()` after the plain colour, which the sanitizer drops.
+trusted, paper, ink and tints follow JupyterLab's theme: a `var()` after the plain colour, which the sanitizer drops.
 """
 
 import base64
@@ -28,7 +28,6 @@ PAPER = ("#ffffff", "#1f2328")
 FAINT = ("#ffffff", "#57606a")
 QUIET = ("#f6f8fa", "#57606a")
 LOSS = ("#dcf5e4", "#0b3d22")
-LOSS_STRIPE = ("#c3ebcf", "#0b3d22")
 LOSS_PAPER = ("#dff0e5", "#1f2328")  # under a longer text
 MARKER = ("#fff1c2", "#5a4300")
 SPECIAL = ("#ebe4fc", "#46288a")
@@ -40,17 +39,23 @@ GOOD = ("#dcf5e4", "#0b5a2b")
 BAD = ("#ffe3e0", "#94180c")
 # Of lines and bars, which suit any paper.
 GREEN, LINE, BLUE, ORANGE, RED, GREY, PURPLE = (
-    "#1a7f45", "#d8dee4", "#2563c9", "#c2560c", "#c4382b", "#8b949e", "#6b4fc0",
+    "#1a7f45", "#d8dee4", "#2f6fd8", "#c2560c", "#d04436", "#8b949e", "#7a5fd0",
 )  # fmt: skip
+# The line that goes with a pair.
+ACCENTS = {
+    LOSS: GREEN, LOSS_PAPER: GREEN, MARKER: "#b58900", SPECIAL: PURPLE, PADDING: GREY, BOUNDARY: RED,
+    WARNING: ORANGE, NOTE: BLUE, GOOD: GREEN, BAD: RED, QUIET: GREY,
+}  # fmt: skip
+_SHEET, _INK = "var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"
 # What JupyterLab's theme has in place of these pairs.
 _THEME = {
-    PAPER: ("var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"),
-    FAINT: ("var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color2,#57606a)"),
+    pair: (f"color-mix(in srgb,{line} 18%,{_SHEET})", f"color-mix(in srgb,{line} 35%,{_INK})")
+    for pair, line in ACCENTS.items()
+} | {
+    PAPER: (_SHEET, _INK),
+    FAINT: (_SHEET, "var(--jp-content-font-color2,#57606a)"),
     QUIET: ("var(--jp-layout-color2,#f6f8fa)", "var(--jp-content-font-color2,#57606a)"),
-    LOSS_PAPER: (
-        "color-mix(in srgb,#1a7f45 14%,var(--jp-layout-color1,#ffffff))",
-        "var(--jp-content-font-color1,#1f2328)",
-    ),
+    LOSS_PAPER: (f"color-mix(in srgb,{GREEN} 14%,{_SHEET})", _INK),
 }
 _TONES = {"good": GOOD, "bad": BAD, "warning": WARNING, "note": NOTE, "quiet": PADDING}
 _BARS = {"good": GREEN, "bad": RED, "warning": ORANGE, "note": BLUE, "quiet": GREY}
@@ -166,12 +171,12 @@ def block(one: Block) -> str:
             return f'<div style="overflow-x:auto">{drawn}</div>' if wide else drawn
         case blocks.Callout(text, tone):
             pair = _TONES[tone]
-            look = f"border-left:3px solid {pair[1]};border-radius:4px;padding:5px 10px;margin:6px 0"
+            look = f"border-left:3px solid {ACCENTS[pair]};border-radius:4px;padding:5px 10px;margin:6px 0"
             return f'<div style="{colours(pair)};{look}">{inline(text)}</div>'
         case blocks.Note(text):
             return f'<div style="font-size:12px;{colours(FAINT)};margin:3px 0">{inline(text)}</div>'
         case blocks.Heading(text):
-            return f'<div style="{colours(PAPER)};font-weight:600;margin:12px 0 2px">{html_lines(text)}</div>'
+            return f'<div style="{colours(PAPER)};font-weight:600;margin:12px 0 2px"><b>{html_lines(text)}</b></div>'
         case blocks.Source(text):
             return mono(text)
         case blocks.Picture(figure, description):
@@ -191,7 +196,7 @@ def _table(head: Cells, rows: Sequence[Cells], right: Sequence[int] = (), widths
         side = "right;white-space:nowrap" if column in right else "left;white-space:normal"
         side += f";width:{widths[column]}" if column < len(widths) and widths[column] else ""
         return (
-            f'<{tag} style="{look};text-align:{side};vertical-align:top;padding:5px 10px;border:0;'
+            f'<{tag} style="{look};text-align:{side};vertical-align:top;line-height:1.5;padding:5px 10px;border:0;'
             f'{border("bottom")};overflow-wrap:break-word">{inline(value)}</{tag}>'
         )
 

@@ -4,6 +4,9 @@ At the end, blocks as lines for a log.
 """
 
 import re
+import shutil
+import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -72,6 +75,18 @@ def short(text: str, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def width() -> int:
+    """Characters of a line: a terminal's own, or those of a log."""
+    return shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else WIDTH
+
+
+def wrapped(text: str) -> str:
+    """Text for a terminal, its long lines broken between words; a log has it as it is."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(textwrap.fill(one, width(), subsequent_indent="    ") for one in text.splitlines())
+
+
 # Blocks.
 
 
@@ -119,7 +134,7 @@ def lines(view: Iterable[Block]) -> Iterator[str]:
 def _table(head: list[str], rows: list[list[str]], right: Sequence[int], wide: bool) -> Iterator[str]:
     table = [head, *rows] if any(head) else rows
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if wide or sum(widths) <= WIDTH or not any(head):
+    if wide or sum(widths) + 2 * len(widths) <= width() or not any(head):
         for row in table:
             pairs = enumerate(zip(row, widths, strict=True))
             cells = (cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in pairs)

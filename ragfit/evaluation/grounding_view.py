@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ragfit.data.documents import Document
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Fold, Heading, Line, Long, Note, Picture, Span, Table
-from ragfit.draw.figure import figure, finish
+from ragfit.draw.figure import figure, finish, legend_below
 from ragfit.draw.text import counted, listed
 from ragfit.draw.view import View
 from ragfit.evaluation.probes import DISTRACTORS, PLACES
@@ -16,80 +16,80 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LISTED = 12  # row numbers that are listed
-LEAST = 0.1  # nats by which a token must rise for it to lean on a document
+LEAST = 0.1  # nats by which a token's loss must rise for it to depend on a document
 
 # (part, title, what it means, {measure: what it is called}); shares have names that end so, all else is in nats.
 QUESTIONS = (
     (
         "drop",
         "Which document does the answer come from?",
-        "Each document is left out in turn; the answer leans on the one without which it costs most more. A model that "
-        "reads leans on a supporting document, more often than chance would have it (ContextCite, arXiv 2409.00729).",
+        "Each document is removed in turn; the answer depends most on the one whose removal raises its loss most. A "
+        "model that reads depends on a supporting document more often than chance (ContextCite, arXiv 2409.00729).",
         {
-            "top_is_supporting": "leans on a supporting document, share of rows",
-            "chance": "by chance, share of rows",
-            "rise_supporting": "dearer without a supporting document",
-            "rise_others": "dearer without another document",
+            "top_is_supporting": "depends most on a supporting document (% of rows)",
+            "chance": "expected by chance (% of rows)",
+            "rise_supporting": "loss increase without a supporting document (nats)",
+            "rise_others": "loss increase without another document (nats)",
         },
     ),
     (
         "without",
         "Does it need the documents?",
-        "An answer that is cheaper without any document was learned by heart or is guessed: such rows teach a model to "
-        "ignore what it reads (Sufficient Context, arXiv 2411.06037).",
+        "An answer whose loss is lower without any document was memorized or guessed. Such rows teach a model to "
+        "ignore its documents (Sufficient Context, arXiv 2411.06037).",
         {
-            "loss_supporting": "answer with the supporting documents alone",
-            "loss_all": "answer with all documents",
-            "loss_none": "answer without documents",
-            "cheaper_without": "cheaper without documents, share of rows",
+            "loss_supporting": "loss with the supporting documents only (nats)",
+            "loss_all": "loss with all documents (nats)",
+            "loss_none": "loss without documents (nats)",
+            "cheaper_without": "lower loss without documents (% of rows)",
         },
     ),
     (
         "distractors",
-        "Do other documents distract it?",
+        "Do irrelevant documents distract it?",
         "Documents of other rows are added to the supporting ones. The flatter the curve, the better the model ignores "
-        "what does not help (RAFT, arXiv 2403.10131).",
-        {f"distractors_{count}_loss": f"answer among {counted(count, 'other')}" for count in DISTRACTORS}
-        | {f"distractors_{count}_f1": f"token F1 among {counted(count, 'other')}, share" for count in DISTRACTORS},
+        "irrelevant documents (RAFT, arXiv 2403.10131).",
+        {f"distractors_{count}_loss": f"loss with {counted(count, 'distractor')} (nats)" for count in DISTRACTORS}
+        | {f"distractors_{count}_f1": f"token F1 with {counted(count, 'distractor')} (%)" for count in DISTRACTORS},
     ),
     (
         "position",
-        "Does it matter where the document stands?",
-        "The supporting document stands at each place among nine documents of other rows. A model that reads all of "
-        "them gives a flat curve, one that is lost in the middle a hill (arXiv 2307.03172).",
-        {f"place_{place}_loss": f"answer with the document at place {place}" for place in range(1, PLACES + 1)},
+        "Does the position of the document matter?",
+        "The supporting document is put at each position among nine documents of other rows. A model that reads all of "
+        "them gives a flat curve; one that is lost in the middle gives a hill (arXiv 2307.03172).",
+        {f"place_{place}_loss": f"loss with the document at position {place} (nats)" for place in range(1, PLACES + 1)},
     ),
     (
         "citations",
-        "Are its citations honest?",
-        "A citation is honest where it names the document that the answer leans on, which is not always the one that "
-        "was expected (MIRAGE, arXiv 2406.13663).",
+        "Are its citations faithful?",
+        "A citation is faithful where it names the document that the answer depends on most, which is not always the "
+        "expected one (MIRAGE, arXiv 2406.13663).",
         {
-            "cites_expected": "cites what was expected, share of rows",
-            "cites_top": "cites the document it leans on, share of rows",
-            "expected_is_top": "leans on an expected document, share of rows",
+            "cites_expected": "cites exactly the expected documents (% of rows)",
+            "cites_top": "cites the document it depends on most (% of rows)",
+            "expected_is_top": "depends most on an expected document (% of rows)",
         },
     ),
 )
 
 # Why a question has no answer.
 NO_SUPPORT = (
-    "Not measured: of none of these rows is a supporting document known. A row names it with positive_indices, or a "
-    "document holds its answer, which is not looked for where answers are labels such as yes and no."
+    "Not measured: no supporting document is known for any of these rows. A row names it with positive_indices, or a "
+    "document contains its answer, which is not searched for where answers are labels such as yes and no."
 )
-UNASKED = {"citations": "Not measured: none of the expected answers cites a document ([1], [2], …)."}
+UNASKED = {"citations": "Not measured: no expected answer cites a document ([1], [2], …)."}
 TOO_FEW = f"Not measured: it takes {PLACES - 1} documents of other rows, and fewer were read. Read more rows."
 # What is drawn as a curve: {part: (places on the axis, what they are, {measure at a place: what it is called})}.
 CURVES = {
     "distractors": (
         DISTRACTORS,
-        "documents of other rows",
-        {"distractors_{}_loss": "nats for the answer", "distractors_{}_f1": "token F1 of the generated answer"},
+        "distractors (documents of other rows)",
+        {"distractors_{}_loss": "loss of the answer (nats)", "distractors_{}_f1": "token F1 of the generated answer"},
     ),
     "position": (
         range(1, PLACES + 1),
-        "place of the supporting document",
-        {"place_{}_loss": "nats for the answer"},
+        "position of the supporting document",
+        {"place_{}_loss": "loss of the answer (nats)"},
     ),
 }
 
@@ -105,7 +105,7 @@ class GroundingView(View):
 
     def __init__(self, rows: Sequence[Mapping], summary: Mapping, saved: Path | None = None):
         self.rows, self.summary, self.saved = list(rows), dict(summary), saved
-        self.title = "Does it read? " + counted(len(self.rows), f"{summary['part']} row")
+        self.title = "Does the model read its documents? " + counted(len(self.rows), f"{summary['part']} row")
         self.names = [name for name in ("base", "tuned") if any(name in row for row in self.rows)]
 
     def row(self, index: int = 0) -> "GroundedRowView":
@@ -113,7 +113,7 @@ class GroundingView(View):
         return GroundedRowView(self.rows[index])
 
     def astray(self) -> list[int]:
-        """The indices of the rows whose answer leans on a document that does not support it, under the tuned model."""
+        """The indices of the rows whose answer, under the tuned model, depends most on no supporting document."""
         name = self.names[-1]
         rises = [_by_number(row[name].get("rise") or {}) for row in self.rows]
         tops = [max(rise, key=rise.__getitem__, default=None) for rise in rises]
@@ -124,7 +124,7 @@ class GroundingView(View):
         blocks: list[Block] = []
         if unread := self.summary["unread"]:
             blocks.append(
-                Callout(f"The documents of {_numbers(unread)} could not be found in the prompt and were not read.")
+                Callout(f"The documents of {_numbers(unread)} could not be found in the prompt and were not tested.")
             )
         if self.summary["part"] == "train":
             blocks.append(Callout("There is no dev set: these rows were trained on. Set dev_split."))
@@ -139,37 +139,37 @@ class GroundingView(View):
                 continue
             if part in CURVES:
                 blocks.append(Picture(lambda part=part: self._curves(part), f"{title} {meaning}"))
-                table = Fold("the figures", [self._table(measures, found)])
+                table = Fold("the numbers", [self._table(measures, found)])
             else:
                 table = self._table(measures, found)
             blocks.append(table)
             if part == "without":
                 blocks += self._by_heart()
-        blocks.append(Note("In nats for the whole answer, its citations apart, where nothing else is said; in brackets "
-                           "95 % bootstrap intervals over the rows. Differences are paired."))  # fmt: skip
+        blocks.append(Note("Losses are sums over the answer's tokens, its citations excluded. In brackets: 95 % "
+                           "bootstrap intervals over the rows. Differences are paired."))  # fmt: skip
         return [*blocks, *([Note(f"Saved in {self.saved}.")] if self.saved else [])]
 
     def _table(self, measures: Mapping[str, str], found: Sequence[str]) -> Table:
         rows = []
         for name in found:
-            of, share = self.summary[name], "share" in measures[name]
+            of, share = self.summary[name], "%" in measures[name]
             cells = [_estimate(of[side], share) for side in self.names]
             if len(self.names) == 2:
-                cells.append(_estimate(of["difference"], share, signed=True))
+                cells.append("–" if name == "chance" else _estimate(of["difference"], share, signed=True))
             count = next((one["rows"] for one in of.values() if one), 0)
             rows.append([measures[name], *cells, f"{count:,}"])
         head = ["", *self.names, *(["tuned − base"] if len(self.names) == 2 else []), "rows"]
-        return Table(["measure", *head[1:]], rows, right=range(1, len(head)), widths=("32%",))
+        return Table(["measure", *head[1:]], rows, right=range(1, len(head)), widths=("38%",))
 
     def _by_heart(self) -> list[Block]:
-        """The rows that cost the tuned model less without documents."""
+        """The rows whose answers have a lower loss without documents, under the tuned model."""
         name = self.names[-1]
         rows = [
             row["row"]
             for row in self.rows
             if row[name].get("none") is not None and row[name]["none"] < row[name]["all"]
         ]
-        return [Note(f"Cheaper without documents under the {name} model: {_numbers(rows)}.")] if rows else []
+        return [Note(f"Lower loss without documents, {name} model: {_numbers(rows)}.")] if rows else []
 
     def _curves(self, part: str) -> "Figure":
         """The mean of each measure of a part with its interval, along the number of others or the places."""
@@ -182,18 +182,18 @@ class GroundingView(View):
                 if points:
                     xs = [x for x, _ in points]
                     means, low, high = ([one[bound] for _, one in points] for bound in ("mean", "low", "high"))
-                    axis.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
+                    axis.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
                     axis.plot(xs, means, color=colour, marker=marker, markersize=4, label=name)
             axis.set_xticks(list(counts))
             axis.set_ylim(bottom=0)
-            axis.set_xlabel(along, fontsize=8)
+            axis.set_xlabel(along)
             finish(axis, f"{measures[key]}, with 95 % intervals")
-            axis.legend(fontsize=8, frameon=False)
+        legend_below(drawn)
         return drawn
 
 
 class GroundedRowView(View):
-    """One row: how much dearer the answer is without each document, and which document each token leans on."""
+    """One row: how much the answer's loss increases without each document, and which one each token depends on."""
 
     def __init__(self, row: Mapping):
         self.row, self.title = row, f"Where the answer to row {row['row']} comes from"
@@ -215,9 +215,9 @@ class GroundedRowView(View):
             ]
             for one in self.documents
         ]
-        head = ["", "document", *(f"{name}, nats dearer without it" for name in self.names)]
+        head = ["", "document", *(f"{name}: loss increase without it (nats)" for name in self.names)]
         blocks: list[Block] = [Note(("Question: ", Long(row["question"]))), Note(("Answer: ", Long(row["expected"])))]
-        blocks.append(Table(["number", *head[1:]], table, widths=("60px", "44%")))
+        blocks.append(Table(["number", *head[1:]], table, widths=("70px", "46%", *["27%"] * len(self.names))))
         for name in self.names:
             tokens = row[name]["tokens"]
             blocks.append(Note((f"{name}: ", *(part for token in tokens for part in self._token(token)))))
@@ -227,10 +227,15 @@ class GroundedRowView(View):
                 for token in tokens
             ]  # fmt: skip
             columns = ["token", "loss", *(f"[{one.number}]" for one in self.documents)]
-            blocks.append(Fold(f"{name}: each token without each document, nats", [
+            blocks.append(Fold(f"{name}: loss increase of each token without each document (nats)", [
                 Table(columns, figures, right=range(1, len(columns)), wide=True)
             ], in_text=False))  # fmt: skip
-        return [*blocks, Note("A token is followed by the number of the document that it leans on most, if on any.")]
+        return [
+            *blocks,
+            Note(
+                f"After each token: the document it depends on most. None: no removal raises its loss by {LEAST} nats."
+            ),
+        ]
 
     def _token(self, token: Mapping) -> tuple[Line, ...]:
         rise = _by_number(token["rise"])

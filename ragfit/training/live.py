@@ -194,7 +194,7 @@ class LossCurve(View):
     def _figure(self) -> "Figure":
         import pandas
 
-        from ragfit.draw.figure import figure, finish
+        from ragfit.draw.figure import figure, finish, legend_below
 
         drawn = figure(2.6)
         axis = drawn.subplots()
@@ -217,10 +217,9 @@ class LossCurve(View):
             axis.axvline(step, color=style.RED, linestyle=":", linewidth=1)
         if self.total:
             axis.set_xlim(0, self.total)
-        axis.set_xlabel("step", fontsize=8, color=style.QUIET[1])
-        finish(axis, "loss per token with loss, nats")
-        if len(train) or len(dev):
-            axis.legend(fontsize=8, frameon=False)
+        axis.set_xlabel("step")
+        finish(axis, "mean loss of the completion tokens (nats)")
+        legend_below(drawn)
         return drawn
 
 

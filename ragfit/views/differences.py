@@ -31,10 +31,10 @@ class DifferencesView(View):
         from ragfit.config.save import to_yaml
 
         rows = [[Span(key), Span(before, "mono"), Span(after, "mono"), why] for key, before, after, why in self.rows]
-        head, widths = ["key", "in the file", "this run", "why"], ("30%", "18%", "32%", "20%")
+        head, widths = ["key", "in the file", "this run", "translated"], ("30%", "18%", "32%", "20%")
         if not any(why for *_, why in self.rows):
             rows, head, widths = [row[:3] for row in rows], head[:3], ("30%", "30%", "40%")
-        found = Table(head, rows, widths=widths) if rows else Note("Nothing: this run is the file as it stands.")
+        found = Table(head, rows, widths=widths) if rows else Note("Nothing: this run uses the file unchanged.")
         return [
             found,
             *map(Note, self.notes),

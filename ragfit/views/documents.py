@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 12  # places told in a log
-_FROM_LABELS, _FROM_NOTHING = "none: labels", "none: no short answer"
+_FROM_LABELS, _FROM_NOTHING = "none, as they are labels", "none, as there is no short answer"
 
 
 class RagView(View):
@@ -47,10 +47,10 @@ class RagView(View):
         if len(self.parts) == 2:
             train, dev = ({text for row in rows for text in row.documents} for rows in self.parts.values())
             table.append(["documents in both train and dev", f"{len(train & dev):,}", ""])
-        labels = "Answers such as yes and no are labels: no document has to hold them, so they are not looked for."
+        labels = "Answers such as yes and no are labels. Documents need not contain them, so they are not searched for."
         any_labels = any(row.answers_from == _FROM_LABELS for rows in self.parts.values() for row in rows)
         return [
-            Table(["", *self.parts], [row for row in table if any(row[1:])], widths=("270px",)),
+            Table(["", *self.parts], [row for row in table if any(row[1:])], widths=("290px",)),
             *([Note(labels)] if any_labels else []),
             *([self._picture()] if any(row.place for rows in self.parts.values() for row in rows) else []),
         ]
@@ -58,16 +58,18 @@ class RagView(View):
     def _picture(self) -> Picture:
         places = [row.place for rows in self.parts.values() for row in rows if row.place]
         shares = (f"{place}: {places.count(place) / len(places):.0%}" for place in sorted(set(places))[:SHOWN])
-        what = "Where the first supporting document stands"
+        what = "Position of the first supporting document"
         return Picture(lambda: self._figure(places, what), what, f"{what}, share of rows: {', '.join(shares)}")
 
     def _figure(self, places: list[int], title: str) -> "Figure":
         drawn = figure(1.8)
         axis = drawn.subplots()
         axis.bar(*zip(*sorted(Counter(places).items()), strict=True), color=style.BLUE, width=0.7)
-        axis.set_xlabel("place among the row's documents", fontsize=8)
-        axis.locator_params(axis="x", integer=True)
-        finish(axis, f"{title}, rows")
+        axis.set_xlabel("position among the row's documents")
+        axis.set_ylabel("rows")
+        axis.set_xlim(left=0.4)
+        axis.locator_params(integer=True)
+        finish(axis, title)
         return drawn
 
 
@@ -112,19 +114,22 @@ def _counts(rows: list[_Row]) -> Iterator[tuple[str, Line]]:
     asked = [row for row in rows if row.found]
     texts = Counter(text for row in rows for text in set(row.documents))
     yield "prepared rows", f"{len(rows):,}"
-    yield "answers looked for", _sources(row.answers_from for row in rows)
+    yield "answers taken from", _sources(row.answers_from for row in rows)
     yield "rows with an answer in their documents", _share(sum(any(row.found) for row in asked), len(asked))
     whole = len(asked) if any(len(row.found) > 1 for row in asked) else 0
-    yield "rows with all their answers there", _share(sum(all(row.found) for row in asked), whole)
-    yield "rows with none there", _numbers([row.number for row in asked if not any(row.found)]) if asked else ""
+    yield "rows with all answers in their documents", _share(sum(all(row.found) for row in asked), whole)
+    yield (
+        "rows with no answer in their documents",
+        _numbers([row.number for row in asked if not any(row.found)]) if asked else "",
+    )
     placed = [row.place for row in rows if row.place]
     yield "supporting document comes first", _share(placed.count(1), len(placed))
     yield "documents taken from", _sources(row.documents_from for row in rows)
     yield "documents per row", _spread([len(row.documents) for row in rows if row.documents])
     yield "words per document", _spread([words for row in rows for words in row.words])
     twice = [row.number for row in rows if len(set(row.documents)) < len(row.documents)]
-    yield "rows that hold a document twice", _numbers(twice) if texts else ""
-    yield "different documents", f"{len(texts):,} of {sum(texts.values()):,}" if texts else ""
+    yield "rows with a repeated document", _numbers(twice) if texts else ""
+    yield "distinct documents", f"{len(texts):,} of {sum(texts.values()):,}" if texts else ""
     yield "documents in more than one row", f"{sum(count > 1 for count in texts.values()):,}" if texts else ""
 
 

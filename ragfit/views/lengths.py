@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
-from ragfit.draw.figure import figure, finish
+from ragfit.draw.figure import figure, finish, legend_below
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ class LengthsView(View):
         said = f"{train.loss_share:.1%} of the training tokens have loss."
         if self.limit:
             dropped, cut = len(train.rejected_lengths), len(train.cut)
-            said += f" max_sequence_len is {self.limit:,}: {dropped:,} rows dropped as longer, {cut:,} cut."
+            said += f" max_sequence_len is {self.limit:,}: {dropped:,} rows were dropped as too long, {cut:,} were cut."
         return [
             Note((Bar(train.loss_share), said)),
             Picture(self._figure, f"Histograms of lengths in tokens. {said}"),
-            Table(["tokens", "shortest", "median", "95 % up to", "longest"], list(self._rows()), right=(1, 2, 3, 4)),
+            Table(
+                ["tokens", "shortest", "median", "95th percentile", "longest"], list(self._rows()), right=(1, 2, 3, 4)
+            ),
         ]
 
     def _rows(self) -> Iterator[list[Line]]:
@@ -73,8 +75,7 @@ class LengthsView(View):
                 axis.set_xlim(low - 4, high + 4)
             finish(axis, f"{name}, tokens")
             axis.locator_params(integer=True, nbins=6)
-        axes[0].set_ylabel("rows", fontsize=8)
-        handles, names = axes[2].get_legend_handles_labels()
-        if len(names) > 1:
-            drawn.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+        axes[0].set_ylabel("rows")
+        if len(axes[2].get_legend_handles_labels()[1]) > 1:
+            legend_below(drawn)
         return drawn

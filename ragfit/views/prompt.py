@@ -83,17 +83,17 @@ class PromptView(View):
 
     def _parts_html(self) -> str:
         rows = []
-        look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;text-align:left"
+        look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;line-height:1.6;text-align:left"
         for name, text, tokens, loss in self.parts:
             pair = _LOOK[name]
             learned = f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>" if loss else ""
-            side = f"{colours(style.PAPER)};border-left:4px solid {pair[1]};width:112px;font-size:12px"
+            side = f"{colours(style.PAPER)};border-left:4px solid {style.ACCENTS[pair]};width:112px;font-size:12px"
             paper = colours(style.LOSS_PAPER if loss else style.PAPER)
             rows.append(
                 f'<tr><td style="{look};{side}">{style.badge(name, pair)}<br>{_count_of(tokens)}{learned}</td>'
                 f'<td style="{look};{paper};padding:0">{style.mono(text)}</td></tr>'
             )
-        look = f"width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:auto"
+        look = f"width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:fixed"
         return f'<table style="{look}"><tbody>{"".join(rows)}</tbody></table>'
 
     def _parts_lines(self) -> Iterator[str]:
@@ -153,8 +153,10 @@ def _compare(row: Rendered) -> tuple[str, list[Difference]]:
         if more:
             which = "with loss" if row.completion_char <= len(row.prompt) else "without loss"
             return f"identical, then the training text has {more!r} before the output, {which}.", []
-        where = f"loss begins at character {row.completion_char:,}"
-        return f"identical up to the output ({len(row.prompt):,} characters); {where}.", []
+        ends = sorted((row.completion_char, row.output[0]))
+        also = "has loss too" if row.completion_char < row.output[0] else "has no loss"
+        same = f"identical up to the output ({len(row.prompt):,} characters)"
+        return f"{same}; the {row.text[slice(*ends)]!r} at this boundary {also}.", []
     old, new = row.prompt, row.text[: row.output[0]]
     first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
     old_words, new_words = _words(old[first:]), _words(new[first:])

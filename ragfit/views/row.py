@@ -164,5 +164,5 @@ def rows_with_findings(prepared: Prepared, show: str = "prompt", most: int = 6) 
         if finding.rows and not any(row in rows for row in finding.rows):
             rows[finding.rows[0]] = None
     if not rows:
-        return [NoteView("Rows with findings", "There are none: no finding concerns single rows.")]
+        return [NoteView("Rows with findings", "None: no finding concerns individual rows.")]
     return [RowView(prepared, number, part, show) for part, number in list(rows)[:most]]

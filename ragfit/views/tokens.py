@@ -23,7 +23,7 @@ PADDING_CONTEXT, PADDING_FOLD = 2, 6
 LARGE = 4_000  # tokens
 
 _ODD = ' style="background:#8882"'  # so thin that it shows on any paper
-_ODD_LOSS = f' style="{colours(style.LOSS_STRIPE)}"'
+_ODD_LOSS = f' style="background:{style.GREEN}2a"'
 _LOSS = f'<mark style="{colours(style.LOSS)};border-bottom:2px solid {style.GREEN};padding:1px 0">'
 _LOSS_BOXES = f'<mark style="{colours(style.PAPER)}">'
 # The tags say without colour what a token is.
@@ -33,7 +33,7 @@ _TAGS = {
     "marker": (f'<i style="{colours(style.MARKER)};font-style:normal">', "</i>"),
     "marker special": (f'<b style="{colours(style.MARKER)};font-weight:600"><i style="font-style:normal">', "</i></b>"),
     "boundary": (f'<em style="{colours(style.BOUNDARY)};border:1px dashed {style.BOUNDARY[1]}">', "</em>"),
-    "padding": (f'<small style="{colours(style.PADDING)};font-size:11px">', "</small>"),
+    "padding": ('<small style="background:#8884;font-size:11px">', "</small>"),
 }
 # From surprising the model least to most: the loss of a token, in nats.
 HEAT = (

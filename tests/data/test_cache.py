@@ -81,8 +81,8 @@ def test_a_second_run_gives_the_same_from_the_cache(data, folder, change):
         assert first.row(number) == second.row(number)
     # It is said, quietly.
     lines = str(first.report).splitlines(), str(second.report).splitlines()
-    assert lines[0][0] + " (prepared before, from the cache)" == lines[1][0] and lines[0][1:] == lines[1][1:]
-    quiet = ", prepared before"
+    assert lines[0][0] + " (loaded from the cache)" == lines[1][0] and lines[0][1:] == lines[1][1:]
+    quiet = ", loaded from the cache"
     assert ReportView(second)._repr_html_().replace(quiet, "") == ReportView(first)._repr_html_()
 
 

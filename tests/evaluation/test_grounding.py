@@ -147,7 +147,7 @@ def test_grounding_of_a_run(trainer, tmp_path):
     assert [one["others"] for one in rows[0]["base"]["distractors"]] == [0, 1, 2, 4, 8]
     assert len(rows[0]["base"]["position"]) == 10 and "position" not in rows[1]["base"]
     text = repr(view)
-    assert "leans on a supporting document" in text and "answer with all documents" in text
+    assert "depends most on a supporting document" in text and "loss with all documents" in text
     assert_harmless(view.html())
     assert_harmless(view.row(0).html())
     assert "supports" in repr(view.row(0)) and "Which number has box" in repr(view.row(0))
@@ -168,9 +168,9 @@ def test_hostile_documents_and_rows_without_documents(trainer_of, tiny_llama):
 def test_questions_that_rows_do_not_answer_are_told(trainer_of, tiny_llama):
     rows = [{"prompt": f"Is {n} even?\n[1] Ada\n[2] Bob", "answers": ["no" if n % 2 else "yes"]} for n in range(12)]
     text = repr(grounding(trainer_of(tiny_llama, rows), rows=2, save=False))
-    assert "answer without documents" in text and "leans on" not in text
-    assert text.count("of none of these rows is a supporting document known") == 3
-    assert text.count("none of the expected answers cites a document") == 1
+    assert "loss without documents" in text and "depends most on" not in text
+    assert text.count("no supporting document is known for any of these rows") == 3
+    assert text.count("no expected answer cites a document") == 1
 
 
 def test_what_was_not_measured_is_not_blamed_on_the_rows(trainer):
@@ -212,7 +212,10 @@ def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
     main(["grounding", str(copied / "checkpoint"), "--data", str(data), "--rows", "4", "--parts", "drop,without",
           "--out", str(copied)])  # fmt: skip
     printed = capsys.readouterr().out
-    assert "Does it read? 4 dev rows" in printed and "Do other documents distract it?" not in printed
+    assert (
+        "Does the model read its documents? 4 dev rows" in printed
+        and "Do irrelevant documents distract it?" not in printed
+    )
     share = json.loads((copied / "grounding.json").read_text())["top_is_supporting"]["tuned"]["mean"]
     assert ragfit.table_of_runs(copied)["grounded"].tolist() == [share]
 

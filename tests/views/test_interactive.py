@@ -411,13 +411,14 @@ def test_rag_view(setup):
     _, prepared, _ = setup(rows=rows)
     text = repr(RagView(prepared))
     for line in (
-        "answers looked for                      answers (2 rows), none: labels (1 row), none: no short answer (1 row)",
+        "answers taken from                      answers (2 rows), none, as they are labels (1 row), "
+        "none, as there is no short answer (1 row)",
         "rows with an answer in their documents  1 of 2 (50%)",
-        "rows with none there                    1 (row 1)",
+        "rows with no answer in their documents  1 (row 1)",
         "documents taken from                    the prompt (3 rows), nowhere (1 row)",
         "documents per row                       1 to 2, median 2",
-        "rows that hold a document twice         1 (row 1)",
-        "different documents                     3 of 4",
+        "rows with a repeated document           1 (row 1)",
+        "distinct documents                      3 of 4",
         "documents in more than one row          1",
     ):
         assert line in text, text

@@ -247,11 +247,11 @@ def test_report_counts_and_finds(make):
     html = ReportView(prepared)._repr_html_()
     page = assert_harmless(html)
     assert html == report_html(prepared.report) == prepared.report._repr_html_()
-    for text in ("dropped: too long", "special tokens in data", "duplicate rows", "&lt;|end|&gt;", "(rows 3)"):
+    for text in ("dropped: too long", "special tokens in data", "duplicate rows", "&lt;|end|&gt;", "(row 3)"):
         assert text in html
     assert html.index(">warning<") < html.index(">note<")
     assert "table" in page.tags
-    assert "last token with loss        '<|end|>' × 3" in repr(ReportView(prepared))
+    assert "last token with loss          '<|end|>' × 3" in repr(ReportView(prepared))
     calm = ReportView(make(rows("Ada")))
     assert "No findings." in calm.html() and "No findings." in repr(calm)
 

@@ -172,9 +172,9 @@ class _Labeller:
             return next((position for position, (left, _) in enumerate(spans) if left >= char), len(ids))
         # Ids that their own text does not give again (others tokenized it in pieces): the marker's ids decide.
         marker = self.encoder.spans(self.marker)[0]
-        # One that ends the ids is the header of the next turn.
-        for at in range(len(ids) - len(marker) - 1, -1, -1):
-            if ids[at : at + len(marker)] == marker:
+        # One with nothing but white space behind it is the header of the next turn.
+        for at in range(len(ids) - len(marker), -1, -1):
+            if ids[at : at + len(marker)] == marker and self.tokenizer.decode(ids[at + len(marker) :]).strip():
                 return at + len(marker)
         raise PromptError(
             "completion_start",

@@ -194,6 +194,14 @@ def test_an_answer_begins_after_the_last_header_with_something_behind_it():
     assert tokenizer.decode([label for label in labels if label != -100]).startswith("753<|eot_id|>")
 
 
+def test_the_next_turns_header_is_not_the_answers_where_ids_are_of_pieces():
+    tokenizer, marker = make_tokenizer("digits", "llama-3"), MARKERS["llama-3"].rstrip()  # a line break is left out
+    text, whole = text_and_ids(tokenizer, "llama-3", "Where?", "Paris")
+    ids = [i for piece in text.partition("Par") for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    labels = DataCollatorForCompletionOnlyLM(marker, tokenizer).label(ids)
+    assert ids != whole and "Paris<|eot_id|>" in tokenizer.decode([label for label in labels if label != -100])
+
+
 def test_a_row_without_the_marker_or_without_an_answer_is_an_error():
     tokenizer = make_tokenizer("digits", "chatml")
     collator = DataCollatorForCompletionOnlyLM(MARKERS["chatml"], tokenizer)

@@ -226,7 +226,7 @@ class Checks:
             self.boundary[shared] += 1
             # A marker token that takes in the template's own white space takes nothing from the output.
             if masked.boundary[1] > row.output[0]:
-                taken = row.text[row.output[0] : masked.boundary[1]].strip()
+                taken = row.text[max(row.output[0], row.completion_char) : masked.boundary[1]].strip()
                 self.add("first word without loss" if taken else "boundary token", part, number, f"{shared!r}")
         if not row.matches:
             self.add("prompt mismatch", part, number)

@@ -272,3 +272,15 @@ def test_every_kind_says_what_it_means_and_what_to_do():
     for kind, (severity, meaning, fix) in KINDS.items():
         assert severity in ("warning", "note")
         assert meaning[0].isupper() and meaning.endswith(".") and fix[0].isupper() and fix.endswith("."), kind
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [("<think>\n\n\n9", "boundary token"), ("<think>\nParis", None)],
+)
+def test_what_the_prompt_opens_is_no_first_word(write_rows, output, kind):
+    # The generation prompt ends with the <think> that the output begins with; only a line break goes to its token.
+    template = CHAT_TEMPLATES["chatml"].replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
+    row = {"prompt": "Where?", "answers": [output]}
+    result = prepared(write_rows, [row], make_tokenizer("trimming", template), None)
+    assert kinds(result) == ({kind} if kind else set())

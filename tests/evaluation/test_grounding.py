@@ -175,7 +175,7 @@ def test_questions_that_rows_do_not_answer_are_told(trainer_of, tiny_llama):
 
 def test_what_was_not_measured_is_not_blamed_on_the_rows(trainer):
     view = grounding(trainer, rows=1, parts=["without", "position"], save=False)
-    assert view.title == "Does it read? 1 dev row" and view.astray() == []
+    assert view.title == "Does the model read its documents? 1 dev row" and view.astray() == []
     assert "it takes 9 documents of other rows" in repr(view) and "supporting document known" not in repr(view)
 
 

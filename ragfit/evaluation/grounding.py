@@ -3,13 +3,13 @@
 All five questions are asked with one measurement, the loss of a row's answer under another set of documents
 (`ragfit.evaluation.reading`):
 
-1. Drop a document: how many nats the answer costs more without it (ContextCite, https://arxiv.org/abs/2409.00729;
+1. Drop a document: how much the answer's loss rises without it (ContextCite, https://arxiv.org/abs/2409.00729;
    AttriBoT, https://arxiv.org/abs/2411.15102).
-2. Without documents: is the answer cheaper without any, so that it was learned by heart or guessed (Sufficient Context,
+2. Without documents: is the answer's loss lower without any, so that it was memorized or guessed (Sufficient Context,
    https://arxiv.org/abs/2411.06037)?
 3. Distractors: the supporting documents among 0, 1, 2, 4 and 8 of other rows (RAFT, https://arxiv.org/abs/2403.10131).
 4. Position: the supporting document at each place of ten (Lost in the Middle, https://arxiv.org/abs/2307.03172).
-5. Honest citations: does the answer cite the document that its loss leans on (MIRAGE, https://arxiv.org/abs/2406.13663)?
+5. Citations: does the answer cite the document that it depends on most (MIRAGE, https://arxiv.org/abs/2406.13663)?
 """
 
 import contextlib

@@ -106,11 +106,11 @@ def model_card(trainer: "SFTTrainer") -> str:
 
 
 GROUNDING = (
-    ("leans most on a supporting document, share of rows", "top_is_supporting"),
-    ("nats that the answer costs more without a supporting document", "rise_supporting"),
-    ("nats that it costs more without another document", "rise_others"),
-    ("nats of the answer with all documents", "loss_all"),
-    ("nats of the answer without documents", "loss_none"),
+    ("depends most on a supporting document, share of rows", "top_is_supporting"),
+    ("loss increase without a supporting document, in nats", "rise_supporting"),
+    ("loss increase without another document, in nats", "rise_others"),
+    ("loss of the answer with all documents, in nats", "loss_all"),
+    ("loss of the answer without documents, in nats", "loss_none"),
 )
 
 

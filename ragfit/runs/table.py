@@ -54,7 +54,7 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
         where a run has them; then `state` (finished, running, failed, …) and `problem`; `step`; `train_loss`, the last
         that was logged; `dev_loss`; of the tuned model `exact_match`, `f1`, `recall` and `citations` (and `accuracy`
         and `macro_f1` where the expected answers are labels), with `answers`, the number of rows they were measured
-        on; `grounded`, the share of rows whose answer leans on a supporting document (`ragfit.grounding`); and
+        on; `grounded`, the share of rows whose answer depends most on a supporting document (`ragfit.grounding`); and
         `seconds` of training. What a run does not have is empty, and a column that no run has is left out. `dev_loss`,
         metrics and `grounded` are of the last evaluation since the run began.
 

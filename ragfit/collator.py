@@ -33,7 +33,7 @@ class DataCollatorForCompletionOnlyLM:
         pad_to_multiple_of: make the batch's length a multiple of this.
 
     Raises:
-        ValueError: an unknown `padding_side`.
+        ValueError: an unknown `padding_side`, or a `completion_start` of ids without a tokenizer.
 
     Example:
         >>> collator = DataCollatorForCompletionOnlyLM(pad_token_id=0)
@@ -57,6 +57,8 @@ class DataCollatorForCompletionOnlyLM:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is {padding_side!r}. Use 'right' or 'left'.")
         if completion_start is not None and not isinstance(completion_start, str):
+            if tokenizer is None:
+                raise ValueError("completion_start is given as ids. Give the tokenizer too, or the marker's text.")
             completion_start = tokenizer.decode(list(completion_start))
         if pad_token_id is None and tokenizer is not None:
             pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

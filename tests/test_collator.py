@@ -120,6 +120,8 @@ def test_a_tokenizer_without_pad_and_eos_still_pads():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="padding_side is 'up'. Use 'right' or 'left'."):
         DataCollatorForCompletionOnlyLM(padding_side="up")
+    with pytest.raises(ValueError, match="completion_start is given as ids. Give the tokenizer too"):
+        DataCollatorForCompletionOnlyLM([5, 6])
     with pytest.raises(ValueError, match="Row 0 of the batch has 2 input_ids and 1 labels"):
         batch([{"input_ids": [1, 2], "labels": [1]}])
     with pytest.raises(

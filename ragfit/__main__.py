@@ -35,7 +35,7 @@ def look(words: list[str]) -> None:
     refuse_secrets(args.overrides, "a command line is kept by shells")
     chosen = from_parameters({"config": args.config, "overrides": args.overrides})
     if not args.json:
-        print(f"Configuration: {chosen.config}", flush=True)
+        print(f"Reading {chosen.cfg.data_file}, configuration: {chosen.config}", flush=True)
     prepared = prepare(chosen.cfg)
     facts = audit(prepared, args.row, args.part)
     if args.json:

@@ -100,7 +100,7 @@ def test_rows_with_findings_are_shown_once_each(setup):
     assert "The row has more tokens than max_sequence_len" in shown[0].text()
     assert len(rows_with_findings(prepared, most=1)) == 1
     _, prepared, _ = setup(rows=ROWS[:1])
-    assert "no finding concerns single rows" in rows_with_findings(prepared)[0].text()
+    assert "no finding concerns individual rows" in rows_with_findings(prepared)[0].text()
 
 
 def test_a_wrong_marker_is_a_callout_over_the_row(setup):

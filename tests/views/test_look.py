@@ -40,7 +40,7 @@ def test_a_look_at_a_row(words):
     shown = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert shown.returncode == 0 and shown.stderr == ""
     first, rest = shown.stdout.split("\n", 1)
-    assert first.endswith("rows.jsonl, as training says")
+    assert first.endswith("rows.jsonl, configuration: training")
     assert "train: 2 of 2 rows kept" in rest and "[warning] empty output, 1 row (train 1)" in rest
     assert "▶Rome [1]<|im_end|>◀" in rest
     assert "\x1b" not in shown.stdout and "\u202e" not in shown.stdout  # neither the data's nor, into a pipe, our own

@@ -65,7 +65,7 @@ def compare(name, case, pairs, allocator):
             sides[side] = subprocess.Popen(
                 [sys.executable, __file__, "--worker", worker],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env=os.environ | {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"} | more,
+                env=os.environ | {"HF_HUB_OFFLINE": "1"} | more,
             )  # fmt: skip
             if not sides[side].stdout.readline():
                 sys.exit(f"{name}: the {side} side did not start. Run it alone: {__file__} --worker '{worker}'")

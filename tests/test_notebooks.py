@@ -312,6 +312,18 @@ def test_grounding(tiny_run, tmp_path):
     for expected in ("There is no trained adapter yet", "Position of the first supporting document", "supports",
                      "Which document does the answer come from?", "loss without documents"):  # fmt: skip
         assert expected in text
+    assert "Saved in" not in text
+
+
+@pytest.mark.slow
+def test_grounding_of_a_trained_run_is_saved_beside_its_evaluation(trained, tiny_llama):
+    folder = trained[0] / "r3"
+    parameters = tiny_parameters(tiny_llama, trained[0].parent)
+    parameters |= {"model.lora.r": 3, "train.output_dir": str(folder), "rows": 2}
+    text = outputs(execute("grounding.ipynb", trained[0].parent, parameters))
+    assert f"Saved in {folder / 'grounding.jsonl'}" in text
+    assert json.loads((folder / "grounding.json").read_text())["loss_all"]["tuned"]["rows"] == 2
+    assert "## Grounding" in (folder / "checkpoint" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ KEYS_THAT_MAY_CHANGE = (
     "input_key", "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation",
     "model.completion_start", "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length",
     "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",
-    "train.hub_", "train.push_to_hub", "train.disable_tqdm",
+    "train.hub_", "train.disable_tqdm",
 )  # fmt: skip
 
 

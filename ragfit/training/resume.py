@@ -1,9 +1,9 @@
 """A trainer whose runs survive being killed or stopped, and end with the adapter of a run that nobody interrupted.
 
-What transformers leaves out, as of 5.23, is done here over its private methods, for want of public ones: it writes
-checkpoints in place; it draws `group_by_length`'s order from whatever
-state the random numbers have; an evaluation takes random numbers that dropout would have had; it trains a step more
-than `max_steps` when resumed from the last one; and several processes resume an epoch in another epoch's order.
+What transformers leaves out, as of 5.24, is done here over its private methods, for want of public ones: it writes
+checkpoints in place; it draws `group_by_length`'s order from whatever state the random numbers have; an evaluation
+takes random numbers that dropout would have had; it trains a step more than `max_steps` when resumed from the last one;
+and several processes resume an epoch in another epoch's order.
 """
 
 import functools
@@ -143,14 +143,9 @@ class Resumable:
             self._staging = False
         self.accelerator.wait_for_everyone()
         self.newest_checkpoint = str(target)
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(target))
         if self.args.should_save:
             # By number, since `set_aside` has left only this run's; transformers goes by time.
             rotate_checkpoints(str(output), self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not while the folder has another name."""
 
     @functools.cached_property
     def _identity(self) -> dict[str, object]:

@@ -1,16 +1,14 @@
 """The memory that a run needs, and that there is."""
 
-import bisect
 from collections.abc import Mapping, Sequence
 
 import psutil
 import torch
 from peft import PeftModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedConfig
 
-from ragfit.evaluation.generate import inference, longest_answer
+from ragfit.evaluation.generate import longest_answer
 from ragfit.models.hf import bf16_is_fast
-from ragfit.training.cpu import is_sharded
 from ragfit.training.trainer import RagfitTrainer
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -37,26 +35,21 @@ def memory_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
     width = 2 if model.dtype in HALVES else 3
     layer = longest * rows * (16 * hidden + 3 * inner) * width
     kept = longest * rows * hidden * model.dtype.itemsize * layers
-    if getattr(model, "is_loaded_in_8bit", False):
-        # bitsandbytes keeps what goes into each product where checkpointing does not see it (MatMul8bitLt's `ctx`).
-        kept += longest * rows * (3 * hidden + inner) * model.dtype.itemsize * layers
     activations = 2 * layer + kept if args.activation_checkpointing else layer * layers
     logits = _logits(trainer, rows * (labelled if trainer.labelled_head else longest))
     parts = {"weights": weights, "updates": trained + state, "activations": activations, "logits": logits}
     return sum(parts.values()), f"{_in_gib(parts)}; longest row {longest:,} tokens"
 
 
-def evaluation_estimate(trainer: RagfitTrainer, batch: int | None = None) -> tuple[int, str]:
-    """(bytes, explanation) of a dev loss and of answers, whichever takes more: what training leaves, and a batch.
+def evaluation_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
+    """(bytes, explanation) of the longest dev rows, as many as are read together: what training leaves, and a batch.
 
-    Args:
-        batch: rows together; by default `train.per_device_eval_batch_size`, or as many as there are.
+    The most of it are the keys and values that are kept of each token of an answer and its prompt.
     """
     part = "train" if trainer.prepared.dev is None else "dev"
     lengths = trainer.prepared.report.part(part).lengths
-    rows = min(batch or trainer.args.per_device_eval_batch_size, len(lengths))
+    rows, prompt = min(trainer.args.per_device_eval_batch_size, len(lengths)), max(pair[0] for pair in lengths)
     longest, labelled = _longest(lengths)
-    prompt = max(pair[0] for pair in lengths)
     generation = trainer.cfg.model.get("generation") or {}
     answer = generation.get("max_new_tokens") or longest_answer(trainer.prepared, part)
     weights, _, state = _held(trainer)
@@ -64,46 +57,26 @@ def evaluation_estimate(trainer: RagfitTrainer, batch: int | None = None) -> tup
     width, vocabulary = trainer.model.dtype.itemsize, trainer.model.config.get_text_config().vocab_size
     # A CPU's product of 16-bit numbers copies the LM head for each row whose next token is wanted.
     copied = trainer.args.device.type == "cpu" and trainer.model.dtype in HALVES
-    next_token = rows * vocabulary * (width * hidden if copied else 4)
-    # Nothing is kept for a backward pass: one layer's values, and attention's mask where rows are padded.
-    layer = rows * longest * (6 * hidden + 3 * inner) * width + (rows > 1) * rows * longest**2 * (1 + width)
     parts = {
         "weights": weights,
         "optimizer": state,
-        "keys and values": cache_size(trainer.model, rows, prompt + answer),
-        "activations": layer,
-        "logits": max(next_token, _logits(trainer, rows * (labelled if trainer.labelled_head else longest))),
+        "keys and values": rows * (prompt + answer) * width * cached_values(trainer.model.config),
+        "activations": rows * longest * (6 * hidden + 3 * inner) * width,  # of one layer: none is kept
+        "logits": max(
+            copied * rows * vocabulary * width * hidden,
+            _logits(trainer, rows * (labelled if trainer.labelled_head else longest)),
+        ),
     }
     return sum(parts.values()), f"{_in_gib(parts)}; {rows:,} × (prompt {prompt:,} + answer {answer:,} tokens)"
 
 
-def batch_that_fits(trainer: RagfitTrainer, free: int) -> int:
-    """The largest `train.per_device_eval_batch_size` whose estimate is at most so many bytes; 0 where there is none."""
-    batches = range(1, trainer.args.per_device_eval_batch_size + 1)
-    return bisect.bisect(batches, free, key=lambda batch: evaluation_estimate(trainer, batch)[0])
-
-
-def cache_size(model: torch.nn.Module, rows: int, positions: int) -> int:
-    """Bytes of the keys and values of so many positions, where the model keeps any.
-
-    Read off the cache of a short pass: the number, the width and the type of the heads, and which layers have some,
-    stand under other names in each architecture's configuration. A sliding window bounds its layer's positions.
-    """
-    if is_sharded(model):
+def cached_values(config: PreTrainedConfig) -> int:
+    """The numbers that attention keeps of a token: a key and a value for each head and layer. 0 without attention."""
+    text = config.get_text_config()
+    if not (heads := getattr(text, "num_attention_heads", 0)):
         return 0
-    weight = model.get_input_embeddings().weight
-    few = 4
-    with inference(model):
-        cache = model(input_ids=torch.ones((1, few), dtype=torch.int64, device=weight.device), use_cache=True).get(
-            "cache"
-        )
-    size = 0
-    for layer in getattr(cache, "layers", ()):
-        if isinstance(layer, DynamicLayer) and layer.keys is not None:
-            window = layer.get_max_length()  # -1 without one
-            kept = min(positions, window) if window > 0 else positions
-            size += (layer.keys.nbytes + layer.values.nbytes) * rows * kept // few
-    return size
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * width
 
 
 def _held(trainer: RagfitTrainer) -> tuple[int, int, int]:

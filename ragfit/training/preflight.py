@@ -75,11 +75,9 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
             "model.max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits."
         )
     if to_evaluate > max(need, have):
-        fits = memory.batch_that_fits(trainer, have)
-        less = "" if fits else ", and lower model.max_sequence_len or load the model in 4 bits"
         warnings.append(
             f"Dev loss and answers take about {to_evaluate / 2**30:.1f} GiB with {args.per_device_eval_batch_size} "
-            f"rows together, more than is free. Set train.per_device_eval_batch_size={fits or 1}{less}."
+            "rows together, more than is free. Lower train.per_device_eval_batch_size or model.max_sequence_len."
         )
     if steps == 0:
         warnings.append("There are no steps to take. Check train.max_steps and train.num_train_epochs.")

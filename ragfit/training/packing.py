@@ -4,7 +4,6 @@ TRL packs (`pack_dataset`) and lays a batch end to end (its collator's `padding_
 and whether the model keeps the rows of a pack apart is tried before it is trained.
 """
 
-import contextlib
 import math
 import uuid
 from collections.abc import Iterator
@@ -55,17 +54,11 @@ def check_keys(train: dict) -> None:
         )
 
 
-def pack_length(cfg: DictConfig, prepared: Prepared) -> tuple[int, str]:
-    """The tokens that a pack has at most, and what says so."""
-    for key, value in (
-        ("train.max_length", cfg.train.get("max_length")),
-        ("model.max_sequence_len", cfg.model.get("max_sequence_len")),
-    ):
-        if value:
-            return value, key
+def pack_length(cfg: DictConfig, prepared: Prepared) -> int:
+    """The tokens that a pack has at most."""
     report = prepared.report
     packed = [report.train, report.dev] if cfg.train.get("eval_packing") else [report.train]
-    return max(part.longest for part in packed), "the longest row"
+    return cfg.train.get("max_length") or cfg.model.get("max_sequence_len") or max(part.longest for part in packed)
 
 
 def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
@@ -88,13 +81,12 @@ def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
 
 
 def _packed(cfg: DictConfig, prepared: Prepared, part: str) -> Dataset:
-    length, key = pack_length(cfg, prepared)
+    length = pack_length(cfg, prepared)
     longest = prepared.report.part(part).longest
     if longest > length:  # TRL would cut it
         raise ConfigError(
-            key if "." in key else "train.max_length",
-            f"a pack has {length:,} tokens at most ({key}), but the longest {part} row has {longest:,}, and no row "
-            "is cut",
+            "train.max_length",
+            f"a pack has {length:,} tokens at most, but the longest {part} row has {longest:,}, and no row is cut",
             f"Set train.max_length={longest} or more; model.max_sequence_len={length} drops or cuts longer rows.",
         )
     shown = is_progress_bar_enabled()
@@ -132,7 +124,7 @@ def check_apart(trainer: SFTTrainer) -> None:
     On a CPU, SDPA then takes each row of a pack by itself.
 
     Raises:
-        ConfigError: they don't, with the implementations of attention that would.
+        ConfigError: they don't.
     """
     model = trainer.model
     base = base_of(model)
@@ -144,28 +136,20 @@ def check_apart(trainer: SFTTrainer) -> None:
         problem = "context parallelism has attention without masks, so that the rows of a pack would see each other"
         raise ConfigError(f"train.{key}", problem, f"Remove train.{key}, or set cp_size to 1.")
 
-    def apart(name: str) -> bool | None:
-        with contextlib.suppress(Exception):  # not installed, not for this model, not on this device
-            base.set_attn_implementation(name)
-            return base.config._attn_implementation == name and difference(trainer) <= tolerance(trainer)
-
-    own, reason = base.config._attn_implementation, "two rows have other losses and gradients packed than side by side"
-    if own == "sdpa" and trainer.args.device.type == "cpu" and apart(BY_ROW):
-        return
-    base.set_attn_implementation(own)
-    try:
-        if difference(trainer) <= tolerance(trainer):
-            return
-    except Exception as error:  # models refuse packs in ways of their own
-        reason = first_line(error)
-    good = [name for name in ("sdpa", "eager", "flex_attention", "flash_attention_2") if name != own and apart(name)]
+    reason = "two rows have other losses and gradients packed than side by side"
+    own = base.config._attn_implementation
+    for name in [BY_ROW, own] if own == "sdpa" and trainer.args.device.type == "cpu" else [own]:
+        base.set_attn_implementation(name)
+        try:
+            if difference(trainer) <= tolerance(trainer):
+                return
+        except Exception as error:  # models refuse packs in ways of their own
+            reason = first_line(error)
     raise ConfigError(
         f"train.{key}",
         f"{type(base).__name__} with attn_implementation={own} does not keep the rows of a pack apart: {reason}",
-        f"Set model.attn_implementation={' or '.join(good)}, or remove train.{key}."
-        if good
-        else f"Remove train.{key}: none of sdpa, eager, flex_attention and flash_attention_2 that works here keeps "
-        "them apart (no attn_implementation can where a model carries a state from token to token).",
+        f"Remove train.{key}, or set another model.attn_implementation (none will do where a model carries a state "
+        "from token to token).",
     )
 
 

@@ -108,10 +108,9 @@ def packing(trainer: "RagfitTrainer") -> tuple[str, str]:
     if not trainer.cfg.train.get("packing"):
         return "each batch end to end", "train.padding_free"
     rows, packs = len(trainer.prepared.report.train.kept), len(trainer.train_dataset)
-    length, key = pack_length(trainer.cfg, trainer.prepared)
+    length = pack_length(trainer.cfg, trainer.prepared)
     full = trainer.prepared.report.train.tokens / (packs * length)
-    note = f"{rows / packs:.1f} a pack of {length:,} tokens ({key}), {full:.0%} full"
-    return f"{rows:,} rows in {packs:,} packs", note
+    return f"{rows:,} rows in {packs:,} packs", f"{rows / packs:.1f} a pack of {length:,} tokens, {full:.0%} full"
 
 
 def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:

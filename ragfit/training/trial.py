@@ -40,7 +40,7 @@ from ragfit.config.schema import is_hf_train
 from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import generate
-from ragfit.models.hf import COMPUTED, resolve
+from ragfit.models.hf import resolve
 from ragfit.training.arguments import Arguments, training_arguments
 from ragfit.training.packing import Rows, training_rows
 from ragfit.training.resume import RunCallback
@@ -51,10 +51,6 @@ logger = logging.getLogger(__name__)
 TOKENS = 16  # of a row that are read
 # What a text model's other sizes are called.
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "n_inner", "ffn_dim")
-# LoRA's keys that name layers which a copy may lack.
-OF_LAYERS = (
-    "layers_to_transform", "layers_pattern", "layer_replication", "exclude_modules", "target_parameters", "eva_config",
-)  # fmt: skip
 
 
 def try_run(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows) -> None:
@@ -142,16 +138,8 @@ def narrowed(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def with_adapter(model: PreTrainedModel, lora: dict | None) -> PreTrainedModel | PeftModel:
-    """The copy with an adapter like the run's; loading the whole model checks which layers the adapter names."""
-    if lora is None:
-        return model
-    lora = {key: value for key, value in lora.items() if key not in OF_LAYERS}
-    targets = lora.get("target_modules")
-    if isinstance(targets, str) or any("." in str(target) for target in targets or ()):
-        lora["target_modules"] = "all-linear"
-    if str(lora.get("init_lora_weights", "")).lower().startswith(COMPUTED):
-        lora["init_lora_weights"] = True
-    return get_peft_model(model, LoraConfig(**lora))
+    """The copy with an adapter like the run's."""
+    return model if lora is None else get_peft_model(model, LoraConfig(**lora))
 
 
 # What is tried.

@@ -358,7 +358,7 @@ SPOILT = [
     (
         cut("adapter_model.safetensors"),
         "adapter_model.safetensors has [0-9,]+ of [0-9,]+ bytes",
-        "adapter_model.safetensors is cut short",
+        "adapter_model.safetensors cannot be read",
     ),
     (cut("optimizer.pt"), "optimizer.pt has", "optimizer.pt cannot be read"),
     (cut("scheduler.pt", 0), "scheduler.pt has 0 of", "scheduler.pt cannot be read"),
@@ -368,10 +368,10 @@ SPOILT = [
     (
         poison("optimizer.pt", "torch"),
         "optimizer.pt has",
-        "optimizer.pt holds a pickle that may run code; it was not loaded",
+        "optimizer.pt cannot be read as tensors alone, and was not loaded",
     ),
-    (poison("rng_state.pth", "torch"), "rng_state.pth has", "rng_state.pth holds a pickle that may run code"),
-    (poison("scheduler.pt", "pickle"), "scheduler.pt has", "scheduler.pt holds a pickle that may run code"),
+    (poison("rng_state.pth", "torch"), "rng_state.pth has", "rng_state.pth cannot be read as tensors alone"),
+    (poison("scheduler.pt", "pickle"), "scheduler.pt has", "scheduler.pt cannot be read as tensors alone"),
 ]
 
 
@@ -406,10 +406,8 @@ def test_a_poisoned_file_of_the_right_size_is_refused_too(two_checkpoints, tmp_p
     facts = json.loads((folder / RECORD).read_text())
     facts["files"]["optimizer.pt"] = (folder / "optimizer.pt").stat().st_size
     (folder / RECORD).write_text(json.dumps(facts))
-    assert (
-        why_not_resumable(folder) == "optimizer.pt holds a pickle that may run code; it was not loaded"
-        and not evil.exists()
-    )
+    assert why_not_resumable(folder).startswith("optimizer.pt cannot be read as tensors alone, and was not loaded")
+    assert not evil.exists()
 
 
 def test_training_args_bin_holds_no_token_and_is_never_read(overrides, two_checkpoints, tmp_path):

@@ -148,34 +148,16 @@ def load_adapter(
         raise refusal(f"it is of the kind {config.peft_type.value}, which changes no weights")
     if config.peft_type in ("XLORA", "SHADOW"):  # a stranger's adapter would have other folders read, or fetched
         raise refusal(f"it is of the kind {config.peft_type.value}, whose settings name other models")
-    with errors_as(lambda error: refusal(_reason(error, name))):
+    with errors_as(lambda error: refusal(whole_text(error)[:300])):
         if not isinstance(model, PeftModel):
             config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
             model = get_peft_model(model, config, name)
         there = name in model.peft_config  # and then it keeps its types, where PEFT would have it in float32
-        keys = model.load_adapter(str(source), name, is_trainable=is_trainable, autocast_adapter_dtype=not there)
-    # VB-LoRA has one bank of vectors for all layers, which PEFT counts as missing in each.
-    missing = [key for key in keys.missing_keys if "vblora_vector_bank" not in key]
-    wrong = {"it lacks": missing, "the model has no": keys.unexpected_keys}
-    if missing or keys.unexpected_keys:
-        raise refusal(" and ".join(f"{what} {_some(keys, name)}" for what, keys in wrong.items() if keys))
+        found = model.load_adapter(str(source), name, is_trainable=is_trainable, autocast_adapter_dtype=not there)
+    for what, keys in (("it lacks", found.missing_keys), ("the model has no", found.unexpected_keys)):
+        if keys:
+            raise refusal(f"{what} {', '.join(sorted(keys)[:2])}" + ", …" * (len(keys) > 2))
     return model
-
-
-def _reason(error: Exception, adapter: str) -> str:
-    if isinstance(error, KeyError):  # PEFT looks up the weights of modules_to_save and the like by their names
-        return f"it lacks {_in_file(error.args[0], adapter)}"
-    return whole_text(error)[:300]
-
-
-def _some(keys: Iterable[str], adapter: str) -> str:
-    names = [_in_file(key, adapter) for key in sorted(keys)]
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if names[2:] else "")
-
-
-def _in_file(key: str, adapter: str) -> str:
-    """A weight's name in the model as it stands in an adapter's file, without what all of them begin with."""
-    return ".".join(part for part in str(key).removeprefix("base_model.model.").split(".") if part != adapter)
 
 
 def _not_usable(adapter: str | Path, reason: str) -> ConfigError:

@@ -45,11 +45,20 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
                 f"{missing} matches no module of this model",
                 f"Its modules with weights are {', '.join(_last_parts(own))}.",
             )
-        config = LoraConfig(**lora)
-        if str(config.init_lora_weights).lower().startswith(COMPUTED):
-            config.init_lora_weights = True  # there are no weights to compute with
+        if str(lora.get("init_lora_weights")).lower().startswith(COMPUTED):
+            lora = {**lora, "init_lora_weights": True}  # there are no weights to compute with
         with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
-            get_peft_model(model, config, low_cpu_mem_usage=True)
+            new_adapter(model, lora, low_cpu_mem_usage=True)
+
+
+def new_adapter(model: torch.nn.Module, lora: Mapping[str, Any] | None, **kwargs) -> torch.nn.Module:
+    """Put a new adapter on a model: the one place that names its kind.
+
+    Args:
+        lora: keyword arguments of `peft.LoraConfig`; None leaves the model as it is.
+        kwargs: of `peft.get_peft_model`.
+    """
+    return model if lora is None else get_peft_model(model, LoraConfig(**lora), **kwargs)
 
 
 def no_lora(error: Exception) -> ConfigError:

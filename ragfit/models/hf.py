@@ -5,21 +5,13 @@ import os
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import (  # noqa: F401  (public names of this module too)
-    COMPUTED,
-    check_lora,
-    find_adapter,
-    linear_layers,
-    load_adapter,
-    merge_adapter,
-    no_lora,
-)
+from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, new_adapter, no_lora
 from ragfit.models.demo import model_folder
 from ragfit.models.refusal import MODEL_KEY, errors_as, not_loaded
 from ragfit.models.tokenizer import load_tokenizer
@@ -128,10 +120,9 @@ class HFTrain:
             self.model.to(torch.cuda.current_device())
         if adapter:
             self.model = merge_adapter(self.model, adapter)
-        if lora is not None:
-            # Some initializations meet the weights only here, and quantized weights refuse some keys.
-            with errors_as(no_lora):
-                self.model = get_peft_model(self.model, LoraConfig(**lora))
+        # Some initializations meet the weights only here, and quantized weights refuse some keys.
+        with errors_as(no_lora):
+            self.model = new_adapter(self.model, lora)
 
 
 def resolve(name: str) -> str:

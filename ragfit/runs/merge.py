@@ -51,7 +51,7 @@ def merge_checkpoint(
     Raises:
         ConfigError: there is nothing to merge, the folder is taken, or the adapter and the base do not belong together.
     """
-    from ragfit.models.hf import find_adapter, merge_adapter
+    from ragfit.models.adapter import find_adapter, merge_adapter
     from ragfit.models.tokenizer import load_tokenizer
 
     folder, out = find_path(checkpoint, "checkpoint"), user_path(out, "out")

@@ -79,7 +79,7 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     """
     from peft import PeftModel
 
-    from ragfit.models.hf import load_adapter
+    from ragfit.models.adapter import load_adapter
 
     own = Path(trainer.cfg.train.output_dir, "checkpoint")
     folder = find_path(checkpoint, "checkpoint") if checkpoint else find_existing(own)

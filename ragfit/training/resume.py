@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.save import without_secrets
 from ragfit.errors import ConfigError, RagfitError, first_line
-from ragfit.models.hf import load_adapter
+from ragfit.models.adapter import load_adapter
 from ragfit.runs.status import RunStatus
 from ragfit.training import checkpoints
 from ragfit.training.stop import StopSignals

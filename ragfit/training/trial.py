@@ -19,7 +19,6 @@ from types import SimpleNamespace
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,6 +39,7 @@ from ragfit.config.schema import is_hf_train
 from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import generate
+from ragfit.models.adapter import new_adapter
 from ragfit.models.hf import resolve
 from ragfit.training.arguments import Arguments, training_arguments
 from ragfit.training.packing import Rows, training_rows
@@ -137,11 +137,6 @@ def narrowed(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def with_adapter(model: PreTrainedModel, lora: dict | None) -> PreTrainedModel | PeftModel:
-    """The copy with an adapter like the run's."""
-    return model if lora is None else get_peft_model(model, LoraConfig(**lora))
-
-
 # What is tried.
 
 
@@ -187,7 +182,7 @@ def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, 
     keys = OmegaConf.to_container(cfg, resolve=True)
     lora = keys["model"].get("lora")
     try:
-        models = [with_adapter(model, lora)]
+        models = [new_adapter(model, lora)]
     except Exception as error:  # the whole model will be asked in a moment, and knows the names of its layers
         logger.debug("No trial: %s", error)
         return
@@ -205,7 +200,7 @@ def _try_step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, 
         if tree is keys:
             return _step(cfg, prepared, args, rows, models.pop())
         changed = OmegaConf.create(tree)
-        fresh = with_adapter(small_copy(changed.model), tree["model"].get("lora"))
+        fresh = new_adapter(small_copy(changed.model), tree["model"].get("lora"))
         _step(changed, prepared, training_arguments(changed, prepared), training_rows(changed, prepared), fresh)
 
     plain = copy.deepcopy(keys)

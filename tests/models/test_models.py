@@ -14,8 +14,8 @@ import ragfit
 from ragfit.config.load import load_config
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
-from ragfit.models.adapter import no_lora
-from ragfit.models.hf import HFTrain, bf16_is_fast, choose_dtype, linear_layers, skeleton
+from ragfit.models.adapter import linear_layers, no_lora
+from ragfit.models.hf import HFTrain, bf16_is_fast, choose_dtype, skeleton
 from ragfit.models.load import load_model
 from ragfit.models.refusal import errors_as
 

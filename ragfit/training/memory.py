@@ -126,9 +126,7 @@ def device_name(trainer: RagfitTrainer) -> str:
     device = trainer.args.device
     if device.type == "cuda":
         used = len(devices_of(trainer))
-        more = torch.cuda.device_count() - used
-        name = torch.cuda.get_device_name(device) + f" and {used - 1} more" * (used > 1)
-        return name + f" ({more} more not used by this process)" * (more > 0)
+        return torch.cuda.get_device_name(device) + f", {used} of {torch.cuda.device_count()} GPUs"
     threads = torch.get_num_threads()
     return f"{device.type.upper()}, {threads} thread{'s' * (threads != 1)}"
 

@@ -120,7 +120,6 @@ def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
     and a note, as texts for the preflight, and a warning where another order has much less padding.
     """
     import torch
-    from transformers.trainer_pt_utils import LengthGroupedSampler
 
     from ragfit.training.packing import is_packed
 
@@ -129,20 +128,16 @@ def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
     with torch.random.fork_rng(devices=[]):  # a look changes nothing
         batches = list(trainer.get_train_dataloader().batch_sampler)
     multiple = args.pad_to_multiple_of or 1
-    if is_packed(trainer.train_dataset):  # beside padded batches of as many rows
+    if is_packed(trainer.train_dataset):
         ends = [sum(sum(trainer.lengths[row]) for row in batch) for batch in batches]
         share = padded_share([[batch] for batch in range(len(batches))], ends, multiple)
-        size = max(1, round(len(lengths) * args.per_device_train_batch_size / len(trainer.train_dataset)))
-        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
-        without = padded_share([order[i : i + size] for i in range(0, len(order), size)], lengths, multiple)
-        return f"{share:.1%}", f"instead of {without:.1%} in padded batches of {counted(size, 'row')}", None
+        return f"{share:.1%}", "rows lie end to end", None
     share = padded_share(batches, lengths, multiple)
     rows = max(map(len, batches), default=0)
     note = f"of the positions in batches of {counted(rows, 'row')}, first epoch"
     if args.train_sampling_strategy in GROUPED:
         return f"{share:.1%}", f"{note}; rows of similar length share a batch", None
-    generator = torch.Generator().manual_seed(0)
-    order = list(LengthGroupedSampler(rows * args.gradient_accumulation_steps, lengths=lengths, generator=generator))
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     least = padded_share([order[i : i + rows] for i in range(0, len(order), rows)], lengths, multiple)
     hint = None
     if share > LARGE_SHARE and least <= share / 2:

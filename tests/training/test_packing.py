@@ -326,9 +326,7 @@ def test_the_preflight_says_what_packing_does(config):
         f"{rows} rows in {packs} packs",
         f"{rows / packs:.1f} a pack of 200 tokens, {tokens / packs / 200:.0%} full",
     )
-    each = round(rows * 2 / packs)
-    assert facts["padding"][0] == "0.0%" and facts["padding"][1].endswith(f"% in padded batches of {each} rows")
-    assert 5 < float(facts["padding"][1].split()[2].rstrip("%")) < 60
+    assert facts["padding"] == ("0.0%", "rows lie end to end")
     assert facts["steps"] == (
         f"{-(-packs // 4)}",
         f"2 packs × 2 accumulated a step, about {round(rows / packs * 4)} rows",

@@ -92,20 +92,13 @@ def train(trainer: RagfitTrainer) -> Path | None:
             checkpoint could not be saved.
     """
     cfg, status = trainer.cfg, trainer.status
-    if status is None:
+    if status is None or trainer.state.global_step:
         raise RagfitError(
             "trainer",
-            "it was made by ragfit.load_checkpoint, to evaluate a finished run",
-            "Make one with ragfit.build_trainer: "
-            f"model.trained_adapter={Path(trainer.args.output_dir, 'checkpoint')} in its configuration trains on from "
-            "that run's adapter, and resume_checkpoint=true goes on with a run that was stopped.",
-        )
-    if trainer.state.global_step:
-        raise RagfitError(
-            "trainer",
-            f"it has trained already, to step {trainer.state.global_step}",
+            "it has trained already, or was made by ragfit.load_checkpoint to evaluate",
             "Make a new one with ragfit.build_trainer (in the notebook: run from the cell with `trainer = None`); "
-            "resume_checkpoint=true goes on from the newest checkpoint.",
+            "resume_checkpoint=true in its configuration goes on from the newest checkpoint, and "
+            "model.trained_adapter trains a finished adapter further.",
         )
     with status.alone(), status.outcome(), explained("The run"):
         before = status.begin()

@@ -457,7 +457,7 @@ def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
 def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
     *_, checkpoint = trained
     with pytest.raises(
-        RagfitError, match=f"made by ragfit.load_checkpoint, .* model.trained_adapter={checkpoint} .* resume_checkpoint"
+        RagfitError, match="made by ragfit.load_checkpoint to evaluate. .* resume_checkpoint.* model.trained_adapter"
     ):
         ragfit.train(load_checkpoint(checkpoint))
 

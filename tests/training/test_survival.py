@@ -209,7 +209,7 @@ def test_the_handlers_are_put_back(overrides, out):
     trainer = tiny_trainer(cfg)
     ragfit.train(trainer)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
-    with pytest.raises(RagfitError, match="^trainer: it has trained already, to step 1. Make a new one"):
+    with pytest.raises(RagfitError, match="^trainer: it has trained already, .* Make a new one"):
         ragfit.train(trainer)
 
 

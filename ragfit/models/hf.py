@@ -11,7 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, new_adapter, no_lora
+from ragfit.models.adapter import (  # noqa: F401  (public names of this module too)
+    COMPUTED,
+    check_lora,
+    find_adapter,
+    linear_layers,
+    load_adapter,
+    merge_adapter,
+    new_adapter,
+    no_lora,
+)
 from ragfit.models.demo import model_folder
 from ragfit.models.refusal import MODEL_KEY, errors_as, not_loaded
 from ragfit.models.tokenizer import load_tokenizer

@@ -35,6 +35,9 @@ def memory_estimate(trainer: RagfitTrainer) -> tuple[int, str]:
     width = 2 if model.dtype in HALVES else 3
     layer = longest * rows * (16 * hidden + 3 * inner) * width
     kept = longest * rows * hidden * model.dtype.itemsize * layers
+    if getattr(model, "is_loaded_in_8bit", False):
+        # bitsandbytes keeps what goes into each product where checkpointing does not see it (MatMul8bitLt's `ctx`).
+        kept += longest * rows * (3 * hidden + inner) * model.dtype.itemsize * layers
     activations = 2 * layer + kept if args.activation_checkpointing else layer * layers
     logits = _logits(trainer, rows * (labelled if trainer.labelled_head else longest))
     parts = {"weights": weights, "updates": trained + state, "activations": activations, "logits": logits}

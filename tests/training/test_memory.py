@@ -1,6 +1,7 @@
 """Memory: the preflight's estimates against measured runs, and what is said where it gives out."""
 
 import functools
+import gc
 import json
 import resource
 import weakref
@@ -72,6 +73,35 @@ def test_the_estimate_of_memory_is_that_of_a_run_to_a_factor_of_two(write_rows, 
                       "train.save_strategy=no", "train.max_steps=2", "train.bf16=false", "train.per_device_train_batch_size=2", *keys)  # fmt: skip
     found = figures(tmp_path, cfg)
     assert to_a_factor_of_two(found), found
+
+
+DEMO = {
+    "float32": ["train.bf16=false"],
+    "float32, checkpointing": ["train.bf16=false", "train.gradient_checkpointing=true"],
+    "bfloat16": ["+model.dtype=bfloat16", "train.bf16=true"],
+    "8 bits": ["model.load_in_8bit=true"],
+    "4 bits": ["model.load_in_4bit=true"],
+}
+
+
+def test_the_estimate_knows_what_8_bits_keep_beside_checkpointing(write_rows, tmp_path):
+    """bitsandbytes keeps what went into each product in Python, where checkpointing cannot drop it."""
+    tokenizer, hidden, inner, layers = make_tokenizer("digits", "chatml"), 16, 32, 16
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    keys = "model.load_in_8bit=true", "train.gradient_checkpointing=true", "model.torch_dtype=float32"
+    trainer = tiny_trainer(tiny_config(tmp_path / "model", write_rows(question_rows(1)), tmp_path / "out", *keys))
+    trainer.model.activation_checkpointing_enable()
+    trainer.model.train()
+    tokens = len(trainer.prepared.train[0]["input_ids"])
+    output = trainer.model(input_ids=torch.ones((1, tokens), dtype=torch.int64), use_cache=False)
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.shape[-2:-1] == (tokens,)]
+    kept = sum({one.data_ptr(): one.nbytes for one in tensors if one.shape[-1] in (hidden, inner)}.values())
+    of_layers = layers * tokens * hidden * 4  # what goes into each, which checkpointing keeps itself
+    assert kept == pytest.approx(of_layers + layers * tokens * (3 * hidden + inner) * 4, rel=0.02)
+    assert output.logits.requires_grad and memory_estimate(trainer)[0] > kept
 
 
 DEMO = {

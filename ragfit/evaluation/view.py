@@ -6,24 +6,9 @@ from pathlib import Path
 from ragfit.draw.blocks import Badge, Block, Callout, Fold, Heading, Line, Long, Note, Span, Table
 from ragfit.draw.view import View
 from ragfit.evaluation.results import CLOSED_BOOK, MODELS
+from ragfit.runs.records import METRICS, OF_LABELS
 
 SHOWN = 6  # rows shown before the rest is folded
-NAMES = {
-    "exact_match": "exact match",
-    "f1": "token F1",
-    "recall": "answer recall",
-    "citations": "same citations",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-}
-MEANS = {
-    "exact_match": "the answer is an expected one",
-    "f1": "tokens shared with the expected answer that fits best",
-    "recall": "the share of short answers found in the answer",
-    "citations": "it cites the documents that the expected answer cites",
-    "accuracy": "the answer is the expected label, or begins with it",
-    "macro_f1": "the mean over the labels of each one's F1",
-}
 
 
 class EvaluationView(View):
@@ -49,7 +34,7 @@ class EvaluationView(View):
             values = ["–" if loss.get(side) is None else f"{loss[side]:.4f}" for side in sides]
             change = "" if loss["base"] is None else f"{loss['tuned'] - loss['base']:+.4f}"
             yield "dev loss", values, change, f"nats per completion token, mean of {loss['rows']:,} dev rows"
-        for metric, name in NAMES.items():
+        for metric, (name, meaning) in (METRICS | OF_LABELS).items():
             found = self.summary.get(metric)
             if not found:
                 continue
@@ -59,7 +44,7 @@ class EvaluationView(View):
             if "better" in found:
                 better, worse = found["better"], found["worse"]
                 change = f"{better} better, {worse} worse, {count - better - worse} same"
-            yield name, values, change, MEANS[metric] + ("" if count == len(self.rows) else f"; {count} rows have one")
+            yield name, values, change, meaning + ("" if count == len(self.rows) else f"; {count} rows have one")
 
     def _fine_print(self) -> Iterator[str]:
         """How to read the numbers."""

@@ -10,8 +10,18 @@ from typing import Any
 
 CONFIG, STATUS, LOG, EVALUATION = "ragfit.yaml", "status.json", "trainer_state.json", "evaluation.json"
 GROUNDING = "grounding.json"
-METRICS = ("exact_match", "f1", "recall", "citations")  # of an evaluation, as `ragfit.evaluation.metrics.Scores`
-OF_LABELS = ("accuracy", "macro_f1")  # of one whose expected answers are labels
+# What an evaluation measures, with its name and what it is: the fields of `ragfit.evaluation.metrics.Scores`.
+METRICS = {
+    "exact_match": ("exact match", "the answer is an expected one"),
+    "f1": ("token F1", "tokens shared with the expected answer that fits best"),
+    "recall": ("answer recall", "the share of short answers found in the answer"),
+    "citations": ("same citations", "it cites the documents that the expected answer cites"),
+}
+# The same of one whose expected answers are labels.
+OF_LABELS = {
+    "accuracy": ("accuracy", "the answer is the expected label, or begins with it"),
+    "macro_f1": ("macro F1", "the mean over the labels of each one's F1"),
+}
 LARGEST = 2**26  # bytes of a file that a run may have written
 
 

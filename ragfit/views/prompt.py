@@ -106,7 +106,7 @@ class PromptView(View):
 
 
 def _count_of(tokens: int | None) -> str:
-    return "not counted" if tokens is None else counted(tokens, "token")
+    return {None: "not counted", 0: "in the token before"}.get(tokens) or counted(tokens, "token")
 
 
 def _regions(row: Rendered, instruction: str) -> list[Region]:

@@ -201,16 +201,16 @@ def _table(head: Cells, rows: Sequence[Cells], right: Sequence[int] = (), widths
     layout = "fixed" if widths and len(widths) >= count else "auto"
 
     def cell(tag: str, value: Line, column: int) -> str:
-        look = f"{colours(QUIET)};font-weight:600" if tag == "th" else colours(PAPER)
         side = f"{'right' if column in right else 'left'};white-space:normal"
         side += f";width:{widths[column]}" if column < len(widths) and widths[column] else ""
         return (
-            f'<{tag} style="{look};text-align:{side};vertical-align:top;line-height:1.5;padding:5px 10px;border:0;'
-            f'{border("bottom")};overflow-wrap:break-word">{inline(value)}</{tag}>'
+            f'<{tag} style="text-align:{side};vertical-align:top;line-height:1.5;padding:5px 10px;border:0;'
+            f'overflow-wrap:break-word">{inline(value)}</{tag}>'
         )
 
     def line(tag: str, cells: Cells) -> str:
-        return f"<tr>{''.join(cell(tag, value, column) for column, value in enumerate(cells))}</tr>"
+        look = f"{colours(QUIET if tag == 'th' else PAPER)};{border('bottom')}"
+        return f'<tr style="{look}">{"".join(cell(tag, value, column) for column, value in enumerate(cells))}</tr>'
 
     look = "width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px"
     top = f"<thead>{line('th', head)}</thead>" if head else ""

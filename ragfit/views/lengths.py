@@ -8,6 +8,7 @@ from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
 from ragfit.draw.figure import figure, finish, legend_below
+from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ class LengthsView(View):
             low, high = min(train + dev + dropped), max(train + dev + dropped)
             width = math.ceil((high - low + 1) / min(24, max(8, len(train + dev + dropped) // 4)))
             bins = [low - 0.5 + width * step for step in range((high - low) // width + 2)]
-            axis.hist(train, bins=bins, color=colour, label=f"train, {len(train):,}")
+            axis.hist(train, bins=bins, color=colour, label=f"train, {counted(len(train), 'row')}")
             if dropped:
                 look = {"color": "#f6c5bd", "hatch": "///", "edgecolor": style.BAD[1]}
-                axis.hist(dropped, bins=bins, label=f"dropped, {len(dropped):,}", **look)
+                axis.hist(dropped, bins=bins, label=f"dropped, {counted(len(dropped), 'row')}", **look)
             if dev:
                 look = {"histtype": "step", "color": style.ORANGE, "linestyle": "--"}
-                axis.hist(dev, bins=bins, label=f"dev, {len(dev):,}", **look)
+                axis.hist(dev, bins=bins, label=f"dev, {counted(len(dev), 'row')}", **look)
             if self.limit and name == "whole row" and self.limit <= 3 * high:
                 axis.axvline(self.limit, color=style.RED, linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
             if len(bins) < 8:

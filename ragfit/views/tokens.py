@@ -185,13 +185,12 @@ class TokenView(View):
         shown = "⋯" if not text else "·" * len(text) if text.isspace() and not text.strip(" ") else html_lines(text)
         told = repr(text) if text else f"part {self.tokenizer.convert_ids_to_tokens(self.ids[i])!r}"
         look = _ODD if stripes and i % 2 and not kind else ""
-        below = after = ""
+        after = "<br>" if shown.endswith("<br>") else ""  # behind its frame or box, which would be drawn on two lines
+        shown, below = shown.removesuffix("<br>"), ""
         costs = [values[i] for values in self.losses.values()]
         if any(cost is not None for cost in costs):
             numbers = list(map(_cost, costs))
             look, told = _heat(costs[-1]), f"loss {' → '.join(numbers)}, {told}"
-            after = "<br>" if shown.endswith("<br>") else ""
-            shown = shown.removesuffix("<br>")
             shown = "·" + shown[1:] if shown[:1] == " " else shown  # a box of its own would lose it
             below = f'<br><small style="font-size:10px">{"<br>".join(numbers)}</small>'
         lost = self._dropped.get(i, "")

@@ -192,7 +192,8 @@ class TokenView(View):
             numbers = list(map(_cost, costs))
             look, told = _heat(costs[-1]), f"loss {' → '.join(numbers)}, {told}"
             shown = "·" + shown[1:] if shown[:1] == " " else shown  # a box of its own would lose it
-            below = f'<br><small style="font-size:10px">{"<br>".join(numbers)}</small>'
+            # Where styles are dropped, they stay on the token's line.
+            below = "".join(f'<sub style="display:block;font-size:10px">{number} </sub>' for number in numbers)
         lost = self._dropped.get(i, "")
         before = f'<s title="{escape(repr(lost))}: the tokenizer drops it">{html_lines(lost)}</s>' if lost else ""
         left, right = _TAGS[kind]

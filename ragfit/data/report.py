@@ -198,7 +198,7 @@ class ReportView(View):
         return [
             *self._findings(),
             Heading("Rows and tokens"),
-            Table(["", *parts], [[label, *cells] for label, cells in rows.items()], range(1, 3), widths=("220px",)),
+            Table(["", *parts], [[label, *cells] for label, cells in rows.items()], widths=("220px",)),
             Heading("Where loss begins and ends, over all rows"),
             Table((), labels, widths=("220px",)),
         ]

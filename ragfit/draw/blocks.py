@@ -84,7 +84,7 @@ class Table:
         head: column titles; empty for none.
         right: columns of numbers, set to the right.
         widths: of the first columns in a page, such as "25%" or "190px"; where all have one, long words break.
-        wide: whether it stays in columns however wide it is; a page scrolls it sideways.
+        wide: whether it stays in columns however wide it is, but in a terminal; a page scrolls it sideways.
     """
 
     head: Sequence[str]

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, LINE = "#7b8188", "#8b949e"
+INK, LINE = "#71767d", "#8b949e"
 
 
 def figure(height: float) -> "Figure":

@@ -47,14 +47,23 @@ ACCENTS = {
     WARNING: ORANGE, NOTE: BLUE, GOOD: GREEN, BAD: RED, QUIET: GREY,
 }  # fmt: skip
 _SHEET, _INK = "var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"
-# What JupyterLab's theme has in place of these pairs.
+# Of tokens, from surprising the model least to most: the highest loss in nats, the pair, and its tint in a theme.
+HEAT = (
+    (0.1, ("#e9f7ee", "#0b3d22"), GREEN, 14),
+    (0.5, ("#fdf6d8", "#5a4300"), "#b58900", 20),
+    (1.5, ("#fde3bd", "#6b3500"), ORANGE, 32),
+    (3.0, ("#fbc9ab", "#7a2206"), RED, 42),
+    (float("inf"), ("#f6a99a", "#5c0f06"), RED, 62),
+)
+# What JupyterLab's theme has in place of these pairs: a share of the line in its paper and in its ink.
+_TINTS = [(pair, line, 18) for pair, line in ACCENTS.items()] + [heat[1:] for heat in HEAT]
 _THEME = {
-    pair: (f"color-mix(in srgb,{line} 18%,{_SHEET})", f"color-mix(in srgb,{line} 35%,{_INK})")
-    for pair, line in ACCENTS.items()
+    pair: (f"color-mix(in srgb,{line} {share}%,{_SHEET})", f"color-mix(in srgb,{line} 35%,{_INK})")
+    for pair, line, share in _TINTS
 } | {
     PAPER: (_SHEET, _INK),
     FAINT: (_SHEET, "var(--jp-content-font-color2,#57606a)"),
-    QUIET: ("var(--jp-layout-color2,#f6f8fa)", "var(--jp-content-font-color2,#57606a)"),
+    QUIET: ("var(--jp-layout-color2,#f6f8fa)", _INK),
     LOSS_PAPER: (f"color-mix(in srgb,{GREEN} 14%,{_SHEET})", _INK),
 }
 _TONES = {"good": GOOD, "bad": BAD, "warning": WARNING, "note": NOTE, "quiet": PADDING}
@@ -192,16 +201,16 @@ def _table(head: Cells, rows: Sequence[Cells], right: Sequence[int] = (), widths
     layout = "fixed" if widths and len(widths) >= count else "auto"
 
     def cell(tag: str, value: Line, column: int) -> str:
-        look = f"{colours(QUIET)};font-weight:600" if tag == "th" else colours(PAPER)
-        side = "right;white-space:nowrap" if column in right else "left;white-space:normal"
+        side = f"{'right' if column in right else 'left'};white-space:normal"
         side += f";width:{widths[column]}" if column < len(widths) and widths[column] else ""
         return (
-            f'<{tag} style="{look};text-align:{side};vertical-align:top;line-height:1.5;padding:5px 10px;border:0;'
-            f'{border("bottom")};overflow-wrap:break-word">{inline(value)}</{tag}>'
+            f'<{tag} style="text-align:{side};vertical-align:top;line-height:1.5;padding:5px 10px;border:0;'
+            f'overflow-wrap:break-word">{inline(value)}</{tag}>'
         )
 
     def line(tag: str, cells: Cells) -> str:
-        return f"<tr>{''.join(cell(tag, value, column) for column, value in enumerate(cells))}</tr>"
+        look = f"{colours(QUIET if tag == 'th' else PAPER)};{border('bottom')}"
+        return f'<tr style="{look}">{"".join(cell(tag, value, column) for column, value in enumerate(cells))}</tr>'
 
     look = "width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px"
     top = f"<thead>{line('th', head)}</thead>" if head else ""
@@ -218,6 +227,8 @@ def _on_two_lines(name: str) -> Line:
 def _picture(figure: "Figure", description: str) -> str:
     data = io.BytesIO()
     figure.savefig(data, format="png")
-    look = f"max-width:100%;{colours(PAPER)};{border()};border-radius:6px;margin:6px 0"
+    # Black where the theme is dark: no ink has a contrast of 4.5 both on white and on a dark grey.
+    black = f"color(from {_SHEET} srgb calc(99*r - 49) calc(99*g - 49) calc(99*b - 49))"
+    look = f"max-width:100%;{colours(PAPER)};background:{black};{border()};border-radius:6px;margin:6px 0"
     code = base64.b64encode(data.getvalue()).decode("ascii")
     return f'<img alt="{escape(description)}" style="{look}" src="data:image/png;base64,{code}">'

@@ -134,7 +134,7 @@ def lines(view: Iterable[Block]) -> Iterator[str]:
 def _table(head: list[str], rows: list[list[str]], right: Sequence[int], wide: bool) -> Iterator[str]:
     table = [head, *rows] if any(head) else rows
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if wide or sum(widths) + 2 * len(widths) <= width() or not any(head):
+    if (wide and not sys.stdout.isatty()) or sum(widths) + 2 * len(widths) <= width() or not any(head):
         for row in table:
             pairs = enumerate(zip(row, widths, strict=True))
             cells = (cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in pairs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LISTED = 12  # row numbers that are listed
-LEAST = 0.1  # nats by which a token's loss must rise for it to depend on a document
+LEAST = 0.1  # nats by which a token's loss must change for it to depend on a document
 
 # (part, title, what it means, {measure: what it is called}); shares have names that end so, all else is in nats.
 QUESTIONS = (
@@ -84,7 +84,7 @@ CURVES = {
     "distractors": (
         DISTRACTORS,
         "distractors (documents of other rows)",
-        {"distractors_{}_loss": "loss of the answer (nats)", "distractors_{}_f1": "token F1 of the generated answer"},
+        {"distractors_{}_loss": "loss of the answer (nats)", "distractors_{}_f1": "token F1 (0 to 1)"},
     ),
     "position": (
         range(1, PLACES + 1),
@@ -187,7 +187,8 @@ class GroundingView(View):
             axis.set_xticks(list(counts))
             axis.set_ylim(bottom=0)
             axis.set_xlabel(along)
-            finish(axis, f"{measures[key]}, with 95 % intervals")
+            count = max(one["rows"] for x in counts for one in (self.summary.get(key.format(x)) or {}).values() if one)
+            finish(axis, f"{measures[key]}, {counted(count, 'row')}, 95 % intervals")
         legend_below(drawn)
         return drawn
 
@@ -222,14 +223,11 @@ class GroundedRowView(View):
             tokens = row[name]["tokens"]
             blocks.append(Note((f"{name}: ", *(part for token in tokens for part in self._token(token)))))
             figures = [
-                [Span(repr(token["text"]), "mono"), f"{token['loss']:.2f}",
-                 *(f"{_by_number(token['rise'])[one.number]:+.2f}" for one in self.documents)]
+                [Span(repr(token["text"]), "mono"), f"{token['loss']:.2f}", _changes(_by_number(token["rise"]))]
                 for token in tokens
-            ]  # fmt: skip
-            columns = ["token", "loss", *(f"[{one.number}]" for one in self.documents)]
-            blocks.append(Fold(f"{name}: loss increase of each token without each document (nats)", [
-                Table(columns, figures, right=range(1, len(columns)), wide=True)
-            ], in_text=False))  # fmt: skip
+            ]
+            head = ["token", "loss (nats)", f"change without a document, where at least {LEAST} nats"]
+            blocks.append(Fold(f"{name}: loss of each token", [Table(head, figures, (1,), ("20%",))], in_text=False))
         return [
             *blocks,
             Note(
@@ -242,6 +240,12 @@ class GroundedRowView(View):
         best = max(rise, key=rise.__getitem__, default=None)
         word = Span(token["text"], "mono")
         return (word, Badge(f"[{best}]"), " ") if best is not None and rise[best] > LEAST else (word, " ")
+
+
+def _changes(rise: Mapping[int, float]) -> str:
+    """The documents whose removal changes a loss, from the most to the least."""
+    ranked = sorted(rise.items(), key=lambda pair: -abs(pair[1]))
+    return ", ".join(f"[{number}] {change:+.2f}" for number, change in ranked if abs(change) >= LEAST) or "–"
 
 
 def _by_number(rise: Mapping) -> dict[int, float]:

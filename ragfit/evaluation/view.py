@@ -137,7 +137,7 @@ def answer_mark(row: Mapping, name: str) -> tuple[str, str]:
 
 
 def _one_of(expected: Sequence[str]) -> str:
-    return expected[0] if len(expected) == 1 else f"{expected[0]}  (or {len(expected) - 1} more)"
+    return expected[0] if len(expected) == 1 else f"{expected[0]} (or {len(expected) - 1} more)"
 
 
 def _named(side: str) -> str:

@@ -58,8 +58,8 @@ class RagView(View):
     def _picture(self) -> Picture:
         places = [row.place for rows in self.parts.values() for row in rows if row.place]
         shares = (f"{place}: {places.count(place) / len(places):.0%}" for place in sorted(set(places))[:SHOWN])
-        what = "Position of the first supporting document"
-        return Picture(lambda: self._figure(places, what), what, f"{what}, share of rows: {', '.join(shares)}")
+        what = f"Position of the first supporting document, {counted(len(places), 'row')}"
+        return Picture(lambda: self._figure(places, what), what, f"{what}: {', '.join(shares)}")
 
     def _figure(self, places: list[int], title: str) -> "Figure":
         drawn = figure(1.8)

@@ -8,6 +8,7 @@ from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Bar, Block, Line, Note, Picture, Table
 from ragfit.draw.figure import figure, finish, legend_below
+from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
@@ -64,18 +65,19 @@ class LengthsView(View):
             low, high = min(train + dev + dropped), max(train + dev + dropped)
             width = math.ceil((high - low + 1) / min(24, max(8, len(train + dev + dropped) // 4)))
             bins = [low - 0.5 + width * step for step in range((high - low) // width + 2)]
-            axis.hist(train, bins=bins, color=colour, label="train")
+            axis.hist(train, bins=bins, color=colour, label=f"train, {counted(len(train), 'row')}")
             if dropped:
-                axis.hist(dropped, bins=bins, color="#f6c5bd", hatch="///", edgecolor=style.BAD[1], label="dropped")
+                look = {"color": "#f6c5bd", "hatch": "///", "edgecolor": style.BAD[1]}
+                axis.hist(dropped, bins=bins, label=f"dropped, {counted(len(dropped), 'row')}", **look)
             if dev:
-                axis.hist(dev, bins=bins, histtype="step", color=style.ORANGE, linestyle="--", label="dev")
+                look = {"histtype": "step", "color": style.ORANGE, "linestyle": "--"}
+                axis.hist(dev, bins=bins, label=f"dev, {counted(len(dev), 'row')}", **look)
             if self.limit and name == "whole row" and self.limit <= 3 * high:
                 axis.axvline(self.limit, color=style.RED, linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
             if len(bins) < 8:
-                axis.set_xlim(low - 4, high + 4)
+                axis.set_xlim(max(0, low - 4), high + 4)
             finish(axis, f"{name}, tokens")
             axis.locator_params(integer=True, nbins=6)
         axes[0].set_ylabel("rows")
-        if len(axes[2].get_legend_handles_labels()[1]) > 1:
-            legend_below(drawn)
+        legend_below(drawn)
         return drawn

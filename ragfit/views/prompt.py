@@ -52,7 +52,9 @@ class PromptView(View):
         system = prepared.renderer.system
         regions = _regions(rendered, prepared.instruction if system in ("kept", "prompt") else "")
         self.parts = _count(regions, spans, loss, rendered.text)
-        self.comparison, self.differences = _compare(rendered)
+        # Behind a token that spans the boundary, loss begins later than the completion.
+        first = spans[loss.index(True)][0] if spans else 0
+        self.comparison, self.differences = _compare(rendered, max(first, rendered.completion_char))
         self.notes = []
         if system == "dropped":
             self.notes.append(
@@ -104,7 +106,7 @@ class PromptView(View):
 
 
 def _count_of(tokens: int | None) -> str:
-    return "not counted" if tokens is None else counted(tokens, "token")
+    return {None: "not counted", 0: "in the token before"}.get(tokens) or counted(tokens, "token")
 
 
 def _regions(row: Rendered, instruction: str) -> list[Region]:
@@ -143,18 +145,22 @@ def _count(
     return [(name, text[left:right], len(found), sum(found)) for (name, left, right), found in pairs]
 
 
-def _compare(row: Rendered) -> tuple[str, list[Difference]]:
-    """How the prompt at inference and the training text compare, in a sentence, and where they differ."""
+def _compare(row: Rendered, learned: int) -> tuple[str, list[Difference]]:
+    """How the prompt at inference and the training text compare, in a sentence, and where they differ.
+
+    Args:
+        learned: the first character with loss.
+    """
     if row.matches:
-        if len(row.prompt) == row.completion_char:
+        if len(row.prompt) == learned:
             end = row.prompt[-24:]
             return f"identical up to the completion ({len(row.prompt):,} characters, ending in {end!r}).", []
         more = row.text[len(row.prompt) : row.output[0]]
         if more:
-            which = "with loss" if row.completion_char <= len(row.prompt) else "without loss"
+            which = "with loss" if learned <= len(row.prompt) else "without loss"
             return f"identical, then the training text has {more!r} before the output, {which}.", []
-        ends = sorted((row.completion_char, row.output[0]))
-        also = "has loss too" if row.completion_char < row.output[0] else "has no loss"
+        ends = sorted((learned, row.output[0]))
+        also = "has loss too" if learned < row.output[0] else "has no loss"
         same = f"identical up to the output ({len(row.prompt):,} characters)"
         return f"{same}; the {row.text[slice(*ends)]!r} at this boundary {also}.", []
     old, new = row.prompt, row.text[: row.output[0]]

@@ -22,8 +22,7 @@ FOLD = 60  # the fewest tokens worth folding
 PADDING_CONTEXT, PADDING_FOLD = 2, 6
 LARGE = 4_000  # tokens
 
-_ODD = ' style="background:#8882"'  # so thin that it shows on any paper
-_ODD_LOSS = f' style="background:{style.GREEN}2a"'
+_ODD = ' style="background:#8883"'  # so thin that it shows on any paper
 _LOSS = f'<mark style="{colours(style.LOSS)};border-bottom:2px solid {style.GREEN};padding:1px 0">'
 _LOSS_BOXES = f'<mark style="{colours(style.PAPER)}">'
 # The tags say without colour what a token is.
@@ -32,17 +31,9 @@ _TAGS = {
     "special": (f'<b style="{colours(style.SPECIAL)};font-weight:600">', "</b>"),
     "marker": (f'<i style="{colours(style.MARKER)};font-style:normal">', "</i>"),
     "marker special": (f'<b style="{colours(style.MARKER)};font-weight:600"><i style="font-style:normal">', "</i></b>"),
-    "boundary": (f'<em style="{colours(style.BOUNDARY)};border:1px dashed {style.BOUNDARY[1]}">', "</em>"),
+    "boundary": (f'<em style="{colours(style.BOUNDARY)};border:1px dashed">', "</em>"),
     "padding": ('<small style="background:#8884;font-size:11px">', "</small>"),
 }
-# From surprising the model least to most: the loss of a token, in nats.
-HEAT = (
-    (0.1, ("#e9f7ee", "#0b3d22")),
-    (0.5, ("#fdf6d8", "#5a4300")),
-    (1.5, ("#fde3bd", "#6b3500")),
-    (3.0, ("#fbc9ab", "#7a2206")),
-    (float("inf"), ("#f6a99a", "#5c0f06")),
-)
 _HINT = (
     "Hover over a token for its position, id, label (no loss: -100) and text. "
     "⏎ newline, → tab, · a space that could be overlooked, ⋯ rest of a character."
@@ -152,7 +143,7 @@ class TokenView(View):
         cues = (
             ("no loss", _TAGS[""], True),
             ("special", _TAGS["special"], self.special.intersection(self.ids)),
-            ("marker", _TAGS["marker"], self.marker),
+            ("marker", _TAGS["marker"], {*self.marker} - {self.boundary}),
             (across, _TAGS["boundary"], across),
             ("with loss", (_LOSS, "</mark>"), True),
             ("padding", _TAGS["padding"], any(self.padding)),
@@ -193,16 +184,16 @@ class TokenView(View):
         label = f"label {self.labels[i]}" if self.loss[i] else "no loss"
         shown = "⋯" if not text else "·" * len(text) if text.isspace() and not text.strip(" ") else html_lines(text)
         told = repr(text) if text else f"part {self.tokenizer.convert_ids_to_tokens(self.ids[i])!r}"
-        look = (_ODD_LOSS if self.loss[i] else _ODD) if stripes and i % 2 and not kind else ""
-        below = after = ""
+        look = _ODD if stripes and i % 2 and not kind else ""
+        after = "<br>" if shown.endswith("<br>") else ""  # behind its frame or box, which would be drawn on two lines
+        shown, below = shown.removesuffix("<br>"), ""
         costs = [values[i] for values in self.losses.values()]
         if any(cost is not None for cost in costs):
             numbers = list(map(_cost, costs))
             look, told = _heat(costs[-1]), f"loss {' → '.join(numbers)}, {told}"
-            after = "<br>" if shown.endswith("<br>") else ""
-            shown = shown.removesuffix("<br>")
             shown = "·" + shown[1:] if shown[:1] == " " else shown  # a box of its own would lose it
-            below = f'<br><small style="font-size:10px">{"<br>".join(numbers)}</small>'
+            # Where styles are dropped, they stay on the token's line.
+            below = "".join(f'<sub style="display:block;font-size:10px">{number} </sub>' for number in numbers)
         lost = self._dropped.get(i, "")
         before = f'<s title="{escape(repr(lost))}: the tokenizer drops it">{html_lines(lost)}</s>' if lost else ""
         left, right = _TAGS[kind]
@@ -262,6 +253,6 @@ def _cost(cost: float | None) -> str:
 
 
 def _heat(cost: float | None) -> str:
-    pair = next((pair for limit, pair in HEAT if cost is not None and cost <= limit), style.PADDING)
+    pair = next((pair for limit, pair, *_ in style.HEAT if cost is not None and cost <= limit), style.PADDING)
     box = "display:inline-block;vertical-align:top;text-align:center;line-height:1.35;margin:0 1px 4px;padding:1px 3px"
     return f' style="{box};border-radius:3px;{colours(pair)}"'

@@ -197,8 +197,9 @@ def _load_parquet(path: Path) -> "Dataset":
 
     try:  # `datasets` fails on a table without rows
         return Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else Dataset.from_dict({})
-    except (OSError, pa.ArrowException, DatasetsError) as error:
-        raise DataError(path, f"it is not a readable Parquet file: {first_line(error)}", "Write it again.") from error
+    except (OSError, ValueError, pa.ArrowException, DatasetsError) as error:
+        reason = first_line(error.__cause__ or error)  # that of `datasets` says nothing itself
+        raise DataError(path, f"it is not a readable Parquet file: {reason}", "Write it again.") from error
 
 
 def _load_from_hub(name: str, key: str) -> "Dataset":

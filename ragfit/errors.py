@@ -65,9 +65,10 @@ class Interrupted(RagfitError):
 
 
 def first_line(error: BaseException) -> str:
-    """Another library's error in one line, for a message of ours: its first line (and what a colon promises), or its class.
+    """Another library's error in one line, for a message of ours: its first line, or its class.
 
-    Without the period at its end: the sentence that it is put in has one of its own.
+    All of it where that line ends with a colon. Without the period at its end: the sentence that it is put in has one
+    of its own.
     """
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]

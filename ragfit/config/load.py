@@ -84,7 +84,7 @@ def load_config(config: str | os.PathLike = "training", overrides: str | Iterabl
     """
     path = find_config(config)
     cfg = read_config(path)
-    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides or ())
     if overrides:
         cfg = compose_config(path, normalize_overrides(overrides, cfg))
     return finish(cfg, path, overrides)

@@ -290,13 +290,14 @@ def test_weights(breaks, expected, place, tiny_llama):
 
 
 LATE = [
+    ("model.device_map=cuda:7", "^model.device_map: .*CUDA.*Set it to auto"),
     ("model.lora.init_lora_weights=pissa_niter_x", "^model.lora: PEFT refuses these keys: .*'x'. Change"),
     ("model.lora.init_lora_weights=corda", "^model.lora: PEFT refuses these keys: .*preprocess_corda"),
 ]
 
 
 @pytest.mark.parametrize(("words", "expected"), LATE)
-def test_an_adapter_that_fails_only_on_the_weights(words, expected, place, tiny_llama):
+def test_a_value_that_fails_only_on_the_weights(words, expected, place, tiny_llama):
     shutil.copy(tiny_llama / "model.safetensors", place / "model")
     check(refusal(words.split()), expected)
 

@@ -85,9 +85,12 @@ def _of_checkpoint(parser: argparse.ArgumentParser, words: list[str]) -> tuple[a
                         "with --data a folder evaluation-NAME in it")  # fmt: skip
     args = parser.parse_intermixed_args(words)
     from ragfit.config.overrides import refuse_secrets
+    from ragfit.training.arguments import check_writable
     from ragfit.training.reload import load_checkpoint
 
     refuse_secrets(args.overrides, "a command line is kept by shells")
+    if args.out:
+        check_writable(args.out, "--out")
     trainer = load_checkpoint(args.checkpoint, args.data, args.overrides)
     out = Path(trainer.args.output_dir)
     if args.data:

@@ -65,11 +65,14 @@ class Interrupted(RagfitError):
 
 
 def first_line(error: BaseException) -> str:
-    """Another library's error in one line, for a message of ours: its first line, or its class where it says nothing.
+    """Another library's error in one line, for a message of ours: its first line, or its class.
 
-    Without the period at its end: the sentence that it is put in has one of its own.
+    All of it where that line ends with a colon. Without the period at its end: the sentence that it is put in has one
+    of its own.
     """
-    return in_one_line((str(error).strip() or type(error).__name__).splitlines()[0], 300).rstrip(". ")
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    return in_one_line(text if first.rstrip().endswith(":") else first, 300).rstrip(". ")
 
 
 def whole_text(error: BaseException) -> str:

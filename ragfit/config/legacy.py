@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from ragfit.config.paths import find_existing
-from ragfit.config.schema import HF_TRAIN, REMOVED, is_hf_train, parent_and_name, renamed
+from ragfit.config.schema import HF_TRAIN, OTHER_TYPES, REMOVED, is_hf_train, parent_and_name, renamed
 from ragfit.config.values import coerce, short_repr
 from ragfit.errors import ConfigError
 from ragfit.secrets import MASK, is_secret_name
@@ -48,9 +48,10 @@ def translate_names(tree: dict[str, Any], notes: dict[str, str]) -> bool:
             note(old, value, "dropped, there is no such setting any more")
             continue
         moved, new = value, names[old]
+        typed = coerce(old, value, OTHER_TYPES.get(old, Any))
         place, new_name = parent_and_name(tree, new)
         if old == "train.group_by_length":
-            if not coerce(old, value, bool):
+            if not typed:
                 note(old, value, "dropped, it is the default")
                 continue
             moved = "group_by_length"

@@ -84,7 +84,7 @@ def load_config(config: str | os.PathLike = "training", overrides: str | Iterabl
     """
     path = find_config(config)
     cfg = read_config(path)
-    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides or ())
     if overrides:
         cfg = compose_config(path, normalize_overrides(overrides, cfg))
     return finish(cfg, path, overrides)
@@ -128,9 +128,6 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
     written = _written(Path(source)) if source else {}
     try:
         return _finish(cfg, written)
-    except OmegaConfBaseException as error:
-        where = str(source or "the configuration")
-        raise ConfigError(where, f"it cannot be resolved: {first_line(error)}", "Correct the ${…}.") from error
     except ConfigError as error:
         if source is None:
             raise
@@ -147,7 +144,14 @@ def _finish(cfg: DictConfig, written: dict[str, tuple[int, yaml.Node]]) -> DictC
     notes = cfg.pop("translated", None) or {}
     if OmegaConf.is_dict(notes):  # they are told, and nothing that they say is followed
         notes = {key: notes[key] for key in notes if not OmegaConf.is_interpolation(notes, key)}
-    tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
+    try:
+        tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
+    except OmegaConfBaseException as error:
+        where, fix = (
+            error.full_key or "the configuration",
+            "Correct the ${…}; NAME of the environment is ${oc.env:NAME}.",
+        )
+        raise ConfigError(where, f"it cannot be resolved: {first_line(error)}", fix) from error
     tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
     for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
         if part in read:  # what is saved could not tell its keys from those that were added

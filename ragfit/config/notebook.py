@@ -136,6 +136,9 @@ def from_parameters(namespace: Mapping[str, Any], extra: Iterable[str] = ()) -> 
     for name in _injected(namespace.get("In") or ()):
         if name not in (*known, "translated"):
             raise unknown_key(name, known, "parameter")
+    for name in {"answers", "examples", "rows"}.intersection(extra):  # else the last cell would fail, after training
+        if not isinstance(count := namespace.get(name), int | None) or (count or 0) < 0:
+            raise ConfigError(name, f"{count!r} is not a number of rows", "Give a whole number, or None for all.")
     values = {key: namespace[key] for key in DATA_KEYS if namespace.get(key) not in (None, "")}
     for part in ("model", "train"):
         value = namespace.get(part)

@@ -37,7 +37,8 @@ def user_path(value: PathText, key: str = "path") -> Path:
 
 def _other_path(key: str, otherwise: str) -> str:
     of_text = "the path of a file that holds the text"
-    return f"Set {key} to {of_text if key in ('instruction', 'template') else otherwise}."
+    named = {"instruction": of_text, "template": of_text, "dev_split": f"a share such as 0.1, a number, or {otherwise}"}
+    return f"Set {key} to {named.get(key, otherwise)}."
 
 
 def _places(path: Path) -> tuple[Path, ...]:

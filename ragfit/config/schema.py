@@ -72,6 +72,8 @@ NARROWED: dict[str, Any] = {
     "model.lora.lora_dropout": Share,
     "train.learning_rate": NotNegative,
     "train.num_train_epochs": NotNegative,
+    "train.weight_decay": NotNegative,
+    "train.completion_only_loss": Literal[True] | None,
     "train.max_steps": Annotated[int, Field(ge=-1)],
     "train.per_device_train_batch_size": Count,
     "train.per_device_eval_batch_size": Count,
@@ -103,6 +105,7 @@ RENAMED = {
     "train.push_to_hub_token": "train.hub_token",
     "train.push_to_hub_model_id": "train.hub_model_id",
 }
+OTHER_TYPES = {"train.group_by_length": bool, "train.warmup_ratio": Share}  # than the keys that they became
 
 
 def renamed(packing: Any) -> dict[str, str]:

@@ -126,6 +126,11 @@ KINDS = {
         "The output is empty, so the model learns to say nothing.",
         "Check output_key, or remove the rows.",
     ),
+    "empty prompt": (
+        "warning",
+        "The prompt is empty, so the model learns to answer whatever it is asked with this output.",
+        "Check input_key, or remove the rows.",
+    ),
     "special tokens in data": (
         "warning",
         "The row's own text holds special tokens, which the model reads as control tokens.",
@@ -238,6 +243,8 @@ class Checks:
             self.add("other text has loss", part, number, f"{row.extra[:40]!r}")
         if not output.strip():
             self.add("empty output", part, number)
+        if not query.strip():
+            self.add("empty prompt", part, number)
         if ids[masked.end - 1] not in self._ends:
             self.add("no end of turn", part, number)
         bos = self.tokenizer.bos_token_id

@@ -14,6 +14,7 @@ from ragfit.data.rows import Source, texts_of
 from ragfit.draw.blocks import Badge, Bar, Block, Callout, Heading, Line, Span, Table
 from ragfit.draw.text import listed
 from ragfit.draw.view import View
+from ragfit.errors import ConfigError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -149,6 +150,14 @@ class Prepared:
     def part(self, name: str) -> "Dataset | None":
         """The prepared rows of a part: "train" or "dev"."""
         return {"train": self.train, "dev": self.dev}[name]
+
+    def at(self, index: int, part: str = "train") -> dict[str, list[int]]:
+        """The prepared row `index` of a part, or a ConfigError where there is none."""
+        try:
+            return self.part(part)[index]
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            there = f"There are {len(self.train)} in train and {len(self.dev or ())} in dev (dev_split), from 0."
+            raise ConfigError(f"row {index!r} of {part}", "there is no such prepared row", there) from error
 
     def row(self, number: int, part: str = "train") -> tuple[str, str, dict]:
         """(query, output, source row) of a row by its number in its file, the query as it was cut."""

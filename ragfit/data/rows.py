@@ -190,15 +190,15 @@ def open_rows(name: str | Path, key: str = "data_file") -> Source:
 
 
 def _load_parquet(path: Path) -> "Dataset":
-    import pyarrow as pa
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
-    from pyarrow.parquet import read_metadata
+    from pyarrow import ArrowException, parquet
 
     try:  # `datasets` fails on a table without rows
-        return Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else Dataset.from_dict({})
-    except (OSError, pa.ArrowException, DatasetsError) as error:
-        raise DataError(path, f"it is not a readable Parquet file: {first_line(error)}", "Write it again.") from error
+        return Dataset.from_parquet(str(path)) if parquet.read_metadata(path).num_rows else Dataset.from_dict({})
+    except (OSError, ValueError, ArrowException, DatasetsError) as error:
+        problem = "it is not a readable Parquet file: " + first_line(error.__cause__ or error)
+        raise DataError(path, problem, "Write it again.") from error
 
 
 def _load_from_hub(name: str, key: str) -> "Dataset":

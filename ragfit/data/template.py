@@ -250,7 +250,9 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
             raise PromptError("template", problem, f"Use {{query}} and {{output}}, and {double}")
     names = [name for _, name, *_ in pieces if name]
     if [name for name in names if name != "instruction"] != ["query", "output"]:
-        raise PromptError("template", "it needs {query} once and, after it, {output} once", "Add what is missing.")
+        raise PromptError(
+            "template", "it needs {query} once and, after it, {output} once", "Write each in single braces."
+        )
     if names[-2:] != ["query", "output"]:
         raise PromptError("template", "{instruction} must stand before {query}", "Move it there.")
     return [(literal, name) for literal, name, *_ in pieces]

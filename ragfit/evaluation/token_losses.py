@@ -34,7 +34,7 @@ def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> 
     from ragfit.evaluation.generate import inference
 
     model = trainer.model
-    batch = trainer.data_collator([trainer.prepared.part(part)[index]])
+    batch = trainer.data_collator([trainer.prepared.at(index, part)])
     with inference(model), trainer.compute_loss_context_manager():
         [tuned] = label_losses(model, batch)
         if not isinstance(model, PeftModel):

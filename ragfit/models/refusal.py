@@ -37,7 +37,7 @@ def not_loaded(name: str, error: Exception, what: str = "model") -> ConfigError:
     fix = "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
     if re.search("attn_implementation|flash_attn|FlashAttention", reason):
         return ConfigError("model.attn_implementation", reason.partition(". ")[0], "Set another, or leave it empty.")
-    if "device_map" in reason:
+    if re.search("device_map|compiled with CUDA|device ordinal|accelerator device", reason):
         return ConfigError("model.device_map", reason, "Set it to auto or cuda:0, or leave it empty.")
     if isinstance(error, pickle.UnpicklingError):
         reason = "its weights are a pickle that holds more than tensors, which could run code and is not read"

@@ -27,15 +27,16 @@ WRITTEN = "the rows are written with the tokenizer of model.model_name_or_path, 
 REFUSED = {"assistant_only_loss": LABELLED, "chat_template_path": WRITTEN, "eos_token": WRITTEN}
 
 
-def check_writable(output_dir: str) -> None:
-    """Raise before training where the adapter could not be saved after it."""
+def check_writable(folder: str, key: str = "train.output_dir") -> None:
+    """Raise before hours of work where what comes of it could not be saved."""
+    path = user_path(folder, key)
     try:
-        user_path(output_dir, "train.output_dir").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        problem = f"{output_dir} cannot be written: {error.strerror}"
-        raise ConfigError("train.output_dir", problem, "Set train.output_dir to a folder of yours.") from error
+        problem = f"{folder} cannot be written: {error.strerror}"
+        raise ConfigError(key, problem, f"Set {key} to a folder of yours.") from error
 
 
 class Arguments(SFTConfig):

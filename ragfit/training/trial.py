@@ -225,11 +225,11 @@ def _step(cfg: DictConfig, prepared: Prepared, args: Arguments, rows: Rows, mode
     rows = train, dev and dev.select([0])
     with tempfile.TemporaryDirectory() as folder:
         small = copy.deepcopy(args)
-        small.output_dir, small.save_strategy, small.load_best_model_at_end = folder, "no", False
-        small.disable_tqdm, small.gradient_accumulation_steps, small.eval_delay = True, 1, 0
+        small.output_dir, small.disable_tqdm, small.gradient_accumulation_steps, small.eval_delay = folder, True, 1, 0
         small.dataloader_num_workers = min(args.dataloader_num_workers, 1)
         small.dataloader_drop_last = False
         trainer = RagfitTrainer(cfg, prepared, SimpleNamespace(model=model), small, rows, callbacks=[OneStep()])
+        small.save_strategy, small.load_best_model_at_end = "no", False  # the trainer has checked them
         kept = DefaultFlowCallback | RunCallback | OneStep
         trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, kept)]
         if args.world_size > 1 or args.deepspeed or args.torch_compile:  # that takes a minute, or all processes

@@ -6,7 +6,6 @@ python -m ragfit look data_file=rows.jsonl output_key=answers --row 3
 from ragfit.data.cache import report_as_plain
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
-from ragfit.errors import ConfigError
 from ragfit.views.tokens import TokenView
 
 
@@ -25,10 +24,6 @@ def audit(prepared: Prepared, index: int = 0, part: str = "train") -> dict:
     Raises:
         ConfigError: there is no such row.
     """
-    rows = prepared.part(part)
-    if rows is None or not 0 <= index < len(rows):
-        there = f"rows 0 to {len(rows) - 1}" if rows is not None else "none, since dev_split is not set"
-        raise ConfigError(f"--row {index}", f"{part} has no such prepared row (there are {there})", "Name another one.")
     report = report_as_plain(prepared.report)
     for name in ("train", "dev"):
         own = prepared.report.part(name)

@@ -45,7 +45,7 @@ class PromptView(View):
 
     def __init__(self, prepared: Prepared, index: int = 0, part: str = "train"):
         self.title = f"Prompt of {part} row {index}"
-        row, rendered = prepared.part(part)[index], prepared.rendered(index, part)
+        row, rendered = prepared.at(index, part), prepared.rendered(index, part)
         ids, loss = row["input_ids"], [label != IGNORE_INDEX for label in row["labels"]]
         self.aside = f"{len(ids):,} tokens, {sum(loss):,} with loss"
         _, spans, _ = token_texts(prepared.tokenizer, ids, rendered.text, prepared.encoder)

@@ -67,7 +67,7 @@ class TokenView(View):
         batch: Mapping[str, object] | None = None,
         losses: Losses | Mapping[str, Losses] | None = None,
     ):
-        row, report = prepared.part(part)[index], prepared.report
+        row, report = prepared.at(index, part), prepared.report
         number, rendered = report.part(part).kept[index], prepared.rendered(index, part)
         self.title = f"Tokens of {part} row {index}" + (f", row {number} of its file" if number != index else "")
         self.findings = [found for found in report.findings if not found.rows or (part, number) in found.rows]

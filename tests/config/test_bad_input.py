@@ -97,6 +97,7 @@ def check(message, expected):
 
 VALUES = [
     ("dev_split=6", "^dev_split: 6 takes 6 of 6 rows and leaves none to train on. Lower dev_split"),
+    ("dev_split=10%", "^dev_split: there is no '10%' at .* Set dev_split to a share such as 0.1, a number, or a path that exists"),
     ("dev_split=nowhere.jsonl", "^dev_split: there is no 'nowhere.jsonl' at "),
     ("model.max_sequence_len=3", "^rows.jsonl: none of its 6 rows can be trained on .6 too long.. Raise model.max_sequence_len"),
     ("model.lora.target_modules=[qkv_proj]", "^model.lora.target_modules: 'qkv_proj' matches no layer .*linear layers are q_proj, k_proj"),
@@ -127,6 +128,7 @@ VALUES = [
     ("train.optim_args=foo", "^train.optim_args: .* Change or remove train.optim_args"),
     ("train.eval_strategy=steps", "^train.eval_strategy: steps needs a dev set. Set dev_split to a share"),
     ("train.report_to=nowhere", "^train.report_to: nowhere is not supported"),
+    ("dev_split=1 train.save_strategy=best train.eval_strategy=epoch", "^train.save_strategy: .*metric_for_best_model.* must be provided.*Change or remove train.save_strategy"),
     ("train.assistant_only_loss=true", "^train.assistant_only_loss: it is set, but this kit labels the rows. Remove"),
     ("train.output_dir=own.yaml", "^train.output_dir: own.yaml cannot be written: File exists. Set train.output_dir to a folder"),
     ("train.output_dir=/proc/x", "^train.output_dir: /proc/x cannot be written: "),
@@ -197,7 +199,7 @@ FILES = [
     ("CSV", {"r.csv": b"prompt,answers\n"}, "^r.csv: its format is not known. Use one of .jsonl"),
     ("empty instruction", {"i.txt": b" \n"}, r"^i.txt \(instruction\): the file is empty. Write the text there, or leave instruction empty"),
     ("instruction not UTF-8", {"i.txt": b"caf\xe9"}, r"^i.txt \(instruction\): not UTF-8 at byte 3. Save it as UTF-8"),
-    ("template without query", {"t.txt": b"hello {output}"}, "^template: it needs {query} once and, after it, {output} once. Add what is missing"),
+    ("template without query", {"t.txt": b"hello {output}"}, "^template: it needs {query} once and, after it, {output} once. Write each in single braces"),
     ("template without output", {"t.txt": b"{query}"}, "^template: it needs {query} once"),
     ("template with another key", {"t.txt": b"{query}{foo}{output}"}, "^template: unknown placeholder {foo}. Use {query} and {output}, and double the braces"),
     ("template with a lone brace", {"t.txt": b"{query} {output"}, "^template: expected '}' before end of string. Double the braces"),
@@ -288,13 +290,14 @@ def test_weights(breaks, expected, place, tiny_llama):
 
 
 LATE = [
+    ("model.device_map=cuda:7", "^model.device_map: .*CUDA.*Set it to auto"),
     ("model.lora.init_lora_weights=pissa_niter_x", "^model.lora: PEFT refuses these keys: .*'x'. Change"),
     ("model.lora.init_lora_weights=corda", "^model.lora: PEFT refuses these keys: .*preprocess_corda"),
 ]
 
 
 @pytest.mark.parametrize(("words", "expected"), LATE)
-def test_an_adapter_that_fails_only_on_the_weights(words, expected, place, tiny_llama):
+def test_a_value_that_fails_only_on_the_weights(words, expected, place, tiny_llama):
     shutil.copy(tiny_llama / "model.safetensors", place / "model")
     check(refusal(words.split()), expected)
 

@@ -185,6 +185,12 @@ def test_only_papermills_cell_is_checked():
         from_parameters(cell(In=cells))
 
 
+@pytest.mark.parametrize("count", ["all", 16.5, -1])
+def test_a_notebooks_number_of_rows_is_checked_before_anything_is_trained(count):
+    with pytest.raises(ConfigError, match=f"answers: {count!r} is not a number of rows. Give a whole number, or None"):
+        from_parameters(cell(data_file="x.jsonl", answers=count), extra=("examples", "answers"))
+
+
 # What papermill injects for `-f model.yaml -p model.lora.r 8`: on one line, or on several where black is installed.
 INJECTED = [
     """# Parameters

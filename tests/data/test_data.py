@@ -194,6 +194,17 @@ def test_parquet_without_rows(tmp_path):
     assert list(open_rows(tmp_path / "rows.parquet")) == []
 
 
+def test_parquet_that_datasets_cannot_read(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pairs, text = pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string())), pa.array(["a"])
+    for columns, reason in (([pairs, text], "Arrow type map<"), ([text, text], r"Multiple matches for .*\(a\)")):
+        pq.write_table(
+            pa.Table.from_arrays(columns, names=["a", "a" if columns[0] is text else "b"]), tmp_path / "r.parquet"
+        )
+        with pytest.raises(DataError, match=f"r.parquet: it is not a readable Parquet file: {reason}.*Write it again"):
+            open_rows(tmp_path / "r.parquet")
+
+
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
 def test_lines_appended_to_an_open_file_are_not_its(tmp_path, end):
     path = write(tmp_path, b"\n".join(LINES) + end)

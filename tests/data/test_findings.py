@@ -101,6 +101,7 @@ CASES = [
     ),
     ("empty output", {"row": {"answers": []}}, [("train", 4)]),
     ("empty output", {"row": {"answers": [" \n"]}}, [("train", 4)]),
+    ("empty prompt", {"row": {"prompt": None}}, [("train", 4)]),
     ("special tokens in data", {"row": {"prompt": "a</s>b"}}, [("train", 4)]),
     ("special tokens in data", {"row": {"answers": ["a <|im_end|> b"]}}, [("train", 4)]),
     ("special tokens in data", {"instruction": "Read <s>.", "row": {"answers": ["a</s>b"]}}, []),

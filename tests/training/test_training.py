@@ -461,6 +461,8 @@ def test_a_place_that_cannot_be_written_is_found_before_training(config, tmp_pat
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigError, match=f"train.output_dir: {folder} cannot be written"):
             check_writable(folder)
+        with pytest.raises(ConfigError, match=f"--out: {folder} cannot be written: .* Set --out to a folder"):
+            check_writable(folder, "--out")
     cfg = config(override("train.output_dir", str(tmp_path / "file")), "model.model_name_or_path=no/such-model")
     with pytest.raises(ConfigError, match="train.output_dir"):  # and before the model is looked for
         ragfit.build_trainer(cfg, ragfit.prepare(cfg, AutoTokenizer.from_pretrained(config().model.model_name_or_path)))

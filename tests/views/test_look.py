@@ -61,10 +61,13 @@ def test_all_of_it_as_json(words):
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--row", "7"], "error: --row 7: train has no such prepared row (there are rows 0 to 1). Name another one."),
+        (
+            ["--row", "7"],
+            "error: row 7 of train: there is no such prepared row. There are 2 in train and 0 in dev (dev_split), from 0.",
+        ),
         (
             ["--part", "dev"],
-            "error: --row 0: dev has no such prepared row (there are none, since dev_split is not set).",
+            "error: row 0 of dev: there is no such prepared row. There are 2 in train and 0 in dev (dev_split), from 0.",
         ),
         (["train.lerning_rate=1"], "Did you mean train.learning_rate?"),
         (

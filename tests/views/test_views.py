@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import make_config, make_tokenizer
 from harmless import HOSTILE, Reader, assert_harmless
 from omegaconf import OmegaConf
 
@@ -18,6 +19,7 @@ from ragfit.config.overrides import override
 from ragfit.data.mask import Encoder
 from ragfit.data.prepare import prepare
 from ragfit.draw import html as style
+from ragfit.errors import ConfigError
 from ragfit.views import (
     DifferencesView,
     LengthsView,
@@ -397,3 +399,13 @@ def test_views_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("where", [(9,), ("0",), (0, "test"), (0, "dev")])
+def test_a_row_that_is_not_there(write_rows, where):
+    prepared = prepare(make_config(write_rows([{"prompt": "a", "answers": ["b"]}])), make_tokenizer())
+    for view in (TokenView, PromptView):
+        with pytest.raises(
+            ConfigError, match="^row .* of .*: there is no such prepared row. There are 1 in train and 0"
+        ):
+            view(prepared, *where)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ragfit.draw.progress import print_any_text
 from ragfit.errors import ConfigError, RagfitError, for_terminal
 
 
@@ -170,6 +171,7 @@ def _parser(command: Callable) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; an error of the kit's is said in one line, and the exit code is then 1."""
+    print_any_text()
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name not in COMMANDS:
         about = [f"  {key:<10}{command.__doc__.splitlines()[0]}" for key, command in COMMANDS.items()]

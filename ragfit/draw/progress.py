@@ -1,6 +1,7 @@
 """What a user is told on the way: news, and progress bars as text, of which a notebook keeps how they ended."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
@@ -24,6 +25,12 @@ def news_stream() -> TextIO:
 def say(text: str) -> None:
     """Tell the user something that is no warning. An unconfigured notebook shows nothing that is logged as news."""
     print(text, file=news_stream(), flush=True)
+
+
+def print_any_text() -> None:
+    """Have a terminal or a log that is not UTF-8 get escapes, where a text of the data's would end a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def progress_bar(*args: object, **kwargs: object) -> "tqdm":

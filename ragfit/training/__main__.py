@@ -14,6 +14,7 @@ from ragfit.config.load import OUTPUT_DIR, finish, normalize_overrides, read_con
 from ragfit.config.overrides import refuse_plain, refuse_secrets
 from ragfit.config.paths import CONFIGS, find_path, user_path
 from ragfit.config.save import keep_config
+from ragfit.draw.progress import print_any_text
 from ragfit.errors import Interrupted, RagfitError, for_terminal
 from ragfit.runs.status import RunStatus
 from ragfit.secrets import plain_secrets
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser  # Hydra has no public way to its own options
 
+    print_any_text()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         refuse_secrets(argv, "a command line is kept by shells and in Hydra's files")

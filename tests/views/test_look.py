@@ -46,6 +46,14 @@ def test_a_look_at_a_row(words):
     assert "\x1b" not in shown.stdout and "\u202e" not in shown.stdout  # neither the data's nor, into a pipe, our own
 
 
+def test_a_terminal_that_is_not_utf_8_gets_escapes(words):
+    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "ragfit", *words]
+    shown = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert r"\u25b6Rome [1]<|im_end|>\u25c0" in shown.stdout
+
+
 def test_all_of_it_as_json(words):
     found = json.loads(ragfit(*words, "--row", "1", "--json").stdout)
     assert found["train"]["kept"] == [0, 1] and [finding["kind"] for finding in found["findings"]] == ["empty output"]

@@ -96,9 +96,21 @@ def find_adapter(adapter: str) -> str:
     source = str(find_model(adapter, "model.trained_adapter") or adapter)
     if not Path(source).is_dir():
         check_reachable(source, "model.trained_adapter")
-    with errors_as(lambda error: _not_usable(adapter, first_line(error))):
-        PeftConfig.from_pretrained(source)
+    _config(source, lambda reason: _not_usable(adapter, reason))
     return source
+
+
+def _config(source: str | Path, refusal: Callable[[str], ConfigError]) -> PeftConfig:
+    """What an adapter says of itself, where it is of a kind and has files that can be put on a model."""
+    with errors_as(lambda error: refusal(whole_text(error)[:300])):
+        config = PeftConfig.from_pretrained(str(source))
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise refusal(f"it is of the kind {config.peft_type.value}, which changes no weights")
+    if config.peft_type in ("XLORA", "SHADOW"):  # a stranger's adapter would have other folders read, or fetched
+        raise refusal(f"it is of the kind {config.peft_type.value}, whose settings name other models")
+    if Path(source).is_dir() and not any(Path(source).glob("adapter_model.*")):  # PEFT would ask the hub
+        raise refusal("it has no adapter_model.safetensors")
+    return config
 
 
 def merge_adapter(
@@ -151,12 +163,7 @@ def load_adapter(
     Raises:
         ConfigError: no adapter, a damaged one or another model's, or one whose weights are not exactly those expected.
     """
-    with errors_as(lambda error: refusal(first_line(error))):
-        config = PeftConfig.from_pretrained(str(source))
-    if config.is_prompt_learning or config.is_adaption_prompt:
-        raise refusal(f"it is of the kind {config.peft_type.value}, which changes no weights")
-    if config.peft_type in ("XLORA", "SHADOW"):  # a stranger's adapter would have other folders read, or fetched
-        raise refusal(f"it is of the kind {config.peft_type.value}, whose settings name other models")
+    config = _config(source, refusal)
     with errors_as(lambda error: refusal(whole_text(error)[:300])):
         if not isinstance(model, PeftModel):
             config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's

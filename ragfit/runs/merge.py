@@ -69,7 +69,8 @@ def merge_checkpoint(
 
     def refusal(reason: str) -> ConfigError:
         problem = f"the adapter in {folder} could not be merged into {base}: {reason}"
-        return ConfigError("checkpoint", problem, "Name the model that it was trained on with --base.")
+        fix = "Name the model that it was trained on with --base, or take the adapter from another copy."
+        return ConfigError("checkpoint", problem, fix)
 
     with part_of(out) as part:
         model = _load_base(base, dtype, keys.get("revision"), trust_remote_code)

@@ -99,8 +99,8 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
         model.delete_adapter(TUNED)
     load_adapter(model, folder, lambda reason: ConfigError(
         "checkpoint",
-        f"the adapter in {folder} does not fit {trainer.cfg.model.model_name_or_path}: {reason}",
-        "Name an adapter of this model.",
+        f"the adapter in {folder} could not be put on {trainer.cfg.model.model_name_or_path}: {reason}",
+        "Name an adapter of this model, or take it from another copy.",
     ), TUNED)  # fmt: skip
     model.set_adapter(TUNED)
     return f"The tuned model is the base model with the adapter in {folder}."

@@ -199,6 +199,8 @@ def test_what_is_refused(run, tiny_llama, tmp_path):
     refused(checkpoint, new, "could not be merged")
     (checkpoint / "adapter_model.safetensors").write_bytes(b"cut")
     refused(checkpoint, new, "could not be merged")
+    (checkpoint / "adapter_model.safetensors").unlink()
+    refused(checkpoint, new, "it has no adapter_model.safetensors. .*another copy")
     (checkpoint / "adapter_config.json").write_text("{")
     refused(checkpoint, new, "adapter_config.json is not JSON")
 
@@ -237,7 +239,7 @@ def test_keys_that_do_not_match(kind, run, tiny_llama, rows, tmp_path):
     assert not list(tmp_path.glob("*merged*"))
     with pytest.raises(ConfigError, match=f"^model.trained_adapter: .*{message}"):
         HFTrain(str(tiny_llama), lora={"target_modules": ["q_proj"]}, trained_adapter=str(checkpoint))
-    with pytest.raises(ConfigError, match=f"^checkpoint: the adapter in .* does not fit .*{message}"):
+    with pytest.raises(ConfigError, match=f"^checkpoint: the adapter in .* could not be put on .*{message}"):
         ragfit.load_checkpoint(checkpoint)
     (checkpoint.parent / "checkpoint-4" / "ragfit_checkpoint.json").unlink()  # as of one that this kit has not written
     cfg = tiny_config(tiny_llama, rows, checkpoint.parent, *FAST, "train.max_steps=6", "resume_checkpoint=true")
@@ -252,7 +254,7 @@ def test_a_trained_head_that_is_missing(run, tiny_llama, tmp_path):
     change_keys(checkpoint, lambda key: None if "lm_head" in key else key)
     with pytest.raises(ConfigError, match="could not be merged into .*lm_head"):
         merge_checkpoint(checkpoint, tmp_path / "merged")
-    with pytest.raises(ConfigError, match="does not fit .*lm_head"):
+    with pytest.raises(ConfigError, match="could not be put on .*lm_head"):
         ragfit.load_checkpoint(checkpoint)
 
 

@@ -75,15 +75,6 @@ def test_the_estimate_of_memory_is_that_of_a_run_to_a_factor_of_two(write_rows, 
     assert to_a_factor_of_two(found), found
 
 
-DEMO = {
-    "float32": ["train.bf16=false"],
-    "float32, checkpointing": ["train.bf16=false", "train.gradient_checkpointing=true"],
-    "bfloat16": ["+model.dtype=bfloat16", "train.bf16=true"],
-    "8 bits": ["model.load_in_8bit=true"],
-    "4 bits": ["model.load_in_4bit=true"],
-}
-
-
 def test_the_estimate_knows_what_8_bits_keep_beside_checkpointing(write_rows, tmp_path):
     """bitsandbytes keeps what went into each product in Python, where checkpointing cannot drop it."""
     tokenizer, hidden, inner, layers = make_tokenizer("digits", "chatml"), 16, 32, 16

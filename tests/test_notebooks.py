@@ -161,6 +161,7 @@ def test_a_loop_of_papermill_ends_in_one_table(trained):
     assert frame[["train_loss", "dev_loss", "f1"]].notna().all(axis=None) and frame["answers"].tolist() == [3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -177,6 +178,7 @@ def test_a_failing_run_says_why(change, message, tiny_run, tmp_path):
     assert not (tmp_path / "trained").exists()
 
 
+@pytest.mark.slow
 def test_the_command_exits_non_zero(tmp_path):
     command = [
         sys.executable,
@@ -256,6 +258,7 @@ def test_looking_takes_the_parameters_of_training(name):
     assert of_training <= parameter_names(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOKING)
 def test_looking_shows_rows_and_findings_without_torch(name, odd_rows, tmp_path):
     parameters = {**odd_rows, "dev_split": None, "rows": 2, "hfhub_tag": None, "use_wandb": False}
@@ -326,6 +329,7 @@ def test_grounding_of_a_trained_run_is_saved_beside_its_evaluation(trained, tiny
     assert "## Grounding" in (folder / "checkpoint" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tokenizer"), [("inspect_prompts.ipynb", "qwen3"), ("loss_mask.ipynb", "phi-3-mini-4k-instruct")]
 )

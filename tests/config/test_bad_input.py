@@ -333,6 +333,7 @@ def test_an_empty_answer_is_a_finding(answer, place):
     assert [number for _, number in found["empty output"]] == [6] and len(report.train.kept) == 7
 
 
+@pytest.mark.slow
 def test_columns_named_as_the_trainers_do_not_matter(place, tiny_llama):
     """And neither do a byte order mark, Windows' line ends, or NaN in a column that is not read."""
     shutil.copy(tiny_llama / "model.safetensors", place / "model")
@@ -354,6 +355,7 @@ def test_columns_named_as_the_trainers_do_not_matter(place, tiny_llama):
     assert (Path(folder) / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "long", "expected"),
     [
@@ -405,6 +407,7 @@ def one_line(result, expected):
     assert last.startswith("error: "), result.stderr  # before it at most a bar or a warning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -386,6 +386,7 @@ def check(load, message):
     assert "\n" not in said and len(said) < 1200 and said[-1] in ".?", said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["0123456", "12e4567", "1e5", "0x1f", "1_000", "12:30", "1.10", "7"])
 def test_text_that_yaml_reads_as_a_number_stays_the_text_that_was_written(write, text):
     cfg = load_config(
@@ -708,6 +709,7 @@ def test_override_round_trip(value):
     assert found == value and type(found) is type(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(texts.filter(lambda t: t not in ("", "???")))
 def test_text_survives_override_and_saving(tmp_path_factory, text):
@@ -732,6 +734,7 @@ def test_values_that_no_override_can_express(value, message):
         override("x", value)
 
 
+@pytest.mark.slow
 def test_normalized_for_the_command_line():
     cfg = read_config("training")
     given = ["limit=3", "train.seed=1", "train.warmup_steps=5", "train.seed=1,2", "~limit"]

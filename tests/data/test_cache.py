@@ -523,6 +523,7 @@ def test_under_torchrun_rows_are_prepared_once(many, tmp_path, folder):
     assert len(entries(folder)) == 1 and prepare({"data_file": many}).report.cached
 
 
+@pytest.mark.slow
 def test_waiting_for_another_process_is_said(data, folder, capsys):
     from threading import Event, Thread
 

@@ -309,6 +309,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(st.sampled_from(KINDS_OF_TOKENIZER), st.sampled_from(sorted(CHAT_TEMPLATES)), st.booleans(), texts, texts)
 def test_rules_hold_for_every_tokenizer_template_and_text(kind, template, with_marker, query, output):

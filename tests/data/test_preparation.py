@@ -441,6 +441,7 @@ def test_real_rows_under_real_tokenizers(prepare, real_tokenizers):
             assert rows[i]["answers"][0].strip() in answer
 
 
+@pytest.mark.slow
 def test_a_tokenizers_folder_is_loaded_without_torch(tiny_tokenizer, tmp_path, write_rows):
     folder = tmp_path / "model"
     tiny_tokenizer.save_pretrained(folder)

@@ -388,6 +388,7 @@ def test_the_longest_answer(tiny_llama, write_rows, out):
     assert allowed == longest > 256
 
 
+@pytest.mark.slow
 def test_generation_settings_reach_generate(tiny_llama, rows, out):
     stop = AutoTokenizer.from_pretrained(tiny_llama).convert_tokens_to_ids("?")
 
@@ -443,6 +444,7 @@ def test_a_checkpoint_on_other_rows(trained, write_rows, tmp_path, capsys):
     assert not (checkpoint.parent / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
     trainer = tiny_trainer(
         tiny_config(tiny_llama, rows, out, "model.lora=null", "dev_split=3", "train.max_steps=3", *FAST)

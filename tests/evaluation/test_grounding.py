@@ -237,6 +237,7 @@ def test_the_card_tells_of_it_once(trainer, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
     """The tuned model answers again without documents, where they can be found; rows without them have no such answer."""
     rows = rows_with_documents(20) + [{"prompt": "Nothing to read.", "answers": ["Ada"]}] * 4

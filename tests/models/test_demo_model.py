@@ -141,6 +141,7 @@ def test_import_is_cheap():
     assert not {"torch", "transformers", "tokenizers", "gguf", "numpy", "filelock", "platformdirs"} & loaded
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TOKENIZERS, reason="RAGFIT_TOKENIZERS is not set")
 @pytest.mark.parametrize("class_name", ["AutoTokenizer", "PreTrainedTokenizerFast"])
 def test_tokenizer_equals_the_published_one(folder, class_name):

@@ -73,6 +73,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_is_tuned(kind, run, tiny_llama, ids, tmp_path):
     checkpoint = run(*KINDS[kind])
@@ -92,6 +93,7 @@ def test_merged_is_tuned(kind, run, tiny_llama, ids, tmp_path):
     assert (out / "instruction.txt").read_text() == (checkpoint / "instruction.txt").read_text()
 
 
+@pytest.mark.slow
 def test_an_earlier_adapter_is_merged_first(run, tiny_llama, ids, tmp_path):
     first = run("model.lora.r=4", name="first")
     second = run(override("model.trained_adapter", str(first)), name="second")
@@ -227,6 +229,7 @@ def change_keys(folder, change):
     save_file(new, path, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KEYS)
 def test_keys_that_do_not_match(kind, run, tiny_llama, rows, tmp_path):
     """Wherever an adapter is loaded: PEFT only warns, and the base alone would pass for the tuned model."""
@@ -322,6 +325,7 @@ def test_an_empty_folder_is_taken(run, tmp_path):
     assert (merge_checkpoint(run(), tmp_path / "empty") / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(run, tmp_path):
     """No file may grow over 8 kB."""
     limited = "ulimit -f 8; trap '' XFSZ; exec \"$@\""

@@ -179,6 +179,7 @@ def test_a_head_that_does_something_else_is_refused():
     assert model.training is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys", [[], ["+train.loss_type=dft"], ["+train.label_smoothing_factor=0.1"]], ids=["nll", "dft", "smoothed"]
 )
@@ -247,6 +248,7 @@ def test_checkpointing_keeps_what_attention_gave(kind):
     assert functions and not any("context_fn" in function.keywords for function in functions)  # that way has none
 
 
+@pytest.mark.slow
 def test_a_run_with_checkpointing_equals_one_without(tiny_llama, write_rows, tmp_path):
     data = write_rows(question_rows(12))
 

@@ -59,6 +59,7 @@ def to_a_factor_of_two(found):
     return all(held > 2**27 and 0.5 < estimated / held < 2 for estimated, held in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [[], ["train.gradient_checkpointing=true"], ["model.lora=null"]],
@@ -75,6 +76,7 @@ def test_the_estimate_of_memory_is_that_of_a_run_to_a_factor_of_two(write_rows, 
     assert to_a_factor_of_two(found), found
 
 
+@pytest.mark.slow
 def test_the_estimate_knows_what_8_bits_keep_beside_checkpointing(write_rows, tmp_path):
     """bitsandbytes keeps what went into each product in Python, where checkpointing cannot drop it."""
     tokenizer, hidden, inner, layers = make_tokenizer("digits", "chatml"), 16, 32, 16
@@ -190,6 +192,7 @@ def run_of(tmp_path, write_rows):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GIVES_OUT)
 def test_out_of_memory_says_what_to_lower(name, run_of, tmp_path):
     """The allocator is really refused: the process may take 1 GiB more."""
@@ -203,6 +206,7 @@ def test_out_of_memory_says_what_to_lower(name, run_of, tmp_path):
     assert (tmp_path / "out" / "checkpoint" / "adapter_model.safetensors").is_file() == (name == "dev loss")
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_answering_says_what_to_lower(run_of, tmp_path):
     cfg = run_of()
     ragfit.train(tiny_trainer(cfg))

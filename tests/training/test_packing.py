@@ -134,6 +134,7 @@ def test_what_goes_against_packing_is_refused(config, keys, message):
         tiny_trainer(config(*keys))
 
 
+@pytest.mark.slow
 def test_evaluation_is_unpacked_unless_asked_for(config):
     plain = tiny_trainer(config(PACKED, "dev_split=5"))
     assert is_packed(plain.train_dataset) and plain.eval_dataset is plain.prepared.dev
@@ -186,6 +187,7 @@ def epoch(trainer):
     return losses(trainer), seen.steps, adapter_weights(trainer.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_an_epoch_is_that_of_the_same_rows_padded(trainer_of, kind, dtype):
@@ -218,6 +220,7 @@ def test_an_epoch_is_that_of_the_same_rows_padded(trainer_of, kind, dtype):
         assert torch.allclose(weight, padded_adapter[name], rtol=close, atol=close / 10), name
 
 
+@pytest.mark.slow
 def test_labels_are_counted_over_a_whole_step(trainer_of):
     """The loss of a step is the sum over its labels divided by their number, however packs fall into batches."""
     found = []
@@ -362,6 +365,7 @@ def test_a_pack_is_seen_with_its_rows_boundaries_and_positions(config):
     assert f"{int((padded['attention_mask'] == 0).sum())} of them padding" in view.text()
 
 
+@pytest.mark.slow
 def test_a_packed_run_is_told_apart(config):
     cfg = config(PACKED, "train.max_length=200", "train.max_steps=2", "train.save_strategy=steps", "train.save_steps=1")
     folder = ragfit.train(tiny_trainer(cfg))
@@ -445,6 +449,7 @@ def test_padding_and_generation_take_the_usual_way(trainer_of):
     assert torch.equal(ids, expected_ids) and torch.allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_the_gradients(trainer_of):
     keys = ("train.max_steps=2", "train.max_length=150")
     plain = epoch(trainer_of("llama", SHAPE, *keys))

@@ -38,6 +38,7 @@ BATCHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", BATCHES, ids=[" ".join(keys) or "one row" for keys in BATCHES])
 def test_padding_is_that_of_the_batches_that_are_trained(config, keys):
     trainer = tiny_trainer(config(*keys))
@@ -56,6 +57,7 @@ def test_padding_is_that_of_the_batches_that_are_trained(config, keys):
     assert ("similar length" in said[1]) == (GROUPED in keys)
 
 
+@pytest.mark.slow
 def test_the_hint_keeps_its_word(config):
     loose = tiny_trainer(config(FOUR, "limit=320"))
     view, share = ragfit.preflight(loose), float(facts(loose)["padding"][0].rstrip("%"))
@@ -110,6 +112,7 @@ PRECISIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(("keys", "asked"), PRECISIONS, ids=[keys[0] for keys, _ in PRECISIONS])
 def test_precision_is_said_and_done(config, monkeypatch, keys, asked, fast):

@@ -151,6 +151,7 @@ def test_what_resuming_could_change(overrides, out, through, more, step):
     assert_same(out, through(*more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "step"), [(("train.logging_steps=2",), 3), (BY_EPOCH, 6)], ids=["a log", "an evaluation"]
 )
@@ -502,6 +503,7 @@ def test_what_changes_the_run_is_warned_of(overrides, two_checkpoints, more, mes
 # --- Nothing is lost -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_run_sets_an_earlier_one_s_checkpoints_aside(overrides, two_checkpoints, tmp_path):
     """Else rotation would delete the new run's, and resuming would take the old run's."""
     out = shutil.copytree(two_checkpoints, tmp_path / "out")
@@ -524,6 +526,7 @@ def test_a_new_run_sets_an_earlier_one_s_checkpoints_aside(overrides, two_checkp
     assert [path.name for path in (out / "earlier.2").iterdir()] == ["checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(overrides, tmp_path, through):
     out = shutil.copytree(through(), tmp_path / "out")
     before = {path: path.read_bytes() for path in (out / "checkpoint").iterdir()}
@@ -572,6 +575,7 @@ def run_on_a_small_disk(overrides, log):
 # --- The status ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_trains_into_is_refused(overrides, out):
     other = process(run, overrides(out, "train.max_steps=100000", "train.save_strategy=no", "train.logging_steps=1000"))
     wait_for(lambda: (read(out) or {}).get("doing") == "training", other.is_alive)
@@ -636,6 +640,7 @@ def hold(out):
         time.sleep(300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_that_locks_nothing_is_told_and_trained_on(overrides, out, number, monkeypatch, recwarn, caplog):
     def flock(*args):
@@ -693,6 +698,7 @@ def test_home_in_output_dir_is_one_place_throughout(overrides, tmp_path, monkeyp
     )
 
 
+@pytest.mark.slow
 def test_a_status_through_a_failure(overrides, out):
     cfg = ragfit.load_config("training", overrides(out, "train.max_steps=2", "train.hub_token=hf_secret12345678"))
     assert read(out) is None
@@ -749,6 +755,7 @@ def cause(text):
     raise ValueError(f"{text}\nsecond line")
 
 
+@pytest.mark.slow
 def test_a_trainer_that_never_trains_leaves_the_status_as_it_was(overrides, out):
     tiny_trainer(ragfit.load_config("training", overrides(out)))
     assert read(out) is None

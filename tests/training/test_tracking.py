@@ -135,6 +135,7 @@ def media(folder, name):
     return path
 
 
+@pytest.mark.slow
 def test_the_report_and_what_is_learned_of_a_few_rows_are_tracked(config, write_rows, tmp_path):
     rows = [
         *question_rows(3),
@@ -157,6 +158,7 @@ def test_the_report_and_what_is_learned_of_a_few_rows_are_tracked(config, write_
     assert "default-src 'none'" in media(tmp_path / "out", "loss_mask").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_evaluation_during_the_run_is_tracked_and_after_it_is_not_a_crash(config, tmp_path, capsys):
     cfg = config(
         "use_wandb=true", "dev_split=2", "train.eval_strategy=steps", "train.eval_steps=1", "train.max_steps=2"
@@ -170,11 +172,13 @@ def test_evaluation_during_the_run_is_tracked_and_after_it_is_not_a_crash(config
     assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluated[-1])
 
 
+@pytest.mark.slow
 def test_the_command_line_s_dev_loss_after_a_tracked_run(config, capsys):
     ragfit.run(config("use_wandb=true", "dev_split=2", "train.max_steps=1"))
     assert "dev loss " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "environment", "project"),
     [
@@ -191,6 +195,7 @@ def test_the_project(config, tmp_path, monkeypatch, keys, environment, project):
     assert read_run(tmp_path / "out")[0].project == project
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_marked_as_failed(config, tmp_path):
     from transformers import TrainerCallback
 
@@ -205,6 +210,7 @@ def test_a_failing_run_is_marked_as_failed(config, tmp_path):
     assert read_run(tmp_path / "out")[-1] == 1 and wandb.run is None
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_marked_as_such(config, tmp_path):
     import signal
 
@@ -219,6 +225,7 @@ def test_an_interrupted_run_is_marked_as_such(config, tmp_path):
     assert read_run(tmp_path / "out")[-1] == 255
 
 
+@pytest.mark.slow
 def test_a_tracker_that_breaks_ends_nothing(config, tmp_path, caplog):
     from transformers import TrainerCallback
 
@@ -235,6 +242,7 @@ def test_a_tracker_that_breaks_ends_nothing(config, tmp_path, caplog):
     ].startswith("wandb failed (")
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "no such mode")
     trainer = tiny_trainer(config("use_wandb=true"))
@@ -257,6 +265,7 @@ def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(config, tmp
     assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer) and code == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_the_user_s_own_is_used_and_left_open(config, tmp_path):
     with wandb.init(project="own", dir=tmp_path) as own:
         ragfit.train(tiny_trainer(config("use_wandb=true", "train.max_steps=1")))

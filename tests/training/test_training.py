@@ -94,6 +94,7 @@ def test_train_keys_reach_the_arguments(config, overrides, expected):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_every_key_of_train_in_the_shipped_files_is_in_the_arguments(config):
     for name in ("training", "paper/training-asqa", "paper/training-pubmed", "demo"):
         cfg = load_config(name)
@@ -172,6 +173,7 @@ def test_several_gpus_and_no_launcher(config, monkeypatch):
 # --- train: the effects ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_optimizer_scheduler_and_steps(config):
     keys = [
         "train.weight_decay=0.25",
@@ -199,6 +201,7 @@ def test_group_by_length(config):
     assert type(tiny_trainer(config())._get_train_sampler()).__name__ == "RandomSampler"
 
 
+@pytest.mark.slow
 def test_saved_checkpoints_and_their_limit(config, out):
     def saved(*keys):
         trainer = tiny_trainer(config("train.max_steps=6", *keys))
@@ -222,6 +225,7 @@ def test_report_to_nothing_has_no_reporters(config):
     assert names == {"DefaultFlowCallback", "LossCurveCallback", "RunCallback"}
 
 
+@pytest.mark.slow
 def test_the_seed_makes_a_run_repeatable(config):
     def run(seed, stray):
         torch.manual_seed(stray)  # whatever was drawn before in this process
@@ -352,6 +356,7 @@ def test_the_logged_loss_is_the_mean_over_the_step_s_tokens(config):
 # --- Data keys ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_limit_shuffle_and_dev_split(config):
     def kept(*keys):
         report = ragfit.prepare(config(*keys)).report

@@ -71,6 +71,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "key", "text"), REFUSED, ids=[words for words, _, _ in REFUSED])
 def test_a_key_that_fails_only_with_a_model(words, key, text, config):
     message = refusal(config(*words.split()))
@@ -123,6 +124,7 @@ def test_a_run_that_is_tried_and_taken(words, config, monkeypatch):
     assert failures == []  # it was tried, and not given up
 
 
+@pytest.mark.slow
 def test_rows_longer_than_learned_positions(write_rows, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -173,6 +175,7 @@ def test_rows_longer_than_rotary_positions_are_warned_of(changes, made_for, tiny
 # --- What a trial leaves as it was --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trial_changes_nothing_of_what_is_trained(tiny_llama, write_rows, tmp_path, monkeypatch):
     cfg = tiny_config(
         tiny_llama, write_rows(question_rows(12)), tmp_path / "out", "train.max_steps=3", "train.save_strategy=no"
@@ -270,6 +273,7 @@ def test_nothing_is_left_of_the_copy(config):
 # --- Going on from another run ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_optimizer_and_base(tiny_llama, write_rows, tmp_path, caplog):
     rows, out = write_rows(question_rows(12)), tmp_path / "out"
     keys = ["train.max_steps=2", "train.save_steps=1"]
@@ -339,6 +343,7 @@ def fails(*args, **kwargs):
     raise KeyError("from a library")
 
 
+@pytest.mark.slow
 def test_every_public_step_goes_through_it(tiny_llama, write_rows, tmp_path, monkeypatch):
     rows = write_rows(question_rows(12))
     cfg = tiny_config(tiny_llama, rows, tmp_path / "out", "train.max_steps=1")

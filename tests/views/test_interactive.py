@@ -310,6 +310,7 @@ def test_with_a_front_end_it_is_the_widget(setup, monkeypatch):
     assert bundle.keys() == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
 
 
+@pytest.mark.slow
 def test_looking_imports_neither_torch_nor_widgets(tmp_path, write_rows):
     make_tokenizer("digits", "chatml").save_pretrained(tmp_path / "tokenizer")
     keys = {"data_file": str(write_rows(ROWS)), "output_key": "answers", "model.model_name_or_path": str(tmp_path / "tokenizer"),

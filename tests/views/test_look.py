@@ -34,6 +34,7 @@ def words(tiny_llama, write_rows):
     )
 
 
+@pytest.mark.slow
 def test_a_look_at_a_row(words):
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     command = [sys.executable, "-m", "ragfit", *words]
@@ -46,6 +47,7 @@ def test_a_look_at_a_row(words):
     assert "\x1b" not in shown.stdout and "\u202e" not in shown.stdout  # neither the data's nor, into a pipe, our own
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_not_utf_8_gets_escapes(words):
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "ragfit", *words]
@@ -89,6 +91,7 @@ def test_what_cannot_be_looked_at(words, more, expected):
     assert shown.returncode == 1 and expected in shown.stderr and "Traceback" not in shown.stderr
 
 
+@pytest.mark.slow
 def test_a_look_loads_neither_torch_nor_transformers_models(words):
     code = (
         "import sys; from ragfit.__main__ import main\n"

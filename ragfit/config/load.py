@@ -147,11 +147,9 @@ def _finish(cfg: DictConfig, written: dict[str, tuple[int, yaml.Node]]) -> DictC
     try:
         tree, read = OmegaConf.to_container(cfg, resolve=True), environment_texts(cfg)
     except OmegaConfBaseException as error:
-        where, fix = (
-            error.full_key or "the configuration",
-            "Correct the ${…}; NAME of the environment is ${oc.env:NAME}.",
-        )
-        raise ConfigError(where, f"it cannot be resolved: {first_line(error)}", fix) from error
+        where, problem = error.full_key or "the configuration", f"it cannot be resolved: {first_line(error)}"
+        fix = "Correct the ${…}; NAME of the environment is ${oc.env:NAME}."
+        raise ConfigError(where, problem, fix) from error
     tree |= {"model": tree.get("model", {}), "train": tree.get("train") or {}}
     for part, value in (("model", tree["model"]), ("train", tree["train"]), ("translated", notes)):
         if part in read:  # what is saved could not tell its keys from those that were added

@@ -28,7 +28,7 @@ def say(text: str) -> None:
 
 
 def print_any_text() -> None:
-    """Have a terminal or a log that is not UTF-8 get escapes, where a text of the data's would end a run."""
+    """Print escapes where a terminal or a log is not UTF-8; else a single character of the data would end a run."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -98,10 +98,7 @@ class SavedView(View):
     def __init__(self, folder: str | Path):
         self.title, self.folder, self.earlier = f"Saved in {folder}", folder, earlier_adapter(folder)
         files = sorted(path for path in Path(folder).iterdir() if path.is_file())
-        self.rows = [
-            [Span(file.name, "mono"), f"{file.stat().st_size / 1000:,.1f} kB", _HOLDS.get(file.name, "")]
-            for file in files
-        ]
+        self.rows = [[Span(file.name, "mono"), _size(file), _HOLDS.get(file.name, "")] for file in files]
 
     def blocks(self) -> list[Block]:
         on_top = (
@@ -111,3 +108,12 @@ class SavedView(View):
         )
         table = Table(["file", "size", "what it holds"], self.rows, right=(1,))
         return [Callout(on_top), table] if self.earlier else [table]
+
+
+def _size(file: Path) -> str:
+    size = file.stat().st_size
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -294,7 +294,7 @@ def test_preflight_and_saved(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1500))
     (tmp_path / "<b>").write_bytes(bytes(3))
     view = SavedView(tmp_path)
-    assert "1.5 kB" in view.html() and "the trained adapter" in repr(view) and "0.0 kB" in repr(view)
+    assert "1.5 kB" in view.html() and "the trained adapter" in repr(view) and "3 B" in repr(view)
     assert_harmless(view._repr_html_())
 
 

@@ -270,6 +270,11 @@ def _check_values(tree: dict[str, Any], hf_train: bool) -> None:
         raise ConfigError("model.load_in_4bit", "true, as model.load_in_8bit is", "Set one to false.")
 
 
+def resolved(cfg: DictConfig, part: str) -> dict[str, Any]:
+    """The keys of a part ("model", "train") as plain values in the types of their keys, with every `${…}` followed."""
+    return OmegaConf.to_container(cfg[part], resolve=True)
+
+
 def differences(cfg: DictConfig, config: str | os.PathLike) -> list[tuple[str, Any, Any]]:
     """What a resolved configuration has other than its YAML file: `(key, value in the file, value)`.
 

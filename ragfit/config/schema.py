@@ -43,7 +43,8 @@ PROMPT_KEYS: dict[str, Any] = {
     "completion_start": str | None,
     "instruction_in_prompt": bool | None,
     "max_sequence_len": Count | None,
-    "over_length": Literal["drop", "cut_start", "cut_end"] | None,
+    "over_length": Literal["drop", "cut_documents", "cut_start", "cut_end"] | None,
+    "chat_template_kwargs": dict | None,
 }
 MODEL_KEYS: dict[str, Any] = {
     "_target_": str,
@@ -60,6 +61,12 @@ MODEL_KEYS: dict[str, Any] = {
     "trained_adapter": str | None,
     "generation": dict | None,
     **PROMPT_KEYS,
+}
+# Keys of `train` that are this kit's own and not TRL's.
+OWN_TRAIN_KEYS: dict[str, Any] = {
+    "early_stopping_patience": Count | None,
+    "early_stopping_threshold": NotNegative | None,
+    "stop_on_nan": bool | None,
 }
 # Where the libraries declare more than works: such a value would fail late, or change the run silently.
 NARROWED: dict[str, Any] = {
@@ -206,7 +213,7 @@ def known_keys() -> dict[str, Any]:
         "train": dict,
         **{f"model.{key}": kind for key, kind in MODEL_KEYS.items()},
         **{f"model.lora.{key}": kind for key, kind in library_fields("model.lora").items()},
-        **{f"train.{key}": kind for key, kind in library_fields("train").items()},
+        **{f"train.{key}": kind for key, kind in (library_fields("train") | OWN_TRAIN_KEYS).items()},
         **NARROWED,
     }
 

@@ -45,8 +45,8 @@ class HFTrain:
         trust_remote_code: run code that comes with the model. Off unless set.
         trained_adapter: a trained adapter to merge into the model before the new one is put on.
         attn_implementation, revision: as in `from_pretrained`.
-        generation, completion_start, instruction_in_prompt, max_sequence_len, over_length: not used for loading;
-            kept as attributes for those who read them off the object.
+        generation, completion_start, instruction_in_prompt, max_sequence_len, over_length, chat_template_kwargs: not
+            used for loading; kept as attributes for those who read them off the object.
 
     Attributes:
         model: the model, with its adapter.
@@ -79,6 +79,7 @@ class HFTrain:
         attn_implementation: str | None = None,
         revision: str | None = None,
         over_length: str = "drop",
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
         self.model_name = model_name_or_path
         self.generation = generation
@@ -86,6 +87,7 @@ class HFTrain:
         self.instruction_in_prompt = instruction_in_prompt
         self.max_sequence_len = max_sequence_len
         self.over_length = over_length
+        self.chat_template_kwargs = chat_template_kwargs
         if lora is None and (quantization_config or load_in_4bit or load_in_8bit):
             raise ConfigError(
                 "model.lora",

@@ -1,7 +1,7 @@
 """What an epoch computes and takes with rows padded at random, grouped by length, one at a time, and packed.
 
 Each round trains one epoch in each way, with rounds in turned order, on the rows of the demo, PubMedQA and ASQA, by the
-small Llama of `bench_padding.py` in float32. A pack has the tokens of `--batch` rows of average length, so that all
+small Llama with random weights, in float32. A pack has the tokens of `--batch` rows of average length, so that all
 ways have about as many rows a step. "block mask" is packed too, with transformers' own SDPA over a mask of all pairs of
 positions, which a CPU would use without this kit's attention.
 """
@@ -10,8 +10,8 @@ import gc
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
-from bench_padding import small_config, small_model
 from common import PAIRS, ROOT, parser, print_ratio, print_versions, tokenizer_folder
 
 FILES = (  # name, data file, output key, rows
@@ -20,6 +20,31 @@ FILES = (  # name, data file, output key, rows
     ("ASQA", "asqa-prefix-train.jsonl", "answers", 32),
 )
 WAYS = ("packed", "padded at random", "grouped by length", "one at a time", "packed, block mask")
+
+
+def small_model(folder, tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def small_config(folder, file, more):
+    """The configuration of a run of `small_model` in a folder over the rows of a file."""
+    import ragfit
+    from ragfit.config.overrides import override
+
+    keys = {
+        "model.model_name_or_path": f"{folder}/model", "model.completion_start": "<|im_start|>assistant\n",
+        "model.max_sequence_len": None, "model.load_in_8bit": False, "model.lora.target_modules": ["q_proj", "v_proj"],
+        "data_file": str(file), "train.output_dir": str(Path(folder, "out")),
+        "train.save_strategy": "no", "train.optim": "adamw_torch", "train.logging_steps": 1000,
+    }  # fmt: skip
+    return ragfit.load_config("training", [override(key, value) for key, value in (keys | more).items()])
 
 
 def epoch(way, prepared, cfg, batch, seed):

@@ -1,7 +1,6 @@
 """Preparation: `ragfit.prepare` against SFTTrainer's own and against the tokenizer alone.
 
     python tests/benchmarks/bench_prepare.py                       # 1,000 rows of about 2,800 tokens
-    python tests/benchmarks/bench_prepare.py --scale 10000 30000 100000
 
 What is timed:
 
@@ -12,8 +11,7 @@ What is timed:
 - tokenizer: `encode_batch` of the same rendered texts, which are there already.
 - cache: a second `ragfit.prepare` of the same rows, from the cache.
 
-All run in one process with the same number of threads. Labels are compared row by row. `--scale` prepares rows of
-3,000 tokens in a process for each size and prints the time a row and the resident memory.
+All run in one process with the same number of threads. Labels are compared row by row.
 """
 
 import contextlib
@@ -21,10 +19,8 @@ import io
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -120,7 +116,7 @@ def compare(args, folder):
     tokenizer = load_tokenizer(args.tokenizer)
     rows, instruction = folder / "rows.jsonl", folder / "instruction.txt"
     instruction.write_text(INSTRUCTION, encoding="utf-8")
-    write_rows(rows, args.data, args.rows, args.tokens or 2800, tokenizer)
+    write_rows(rows, args.data, args.rows, args.tokens, tokenizer)
     cfg = make_config(rows, args.tokenizer, instruction, args.max_length)
     trainer, dataset = make_trainer(tokenizer, folder, args.max_length), as_messages(rows)
 
@@ -164,81 +160,17 @@ def compare(args, folder):
     print(f"cache: first run {first:.2f} s, second {again:.3f} s; from the cache: {second.report.cached}")
 
 
-class Memory(threading.Thread):
-    """The highest resident memory of this process, apart by kind: its own, and pages of mapped files."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.own = self.files = 0
-        self.stop = threading.Event()
-
-    def run(self):
-        while not self.stop.wait(0.05):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name == "RssAnon":
-                    self.own = max(self.own, int(value.split()[0]))
-                elif name == "RssFile":
-                    self.files = max(self.files, int(value.split()[0]))
-
-
-def one_size(args, folder):
-    """In a process of its own: prepare one file, twice, and print what it took."""
-    import resource
-
-    import ragfit
-    from ragfit.models.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(args.tokenizer)
-    cfg = make_config(folder / "rows.jsonl", args.tokenizer, folder / "instruction.txt")
-    memory = Memory()
-    memory.start()
-    seconds, prepared = timed(ragfit.prepare, cfg, tokenizer)
-    memory.stop.set()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows = len(prepared.report.train.kept)
-    print(
-        f"{rows:>7,} rows of {prepared.report.train.tokens / rows:,.0f} tokens: {seconds:7.1f} s, "
-        f"{1e3 * seconds / rows:.3f} ms a row; peak resident {peak / 2**20:.2f} GiB "
-        f"(its own {memory.own / 2**20:.2f}, mapped files {memory.files / 2**20:.2f}); "
-        f"{'from the cache' if prepared.report.cached else 'prepared'}",
-        flush=True,
-    )
-
-
-def scale(args, folder):
-    from ragfit.models.tokenizer import load_tokenizer
-
-    (folder / "instruction.txt").write_text(INSTRUCTION, encoding="utf-8")
-    command = [sys.executable, __file__, "--tokenizer", args.tokenizer, "--one", str(folder)]
-    for size in args.scale:
-        write_rows(folder / "rows.jsonl", args.data, size, args.tokens or 3000, load_tokenizer(args.tokenizer))
-        for _ in range(2):  # prepared, then from the cache
-            subprocess.run(command, check=True, env={**os.environ, "RAGFIT_CACHE": str(folder / "cache")})
-
-
 def main():
     made = parser(__doc__)
     made.add_argument("--rows", type=int, default=1000)
-    made.add_argument("--tokens", type=int, help="tokens a row (default: 2,800; 3,000 with --scale)")
+    made.add_argument("--tokens", type=int, default=2800, help="tokens a row")
     made.add_argument("--max-length", type=int, help="a limit that no row reaches, for both sides (default: none)")
     made.add_argument("--tokenizer", default=None, help="a tokenizer's folder (default: SmolLM2's)")
-    made.add_argument("--scale", type=int, nargs="+", metavar="ROWS", help="sizes to prepare, each in its own process")
-    made.add_argument("--scratch", type=Path, help="where to write the rows and the cache (100,000 rows take 4 GB)")
-    made.add_argument("--one", type=Path, help=argparse_hidden())
     args = made.parse_args()
     args.tokenizer = args.tokenizer or tokenizer_folder()
-    if args.one:
-        return one_size(args, args.one)
     print_versions()
-    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-        (scale if args.scale else compare)(args, Path(folder))
-
-
-def argparse_hidden():
-    import argparse
-
-    return argparse.SUPPRESS
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, Path(folder))
 
 
 if __name__ == "__main__":

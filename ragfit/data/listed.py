@@ -11,7 +11,10 @@ DOCUMENT_KEYS = (
     "positive_passages", "documents", "passages", "contexts", "docs", "ctxs", "retrieved_contexts", "context",
     "CONTEXTS",
 )  # fmt: skip
-TEXTS = ("text", "content", "contents", "paragraph_text", "passage_text", "contexts", "sentences")
+TEXTS = (
+    "text", "content", "contents", "page_content", "paragraph_text", "passage_text", "snippet", "passage", "paragraph",
+    "document", "body", "chunk", "contexts", "sentences",
+)  # fmt: skip
 BETWEEN = (" ", ": ", "\n", ":\n")  # a title and its text
 HEADER = 200  # characters; what stands longer before a document is no header
 CUT = 20  # characters that must be left of a document that was cut with the prompt
@@ -22,36 +25,50 @@ def listed_documents(row: Mapping) -> Iterator[tuple[str, list[object]]]:
 
     >>> list(listed_documents({"context": {"title": ["Ada"], "sentences": [["She wrote.", " It ran."]]}}))
     [('context', [['Ada', ['She wrote.', ' It ran.']]])]
+    >>> list(listed_documents({"context": {"title": [["a", "b"]], "sentences": [["One.", "Two."]]}}))  # RAFT's
+    [('context', [['a', 'One.'], ['b', 'Two.']])]
     """
     for key in DOCUMENT_KEYS:
         value = row.get(key)
         if isinstance(value, Mapping):
-            texts = next((value[name] for name in TEXTS if isinstance(value.get(name), list)), [])
+            texts = next((value[name] for name in TEXTS if isinstance(value.get(name), list)), None)
             titles = value.get("title")
-            paired = isinstance(titles, list) and len(titles) == len(texts)
-            value = [list(pair) for pair in zip(titles, texts, strict=True)] if paired else texts
+            if texts is None:
+                value = [value]
+            elif isinstance(titles, list) and len(titles) == len(texts):
+                lists = all(isinstance(one, list) for one in (*titles, *texts))
+                titles, texts = (sum(titles, []), sum(texts, [])) if lists else (titles, texts)
+                value = [list(pair) for pair in zip(titles, texts, strict=False)]
+            else:
+                value = texts
         value = [value] if isinstance(value, str) and value.strip() else value
         if isinstance(value, list) and value:
-            yield key, value
+            yield key, value[0] if len(value) == 1 and _is_list_of_texts(value[0]) else value
+
+
+def _is_list_of_texts(document: object) -> bool:
+    """Whether an only document is a list of documents: texts, the first of which is no title (it ends a sentence)."""
+    texts = isinstance(document, list) and len(document) > 1 and all(isinstance(one, str) for one in document)
+    return texts and (len(document) > 2 or document[0].rstrip().endswith((".", "!", "?", "。")))
 
 
 def title_and_text(document: object) -> tuple[str, str]:
-    """Those of a document: a text, a mapping, or a title and a text (or its sentences) as HotpotQA has them."""
+    """Those of a document: a text, a mapping, or a title and a text (or its sentences) as HotpotQA has them.
+
+    The text is "" where none is found.
+    """
     if isinstance(document, Mapping):
         text = next((document[key] for key in TEXTS if document.get(key)), "")
-        return str(document.get("title") or "").strip(), _joined(text)
+        title = str(document.get("title") or "").strip()
+        return (title, _joined(text)) if not isinstance(text, Mapping) else title_and_text({"title": title, **text})
     if isinstance(document, list) and len(document) == 2 and isinstance(document[0], str):
         return document[0].strip(), _joined(document[1])
     return "", _joined(document)
 
 
-def document_text(document: object) -> str:
-    """The text of a row's own document, after its title where it has one."""
-    return " ".join(filter(None, title_and_text(document)))
-
-
 def _joined(text: object) -> str:
-    return "".join(map(str, text)).strip() if isinstance(text, list) else "" if text is None else str(text).strip()
+    texts = text if isinstance(text, list) else [text]
+    return "".join(texts).strip() if all(isinstance(one, str) for one in texts) else ""
 
 
 def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
@@ -64,9 +81,8 @@ def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
     if not places:
         return []
     gaps = [query[end:left] for (_, end), (left, _) in zip(places, places[1:], strict=False)]
-    after = query[places[-1][1] :]
     # What follows every document, such as a closing tag, is a part of it; whole lines or tags alone.
-    closing = os.path.commonprefix([*gaps, after]) if gaps else ""
+    closing = os.path.commonprefix([*gaps, query[places[-1][1] :]]) if gaps else ""
     closing = closing[: max(closing.rfind("\n"), closing.rfind(">")) + 1].rstrip()
     headers = [gap[len(closing) :].lstrip() for gap in gaps]
     if any(len(header) > HEADER for header in headers):
@@ -75,10 +91,11 @@ def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
     numbers = _numbers(headers)
     spans = []
     for place, ((left, end), header) in enumerate(zip(places, headers, strict=True)):
-        match = numbers[place] if numbers else re.match(r"[-*•\s]*", header)
-        number = int(match[0]) if numbers else place + 1
-        lead = match.end() + (len(re.match(r"[\])}.:\"'>\s*-]*", header[match.end() :])[0]) if numbers else 0)
-        spans.append((number, left - len(header), left - len(header) + lead, end + len(closing)))
+        number = numbers[place] if numbers else None
+        marks = r"[\])}.:\"'>\s*-]*" if number else r"[-*•\s]*"
+        lead = re.compile(marks).match(header, number.end() if number else 0).end()
+        start = left - len(header)
+        spans.append((int(number[0]) if number else place + 1, start, start + lead, end + len(closing)))
     return spans
 
 
@@ -121,13 +138,11 @@ def _first_header(before: str, others: Sequence[str]) -> str:
 
 
 def _numbers(headers: Sequence[str]) -> list[re.Match] | None:
-    """The number in each header that rises from one to the next; None where there is none."""
+    """The number in each header, where they differ; None where there is none."""
     every = [list(re.finditer(r"\d+", header)) for header in headers]
-    if not all(every):
-        return None
-    for place in (0, -1):
+    for place in (0, -1) if all(every) else ():
         found = [numbers[place] for numbers in every]
         values = [int(one[0]) for one in found]
-        if values[-1] < 1000 and all(one < other for one, other in zip(values, values[1:], strict=False)):
+        if max(values) < 1000 and len(set(values)) == len(values):
             return found
     return None

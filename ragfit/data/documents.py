@@ -200,6 +200,25 @@ def _short(texts: Sequence[object]) -> list[str]:
     return [f" {' '.join(one)} " for one in spelt if 0 < word_count(one) <= WORDS]
 
 
+NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "undefined"}
+_LIST = re.compile(r"\[\s*(?:['\"].*['\"],?)?\s*\]|array\(.*\)", re.DOTALL)
+
+
+def answer_as_data(row: Mapping, output: str) -> str:
+    """An answer that reads as Python, JSON or pandas write a list or a missing value, as a literal; "" where none does.
+
+    >>> answer_as_data({"answers": ["['Paris', 'paris']"]}, "Paris")
+    '"[\'Paris\', \'paris\']"'
+    """
+    texts: list[object] = [output, *(row.get(key) for key in ANSWER_KEYS)]
+    for one in texts:  # which grows by the lists in it
+        if isinstance(one, list):
+            texts += one
+        elif isinstance(one, str) and (one.strip() in NOTHING or _LIST.fullmatch(one.strip())):
+            return f"{one.strip()[:60]!r}"
+    return ""
+
+
 FEWEST_ROWS, NEARLY_ALL = 20, 0.9  # from which on a place is called fixed
 FEWEST_DOCUMENTS = 3
 

@@ -1,4 +1,7 @@
-"""What looks wrong: findings over the whole data set, each with its rows, its meaning and its remedy."""
+"""What looks wrong: findings over the whole data set, each with its rows, its meaning and its remedy.
+
+One more finding is an entry of `KINDS` and a line in `Checks.check`; what is seen elsewhere is noted with `Checks.add`.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ragfit.data.documents import answer_as_data, missing_documents, unread_documents
+from ragfit.data.kinds import KINDS
 from ragfit.data.mask import Masked
 from ragfit.data.prompt import Rendered, Renderer, added_tokens_pattern
 from ragfit.data.words import question_of, words_of
@@ -47,101 +51,6 @@ class Finding:
         return f"{counted(len(self.rows), 'row')} ({names})" if self.rows else "all rows"
 
 
-# What each kind means for training, and what mends it. One more finding is an entry here and a line in `Checks.check`;
-# what is seen elsewhere is noted with `Checks.add`.
-WARNINGS = {
-    "instruction not in prompt": (
-        "The template drops the system message, so the model never reads the instruction.",
-        "Set model.instruction_in_prompt=true, or use a template that keeps it.",
-    ),
-    "prompt mismatch": (
-        "The training text does not begin with the prompt of inference, so the model learns to continue another text.",
-        "Set template to a file of your own, or use a tokenizer whose template renders both alike.",
-    ),
-    "output changed by the template": (
-        "The template rewrites these outputs (it drops their reasoning, say), and what it writes is learned instead.",
-        "Set template to a file of your own that writes outputs as they stand, or remove from the data what it drops.",
-    ),
-    "marker not before the output": (
-        "The template writes other text before these outputs (their own reasoning, say), so loss begins elsewhere.",
-        "Set model.completion_start to a marker that stands before every output, or change the rows.",
-    ),
-    "other text has loss": (
-        "Text that the template adds before the output has loss and will be generated.",
-        "Set model.completion_start to a marker that ends behind it, unless that is wanted.",
-    ),
-    "first word without loss": (
-        "One token holds the prompt's last character and the output's first ones, and counts as prompt, so the "
-        "output's beginning is not learned.",
-        "Let the template (or the prompt, where nothing stands between it and the output) end without white space.",
-    ),
-    "no end of turn": (
-        "No token that ends generation (EOS, or what the model stops at) has loss, so it does not learn to stop.",
-        "Give the tokenizer an eos_token, or set template to a file that ends with one.",
-    ),
-    "double BOS": (
-        "The text begins with two BOS tokens, which the model has never seen.",
-        "Remove BOS from the data or the template.",
-    ),
-    "dropped: too long": (
-        "The row has more tokens than max_sequence_len and is not trained on.",
-        "Raise model.max_sequence_len, or set model.over_length=cut_documents to leave documents out of the prompt.",
-    ),
-    "dropped: no loss": (
-        "No token of the row has loss, so there is nothing to learn from it.",
-        "Check output_key and the row.",
-    ),
-    "dropped: place of output unknown": (
-        "The template rewrites the answer so that its place cannot be known; the row is not trained on.",
-        "Change the rows, or set template to a file of your own.",
-    ),
-    "dropped: refused by the template": (
-        "The template raises an error for these rows; they are not trained on.",
-        "Change the rows, or set template to a file of your own.",
-    ),
-    "empty output": (
-        "The output is empty, so the model learns to say nothing.",
-        "Check output_key, or remove the rows.",
-    ),
-    "empty prompt": (
-        "The prompt is empty, so the model learns to answer whatever it is asked with this output.",
-        "Check input_key, or remove the rows.",
-    ),
-    "special tokens in data": (
-        "The row's own text holds added tokens (special ones, or tags of the template), which control the model.",
-        "Remove them from the data, unless they are meant.",
-    ),
-    "documents not in the prompt": (
-        "The row lists documents of which its prompt holds nothing, so the model learns to answer without reading.",
-        "Write the documents' texts into the prompt (input_key), or leave the list out of the data.",
-    ),
-    "answer is the text of a list or of nothing": (
-        "An answer reads as a program writes a list or a missing value, and that is what is learned or expected.",
-        "Write the answers themselves: a JSON list of texts, and no row where there is none.",
-    ),
-    "row in train and dev": (
-        "The same question (or prompt, where there is none) is trained on and evaluated on: the dev loss is too good.",
-        "Set dev_split to rows that are not in data_file.",
-    ),
-}
-NOTES = {
-    "cut": (
-        "The row's prompt was cut so that the row fits max_sequence_len; its completion is whole.",
-        "Raise model.max_sequence_len to keep it whole.",
-    ),
-    "documents without text": (
-        "The row lists documents in which no text is found, so it is not known whether its prompt holds them.",
-        "Call each document's text `text`.",
-    ),
-    "duplicate rows": (
-        "The same prompt and output occur in more than one row.",
-        "Remove the repetitions from the data file, unless they are wanted.",
-    ),
-}
-KINDS = {kind: ("warning", *said) for kind, said in WARNINGS.items()}
-KINDS |= {kind: ("note", *said) for kind, said in NOTES.items()}
-
-
 def became(given: str, written: str) -> str:
     """What the template made of an output (`Rendered.changed`), in words."""
     given, written = ((text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}") for text in (given, written))
@@ -165,13 +74,13 @@ class Checks:
         self._first, self._last, self._boundary, self._last_ids = Counter(), Counter(), Counter(), set()
         self._texts: dict[int, str] = {}
         self._pairs, self._questions = set(), set()  # hashes of what is trained on
-        self._added = added_tokens_pattern(self.tokenizer)
+        self._specials = added_tokens_pattern(self.tokenizer, special_only=True)
         # A turn ends with a token of its own, not with text that looks like one.
         added = self.tokenizer.added_tokens_decoder
         self._ends = {self.tokenizer.eos_token_id, *(token for token in added if str(added[token]) in renderer.stops)}
         if renderer.system == "dropped":
             self.everywhere("instruction not in prompt")
-        if control := self._control_token(renderer.instruction):
+        if control := self._special_token(renderer.instruction):
             self.everywhere("special tokens in data", f"{control} in the instruction")
 
     def add(self, kind: str, part: str, number: int, detail: str = "") -> None:
@@ -222,7 +131,7 @@ class Checks:
             "double BOS": ids[:2] == [self.tokenizer.bos_token_id] * 2,
             "empty output": not output.strip(),
             "empty prompt": not query.strip(),
-            "special tokens in data": self._control_token(query) or self._control_token(output),
+            "special tokens in data": self._special_token(query) or self._special_token(output),
             "documents not in the prompt": missing,
             "documents without text": not missing and unread_documents(source),
             "answer is the text of a list or of nothing": answer_as_data(source, output),
@@ -236,13 +145,12 @@ class Checks:
             self._pairs.add(hash((query, output)))
             self._questions.add(question)
 
-    def _control_token(self, text: str) -> str:
-        """The first added token in a text that is no plain word, as one of an extended vocabulary is; or ""."""
-        found = self._added.finditer(text) if self._added else ()
-        return next((f"{match[0]!r}" for match in found if not match[0].strip().isalnum()), "")
+    def _special_token(self, text: str) -> str:
+        found = self._specials.search(text) if self._specials else None
+        return f"{found[0]!r}" if found else ""
 
     def _text_of(self, token: int, text: str) -> str:
-        """The text of a token; of one that is a part of a character, that character: it stands in the text around it."""
+        """The text of a token; of one that is a part of a character, that character, which begins or ends `text`."""
         if token not in self._texts:
             self._texts[token] = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return f"⟨part of {text.strip()[:1]}⟩" if "\ufffd" in self._texts[token] else self._texts[token]

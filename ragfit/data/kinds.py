@@ -19,8 +19,8 @@ WARNINGS = {
     ),
     "other text has loss": (
         "Text that the template adds before the output has loss and will be generated.",
-        "Leave model.completion_start empty to begin where the inference prompt ends. Where that prompt lacks the text, "
-        "set model.chat_template_kwargs so that it has it too (such as {enable_thinking: false}).",
+        "Leave model.completion_start empty to begin where the inference prompt ends. Where that lacks the text, set "
+        "model.chat_template_kwargs so that it has it too (such as {enable_thinking: false}).",
     ),
     "loss behind the prompt": (
         "Loss begins behind text that the inference prompt lacks and that nothing teaches the model to write.",

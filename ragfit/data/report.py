@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FIRST = 6  # token texts listed before the rest is only counted
+FIRST = 6  # token texts that are listed, before the rest is only counted
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Cut:
         return apart and self.start <= begin and end <= self.stop
 
     def __str__(self) -> str:
-        removed = sum(end - begin for begin, end in self.removed)
-        if removed:
+        if removed := sum(end - begin for begin, end in self.removed):
             return f"{removed:,} characters of whole documents were taken out"
         return f"{self.start:,} characters cut from its start, {self.length - self.stop:,} from its end"
 
@@ -183,22 +182,18 @@ class Prepared:
 
 
 class ReportView(View):
-    """Rows, tokens and findings of a data set.
-
-    Args:
-        prepared: of `ragfit.prepare`, or its `report`.
-    """
+    """Rows, tokens and findings of a data set, by its `Prepared` or `Report`."""
 
     title = "Data"
 
     def __init__(self, prepared: "Prepared | Report"):
         self.report = prepared.report if isinstance(prepared, Prepared) else prepared
-        before = ", loaded from the cache" if self.report.cached else ""
-        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file{before}"
+        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file"
+        self.aside += ", loaded from the cache" * self.report.cached
 
     def blocks(self) -> list[Block]:
         report = self.report
-        parts = {name: report.part(name) for name in ("train", "dev") if report.part(name).rows}
+        parts = {name: part for name in ("train", "dev") if (part := report.part(name)).rows}
         reasons = dict.fromkeys(reason for part in parts.values() for reason in part.dropped)
         rows = {
             "rows": [f"{part.rows:,}" for part in parts.values()],

@@ -13,7 +13,8 @@ from ragfit.data.words import citations, is_label, word_count, words, words_of
 from ragfit.data.words import renumber as renumber
 
 ANSWER_KEYS = ("short_answers", "answers")
-SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices")
+SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices", "oracle_context")  # the last one is RAFT's
+FINAL = "<ANSWER>:"  # what RAFT writes before an answer's last part
 WORDS = 10  # a longer answer is a sentence, which no document holds word for word
 
 
@@ -105,7 +106,7 @@ def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
     ([], 'none: the prompt holds nothing of ctxs')
     """
     if passages := find_documents(query, row):
-        return [one.text.strip() for one in passages.documents], passages.origin
+        return [re.sub(r"</\w+>$", "", one.text.strip()).strip() for one in passages.documents], passages.origin
     return [], f"none: {why}" if (why := missing_documents(query, row) or unread_documents(row)) else "nowhere"
 
 
@@ -149,8 +150,9 @@ def supporting(passages: Passages, row: Mapping, output: str, output_key: str = 
     `answers_of` word for word. Labels such as yes are looked for in no document.
     """
     for key in SUPPORT_KEYS:
-        if isinstance(named := row.get(key), list):
-            return _named(passages, named)
+        named = row.get(key)
+        if isinstance(named, list) or (isinstance(named, str) and named.strip()):
+            return _named(passages, named if isinstance(named, list) else [named])
     if cited := citations(output) & {one.number for one in passages.documents}:
         return frozenset(cited)
     answers, _ = answers_of(row, output, output_key)
@@ -191,7 +193,7 @@ def answers_of(row: Mapping, output: str, output_key: str = "") -> tuple[list[li
         answers = [_short(group if isinstance(group, list) else [group]) for group in groups]
         if answers := [spellings for spellings in answers if spellings]:
             return answers, key
-    spellings = _short([output])
+    spellings = _short([output.rpartition(FINAL)[2]])
     return ([spellings], f"the output, {output_key}") if spellings else ([], "")
 
 
@@ -207,8 +209,8 @@ _LIST = re.compile(r"\[\s*(?:['\"].*['\"],?)?\s*\]|array\(.*\)", re.DOTALL)
 def answer_as_data(row: Mapping, output: str) -> str:
     """An answer that reads as Python, JSON or pandas write a list or a missing value, as a literal; "" where none does.
 
-    >>> answer_as_data({"answers": ["['Paris', 'paris']"]}, "Paris")
-    '"[\'Paris\', \'paris\']"'
+    >>> answer_as_data({"short_answers": [["Paris"], ["nan"]]}, "Paris")
+    "'nan'"
     """
     texts: list[object] = [output, *(row.get(key) for key in ANSWER_KEYS)]
     for one in texts:  # which grows by the lists in it

@@ -9,7 +9,7 @@ from ragfit.data.listed import listed_documents, listed_in, title_and_text
 from ragfit.data.numbered import Span, numbered_documents
 from ragfit.data.words import CITATION as CITATION  # for the merge: evaluation/, views/ take them from words.py
 from ragfit.data.words import LABELS as LABELS
-from ragfit.data.words import citations, is_label, word_count, words, words_of
+from ragfit.data.words import citations, is_label, question_of, word_count, words, words_of
 from ragfit.data.words import renumber as renumber
 
 ANSWER_KEYS = ("short_answers", "answers")
@@ -110,7 +110,7 @@ def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
     return [], f"none: {why}" if (why := missing_documents(query, row) or unread_documents(row)) else "nowhere"
 
 
-BEGINNING = 8  # words by which a document is known in a prompt that writes or cuts it otherwise
+BEGINNING = 12  # words by which a document is known in a prompt that writes or cuts it otherwise
 
 
 def missing_documents(query: str, row: Mapping) -> str:
@@ -120,7 +120,7 @@ def missing_documents(query: str, row: Mapping) -> str:
         texts = [text for _, text in map(title_and_text, documents) if text]
         if any(text in query for text in texts):
             return ""
-        said = words_of(query)
+        said = words_of(query).replace(words_of(question_of(row, " ")), " ")  # which may repeat a title
         for text in texts:
             first = words(text[:400])
             if f" {' '.join(first[:BEGINNING])} " in said or f" {' '.join(words(text[-400:])[-BEGINNING:])} " in said:

@@ -117,12 +117,12 @@ def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int]]:
 
 
 def _cut(query: str, text: str) -> list[tuple[int, int]]:
-    """The document that the prompt ends or begins within, where it was cut."""
+    """The document that the prompt ends or begins within, where it was cut; a prompt that is all of it is none."""
     if len(text) > CUT:
         begin, end = query.rfind(text[:CUT]), query.find(text[-CUT:]) + CUT
-        if begin >= 0 and text.startswith(query[begin:]):
+        if begin > 0 and text.startswith(query[begin:]):
             return [(begin, len(query))]
-        if end >= CUT and text.endswith(query[:end]):
+        if CUT <= end < len(query) and text.endswith(query[:end]):
             return [(0, end)]
     return []
 

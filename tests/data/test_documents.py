@@ -136,6 +136,9 @@ def test_documents_that_the_row_lists(texts, row):
         assert found.prompt(found.documents[1:]).startswith(texts[1])
 
 
+LONG = "How old is the tower bridge that leads over the river Thames in London?"
+
+
 @pytest.mark.parametrize(
     ("query", "row", "why"),
     [
@@ -148,6 +151,8 @@ def test_documents_that_the_row_lists(texts, row):
         ),
         ("Who is 3?", {"docs": [3, 4]}, "none: no text is found in docs (3)"),
         ("Who?", {"docs": []}, "nowhere"),
+        # A document may begin as the question does.
+        (LONG, {"query": LONG, "docs": [f"{LONG} It is so since 1894."]}, "none: the prompt holds nothing of docs"),
         # Which of them is the question's, and is the long one a document?
         ("Who is Ada?\n- Ada\n- Bob", {"docs": ["Ada", "Bob"]}, "nowhere"),
         (f"- Ada wrote it.\n- {'It is not in the list. ' * 9}\n- Bob.", {"docs": ["Ada wrote it.", "Bob."]}, "nowhere"),

@@ -124,7 +124,8 @@ def test_clean_rows_raise_nothing(write_rows, kind, template):
         # "ASSISTANT: " ends with a space, which these tokenizers join with the answer's first word.
         assert kinds(result) - ELSEWHERE <= {"first word without loss"}
     else:
-        assert kinds(result) == expected
+        # A line break at the prompt's end may melt into the answer's first token.
+        assert kinds(result) - {"prompt tokenized otherwise"} == expected
 
 
 @pytest.mark.parametrize("kind", ["digits", "trimming", "metaspace", "legacy"])

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ragfit.data.numbered import Span
@@ -75,12 +74,12 @@ def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
     """Those of a row's own documents that stand in its prompt word for word; [] where their places can't be told.
 
     Each has its title before it, or what stands between it and the document before. The numbers are those in the
-    headers where they rise, else the places.
+    headers (`_numbers`), else the places in the list.
     """
     places = _places(query, documents)
     if not places:
         return []
-    gaps = [query[end:left] for (_, end), (left, _) in zip(places, places[1:], strict=False)]
+    gaps = [query[end:left] for (_, end, _), (left, _, _) in zip(places, places[1:], strict=False)]
     # What follows every document, such as a closing tag, is a part of it; whole lines or tags alone.
     closing = os.path.commonprefix([*gaps, query[places[-1][1] :]]) if gaps else ""
     closing = closing[: max(closing.rfind("\n"), closing.rfind(">")) + 1].rstrip()
@@ -88,31 +87,38 @@ def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
     if any(len(header) > HEADER for header in headers):
         return []  # a document that the row does not list
     headers.insert(0, _first_header(query[: places[0][0]], headers))
-    numbers = _numbers(headers)
+    numbers = _numbers(headers, len(documents))
     spans = []
-    for place, ((left, end), header) in enumerate(zip(places, headers, strict=True)):
-        number = numbers[place] if numbers else None
+    for n, ((left, end, place), header) in enumerate(zip(places, headers, strict=True)):
+        number = numbers[n] if numbers else None
         marks = r"[\])}.:\"'>\s*-]*" if number else r"[-*•\s]*"
         lead = re.compile(marks).match(header, number.end() if number else 0).end()
         start = left - len(header)
-        spans.append((int(number[0]) if number else place + 1, start, start + lead, end + len(closing)))
+        spans.append((int(number[0]) if number else place, start, start + lead, end + len(closing)))
     return spans
 
 
-def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int]]:
-    """(start, end) of the documents, in the prompt's order; [] where one stands there more often than in the list."""
-    spelt = Counter(pair for pair in map(title_and_text, documents) if pair[1])
+def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int, int]]:
+    """(start, end, place in the list from 1) of the documents, in the prompt's order.
+
+    [] where one stands there more often than in the list.
+    """
+    listed: dict[tuple[str, str], list[int]] = {}
+    for place, pair in enumerate(map(title_and_text, documents), 1):
+        listed.setdefault(pair, []).append(place)
     places, left = [], query
-    for (title, text), count in sorted(spelt.items(), key=lambda one: -len(one[0][1])):  # one may hold another
+    for (title, text), numbers in sorted(listed.items(), key=lambda one: -len(one[0][1])):  # one may hold another
+        if not text:
+            continue
         found: list[tuple[int, int]] = []
         for form in [*(f"{title}{between}{text}" for between in BETWEEN if title), text]:
             found = found or [match.span() for match in re.finditer(re.escape(form), left)]
-        if len(found) > count:
+        if len(found) > len(numbers):
             return []
         found = found or _cut(left, text)
-        for start, end in found:
+        for (start, end), place in zip(found, numbers, strict=False):
             left = f"{left[:start]}{chr(0) * (end - start)}{left[end:]}"
-        places += found
+            places.append((start, end, place))
     return sorted(places)
 
 
@@ -137,12 +143,14 @@ def _first_header(before: str, others: Sequence[str]) -> str:
     return header if len(header) <= HEADER and header.endswith("\n") == others[0].endswith("\n") else ""
 
 
-def _numbers(headers: Sequence[str]) -> list[re.Match] | None:
-    """The number in each header, where they differ; None where there is none."""
+def _numbers(headers: Sequence[str], most: int) -> list[re.Match] | None:
+    """The number in each header, where they rise, or differ and are at most as many as there are documents; or None."""
     every = [list(re.finditer(r"\d+", header)) for header in headers]
-    for place in (0, -1) if all(every) else ():
-        found = [numbers[place] for numbers in every]
+    for which in (0, -1) if all(every) else ():
+        found = [numbers[which] for numbers in every]
         values = [int(one[0]) for one in found]
-        if max(values) < 1000 and len(set(values)) == len(values):
+        if len(set(values)) == len(values) and (
+            max(values) <= most or (values == sorted(values) and values[-1] < 1000)
+        ):
             return found
     return None

@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from ragfit.data.documents import answer_as_data, answers_of, documents_of, find_documents, fixed_place, supporting
+from ragfit.data.documents import (
+    answer_as_data,
+    answers_of,
+    documents_of,
+    find_documents,
+    first_supporting,
+    fixed_place,
+    supporting,
+)
 from ragfit.data.words import citations, is_label, renumber, words, words_of
 
 NUMBERED = "Question: Who?\n\nDocuments:\n[1] Ada wrote it.\n\n[2] Bob\n[7] read it.\n\n[3] Eve."
@@ -161,6 +169,13 @@ LONG = "How old is the tower bridge that leads over the river Thames in London?"
 def test_what_the_model_does_not_read_is_not_said_to_be_read(query, row, why):
     documents, where = documents_of(query, row)
     assert where == why and (not documents or where == "the prompt")
+
+
+def test_documents_without_numbers_have_their_places_in_the_list():
+    row = {"ctxs": ["Ada.", "Not in the prompt.", "Eve."], "positive_indices": [1]}
+    found = find_documents("Eve.\n\nAda.\n\nQuestion: Who?", row)
+    assert [(one.number, one.text) for one in found.documents] == [(3, "Eve."), (1, "Ada.")]
+    assert supporting(found, row, "Eve") == {1} and first_supporting(found, row, "Eve") == 2
 
 
 def test_a_title_stays_with_its_document():

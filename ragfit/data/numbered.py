@@ -66,23 +66,27 @@ def _headers(query: str, matches: Sequence[re.Match]) -> list[re.Match]:
     first = int(0 not in numbers)
     if sorted(numbers) == list(range(first, first + len(numbers))):
         return list(matches)
-    headers, others = [], []
-    for match in matches:
-        is_next = int(match["n"]) == first + len(headers)
-        (headers if is_next else others).append(match)
-    apart = len(headers) > 1 and all(_after_empty_line(query, one.start()) for one in headers[1:])
-    for other in others:
-        # A [7] at the start of a line within a document is no new document where it stands otherwise than those.
-        within = query[other.end() : other.end() + 1].islower() or (
-            apart and not _after_empty_line(query, other.start())
-        )
+    headers: list[re.Match] = []
+    for match, number in zip(matches, numbers, strict=True):
+        if number == first + len(headers):
+            headers.append(match)
+    # A [7] at the start of a line within a document is no new document, if it stands there otherwise than those do.
+    apart = len(headers) > 1 and all(_after_empty_line(query, one) for one in headers[1:])
+    capital = not any(_goes_on(query, one) for one in headers)
+    for other in set(matches) - set(headers):
+        within = (apart and not _after_empty_line(query, other)) or (capital and _goes_on(query, other))
         if not within or int(other["n"]) < first + len(headers):
             return []
-    return headers
+    return headers if headers[:1] == [matches[0]] else []
 
 
-def _after_empty_line(query: str, at: int) -> bool:
-    return query.count("\n", len(query[:at].rstrip()), at) > 1
+def _after_empty_line(query: str, header: re.Match) -> bool:
+    return query.count("\n", len(query[: header.start()].rstrip()), header.start()) > 1
+
+
+def _goes_on(query: str, header: re.Match) -> bool:
+    """Whether a small letter follows, as within a sentence."""
+    return query[header.end() : header.end() + 1].islower()
 
 
 def _tagged(query: str) -> list[Span]:

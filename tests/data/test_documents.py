@@ -74,6 +74,9 @@ def test_documents_that_are_marked(query, texts, numbers):
         "[2] Bob.\n[3] Eve.",  # the first was cut off
         "[1] Ada.\n[5] Bob.\n[2] Eve.",  # two documents, or three that keep their numbers?
         "[4] Ada.\n[1] Bob.\n[2] Eve.",
+        "[7] ada\n[1] Bob.\n[2] Eve.",
+        "[2] bob\n[3] eve",
+        "[1] ada.\n[5] bob.\n[2] eve.",
         "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.",  # the second was cut
         "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",
         "1. Ada.\n2. Bob.",  # so are instructions numbered

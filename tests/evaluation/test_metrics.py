@@ -89,8 +89,11 @@ def test_recall_says_nothing_of_labels(expected):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("Danube [1][3]", {1, 3}), ("a [2, 4] b[1;2]", {1, 2, 4}), ("[x] (1) 12 [1234]", set()), ("1889 [ 2]", set())],
-)
+    [
+        ("Danube [1][3]", {1, 3}), ("a [2, 4] b[1;2]", {1, 2, 4}), ("[x] (1) 12 [1234]", set()), ("1889 [ 2]", set()),
+        ("a [1-3]", {1, 2, 3}), ("a [2–3, 7]", {2, 3, 7}), ("a [3-1]", {1, 3}),
+    ],
+)  # fmt: skip
 def test_citations(text, expected):
     assert citations(text) == expected
 

@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 from ragfit.config.explain import explained
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
-from ragfit.data.documents import find_documents, first_supporting, fixed_place
-from ragfit.data.findings import KINDS, Checks, Finding
+from ragfit.data.findings import KINDS, Checks
 from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Rendered, Renderer
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
-_PLACES_READ = 200  # rows in which the supporting document is looked for
 _AHEAD = 2  # batches that are tokenized while others are rendered and labelled
-Batch = list[tuple[int, str, str, Cut, Rendered]]  # number, query, output, cut and text of each row
+Batch = list[tuple[int, str, str, dict, Cut, Rendered]]  # number, query, output, source, cut and text of each row
 
 
 @explained("Preparing the rows")
@@ -74,9 +72,6 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
         [rows for rows, _ in chosen.values()],
     )
     report.data_file = str(cfg.data_file)
-    if changed := [name for name, (rows, _) in chosen.items() if not rows.unchanged()]:
-        kind, detail = "data file changed", f"the rows for {' and '.join(changed)}"
-        report.findings.insert(0, Finding(kind, *KINDS[kind], detail=detail))  # not in the cache: of this run alone
     return Prepared(
         train=train,
         dev=dev,
@@ -121,8 +116,6 @@ def _write_rows(
             reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in part.dropped.items())
             advice = " ".join(KINDS[f"dropped: {reason}"][2] for reason in part.dropped)
             raise DataError(cfg.data_file, f"none of its {part.rows} rows can be trained on ({reasons})", advice)
-    if place := fixed_place(list(_places(cfg, chosen["train"][0], parts["train"].kept))):
-        preparer.checks.everywhere("supporting document in one place", place)
     return Report(
         data_file=str(cfg.data_file),
         in_file=len(chosen["train"][0]),
@@ -130,15 +123,6 @@ def _write_rows(
         **preparer.checks.counts(),
         findings=preparer.checks.findings(),
     )
-
-
-def _places(cfg: DictConfig, rows: Source, numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """(place of the first supporting document, number of documents) of some of the rows that name or hold one."""
-    for number in numbers[:: max(1, len(numbers) // _PLACES_READ)]:
-        query, output, row = texts_of(rows, number, cfg)
-        passages = find_documents(query, row)
-        if passages and (place := first_supporting(passages, row, output, cfg.output_key)):
-            yield place, len(passages.documents)
 
 
 class Preparer:
@@ -195,7 +179,7 @@ class Preparer:
         """Read and render rows until they fill a batch; an empty list where there are none left."""
         batch, size = [], 0
         for number in numbers:
-            query, output, _ = texts_of(rows, number, self.cfg)
+            query, output, source = texts_of(rows, number, self.cfg)
             try:
                 cut = self.fitter.shorten(query, output)
                 rendered = self.renderer.render(cut.apply(query), output)
@@ -207,7 +191,7 @@ class Preparer:
                 continue
             except PromptError as error:
                 raise PromptError(f"{rows.where(number)}: {error.where}", error.problem, error.fix) from error
-            batch.append((number, query, output, cut, rendered))
+            batch.append((number, query, output, source, cut, rendered))
             size += max(len(query), len(rendered.text))
             if len(batch) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
                 break
@@ -219,7 +203,7 @@ class Preparer:
     def _label(self, part: str, batch: Batch, encoded: list[Masked], result: Part) -> list[Masked]:
         """What is kept of a batch of tokenized rows."""
         kept = []
-        for (number, query, output, cut, row), masked in zip(batch, encoded, strict=True):
+        for (number, query, output, source, cut, row), masked in zip(batch, encoded, strict=True):
             try:
                 cut, row, masked = self.fitter.fit(query, output, cut, row, masked)
             except TooLong as error:
@@ -231,7 +215,7 @@ class Preparer:
             if masked.end <= masked.start:
                 self._drop("dropped: no loss", part, number, result)
                 continue
-            self.checks.check(part, number, query, output, row, masked)
+            self.checks.check(part, number, query, output, row, masked, source)
             result.kept.append(number)
             result.lengths.append((masked.start + len(masked.input_ids) - masked.end, masked.end - masked.start))
             kept.append(masked)

@@ -24,8 +24,8 @@ from ragfit.config.paths import DEMO_PREFIX, cache_folder
 from ragfit.draw.progress import say
 from ragfit.draw.text import in_one_line
 from ragfit.errors import ConfigError, RagfitError
-from ragfit.models.refusal import MODEL_KEY
 
+MODEL_KEY = "model.model_name_or_path"
 DEMO_MODEL = DEMO_PREFIX + "smollm2-135m-instruct"
 CACHE_VERSION = 1  # part of the cache's path: raise it with the files written below, so that no old ones are used
 

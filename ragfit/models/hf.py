@@ -11,18 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import (  # noqa: F401  (public names of this module too)
-    COMPUTED,
-    check_lora,
-    find_adapter,
-    linear_layers,
-    load_adapter,
-    merge_adapter,
-    new_adapter,
-    no_lora,
-)
-from ragfit.models.demo import model_folder
-from ragfit.models.refusal import MODEL_KEY, errors_as, not_loaded
+from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, put_new_adapter
+from ragfit.models.demo import MODEL_KEY, model_folder
 from ragfit.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,7 +43,9 @@ class HFTrain:
         tokenizer: its tokenizer, with a pad token.
 
     Raises:
-        ConfigError: no such model, target modules that match nothing, or settings that exclude each other.
+        ConfigError: target modules that match nothing, settings that exclude each other, or an adapter that changes
+            the base.
+        Exception: what transformers, PEFT and bitsandbytes say of the rest.
     """
 
     model: PreTrainedModel | PeftModel
@@ -106,7 +98,7 @@ class HFTrain:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         quantized = quantization(load_in_4bit, load_in_8bit, quantization_config)
         logger.info("Loading %s", model_name_or_path)
-        with errors_as(lambda error: not_loaded(model_name_or_path, error)), weights_bar():
+        with weights_bar():
             self.model, loading = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=weights_type,
@@ -131,16 +123,12 @@ class HFTrain:
             self.model.to(torch.cuda.current_device())
         if adapter:
             self.model = merge_adapter(self.model, adapter)
-        # Some initializations meet the weights only here, and quantized weights refuse some keys.
-        with errors_as(no_lora):
-            self.model = new_adapter(self.model, lora)
+        self.model = put_new_adapter(self.model, lora)
 
 
-def resolve(name: str) -> str:
-    """The folder or hub name to load a model from."""
-    if is_demo(name):
-        return str(model_folder(name))
-    return str(find_model(name) or name)
+def resolve(name: str, key: str = MODEL_KEY) -> str:
+    """The folder or hub name to load a model from, which a key of the configuration names."""
+    return str(model_folder(name) if is_demo(name) else find_model(name, key) or name)
 
 
 def quantization(load_in_4bit: bool = False, load_in_8bit: bool = False, own: Any = None) -> BitsAndBytesConfig | None:
@@ -209,14 +197,9 @@ def choose_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
 def skeleton(
     source: str, trust_remote_code: bool = False, revision: str | None = None, attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """The model without its weights (on the meta device): made in moments, for names and counts.
-
-    Raises:
-        ConfigError: there is no such model.
-    """
-    with errors_as(lambda error: not_loaded(source, error)):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
-            )
+    """The model without its weights (on the meta device): made in moments, for names and counts."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+        )

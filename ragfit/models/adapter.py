@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ragfit.config.paths import check_reachable, find_model
-from ragfit.errors import ConfigError, RagfitError
+from ragfit.errors import ConfigError
 from ragfit.models import fingerprint
 
 KEY = "model.lora"
@@ -28,7 +28,6 @@ def new_adapter(model: torch.nn.Module, lora: Mapping[str, Any] | None, **kwargs
 
     Args:
         lora: keyword arguments of `peft.LoraConfig`; None leaves the model as it is.
-        kwargs: of `peft.get_peft_model`.
     """
     return model if lora is None else get_peft_model(model, LoraConfig(**lora), **kwargs)
 
@@ -44,13 +43,10 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
     if lora is None:
         return
     names = [name for name, _ in model.named_modules()]
-    if missing := _unmatched(lora.get("target_modules"), names):
-        linear = f"Its linear layers are {', '.join(linear_layers(model))}."
-        raise ConfigError(f"{KEY}.target_modules", f"{missing} matches no layer of this model", linear)
-    if missing := _unmatched(lora.get("modules_to_save"), names):
-        own = (name for name, module in model.named_modules() if list(module.parameters(recurse=False)))
-        weights = f"Its modules with weights are {', '.join(_last_parts(own))}."
-        raise ConfigError(f"{KEY}.modules_to_save", f"{missing} matches no module of this model", weights)
+    for key in ("target_modules", "modules_to_save"):
+        if missing := _unmatched(lora.get(key), names):
+            fix = f"Its linear layers are {', '.join(linear_layers(model))}."
+            raise ConfigError(f"{KEY}.{key}", f"{missing} matches no layer of this model", fix)
     initial = lora.get("init_lora_weights")
     if str(initial).startswith(NOT_LORA):
         problem = f"{initial!r} changes the base's own weights, or needs a pass over data, which is not made here"
@@ -104,7 +100,8 @@ def _as_if_trained(model: torch.nn.Module) -> Iterator[None]:
 
 def linear_layers(model: torch.nn.Module) -> list[str]:
     """The last parts of the names of the model's linear layers, in order of appearance."""
-    return _last_parts(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    names = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 def _unmatched(wanted: str | list | None, names: list[str]) -> str:
@@ -115,10 +112,6 @@ def _unmatched(wanted: str | list | None, names: list[str]) -> str:
         return "" if any(re.fullmatch(wanted, name) for name in names) else repr(wanted)
     ends = tuple(f".{name}" for name in names)
     return ", ".join(repr(part) for part in wanted if not any(end.endswith(f".{part}") for end in ends))
-
-
-def _last_parts(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 # A trained adapter.
@@ -199,18 +192,12 @@ def merge_adapter(
 
     Raises:
         ConfigError: as `load_adapter`, or the base or the merged model is another than the checkpoint says.
-        Exception: PEFT's own, where the adapter's kind can't be merged or its weights are not finite.
+        Exception: PEFT's own, where the adapter can't be merged (weights that are not finite).
     """
-    try:
-        fingerprint.check(source, model, "base")
-        tuned = load_adapter(model, source, refusal or (lambda reason: _not_usable(source, reason)))
-        _untie(tuned)
-        merged = tuned.merge_and_unload(safe_merge=True)
-    except RagfitError:
-        raise
-    except Exception as error:
-        error.add_note(f"PEFT says so of merging the adapter in {source} into its base model.")
-        raise
+    fingerprint.check(source, model, "base")
+    tuned = load_adapter(model, source, refusal or (lambda reason: _not_usable(source, reason)))
+    _untie(tuned)
+    merged = tuned.merge_and_unload(safe_merge=True)
     fingerprint.check(source, merged, "merged")
     return merged
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
-from ragfit.errors import ConfigError, first_line
+from ragfit.errors import ConfigError
 from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, put_new_adapter
 from ragfit.models.demo import MODEL_KEY, model_folder
 from ragfit.models.tokenizer import load_tokenizer
@@ -81,11 +81,8 @@ class HFTrain:
         self.over_length = over_length
         self.chat_template_kwargs = chat_template_kwargs
         if lora is None and (quantization_config or load_in_4bit or load_in_8bit):
-            raise ConfigError(
-                "model.lora",
-                "it is empty, but quantized weights cannot be trained",
-                "Set model.lora, or load_in_8bit=false and load_in_4bit=false.",
-            )
+            fix = "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
+            raise ConfigError("model.lora", "it is empty, but quantized weights cannot be trained", fix)
         # Whatever can be known to be wrong is found before the weights are read.
         source = resolve(model_name_or_path)
         remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
@@ -98,23 +95,17 @@ class HFTrain:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         quantized = quantization(load_in_4bit, load_in_8bit, quantization_config)
         logger.info("Loading %s", model_name_or_path)
+        settings = {"dtype": weights_type, "device_map": device_map, "attn_implementation": attn_implementation}
         with weights_bar():
             self.model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=weights_type,
-                device_map=device_map,
-                quantization_config=quantized,
-                attn_implementation=attn_implementation,
-                output_loading_info=True,
-                **remote,
+                source, quantization_config=quantized, output_loading_info=True, **settings, **remote
             )
         if missing := sorted(loading["missing_keys"]):
-            raise ConfigError(
-                MODEL_KEY,
-                f"the weights in {model_name_or_path} lack {len(missing)} of the model's tensors "
-                f"({', '.join(missing[:3])}{', …' if missing[3:] else ''}), which would be random numbers",
-                "Give a folder whose config.json belongs to its weights, or fetch the model again.",
+            problem = (
+                f"its weights lack {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers"
             )
+            fix = "Give a folder whose config.json belongs to its weights, or fetch the model again."
+            raise ConfigError(MODEL_KEY, problem, fix)
         keep_4bit_layout(self.model)
         self.model.config.use_cache = False
         # Of several processes the trainer places it, or FSDP and DeepSpeed a part of it: it may not fit into one GPU.
@@ -139,26 +130,20 @@ def quantization(load_in_4bit: bool = False, load_in_8bit: bool = False, own: An
             taken as it is.
 
     Raises:
-        ConfigError: unknown keys, values that cannot be used, or keys that quantize nothing.
+        ConfigError: unknown keys, or keys that quantize nothing.
     """
-    key, keys = "model.quantization_config", own
     if own is None and (load_in_4bit or load_in_8bit):
-        key, keys = "model.load_in_4bit", {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        own = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         if load_in_4bit:
-            keys |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-            keys |= {"bnb_4bit_compute_dtype": torch.bfloat16 if bf16_is_fast() else torch.float32}
-    if not isinstance(keys, dict):
-        return keys
-    try:
-        made = BitsAndBytesConfig(**keys)
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
-        raise ConfigError(key, first_line(error), "Change the key that it names.") from error
+            own |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+            own |= {"bnb_4bit_compute_dtype": torch.bfloat16 if bf16_is_fast() else torch.float32}
+    if not isinstance(own, dict):
+        return own
+    made = BitsAndBytesConfig(**own)
     known = [name for name in made.to_dict() if not name.startswith("_")]
-    if unknown := [name for name in keys if name not in known]:
-        problem = f"BitsAndBytesConfig has no {', '.join(map(repr, unknown))}"
-        raise ConfigError(key, problem, f"It has {', '.join(known)}.")
-    if not (made.load_in_8bit or made.load_in_4bit):
-        raise ConfigError(key, "it sets neither load_in_8bit nor load_in_4bit", "Set one of them there.")
+    if not own.keys() <= set(known) or not (made.load_in_8bit or made.load_in_4bit):
+        fix = f"Set load_in_8bit or load_in_4bit there; the other keys are {', '.join(known)}."
+        raise ConfigError("model.quantization_config", f"it quantizes nothing, or has unknown keys: {own}", fix)
     return made
 
 
@@ -186,11 +171,8 @@ def choose_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
         return "auto" if torch.cuda.is_available() or bf16_is_fast() else torch.float32
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(
-            "model.dtype",
-            f"{dtype!r} is not a floating-point type of torch",
-            "Use float32, bfloat16 or float16, or leave it empty.",
-        )
+        fix = "Use float32, bfloat16 or float16, or leave it empty."
+        raise ConfigError("model.dtype", f"{dtype!r} is not a floating-point type of torch", fix)
     return found
 
 

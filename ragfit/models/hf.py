@@ -13,7 +13,7 @@ from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError
 from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, put_new_adapter
 from ragfit.models.demo import MODEL_KEY, model_folder
-from ragfit.models.tokenizer import load_tokenizer
+from ragfit.models.tokenizer import load_tokenizer, not_found
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,10 @@ def skeleton(
     source: str, trust_remote_code: bool = False, revision: str | None = None, attn_implementation: str | None = None
 ) -> PreTrainedModel:
     """The model without its weights (on the meta device): made in moments, for names and counts."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    except OSError as error:
+        raise not_found(source, error) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation

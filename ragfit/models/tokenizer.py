@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragfit.config.paths import check_reachable, find_model, is_demo
+from ragfit.errors import ConfigError, first_line
 from ragfit.models.demo import MODEL_KEY, model_folder
 
 if TYPE_CHECKING:
@@ -33,13 +34,22 @@ def load_tokenizer(
     if folder is None:
         check_reachable(name, MODEL_KEY)
     source = str(folder or name)
-    if not trust_remote_code and is_generic(source, revision):
-        from transformers import PreTrainedTokenizerFast
+    try:
+        if not trust_remote_code and is_generic(source, revision):
+            from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
-    from transformers import AutoTokenizer
+            return PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
+        from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise not_found(name, error) from error
+
+
+def not_found(name: str, error: OSError) -> ConfigError:
+    """transformers' error names neither the key nor, without a network, the model."""
+    fix = "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
+    return ConfigError(MODEL_KEY, f"no model could be loaded from {name!r}: {first_line(error)}", fix)
 
 
 def is_generic(source: str, revision: str | None = None) -> bool:

@@ -81,9 +81,8 @@ def merge_checkpoint(
         model = _load_base(base, dtype, keys.get("revision"), trust_remote_code)
         if earlier:
             model = merge_adapter(model, earlier)
-        model = merge_adapter(model, folder, refusal)
-        _stop_where_taught(model, folder)
-        model.save_pretrained(part)
+        merge_adapter(model, folder, refusal).save_pretrained(part)
+        _stop_where_taught(part, folder)
         own_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(str(folder if own_tokenizer else base), keys.get("revision"), trust_remote_code)
         tokenizer.save_pretrained(part)
@@ -111,11 +110,16 @@ def _load_base(base: str, dtype: str | None, revision: str | None, trust_remote_
         return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
 
 
-def _stop_where_taught(model: "PreTrainedModel", folder: Path) -> None:
-    """Have generation stop at the ends that training has taught, beside those that the base stops at."""
+def _stop_where_taught(merged: Path, folder: Path) -> None:
+    """Have generation stop at the ends that training has taught, beside those that the base stops at.
+
+    In the file, since transformers refuses to save some bases' own settings once one of them has changed.
+    """
     from ragfit.models.fingerprint import ends
 
-    before = model.generation_config.eos_token_id
+    path = merged / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = settings.get("eos_token_id")
     known = before if isinstance(before, list) else [before] if before is not None else []
     if new := [token for token in ends(folder) if token not in known]:
-        model.generation_config.eos_token_id = [*known, *new]
+        path.write_text(json.dumps({**settings, "eos_token_id": [*known, *new]}, indent=2) + "\n", encoding="utf-8")

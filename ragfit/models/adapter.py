@@ -53,8 +53,9 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
         fix = "Take true, gaussian, orthogonal or mica: with the adapter off, the model is to be its base."
         raise ConfigError(f"{KEY}.init_lora_weights", problem, fix)
     try:
+        # What computes with the weights waits until they are read.
+        settings = {key: value for key, value in lora.items() if key != "kasa_config" and value != "mica"}
         with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
-            settings = {**lora, "init_lora_weights": True} if initial == "mica" else lora  # it computes with weights
             new_adapter(model, settings, low_cpu_mem_usage=True).merge_and_unload()
     except Exception as error:
         error.add_note(f"PEFT says so of the keys of {KEY}, in making such an adapter or in merging it.")

@@ -50,7 +50,7 @@ FIELDS = {
     "use_bdlora": [({"target_modules_bd_a": ["q_proj", "v_proj"], "nblocks": 2}, None)],
     "velora_config": [({}, None)],
     "monteclora_config": [({}, None)],
-    "kasa_config": [({}, "SVD")],
+    "kasa_config": [({}, "would not be its base")],
     "arrow_config": [({}, "NoneType")],
     "layer_replication": [([[0, 1], [0, 1]], "would not be its base")],
     "alora_invocation_tokens": [([33, 7], "does not support merging")],

@@ -96,10 +96,13 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
     return sum(differences) / len(differences)
 
 
-def tolerance(one: str, other: str) -> float:
-    """How far two measurements of one model may be apart, whose weights are of these types."""
+def tolerance(one: str, other: str, merged: bool = False) -> float:
+    """How far two measurements of one model may be apart, whose weights are of these types.
+
+    Quantized weights are quantized anew where an adapter is merged into them.
+    """
     allowed = max(TOLERANCE.get(kind, TOLERANCE["bfloat16"]) for kind in (one, other))
-    return min(allowed, ALIKE) if one == other else allowed
+    return min(allowed, ALIKE) if one == other and not merged else allowed
 
 
 def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> None:
@@ -125,7 +128,7 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
             raise ValueError("it holds token ids beyond the model's embedding")
         with adapter_off(model) if what == "base" else contextlib.nullcontext():
             found = measure(model, kept["rows"])
-        difference, allowed = apart(found, expected), tolerance(found["type"], expected["type"])
+        difference, allowed = apart(found, expected), tolerance(found["type"], expected["type"], what == "merged")
     except Exception as error:  # whatever is in the file, or another model makes of it
         problem = f"{path} cannot be compared with this model: {first_line(error)}"
         raise ConfigError("checkpoint", problem, f"{HELP[what][1]} {delete}") from error

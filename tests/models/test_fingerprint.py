@@ -214,6 +214,7 @@ def test_rounding_is_no_difference(loading, checkpoint, tiny_llama):
     model.set_adapter("tuned")
     fingerprint.check(checkpoint, model, "base")
     fingerprint.check(checkpoint, model, "tuned")
+    HFTrain(str(tiny_llama), lora=LORA, trained_adapter=str(checkpoint), **loading)  # merges, and compares
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"tuned": {}}', '{"rows": [[9999999, 1]], "tuned": {}}', "[" * 9999])

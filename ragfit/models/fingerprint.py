@@ -75,16 +75,11 @@ def _type(model: PreTrainedModel | PeftModel) -> str:
     return next((name for name, key in bits.items() if getattr(quantized, key, False)), "quantized")
 
 
-def adapter_off(model: PreTrainedModel | PeftModel) -> contextlib.AbstractContextManager:
-    """Within it the model is its base."""
-    return model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext()
-
-
 def base_and_tuned(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[str, Any]:
     """What goes into a checkpoint: `rows`, and what `base` and `tuned` make of them; without an adapter no `base`."""
     found = {"rows": rows, "tuned": measure(model, rows)}
     if isinstance(model, PeftModel):
-        with adapter_off(model):
+        with model.disable_adapter():
             found["base"] = measure(model, rows)
     return found
 
@@ -126,7 +121,8 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
             return
         if max(max(row) for row in kept["rows"]) >= model.get_input_embeddings().weight.shape[0]:
             raise ValueError("it holds token ids beyond the model's embedding")
-        with adapter_off(model) if what == "base" else contextlib.nullcontext():
+        off = what == "base" and isinstance(model, PeftModel)
+        with model.disable_adapter() if off else contextlib.nullcontext():
             found = measure(model, kept["rows"])
         difference, allowed = apart(found, expected), tolerance(found["type"], expected["type"], what == "merged")
     except Exception as error:  # whatever is in the file, or another model makes of it

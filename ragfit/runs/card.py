@@ -47,10 +47,7 @@ def write_card(folder: Path, trainer: "SFTTrainer") -> None:
 
 
 def name_base(folder: Path, cfg: "DictConfig") -> None:
-    """Write the base model into `adapter_config.json` as the configuration names it, not the folder it was loaded from.
-
-    The demo's cache folder means nothing on another machine; a name from the environment is left out.
-    """
+    """Write the base model into `adapter_config.json` as the configuration names it, not this machine's folder."""
     path = folder / "adapter_config.json"
     if path.is_file():
         settings = json.loads(path.read_text(encoding="utf-8"))

@@ -131,14 +131,10 @@ def merge(words: list[str]) -> None:
     parser.add_argument("--dtype", help="the type of the merged weights, such as bfloat16; the base's own by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     args = parser.parse_args(words)
-    from ragfit.models.saved import quantized_in_training
     from ragfit.runs.merge import merge_checkpoint
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written is removed
     out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
-    if how := quantized_in_training(args.checkpoint):
-        what = f"The adapter was trained on {how} weights and merged into full ones"
-        print(f"{what}, so answers can differ a little from those of the run.")
     print(f"saved {out}; it loads with AutoModelForCausalLM.from_pretrained")
 
 

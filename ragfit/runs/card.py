@@ -8,7 +8,6 @@ header goes through a YAML writer.
 import contextlib
 import importlib.metadata
 import json
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ragfit.config.paths import find_existing, is_demo
 from ragfit.config.save import without_secrets
 from ragfit.draw.text import plain
-from ragfit.errors import first_line
 from ragfit.files import write_whole
 from ragfit.secrets import mask
 
@@ -25,41 +23,35 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from trl import SFTTrainer
 
-    from ragfit.data.report import Prepared
-
-logger = logging.getLogger(__name__)
-
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 LONG = 4000  # characters of the instruction; all of it is in instruction.txt
 PACKAGES = ("ragfit", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
-MODEL_KEYS = ("load_in_8bit", "load_in_4bit", "quantization_config", "max_sequence_len")
+MODEL_KEYS = ("load_in_8bit", "load_in_4bit", "quantization_config", "max_sequence_len", "chat_template_kwargs")
 ARGUMENTS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm",
     "bf16", "fp16", "seed",
 )  # fmt: skip
+GROUNDING = (
+    ("depends most on a supporting document, share of rows", "top_is_supporting"),
+    ("loss increase without a supporting document, in nats", "rise_supporting"),
+    ("loss increase without another document, in nats", "rise_others"),
+    ("loss of the answer with all documents, in nats", "loss_all"),
+    ("loss of the answer without documents, in nats", "loss_none"),
+)
 
 
 def write_card(folder: Path, trainer: "SFTTrainer") -> None:
-    """Write `README.md` of a trained run into a folder, in place of the one that PEFT writes there."""
-    path = folder / "README.md"
-    try:
-        path.write_text(model_card(trainer), encoding="utf-8", errors="backslashreplace")
-    except Exception as error:  # of any kind: a trained adapter is not lost because its description has a fault
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        logger.warning("The model card could not be written (%s); write %s yourself.", reason, path.name)
-        path.unlink(missing_ok=True)
+    """Write `README.md` of a trained run into a folder."""
+    (folder / "README.md").write_text(model_card(trainer), encoding="utf-8", errors="backslashreplace")
 
 
 def name_base(folder: Path, cfg: "DictConfig") -> None:
-    """Write the base model into `adapter_config.json` as the configuration names it, not the folder it was loaded from.
-
-    The demo's cache folder means nothing on another machine; a name from the environment is left out.
-    """
+    """Write the base model into `adapter_config.json` as the configuration names it, not this machine's folder."""
     path = folder / "adapter_config.json"
     if path.is_file():
         settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = _base(without_secrets(cfg))
+        settings["base_model_name_or_path"] = _base(without_secrets(cfg)["model"])
         path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -73,7 +65,7 @@ def model_card(trainer: "SFTTrainer") -> str:
 
     cfg, prepared = without_secrets(trainer.cfg), trainer.prepared
     model, data = cfg["model"], str(cfg["data_file"])
-    base, lora = _base(cfg), {key: value for key, value in (model.get("lora") or {}).items() if value is not None}
+    base, lora = _base(model), {key: value for key, value in (model.get("lora") or {}).items() if value is not None}
     hub_base, hub_data = _on_hub(base), _on_hub(data) if "/" in data else None
     header = ModelCardData(
         base_model=hub_base,
@@ -95,23 +87,15 @@ def model_card(trainer: "SFTTrainer") -> str:
         earlier=_without_folders(earlier) if earlier else None,
         hub_folder=cfg.get("hfhub_tag"),
         model=model,
+        template_keys=repr(keys) if (keys := model.get("chat_template_kwargs")) else "",
         renderer=prepared.renderer,
         instruction=prepared.renderer.instruction[:LONG],
         report=prepared.report,
-        data_rows=_data_rows(prepared, data),
+        data_rows=_data_rows(trainer, data),
         training_rows=_training_rows(trainer, model),
         versions=package_versions(),
         **{function.__name__: function for function in (code, fence, mask, table)},
     ).content
-
-
-GROUNDING = (
-    ("depends most on a supporting document, share of rows", "top_is_supporting"),
-    ("loss increase without a supporting document, in nats", "rise_supporting"),
-    ("loss increase without another document, in nats", "rise_others"),
-    ("loss of the answer with all documents, in nats", "loss_all"),
-    ("loss of the answer without documents, in nats", "loss_none"),
-)
 
 
 def tell_grounding(checkpoint: Path, summary: Mapping[str, Any]) -> None:
@@ -174,15 +158,15 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _base(cfg: dict) -> str | None:
+def _base(model: dict) -> str | None:
     """The base model as the configuration names it; None where the environment does."""
-    name = cfg["model"].get("model_name_or_path")
+    name = model.get("model_name_or_path")
     return None if not name or "${" in str(name) else str(name)
 
 
 def _on_hub(name: str | None) -> str | None:
     """The repository that a name means on the hub (`org/data` of `org/data:split`); None for a path and the demo."""
-    found = re.fullmatch(r"(\w[\w.-]*(?:/[\w.-]+)?)(?::[\w.-]+)?", name or "")
+    found = re.fullmatch(r"(\w[\w.-]*(?:/[\w.-]+)?)(?::[\w.-]+)*", name or "")
     return found[1] if found and not is_demo(name) and not find_existing(name) else None
 
 
@@ -191,8 +175,8 @@ def _without_folders(name: str) -> str:
     return name if is_demo(name) or _on_hub(name) else Path(name).name
 
 
-def _data_rows(prepared: "Prepared", data: str) -> list[tuple[str, Any]]:
-    report = prepared.report
+def _data_rows(trainer: "SFTTrainer", data: str) -> list[tuple[str, Any]]:
+    report = trainer.prepared.report
     rows = [("file", data), ("rows in the file", f"{report.in_file:,}")]
     for name in ("train", "dev"):
         part = report.part(name)
@@ -202,22 +186,31 @@ def _data_rows(prepared: "Prepared", data: str) -> list[tuple[str, Any]]:
             rows.append((f"{name}: rows kept", f"{len(part.kept):,} of {part.rows:,}{dropped}{cut}"))
             share = f"{part.loss_tokens:,} of {part.tokens:,} ({part.loss_share:.1%})"
             rows.append((f"{name}: tokens with loss", share))
-    if prepared.renderer.marker:
-        rows.append(("loss begins after", repr(prepared.renderer.marker)))
+    if trainer.prepared.renderer.marker:
+        rows.append(("loss begins after", repr(trainer.prepared.renderer.marker)))
+    if trainer.cfg.train.get("packing"):
+        packs = f"{len(report.train.kept):,} rows in {len(trainer.train_dataset):,} packs"
+        rows.append(("packing", f"{packs}, kept apart by their positions"))
     return rows
 
 
 def _training_rows(trainer: "SFTTrainer", model: dict) -> list[tuple[str, Any]]:
+    """What was set and what came of it, of the weights that are saved."""
     state, arguments = trainer.state, trainer.args.to_dict()
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    saved = state.best_global_step if best else state.global_step
     rows = [("steps", f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)")]
+    if best:
+        measure = f"by {trainer.args.metric_for_best_model}, {state.best_metric:.4f}"
+        rows.append(("saved weights", f"those of step {saved:,}, the best {measure}"))
     for name, key in (("training loss", "loss"), ("dev loss", "eval_loss")):
-        logged = [entry[key] for entry in state.log_history if key in entry]
-        first = f"{logged[0]:.4f} at first, " if len(logged) > 1 else ""
-        rows += [(name, f"{first}{logged[-1]:.4f} at the end")] if logged else []
+        logged = [(entry["step"], entry[key]) for entry in state.log_history if key in entry and entry["step"] <= saved]
+        ends = [logged[0], logged[-1]] if len(logged) > 1 else logged
+        rows += [(name, ", ".join(f"{loss:.4f} at step {step:,}" for step, loss in ends))] if logged else []
     rows += [(key, model[key]) for key in MODEL_KEYS if model.get(key)]
-    if trainer.cfg.train.get("packing"):
-        kept, packs = len(trainer.prepared.report.train.kept), len(trainer.train_dataset)
-        rows.append(("packing", f"{kept:,} rows in {packs:,} packs, kept apart by their positions"))
-    elif trainer.cfg.train.get("padding_free"):
-        rows.append(("packing", "each batch end to end, without padding"))
-    return rows + [(name, arguments[name]) for name in ARGUMENTS if arguments[name] is not None]
+    changed = getattr(trainer, "changed", {})  # of a run that went on with other values
+    settings = {name: arguments[name] for name in ARGUMENTS if arguments[name] is not None}
+    for key, values in changed.items():
+        told = ", ".join(f"{value} from step {step:,} on" for step, value in values)
+        settings[key.removeprefix("train.")] = told
+    return [*rows, *settings.items()]

@@ -1,23 +1,23 @@
 """Push a finished adapter to a private repository on the Hugging Face hub.
 
-python -m ragfit.hub trained_models/checkpoint org/name
+python -m ragfit push trained_models/checkpoint org/name
 """
 
 import logging
 import shlex
 from pathlib import Path
 
-from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.errors import ConfigError, first_line
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
 
 SILENCE = 120.0  # seconds without a byte from the hub, for which its client would wait without end
 # What Trainer's checkpoints hold beside the weights, and nobody needs to use them.
-LEFT_OUT = (
+LEFT_OUT = [
     "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "training_args.bin", "trainer_state.json",
     "ragfit_checkpoint.json", "global_step*/*", ".*",
-)  # fmt: skip
+]  # fmt: skip
 
 
 def check_tag(tag: str) -> None:
@@ -51,24 +51,18 @@ def push(folder: Path, tag: str, token: str | None = None) -> str | None:
         api = HfApi(token=token)
         repo = api.create_repo(str(tag), private=True, exist_ok=True)
         if not api.model_info(repo.repo_id).private:
-            raise RagfitError("", "the repository exists and is public", "Make it private, or choose another name")
+            raise ValueError("the repository exists and is public: make it private, or choose another name")
+        message = "Upload adapter trained with ragfit"
         api.upload_folder(
-            repo_id=repo.repo_id,
-            folder_path=str(folder),
-            ignore_patterns=list(LEFT_OUT),
-            commit_message="Upload adapter trained with ragfit",
+            repo_id=repo.repo_id, folder_path=str(folder), ignore_patterns=LEFT_OUT, commit_message=message
         )
-    # The hub's client, its HTTP library and its uploader have no class of errors in common, and none may lose the run.
-    except Exception as error:
+    except Exception as error:  # the hub's client and its uploader have no common class, and none may lose the run
         reason = first_line(error) + (f": {first_line(error.__cause__)}" if error.__cause__ else "")
+        later = f"python -m ragfit push {shlex.join([str(folder), str(tag)])}"
         logger.error(
-            "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: "
-            "python -m ragfit.hub %s",
-            tag,
-            mask(reason, [token] if token else []),
-            folder,
-            shlex.join([str(folder), str(tag)]),
-        )
+            "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: %s",
+            tag, mask(reason, [token] if token else []), folder, later,
+        )  # fmt: skip
         return None
     logger.info("Pushed %s to %s", folder, repo)
     return str(repo)

@@ -1,6 +1,6 @@
 """Merge a run's adapter into its base model: a model of its own, which needs no peft.
 
-python -m ragfit.merge trained_models/checkpoint merged_model
+python -m ragfit merge trained_models/checkpoint merged_model
 """
 
 import json
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragfit.config.explain import explained
-from ragfit.config.paths import find_model, find_path, is_demo, user_path
+from ragfit.config.paths import find_path, user_path
 from ragfit.config.trust import believed, own_file, warn
-from ragfit.errors import ConfigError, first_line
+from ragfit.draw.progress import say
+from ragfit.errors import ConfigError
 from ragfit.files import part_of
-from ragfit.models.refusal import errors_as
 from ragfit.runs.records import CONFIG
 
 if TYPE_CHECKING:
@@ -49,13 +49,18 @@ def merge_checkpoint(
         The folder.
 
     Raises:
-        ConfigError: there is nothing to merge, the folder is taken, or the adapter and the base do not belong together.
+        ConfigError: there is nothing to merge, the folder is taken, or base, adapter or merged model is another than
+            the checkpoint's fingerprint says.
     """
     from ragfit.models.adapter import find_adapter, merge_adapter
     from ragfit.models.tokenizer import load_tokenizer
 
     folder, out = find_path(checkpoint, "checkpoint"), user_path(out, "out")
-    settings, (tree, set_aside) = _adapter(folder), believed(folder)
+    if not (folder / "adapter_config.json").is_file():
+        whole = "holds a whole model" if any(folder.glob("*.safetensors")) else "holds no adapter_config.json"
+        fix = "Name the folder checkpoint of a run's train.output_dir, with an adapter in it."
+        raise ConfigError("checkpoint", f"{folder} {whole}", fix)
+    settings, (tree, set_aside) = json.loads((folder / "adapter_config.json").read_text("utf-8")), believed(folder)
     keys = tree.get("model", {})
     given = "model.trust_remote_code" if trust_remote_code else ""
     named = [key for key in set_aside if key.startswith("model.") and key != given]
@@ -77,6 +82,7 @@ def merge_checkpoint(
         if earlier:
             model = merge_adapter(model, earlier)
         merge_adapter(model, folder, refusal).save_pretrained(part)
+        _stop_where_taught(part, folder)
         own_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(str(folder if own_tokenizer else base), keys.get("revision"), trust_remote_code)
         tokenizer.save_pretrained(part)
@@ -84,41 +90,36 @@ def merge_checkpoint(
             if own := own_file(folder, name):
                 shutil.copy(own, part / name)
         part.rename(out)
+    if any(keys.get(key) for key in ("load_in_8bit", "load_in_4bit", "quantization_config")):
+        say("The adapter was trained on quantized weights and merged into full ones: answers can differ a little.")
     return out
-
-
-def _adapter(folder: Path) -> dict:
-    """The adapter's settings, with a clear word where there is none."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        if any(folder.glob("*.safetensors")):
-            raise ConfigError("checkpoint", f"{folder} holds a whole model, not an adapter", "Load it as it is.")
-        fix = "Name the folder checkpoint of a run's train.output_dir."
-        raise ConfigError("checkpoint", f"{folder} holds no adapter (adapter_config.json)", fix)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        fix = "Take the adapter from another copy."
-        raise ConfigError("checkpoint", f"{path} is not JSON: {error}", fix) from error
 
 
 def _load_base(base: str, dtype: str | None, revision: str | None, trust_remote_code: bool) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from ragfit.draw.progress import weights_bar
-    from ragfit.models.demo import model_folder
-    from ragfit.models.hf import choose_dtype
+    from ragfit.models.hf import choose_dtype, resolve
 
-    def refusal(error: Exception) -> ConfigError:
-        code = "Give --trust-remote-code if you trust the code that comes with it."
-        fix = code if "custom code" in str(error) else "Name its folder, or its name on the hub, with --base."
-        return ConfigError("base", f"{base} could not be loaded: {first_line(error)}", fix)
-
-    source = str(model_folder(base) if is_demo(base) else find_model(base, "base") or base)
+    source, remote = resolve(base, "base"), {"trust_remote_code": trust_remote_code, "revision": revision}
     kind = choose_dtype(dtype) if dtype else "auto"
-    remote = {"trust_remote_code": trust_remote_code, "revision": revision}
-    with errors_as(refusal), weights_bar():
-        if AutoConfig.from_pretrained(source, **remote).to_dict().get("quantization_config"):
-            problem = f"{base} is stored quantized, and an adapter is not merged into quantized weights"
-            raise ConfigError("base", problem, "Name the unquantized model with --base.")
+    if AutoConfig.from_pretrained(source, **remote).to_dict().get("quantization_config"):
+        problem = f"{base} is stored quantized, and an adapter is not merged into quantized weights"
+        raise ConfigError("base", problem, "Name the unquantized model with --base.")
+    with weights_bar():
         return AutoModelForCausalLM.from_pretrained(source, dtype=kind, **remote)
+
+
+def _stop_where_taught(merged: Path, folder: Path) -> None:
+    """Have generation stop at the ends that training has taught, beside those that the base stops at.
+
+    In the file, since transformers refuses to save some bases' own settings once one of them has changed.
+    """
+    from ragfit.models.fingerprint import ends
+
+    path = merged / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = settings.get("eos_token_id")
+    known = before if isinstance(before, list) else [before] if before is not None else []
+    if new := [token for token in ends(folder) if token not in known]:
+        path.write_text(json.dumps({**settings, "eos_token_id": [*known, *new]}, indent=2) + "\n", encoding="utf-8")

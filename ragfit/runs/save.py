@@ -1,16 +1,18 @@
 """The finished run on disk: `output_dir/checkpoint` with adapter, tokenizer, configuration, instruction and card."""
 
 import filecmp
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragfit.config.save import save_config
+from ragfit.config.trust import believed
 from ragfit.draw.blocks import Block, Callout, Span, Table
 from ragfit.draw.progress import say
 from ragfit.draw.view import View
-from ragfit.errors import RagfitError, first_line
+from ragfit.errors import RagfitError
 from ragfit.files import next_free, part_of, sync
-from ragfit.models.saved import earlier_adapter
 from ragfit.runs.card import name_base, write_card
 from ragfit.runs.records import CONFIG
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from trl import SFTTrainer
 
+logger = logging.getLogger(__name__)
 _HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
     "adapter_config.json": "its LoRA settings and the base model's name",
@@ -26,10 +29,11 @@ _HOLDS = {
     "tokenizer_config.json": "its special tokens",
     "chat_template.jinja": "the chat template",
     "instruction.txt": "the instruction, which inference needs again",
-    "config.json": "the model's shape",
-    "README.md": "the model card",
-    "ragfit.yaml": "the resolved configuration; ragfit.load_config reads it",
     "template.txt": "the custom template, which inference needs again",
+    "config.json": "the model's shape",
+    "fingerprint.json": "what base and tuned model make of the ends of two rows, compared where they are loaded again",
+    "README.md": "the model card",
+    "ragfit.yaml": "the configuration; ragfit.load_config reads it",
 }
 
 
@@ -45,46 +49,66 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
 
     Args:
         keep_same: leave an earlier one as it is where its weights are the same.
-        weights: a whole state dict of the model, where processes hold parts of it.
+        weights: a whole state dict of the model, where processes hold parts of it. Then there is no fingerprint.
 
     Returns:
         The folder.
 
     Raises:
-        RagfitError: the disk is full, or the folder cannot be written.
+        RagfitError: a trained weight is not a finite number.
+        OSError: the disk is full, or the folder cannot be written.
     """
-    from safetensors import SafetensorError
-
-    target = Path(trainer.args.output_dir, "checkpoint")
-    try:
-        with part_of(target) as part:
-            _write(trainer, part, weights)
-            sync(part)
-            if keep_same and _same_weights(part, target):
-                return target
-            if target.exists():
-                kept = next_free(target.parent, target.name)
-                target.rename(kept)
-                say(f"Kept the earlier {target} as {kept.name}.")
-            part.rename(target)
-    except (OSError, SafetensorError) as error:
-        newest = trainer.newest_checkpoint
-        on = f"go on from {newest} with resume_checkpoint=true" if newest else "train again"
-        problem = f"the adapter cannot be saved in {target.parent}: {first_line(error)}"
-        raise RagfitError("train.output_dir", problem, f"Free room there, then {on}.") from error
+    model, target = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir, "checkpoint")
+    trained = weights or {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if broken := next((name for name, weight in trained.items() if not weight.isfinite().all()), None):
+        problem = f"the training has diverged ({broken} holds NaN or infinity), so nothing is saved as {target}"
+        fix = "Lower train.learning_rate or train.max_grad_norm; a checkpoint-N of an earlier step may be sound."
+        raise RagfitError("train.learning_rate", problem, fix)
+    with part_of(target) as part:
+        model.save_pretrained(part, state_dict=weights)
+        _write(trainer, part)
+        if weights is None:
+            _try("fingerprint.json", lambda: _fingerprint(trainer, part, model))
+        else:
+            say("Of a model in parts (FSDP, DeepSpeed) no fingerprint.json is written.")
+        sync(part)
+        if keep_same and _same_weights(part, target):
+            return target
+        if target.exists():
+            kept = next_free(target.parent, target.name)
+            target.rename(kept)
+            say(f"Kept the earlier {target} as {kept.name}.")
+        part.rename(target)
     return target
 
 
-def _write(trainer: "SFTTrainer", folder: Path, weights: dict | None) -> None:
+def _write(trainer: "SFTTrainer", folder: Path) -> None:
     cfg, prepared = trainer.cfg, trainer.prepared
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
     prepared.tokenizer.save_pretrained(folder)
     save_config(cfg, folder / CONFIG)
     (folder / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
     if prepared.renderer.template is not None:
         (folder / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
     name_base(folder, cfg)
-    write_card(folder, trainer)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own
+    _try("README.md", lambda: write_card(folder, trainer))
+
+
+def _fingerprint(trainer: "SFTTrainer", folder: Path, model: "torch.nn.Module") -> None:
+    from ragfit.models import fingerprint
+
+    prepared, tokenizer = trainer.prepared, trainer.prepared.tokenizer
+    marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}  # a word ends no other answer
+    ends = [number for number in prepared.report.last_ids if number in marks]
+    fingerprint.write(folder, model, fingerprint.rows_for(prepared), ends)
+
+
+def _try(name: str, write: Callable[[], None]) -> None:
+    """Write a file that describes a trained adapter, which is not lost where the description has a fault."""
+    try:
+        write()
+    except Exception as error:
+        logger.warning("%s could not be written (%s: %s).", name, type(error).__name__, error)
 
 
 def _same_weights(folder: Path, other: Path) -> bool:
@@ -96,7 +120,8 @@ class SavedView(View):
     """The files of a folder `checkpoint` that a run left, with their sizes and what they hold."""
 
     def __init__(self, folder: str | Path):
-        self.title, self.folder, self.earlier = f"Saved in {folder}", folder, earlier_adapter(folder)
+        self.title, self.folder = f"Saved in {folder}", folder
+        self.earlier = believed(folder)[0].get("model", {}).get("trained_adapter")
         files = sorted(path for path in Path(folder).iterdir() if path.is_file())
         self.rows = [[Span(file.name, "mono"), _size(file), _HOLDS.get(file.name, "")] for file in files]
 
@@ -104,7 +129,7 @@ class SavedView(View):
         on_top = (
             f"This adapter was trained on top of the adapter {self.earlier}, merged into the base model: the base "
             "alone is not what it belongs to. "
-            f"python -m ragfit.merge {self.folder} NEW_FOLDER merges both, in that order."
+            f"python -m ragfit merge {self.folder} NEW_FOLDER merges both, in that order."
         )
         table = Table(["file", "size", "what it holds"], self.rows, right=(1,))
         return [Callout(on_top), table] if self.earlier else [table]

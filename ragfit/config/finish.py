@@ -175,7 +175,9 @@ def _put_right(tree: dict[str, Any], values: dict[str, Any], given: set[str]) ->
     if off and train.get("eval_steps") and values.get("dev_split") and "train.eval_strategy" not in given:
         put("train.eval_strategy", "steps")
     for key in refuse_unread(values, given):
-        put(key, None)
+        for whole in (tree, values):
+            mapping, name = parent_and_name(whole, key)
+            mapping.pop(name)
 
 
 def _check_together(values: dict[str, Any], hf_train: bool) -> None:

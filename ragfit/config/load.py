@@ -71,7 +71,9 @@ def load_config(config: str | os.PathLike = "training", overrides: str | Iterabl
 
 def read_config(config: str | os.PathLike) -> DictConfig:
     """The configuration as its YAML file says it, composed without overrides, neither translated nor checked."""
-    return compose_config(find_config(config), [])
+    path = find_config(config)
+    cfg = read_yaml(path)
+    return compose_config(path, [], cfg) if "defaults" in cfg else cfg
 
 
 def read_yaml(path: Path) -> DictConfig:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ragfit.errors import ConfigError, MissingPath
+from ragfit.errors import ConfigError, MissingPath, first_line
 
 DEMO_PREFIX = "demo:"
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,12 +29,12 @@ def _places(path: Path) -> tuple[Path, Path]:
 
 def find_existing(value: PathText | None, key: str = "path") -> Path | None:
     """`value` as a path, looked up from the working directory, then the project's root; None where neither has it."""
+    places = _places(user_path(value, key)) if value else ()
     try:
-        return next((place for place in _places(user_path(value, key)) if place.exists()), None) if value else None
-    except (OSError, ValueError) as error:  # the text of an instruction in the place of its file, say
-        raise ConfigError(
-            key, f"{str(value)[:100]!r} cannot be looked up: {error}"[:300], f"Set {key} to a path."
-        ) from error
+        return next((place for place in places if place.exists()), None)
+    except OSError as error:  # the text of an instruction in the place of its file, say
+        problem = f"{str(value)[:100]!r} cannot be looked up: {first_line(error)}"
+        raise ConfigError(key, problem, f"Set {key} to the path of a file that holds it.") from error
 
 
 def find_path(value: PathText | None, key: str) -> Path:

@@ -142,11 +142,11 @@ def _give_type(tree: dict[str, Any], values: dict[str, Any], key: str) -> None:
     if value is False and name.endswith("_strategy"):
         value = "no"  # YAML reads `no` as false
     place[name] = typed(key, value)
-    if isinstance(text, str) and "${" in text:
-        if kind := simple_type(key):  # then OmegaConf gives it its type wherever it is read
-            written[name] = _NODES[kind](text)
-    elif name in written and not isinstance(text, dict):
+    kind = simple_type(key)
+    if "${" not in str(text) and name in written and not isinstance(text, dict):
         written[name] = place[name]
+    elif isinstance(text, str) and kind:  # then OmegaConf gives it its type wherever it is read
+        written[name] = _NODES[kind](text)
 
 
 def _put_right(tree: dict[str, Any], values: dict[str, Any], given: set[str]) -> None:

@@ -74,7 +74,12 @@ def believed(checkpoint: str | PathLike) -> tuple[dict[str, Any], list[str]]:
             if name in _BELIEVED and isinstance(value, dict):
                 if inner := walk(value, f"{name}."):
                     counted[key] = inner
-            elif last in _BELIEVED.get(part, ()) and _is_plain(value) and _is_own(checkpoint, name, value):
+            elif name in ("data_file", "dev_split") and isinstance(value, str):
+                if rows := _own_rows(checkpoint, name, value):
+                    counted[key] = rows
+                else:
+                    set_aside.append(name)
+            elif last in _BELIEVED.get(part, ()) and _is_plain(name, value):
                 counted[key] = value
             elif value in (None, False, "", "none", [], {}) or name == "model._target_" and is_hf_train(value):
                 pass  # what it would be without it
@@ -124,23 +129,21 @@ def load_believed(checkpoint: str | PathLike, overrides: Iterable[str]) -> DictC
     return finish(cfg, path if path.is_file() else None, overrides)
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is numbers, switches and text, in lists or under keys, and follows nothing."""
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether a value is numbers, switches and text, in lists or under keys, follows nothing and names no code."""
     if isinstance(value, dict):
-        return all(not str(key).startswith("_") and _is_plain(inner) for key, inner in value.items())
+        return all(not str(key).startswith("_") and _is_plain("", inner) for key, inner in value.items())
     if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return "${" not in str(value)
+        return all(_is_plain("", inner) for inner in value)
+    kernel = name == "model.attn_implementation" and "/" in str(value)  # of the hub, which is code
+    return not kernel and "${" not in str(value)
 
 
-def _is_own(checkpoint: str | PathLike, name: str, value: Any) -> bool:
-    """Whether a value names no code (a kernel of the hub) and no file of the user's.
+def _own_rows(checkpoint: str | PathLike, key: str, value: str) -> str | None:
+    """The rows that a checkpoint names under a key, where they are no file of the user's that a stranger points at.
 
-    Rows count in the checkpoint's folder, and elsewhere where the file is the very one that the run was trained on: a
-    stranger who knows its digest has read it.
+    They lie in its folder, or are the very file that the run was trained on: who knows its digest has read it.
     """
-    if name == "model.attn_implementation":
-        return "/" not in str(value)
-    if name == "data_file" or name == "dev_split" and isinstance(value, str):
-        return own_file(checkpoint, value) is not None or recorded_rows(Path(checkpoint, FILE), name, value)
-    return True
+    if own := own_file(checkpoint, value):
+        return str(own)
+    return value if recorded_rows(Path(checkpoint, FILE), key, value) else None

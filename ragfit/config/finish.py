@@ -55,7 +55,7 @@ def finish(cfg: DictConfig, source: str | PathLike | None = None, overrides: Ite
     try:
         return _finish(OmegaConf.to_container(cfg, resolve=False), given)
     except ConfigError as error:
-        mine = any(error.where == key or error.where.startswith(f"{key}.") for key in given)
+        mine = any(f"{error.where}.".startswith(f"{key}.") for key in given)
         where = f"an override of {source}" if mine else source
         raise (error.in_file(where) if source else error) from error.__cause__
 
@@ -66,8 +66,10 @@ def _finish(tree: dict[str, Any], given: set[str]) -> DictConfig:
         if not isinstance(tree[part], dict):
             raise ConfigError(part, f"{tree[part]!r}, not keys and values", f"Write keys under {part}:, indented.")
     hf_train = _translate(tree, given)
+    given |= {RENAMED[key] for key in given & RENAMED.keys()}
     _check_names(tree, hf_train)
-    if "data_file" in given and "dev_split" not in given and isinstance(tree.get("dev_split"), str):
+    own_data = "data_file" in given and "dev_split" not in given and tree.get("data_file")
+    if own_data and isinstance(tree.get("dev_split"), str):
         # The configuration's dev rows belong to its own data file.
         logger.warning("dev_split: %s is not taken over beside a data_file of yours.", tree["dev_split"])
         tree["dev_split"] = None
@@ -108,7 +110,7 @@ def _translate(tree: dict[str, Any], given: set[str]) -> bool:
             value = "group_by_length" if typed("use_wandb", value) else None
         place, name = parent_and_name(tree, new)
         # Of two in one file today's counts; what an override says, under either name, counts more.
-        if (old in given and new not in given) or (value is not None and place.get(name) is None and new not in given):
+        if new not in given and (old in given or value is not None and place.get(name) is None):
             place[name] = value
     return hf_train
 
@@ -163,9 +165,10 @@ def _put_right(tree: dict[str, Any], values: dict[str, Any], given: set[str]) ->
     marker = tree["model"].get("completion_start")
     if marker and "${" not in marker:
         put("model.completion_start", marker.replace("\\n", "\n"))  # as a shell or 'single quotes' leave it
-    folder = train.get("output_dir") or OUTPUT_DIR
-    if folder != train.get("output_dir") or folder.startswith("~"):
-        put("train.output_dir", str(Path(folder).expanduser()) if folder.startswith("~") else folder)
+    if not train.get("output_dir"):
+        put("train.output_dir", OUTPUT_DIR)
+    elif train["output_dir"].startswith("~"):
+        put("train.output_dir", str(Path(train["output_dir"]).expanduser()))
     if train.get("report_to") in (None, "", "none", [], ["none"]):
         put("train.report_to", "wandb" if values.get("use_wandb") else "none")
     # Steps that the user gives, beside a strategy that the user has not turned off.

@@ -175,14 +175,13 @@ def simple_type(key: str) -> type | None:
 def unknown_key(key: str, extra: Iterable[str] = (), what: str = "key") -> ConfigError:
     """The error for a key that does not exist, with the nearest one that does."""
     short = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
-    *parent, last = key[:100].split(".")
-    last = short.get(last, last)
+    parent, _, last = key[:100].rpartition(".")
 
     def likeness(known: str) -> float:
-        *known_parent, known_last = known.split(".")
+        known_parent, _, known_last = known.rpartition(".")
         whole = difflib.SequenceMatcher(None, key[:100], known).ratio()
-        apart = 0.1 * (parent != known_parent)
-        return max(whole, difflib.SequenceMatcher(None, last, known_last).ratio() - apart)
+        by_name = difflib.SequenceMatcher(None, short.get(last, last), known_last).ratio()
+        return max(whole, by_name - 0.1 * (parent != known_parent))
 
     near = max((*extra, *known_keys(), *RENAMED), key=likeness)
     fix = f"Did you mean {near}?" if likeness(near) >= 0.6 else "See configs/README.md for the keys there are."

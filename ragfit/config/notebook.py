@@ -29,10 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Overrides:
-    """Assignments to one part of the configuration, `train.learning_rate = 1e-5`, recorded in order.
-
-    They are checked where the configuration is known: by `from_parameters`.
-    """
+    """Assignments to one part of the configuration, `train.learning_rate = 1e-5`; `from_parameters` checks them."""
 
     def __init__(self, key: str, values: dict[str, Any] | None = None):
         object.__setattr__(self, "_key", key)

@@ -34,7 +34,8 @@ def override(key: str, value: Any, environment: bool = False) -> str:
         if isinstance(value, list):
             return f"[{','.join(map(write, value))}]"
         if isinstance(value, dict):
-            return "{" + ",".join(f"{_escaped_key(k)}:{write(v)}" for k, v in value.items()) + "}"
+            keys = {k: re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", k) if isinstance(k, str) else repr(k) for k in value}
+            return "{" + ",".join(f"{keys[k]}:{write(v)}" for k, v in value.items()) + "}"
         if not isinstance(value, str):
             fix = "Use text, a number, a list or a mapping."
             raise ConfigError(key, f"an object of type {type(value).__name__} is not a value", fix)
@@ -45,10 +46,6 @@ def override(key: str, value: Any, environment: bool = False) -> str:
         if "{" not in text or repr(_parse(text).value()) == repr(literal(value, environment)):
             return text
     raise ConfigError(key, f"Hydra's overrides cannot express a key of {value!r}", "Write it in a YAML file.")
-
-
-def _escaped_key(key: Any) -> str:
-    return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key) if isinstance(key, str) else repr(key)
 
 
 def literal(tree: Any, environment: bool = False) -> Any:
@@ -114,14 +111,8 @@ def normalize_overrides(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
 
 
 def given_keys(overrides: Iterable[str]) -> set[str]:
-    """The dotted keys that overrides set, those of a mapping (`train={seed: 1}`) too."""
-    keys = set()
-    for text in overrides:
-        o = _parse_text(text)[1]
-        keys.add(o.key_or_group)
-        if isinstance(value := o.value(), dict):
-            keys |= {f"{o.key_or_group}.{name}" for name in value}
-    return keys
+    """The dotted keys that overrides set."""
+    return {text.lstrip("+~").partition("=")[0] for text in overrides}
 
 
 def _parse(text: str) -> Override:
@@ -143,17 +134,12 @@ def _parse_text(text: str) -> tuple[str, Override]:
 
 
 def refuse_secrets(words: Iterable[str], keeps: str) -> None:
-    """Raise a ConfigError for an override that gives a secret as it is.
-
-    Args:
-        words: overrides, or all words of a command line.
-        keeps: a clause that says what keeps them.
-    """
+    """Raise a ConfigError for an override that gives a secret as it is; `keeps` is a clause that says what keeps it."""
     for word in words:
         key, _, value = word.lstrip("+~-").partition("=")
-        with contextlib.suppress(ConfigError, ValueError):
+        with contextlib.suppress(ConfigError):
             parsed = _parse_text(word)[1]
-            key, value = parsed.key_or_group, value if parsed.is_sweep_override() else parsed.value()
+            value = value if parsed.is_sweep_override() else parsed.value()
         refuse_plain(plain_secrets({key: value}), keeps)
 
 

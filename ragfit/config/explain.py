@@ -26,7 +26,10 @@ _CAUSES = (
     ("dataloader worker", "Set train.dataloader_num_workers=0"),
     ("bitsandbytes", "Set model.load_in_8bit=false and model.load_in_4bit=false, or another train.optim"),
     ("flash.?attention|flash_attn", "Set model.attn_implementation=sdpa"),
-    ("trust_remote_code|custom code", "Set model.trust_remote_code=true if you trust the code that the model brings"),
+    (
+        "trust_remote_code|custom code",
+        "Set model.trust_remote_code=true (merge: --trust-remote-code) if you trust its code",
+    ),
     ("nccl|gloo|timed out after|rendezvous", "Check that all processes run and reach each other"),
     ("max retries|connect|offline|name resolution", "Check the network, or name a model and rows on this disk"),
 )

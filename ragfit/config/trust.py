@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ragfit.config.keys import PROMPT_KEYS, RENAMED, is_hf_train
+from ragfit.config.keys import PROMPT_KEYS, is_hf_train
 from ragfit.config.load import compose_config, finish, read_yaml
 from ragfit.config.overrides import given_keys, normalize_overrides
 from ragfit.config.save import recorded_rows
@@ -70,7 +70,7 @@ def believed(checkpoint: str | PathLike) -> tuple[dict[str, Any], list[str]]:
         counted = {}
         for key, value in mapping.items():
             name = f"{prefix}{key}"
-            part, _, last = RENAMED.get(name, name).rpartition(".")
+            part, _, last = name.rpartition(".")
             if name in _BELIEVED and isinstance(value, dict):
                 if inner := walk(value, f"{name}."):
                     counted[key] = inner

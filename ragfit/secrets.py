@@ -9,12 +9,13 @@ MASK = "•••"
 _NAME = re.compile(
     r"token|(?:.*[_-])?(?:secret|passw(?:or)?d|passphrase|credentials?|authorization"
     r"|(?:api|access|private|secret|account)[_-]?key"
-    r"|(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|write|read|wandb|github|client)[_-]?tokens?)",
+    r"|(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|slack|openai|oauth"
+    r"|service|security|secret|private|client)[_-]?tokens?)",
     re.IGNORECASE,
 )
 # Tokens as the services write them, and the user and password of an address: too odd to be a path or a name.
 _TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}"
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|sk_live_[A-Za-z0-9]{20,}|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}"
     r"|sk-(?:proj|svcacct|admin|ant|or)-[\w-]{0,40}?(?=[A-Za-z]{0,15}\d)[A-Za-z0-9]{16}[\w-]*"
     r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])"
     r"|AIza[\w-]{35}(?![\w-])|xox[a-z]-\d[\w-]{19,}|wandb_v\d_\w{30,}|eyJ[\w-]{8,1000}\.eyJ[\w-]{8,}\.[\w-]{8,})"

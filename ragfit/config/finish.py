@@ -33,7 +33,6 @@ from ragfit.config.keys import (
 )
 from ragfit.config.overrides import given_keys
 from ragfit.config.paths import find_existing
-from ragfit.config.save import leaves
 from ragfit.config.unread import refuse_unread
 from ragfit.errors import ConfigError, first_line
 
@@ -116,10 +115,6 @@ def _translate(tree: dict[str, Any], given: set[str]) -> bool:
 
 
 def _check_names(tree: dict[str, Any], hf_train: bool) -> None:
-    for key, value in leaves(tree):
-        if key.endswith("._target_") and key != "model._target_":
-            problem = f"{value!r}, but values are plain: no class or function is called to make them"
-            raise ConfigError(key, problem, f"Remove {key}, and write the keys of {key.rpartition('.')[0]} alone.")
     for part in ("", *STRICT):
         mapping = get(tree, part) if part else tree
         for name in mapping if isinstance(mapping, dict) else ():

@@ -291,7 +291,6 @@ BAD_FILES = [
     (SMALL.replace("gpt2", "a, load_in_8bit: true, load_in_4bit: true"), "^model.load_in_4bit: true, as model.load_in_8bit is"),
     (SMALL + "input_key: q\noutput_key: q\n", "^output_key: 'q', as input_key is, so the model would learn to repeat"),
     (SMALL + "experiment: 1e5\n", "^experiment: 100000.0 is a number, and this takes text .my.yaml.. Write it in quotes.$"),
-    (SMALL.replace("gpt2", "gpt2, generation: {a: {_target_: os.system}}"), "^model.generation.a._target_: 'os.system', but values are plain"),
     # Keys that nothing reads.
     (SMALL.replace("1e-4", "1, do_train: true"), "^train.do_train: it is set, but nothing reads it .my.yaml.. Remove it. "),
     (SMALL.replace("1e-4", "1, push_to_hub: true"), "^train.push_to_hub: it is set, but nothing reads it .* Set hfhub_tag"),

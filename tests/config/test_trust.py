@@ -11,7 +11,6 @@ from tiny_runs import one_thread, question_rows, tiny_config, with_code  # noqa:
 import ragfit
 from ragfit.__main__ import main
 from ragfit.config.load import load_config
-from ragfit.config.overrides import override
 from ragfit.config.save import save_config
 from ragfit.config.trust import believed
 from ragfit.errors import ConfigError
@@ -220,18 +219,6 @@ def test_a_module_in_the_working_directory_is_not_imported(checkpoint, tmp_path,
     caplog.clear()
     main(["evaluate", str(checkpoint), "--rows", "1", "model._target_=evil.Model"])
     assert (tmp_path / "ran").exists() and "model._target_" not in " ".join(warned(caplog))
-
-
-@pytest.mark.parametrize("key", ["generation", "quantization_config", "lora", "device_map"])
-def test_no_object_is_made_of_a_value(key, tiny_llama, rows, tmp_path):
-    """In one's own configuration too."""
-    value = {"inner": {"_target_": "pandas.read_pickle", "filepath_or_buffer": "x.pkl"}}
-    with pytest.raises(ConfigError, match=f"model.{key}.inner._target_: 'pandas.read_pickle', but values are plain"):
-        tiny_config(tiny_llama, rows, tmp_path, override(f"model.{key}", value))
-    path = tmp_path / "own.yaml"
-    path.write_text(f"model:\n  model_name_or_path: a\n  {key}:\n    _target_: pandas.read_pickle\n")
-    with pytest.raises(ConfigError, match=rf"model.{key}._target_: .*own.yaml\)"):
-        load_config(path)
 
 
 def test_a_link_to_a_file_of_the_user_s_is_not_followed(checkpoint, tmp_path):

@@ -33,8 +33,8 @@ _HOME = {
     "RagfitError": "errors",
 }
 _ROOMS = {
-    *("collator", "config", "data", "demo", "draw", "errors", "evaluation", "files", "hub", "merge", "models"),
-    *("runs", "secrets", "status", "training", "views"),
+    *("collator", "config", "data", "draw", "errors", "evaluation", "files", "models", "runs", "secrets"),
+    *("training", "views"),
 }
 
 __all__ = sorted(_HOME)

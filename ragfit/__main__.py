@@ -16,40 +16,46 @@ from typing import Any
 from ragfit.draw.progress import print_any_text
 from ragfit.errors import ConfigError, RagfitError, for_terminal
 
+CONFIG = ("--config", "-cn", "--config-name")
+
 
 def look(words: list[str]) -> None:
     """What the model will read and learn from: report, findings, a row's tokens."""
     parser = _parser(look)
     parser.add_argument("overrides", nargs="*", help="overrides, such as data_file=rows.jsonl output_key=answers")
-    parser.add_argument("--config", help="a name under configs/ or a YAML file; the demo, with a data_file training")
+    parser.add_argument(*CONFIG, help="a name under configs/ or a YAML file; the demo, with a data_file training")
     parser.add_argument("--row", type=int, default=0, help="which of the prepared rows to show; the first by default")
     parser.add_argument("--part", choices=("train", "dev"), default="train")
     parser.add_argument("--json", action="store_true", help="all that was found, and the row token by token, as JSON")
     args = parser.parse_intermixed_args(words)
     from ragfit.config.notebook import from_parameters
-    from ragfit.config.overrides import refuse_secrets
     from ragfit.data.prepare import prepare
     from ragfit.draw.text import wrapped
     from ragfit.views.look import audit
     from ragfit.views.tokens import TokenView
 
-    refuse_secrets(args.overrides, "a command line is kept by shells")
     chosen = from_parameters({"config": args.config, "overrides": args.overrides})
     if not args.json:
         print(f"Reading {chosen.cfg.data_file}, configuration: {chosen.config}", flush=True)
     prepared = prepare(chosen.cfg)
-    facts = audit(prepared, args.row, args.part)
     if args.json:
-        print(json.dumps(facts, ensure_ascii=False, indent=1))
-    else:
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(wrapped(str(prepared.report)), TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
+        print(json.dumps(audit(prepared, args.row, args.part), ensure_ascii=False, indent=1))
+        return
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(wrapped(str(prepared.report)), TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
 
 
 def train(words: list[str]) -> None:
     """Train, with every override of Hydra's."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")  # a name or a file, as the other commands take it
+    given, words = parser.parse_known_args(words)
+    from ragfit.config.load import find_config
     from ragfit.training.__main__ import main
 
+    if given.config:
+        path = find_config(given.config).resolve()
+        words = [f"--config-path={path.parent}", f"--config-name={path.stem}", *words]
     main(words)
 
 
@@ -82,21 +88,17 @@ def _of_checkpoint(parser: argparse.ArgumentParser, words: list[str]) -> tuple[a
     parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
     parser.add_argument("overrides", nargs="*", help="overrides of the run's, such as model.load_in_8bit=false")
     parser.add_argument("--data", help="rows to take; the run's own dev set by default")
-    parser.add_argument("--out", help="folder for what is found; the run's own by default, "
-                        "with --data a folder evaluation-NAME in it")  # fmt: skip
+    parser.add_argument(
+        "--out", help="folder for what is found; the run's own, with --data a folder evaluation-NAME in it"
+    )
     args = parser.parse_intermixed_args(words)
-    from ragfit.config.overrides import refuse_secrets
-    from ragfit.training.arguments import check_writable
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)  # fails before hours of work
     from ragfit.training.reload import load_checkpoint
 
-    refuse_secrets(args.overrides, "a command line is kept by shells")
-    if args.out:
-        check_writable(args.out, "--out")
     trainer = load_checkpoint(args.checkpoint, args.data, args.overrides)
-    out = Path(trainer.args.output_dir)
-    if args.data:
-        out /= f"evaluation-{Path(args.data).name.partition('.')[0]}"
-    return args, trainer, Path(args.out) if args.out else out
+    run, name = Path(trainer.args.output_dir), Path(args.data or "").name.partition(".")[0]
+    return args, trainer, Path(args.out) if args.out else run / f"evaluation-{name}" if name else run
 
 
 def status(words: list[str]) -> int:
@@ -144,12 +146,11 @@ def push(words: list[str]) -> int:
     parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
     parser.add_argument("repository", help="its name on the hub, such as org/name")
     args = parser.parse_args(words)
-    from ragfit.config.paths import user_path
     from ragfit.runs import hub
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     hub.check_tag(args.repository)
-    folder = user_path(args.checkpoint, "checkpoint")
+    folder = Path(args.checkpoint).expanduser()
     if not any(folder.glob("*.safetensors")):
         fix = "Name the folder checkpoint of a run's train.output_dir."
         raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", fix)

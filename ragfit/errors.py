@@ -1,16 +1,11 @@
 """The kit's errors: one sentence of what is wrong and where, one of what to do."""
 
-import os
-import traceback
-
 from ragfit.draw.text import in_one_line, plain
 from ragfit.secrets import mask
 
-TRACEBACK = "RAGFIT_TRACEBACK"
-
 
 class RagfitError(Exception):
-    """Something the user can mend; its text says in one sentence what is wrong and in one what to do, without tokens.
+    """Something the user can mend; its text says what is wrong and what to do, and holds no token.
 
     Attributes:
         where: the configuration's key, or the file and line; "" where there is none.
@@ -20,15 +15,15 @@ class RagfitError(Exception):
 
     def __init__(self, where: str, problem: str, fix: str = ""):
         self.where, self.problem, self.fix = (mask(str(part)) for part in (where, problem, fix))
-        self.args = self.where, self.problem, self.fix  # for pickle, which makes the error anew of these
+        self.args = self.where, self.problem, self.fix  # pickle makes the error anew of these
 
     def __str__(self) -> str:
         said = f"{self.where}: {self.problem}" if self.where else self.problem
         return f"{said.rstrip('.')}. {self.fix}" if self.fix else said
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows of this error: the sentence. Where it was raised is shown under `RAGFIT_TRACEBACK=1`."""
-        return [*_frames(self), f"{type(self).__name__}: {plain(self)}"]
+        """What IPython shows in the place of a traceback."""
+        return [f"{type(self).__name__}: {plain(self)}"]
 
 
 class ConfigError(RagfitError, ValueError):
@@ -38,10 +33,9 @@ class ConfigError(RagfitError, ValueError):
     def key(self) -> str:
         return self.where
 
-    def in_file(self, place: object, line: int | None = None) -> "ConfigError":
-        """The same error with the place it comes from: a file, perhaps with a line of it."""
-        where = f"{place}, line {line}" if line else str(place)
-        return type(self)(self.where, f"{self.problem} ({where})", self.fix)
+    def in_file(self, place: object) -> "ConfigError":
+        """The same error with the place that the key was given in."""
+        return type(self)(self.where, f"{self.problem} ({place})", self.fix)
 
 
 class MissingPath(ConfigError, FileNotFoundError):
@@ -65,31 +59,19 @@ class Interrupted(RagfitError):
 
 
 def first_line(error: BaseException) -> str:
-    """Another library's error in one line, for a message of ours: its first line, or its class.
+    """Another library's error in one line and without its last period, for a sentence of ours.
 
-    All of it where that line ends with a colon. Without the period at its end: the sentence that it is put in has one
-    of its own.
+    Its first line, all of it where that line ends with a colon, or its class where it has no text.
     """
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
     return in_one_line(text if first.rstrip().endswith(":") else first, 300).rstrip(". ")
 
 
-def whole_text(error: BaseException) -> str:
-    """Another library's error in one line, all that it says, with its class where the text is not a sentence."""
-    text = in_one_line(error).rstrip(". ")
-    if type(error) in (ValueError, ImportError, RuntimeError) and " " in text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def for_terminal(error: BaseException, where: str = "") -> str:
-    """What a command says as it ends with an error: one line, under `RAGFIT_TRACEBACK=1` with the trace before it."""
-    return "\n".join([*_frames(error), f"error: {where}{plain(error)}"])
+    """What a command says as it ends with an error of the kit's: one line."""
+    return f"error: {where}{in_one_line(error, 2000)}"
 
 
-def _frames(error: BaseException) -> list[str]:
-    """The lines of an error's trace, where the user asks for it."""
-    if os.environ.get(TRACEBACK, "0") in ("", "0"):
-        return []
-    return [mask(plain(line)) for part in traceback.format_exception(error) for line in part.splitlines()]
+def whole_text(error: BaseException) -> str:  # for the merge: goes with models/adapter.py
+    return in_one_line(error).rstrip(". ")

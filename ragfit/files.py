@@ -10,14 +10,9 @@ from ragfit.draw.progress import say
 
 
 def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
-    """Write a file in place of what is there: whoever reads it finds the old text or the new one, never half of it.
+    """Write a file, and its folder: whoever reads it finds the old text or the new one, never half of it.
 
-    Args:
-        path: the file; its folder is made where there is none.
-        text: bytes, or text that is written as UTF-8, half characters as escapes.
-
-    Raises:
-        OSError: it cannot be written; what was there stays.
+    Text is written as UTF-8, half characters as escapes. Where it cannot be written (OSError), what was there stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +29,6 @@ def part_of(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, to write into and then to rename to it; what was not renamed is removed.
 
     What a killed process leaves of it is `TARGET.part-…`.
-
-    Raises:
-        OSError: the folder cannot be made.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.part-", dir=target.parent) as place:

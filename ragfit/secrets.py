@@ -1,30 +1,26 @@
-"""What must not leave the process: a value whose key says that it is secret, and a text in a known token's form."""
+"""What must not leave the process: values of keys that name a secret, and texts in the form of a known token."""
 
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import yaml
-
 MASK = "•••"
-# A key that holds a secret. `eos_token` and its like do not.
+# A key that holds a secret. `eos_token`, `pad_token` and their like do not.
 _NAME = re.compile(
-    r"(?:.*[_-])?(?:secret|passw(?:or)?d|passphrase|credentials?|authorization|(?:api|access|private|secret|account)[_-]?key|"
-    r"(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|slack|openai|oauth|service|security|secret|private|client)[_-]?tokens?)|token",
+    r"token|(?:.*[_-])?(?:secret|passw(?:or)?d|passphrase|credentials?|authorization"
+    r"|(?:api|access|private|secret|account)[_-]?key"
+    r"|(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|slack|openai|oauth"
+    r"|service|security|secret|private|client)[_-]?tokens?)",
     re.IGNORECASE,
 )
-# Tokens as the services write them, and the user and password of an address. Each is too odd to be a path or a name.
+# Tokens as the services write them, and the user and password of an address: too odd to be a path or a name.
 _TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?:"
-    r"hf_[A-Za-z0-9]{30,}"
-    r"|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}|sk-(?:proj|svcacct|admin|ant|or)-[\w-]{0,40}?(?=[A-Za-z]{0,15}\d)[A-Za-z0-9]{16}[\w-]*|sk_live_[A-Za-z0-9]{20,}"
-    r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])|AIza[\w-]{35}(?![\w-])"
-    r"|xox[a-z]-\d[\w-]{19,}|wandb_v\d_\w{30,}|eyJ[\w-]{8,1000}\.eyJ[\w-]{8,}\.[\w-]{8,})"
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|sk_live_[A-Za-z0-9]{20,}|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}"
+    r"|sk-(?:proj|svcacct|admin|ant|or)-[\w-]{0,40}?(?=[A-Za-z]{0,15}\d)[A-Za-z0-9]{16}[\w-]*"
+    r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])"
+    r"|AIza[\w-]{35}(?![\w-])|xox[a-z]-\d[\w-]{19,}|wandb_v\d_\w{30,}|eyJ[\w-]{8,1000}\.eyJ[\w-]{8,}\.[\w-]{8,})"
     r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"
 )
-# `${oc.env:NAME}`, with no default or an empty one, and `${another.key}`; what another resolver is given is a value.
-_REFERENCE = re.compile(r"""\$\{\s*(?:oc\.env:[^{},:]*(?:,\s*(?:null|''|"")?\s*)?|[\w.]+)\s*\}""")
 
 
 def is_secret_name(key: Any) -> bool:
@@ -33,9 +29,9 @@ def is_secret_name(key: Any) -> bool:
 
 
 def holds_secret(key: Any, value: Any) -> bool:
-    """Whether a key and its value are a secret: a name like `train.hub_token`, and neither a switch nor a count."""
-    count = isinstance(value, bool) or isinstance(value, int | float) and str(key).lower().endswith(("token", "tokens"))
-    return is_secret_name(key) and value is not None and not count
+    """Whether a key and its value are a secret; a switch is none, and neither is a number of tokens."""
+    number = isinstance(value, int | float) and str(key).lower().endswith(("token", "tokens"))
+    return is_secret_name(key) and value is not None and not isinstance(value, bool) and not number
 
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
@@ -54,26 +50,15 @@ def masked(tree: Any) -> Any:
     return mask(tree) if isinstance(tree, str) else tree
 
 
-def plain_secrets(tree: Any, key: str = "", secret: bool = False) -> Iterator[str]:
+def plain_secrets(tree: Any, key: str = "") -> Iterator[str]:
     """The dotted keys of a tree that give a secret as it is (`train.hub_token: hf_…`), not as `${oc.env:NAME}`."""
-    if isinstance(tree, dict):
+    if isinstance(tree, str) and "${" in tree:
+        tree = re.sub(r"\$\{[^${}]*\}", "", tree)
+    if holds_secret(key, tree) and tree not in ("", {}, []) or isinstance(tree, str) and _TOKEN.search(tree):
+        yield key
+    elif isinstance(tree, dict):
         for name, value in tree.items():
-            hidden = secret or any(holds_secret(part, value) for part in str(name).split("."))
-            yield from plain_secrets(value, f"{key}.{name}".lstrip("."), hidden)
+            yield from plain_secrets(value, f"{key}.{name}".lstrip("."))
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from plain_secrets(value, key, secret)
-    elif isinstance(tree, str) and not secret and isinstance(inner := _inner(tree), dict | list):
-        yield from plain_secrets(inner, key)
-    elif _TOKEN.search(str(tree)) or secret and tree not in (None, "", "???") and not _REFERENCE.fullmatch(str(tree)):
-        yield key
-
-
-def _inner(text: str) -> Any:
-    """What a text says that is read as keys and values, or as a list, where one is expected: `'{api_key: …}'`."""
-    if text.strip()[:1] not in ("{", "["):
-        return None
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None
+            yield from plain_secrets(value, key)

@@ -104,16 +104,19 @@ def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
     """A run that is refused has its folder beside the others', and what the environment holds is in none."""
     monkeypatch.setenv("CANARY", "cAnary7x")
     lines = "model: {model_name_or_path: phi3, lora: {r: 4}}\ntrain: {output_dir: out, max_steps: 1, run_name: '${oc.env:CANARY}-${model.lora.r}'}\n"
-    (place / "own.yaml").write_text(f"{lines}data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\n")
+    lines += "data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\nexperiment: 3\n"
+    (place / "own.yaml").write_text(lines)
     before = names(place)
     result = forked_command(
-        *["-cp=.", "-cn=own", "--multirun", "model.lora.target_modules=[o_proj]", "model.lora.r=2,x"], cwd=place
+        *["-cp=.", "-cn=own", "--multirun", "model.lora.target_modules=[o_proj]", "model.lora.r=2,x", "experiment=4"],
+        cwd=place,
     )
     assert "error: run 1: model.lora.r: 'x' is not allowed" in result.stderr
     assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
     assert (
         "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
     )
+    assert "experiment: '4'" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
     assert not [path for path in place.rglob("*") if path.is_file() and b"cAnary7x" in path.read_bytes()]
 
 
@@ -155,7 +158,6 @@ ERRORS = [
     ),
     ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=…' cannot be read: "),
     ("-cn paper/training-aqsa", "error: config: there is no configuration "),
-    (f"-cn {'x' * 300}", "error: --config-name: '"),
     ("-cp no/such/folder", "error: --config-path: there is no 'no/such/folder' at "),
     ("--config-dir no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
     ("-cp=configs --config-dir=no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
@@ -203,43 +205,13 @@ def test_where_a_configuration_is_looked_for(words, expected, tmp_path, monkeypa
     assert OmegaConf.create(capsys.readouterr().out) == OmegaConf.load(source)
 
 
-KEY, VALUE = "train.hub_token", "hf_" + "cAnary7" * 5
-REFUSED = [  # a secret in a command line, and the key that is named
-    ([f"{KEY}=mine"], KEY),
-    ([f"+{KEY}='mine'"], KEY),
-    ([f"~{KEY}=mine"], KEY),
-    ([f"--{KEY}=mine"], KEY),
-    (["train.push_to_hub_token=mine"], "train.push_to_hub_token"),
-    ([KEY + "=${oc.env:NOPE,mine}"], KEY),
-    (["++train={seed: 1, hub_token: mine}"], KEY),
-    (["model.generation={api_key: mine}"], "model.generation.api_key"),
-    (['+model.generation={a: [1, {b: {password: "mine"}}]}'], "model.generation.a.b.password"),
-    (["+model.generation.password=77442211"], "model.generation.password"),
-    (["model.generation='{api_key: mine}'"], "model.generation.api_key"),
-    (['train.accelerator_config=\'{"a": [{"password": "mine"}]}\''], "train.accelerator_config.a.password"),
-    (["+model.generation.credentials.x=mine"], "model.generation.credentials.x"),
-    ([KEY + "='${oc.decode:mine}'"], KEY),
-    (["--multirun", f"{KEY}=mine,other"], KEY),
-    (["-m", "model.generation={api_key: 'mine'},{api_key: other}", "limit=1,2"], "model.generation.api_key"),
-    ([f"train.run_name='run of {VALUE}'"], "train.run_name"),
-    ([f"model.lora.target_modules=[qkv_proj,{VALUE}]"], "model.lora.target_modules"),
-    ([f"train.hub_tokn={VALUE}"], "train.hub_tokn"),
-    ([f"experiment=[{VALUE}"], "experiment"),
-    (["data_file=https://me:mine@example.org/x.jsonl"], "data_file"),
-    (["hydra.run.dir=out", "hydra.job.env_set.HF_TOKEN=mine"], "hydra.job.env_set.HF_TOKEN"),
-]
-
-
-@pytest.mark.parametrize(("words", "key"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
-def test_a_secret_is_refused_before_anything_is_written(words, key, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("word", ["train.hub_token=mine,other", "model.generation={api_key: mine}"])
+def test_a_sweep_refuses_a_secret_before_anything_is_written(word, tmp_path, monkeypatch, capfd):
+    """Hydra writes the configuration of a sweep."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert str(caught.value.code).startswith(
-        f"error: {key}: a command line is kept by shells and in Hydra's files, and this is a secret. "
-    )
-    told = str(caught.value.code) + "".join(capfd.readouterr())
-    assert not [text for text in ("mine", "cAnary", "77442211") if text in told] and names(tmp_path) == []
+    with pytest.raises(SystemExit, match="and this is a secret. Remove it; log in with hf auth login") as caught:
+        main(["--multirun", word])
+    assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == []
 
 
 @pytest.mark.parametrize("words", ["train.hub_tokn=mine", "train.hub_tokn='mine", "model.generation={api_key: mine"])
@@ -250,18 +222,7 @@ def test_the_value_of_an_override_is_in_no_error(words, tmp_path, monkeypatch):
     assert str(caught.value.code).startswith("error: ") and "mine" not in caught.value.code
 
 
-OPTIONS = [
-    "--multirun train.seed=1,2",
-    "hydra.mode=MULTIRUN",
-    "hydra.run.dir=out",
-    "hydra.output_subdir=.hydra",
-    "--cfg job",
-    "--help",
-    "--info=config",
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.output_subdir=.hydra", "--cfg job"])
 def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text("model: {model_name_or_path: x}\ntrain: {hub_token: mine}\n")
@@ -272,9 +233,11 @@ def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.run.dir=hydra hydra.output_subdir=.hydra"])
-def test_a_secret_of_the_environment_is_used_and_written_nowhere(options, place, monkeypatch):
+def test_a_secret_of_the_environment_is_used_and_written_nowhere(place, monkeypatch):
+    """The seed comes from there too, and is a number to the trainer."""
+    options = "hydra.run.dir=hydra hydra.output_subdir=.hydra train.seed='${oc.env:SEED}'"
     monkeypatch.setenv("CANARY", "cAnary7x")
+    monkeypatch.setenv("SEED", "7")
     (place / "own.yaml").write_text(
         "model: {model_name_or_path: phi3, max_sequence_len: 900}\ntrain: {output_dir: out, max_steps: 1}\n"
     )
@@ -282,9 +245,7 @@ def test_a_secret_of_the_environment_is_used_and_written_nowhere(options, place,
     result = forked_command("-cp=.", "-cn=own", *words.split(), *options.split(), cwd=place)
     assert result.returncode == 0, result.stderr
     files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    assert {Path(name).name for name in files} & {"multirun.yaml", "overrides.yaml"} and "training_args.bin" in str(
-        list(files)
-    )
+    assert {Path(name).name for name in files} & {"overrides.yaml"} and "training_args.bin" in str(list(files))
     assert [
         name for name, content in files.items() if b"cAnary7x" in content
     ] == [] and "cAnary7x" not in result.stdout + result.stderr

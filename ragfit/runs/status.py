@@ -198,6 +198,8 @@ class StatusView(View):
 
     def blocks(self) -> list[Block]:
         facts, saved = self.facts, self.folder / "checkpoint"
+        step = facts.get("saved_step")  # of a finished run
+        unknown = f"not measured at step {step}" if step else None
         can = "resume_checkpoint=true" if facts.get("last_checkpoint") else "start it again: there is no checkpoint yet"
         changed = [
             f"{key} {' then '.join(f'{value} (from step {step})' for step, value in values)}"
@@ -205,10 +207,10 @@ class StatusView(View):
         ]
         items = {
             "started": f"{facts.get('started')} on {facts.get('host')}, process {facts.get('pid')}",
-            "last sign of life": facts.get("updated"),
-            "weights of step": facts.get("saved_step"),
-            "training loss": facts.get("loss"),
-            "dev loss": facts.get("dev_loss"),
+            "last heard of": facts.get("updated"),
+            "weights of step": step,
+            "training loss": facts.get("loss", unknown),
+            "dev loss": facts.get("dev_loss", unknown),
             "last checkpoint": facts.get("last_checkpoint"),
             "went on from": facts.get("resumed_from"),
             "changed on the way": "; ".join(changed) or None,

@@ -37,16 +37,21 @@ class LossCurve(View):
 
     def __init__(self, show: bool | None = None, write: Callable[[str], object] = print):
         self.show, self.write = in_notebook() if show is None else show, write
-        self.state, self.doing, self.best, self.batches = None, "not begun", None, ""
+        self.state, self.doing = None, "not begun"
+        self._reset()
+
+    def _reset(self, first_step: int = 0) -> None:
+        self.first, self.began, self.best, self.batches = first_step, time.monotonic(), None, ""
+        self._tokens, self._next_line = [], dict.fromkeys(LINES, 0.0)
+        self._handle, self._next_update = None, 0.0
 
     # What the trainer calls.
 
     def on_train_begin(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
         if not state.is_world_process_zero:
             self.show, self.write = False, lambda line: None
-        self.state, self.first, self.best, self.doing = state, state.global_step, None, "running"
-        self.batches, self.began, self._next_update, self._handle = "", time.monotonic(), 0.0, None
-        self._tokens, self._next_line = [], dict.fromkeys(LINES, 0.0)
+        self.state, self.doing = state, "running"
+        self._reset(state.global_step)
         self.write(f"training: {state.max_steps:,} steps{f', going on from step {self.first:,}' if self.first else ''}")
         self._update()
 
@@ -62,6 +67,8 @@ class LossCurve(View):
         self._update()
 
     def on_log(self, args: "Args", state: "State", control: "Control", logs: dict[str, float], **kwargs) -> None:
+        if self.doing != "running":  # an evaluation before or after the run
+            return
         self.state = state
         if "num_tokens" in logs:
             self._tokens = [*self._tokens[:1], (time.monotonic(), logs["num_tokens"])]

@@ -79,7 +79,7 @@ class SurvivingTrainer(SFTTrainer):
             on = f"go on with resume_checkpoint={self._healthy}"
         raise RagfitError(
             "train.stop_on_nan",
-            f"the {what} of step {step:,} is not a finite number; {kept}",
+            f"not a finite number: the {what} of step {step:,}; {kept}",
             f"Lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16, and {on}.",
         )
 

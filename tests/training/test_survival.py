@@ -279,7 +279,10 @@ def test_exit_codes_of_the_command_line(overrides, out):
 @pytest.mark.slow
 def test_papermill_whose_kernel_is_killed_or_interrupted(tiny_llama, rows, tmp_path):
     """The notebook of the first reads as completed, the status does not. The kernel of the second saves before it goes."""
-    environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}
+    environment = os.environ | {
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter")),
+    }
     runs, notebook = {}, str(ROOT / "notebooks" / "train.ipynb")
     for name in ("killed", "interrupted"):
         parameters = notebook_parameters(tiny_llama, rows, tmp_path / name) | {
@@ -339,7 +342,9 @@ def test_changed_settings_hold_from_the_step_on(overrides, two_checkpoints, tmp_
     assert rates(first)[3:] == [0.5, 0.5]
     assert {group["weight_decay"] for group in first.optimizer.param_groups} == {0.25, 0.0}
     assert first.changed["train.learning_rate"] == [(0, 0.01), (3, 0.5)]
-    again = trainer_of(overrides, out, "resume_checkpoint=true", *constant, "train.learning_rate=0.125", "train.max_steps=7")
+    again = trainer_of(
+        overrides, out, "resume_checkpoint=true", *constant, "train.learning_rate=0.125", "train.max_steps=7"
+    )
     ragfit.train(again)
     assert again.changed["train.learning_rate"] == [(0, 0.01), (3, 0.5), (5, 0.125)]
     assert rates(again)[3:] == [0.5, 0.5, 0.125, 0.125]
@@ -468,7 +473,9 @@ def test_of_two_runs_that_begin_together_one_trains(overrides, out):
     assert refused.exitcode == 3
     wait_for(lambda: (read(out) or {}).get("step"), trains.is_alive)
     assert read(out)["pid"] == trains.pid and run_state(read(out))[0] == "running"
-    with pytest.raises(ConfigError, match=f"^train.output_dir: process {trains.pid} on .* is training into {out}. Wait"):
+    with pytest.raises(
+        ConfigError, match=f"^train.output_dir: process {trains.pid} on .* is training into {out}. Wait"
+    ):
         trainer_of(overrides, out)
     assert read(out)["pid"] == trains.pid
     trains.kill()  # the lock goes with the process

@@ -17,6 +17,7 @@ from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
 from ragfit.training import packing
+from ragfit.training.tracking import check_trackers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,6 +96,7 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
         others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
     args = Arguments(**given)
+    check_trackers(args)
     args.told = dict(leaves(without_secrets(cfg)))
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:
         # Trainer would take all visible GPUs through DataParallel, which TRL refuses. One process takes one GPU;

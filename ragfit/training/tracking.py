@@ -11,13 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_reporting_integration_callbacks,
+)
 
 from ragfit.config.save import without_secrets
 from ragfit.draw.progress import say
 
 if TYPE_CHECKING:
+    from ragfit.training.arguments import Arguments
     from ragfit.training.trainer import RagfitTrainer
+
+
+def check_trackers(args: "Arguments") -> None:
+    """Before the model is loaded: the packages of `train.report_to` are there, else transformers says which is not."""
+    if "trackio" in args.report_to:  # it reads this when it is imported
+        os.environ.setdefault("TRACKIO_DIR", str(Path(args.output_dir, "trackio").absolute()))
+    for make in get_reporting_integration_callbacks(args.report_to):
+        make()
 
 
 @contextlib.contextmanager
@@ -26,7 +38,7 @@ def tracked(trainer: "RagfitTrainer") -> Iterator[None]:
     args, cfg, out = trainer.args, without_secrets(trainer.cfg), Path(trainer.args.output_dir).absolute()
     project, experiment = cfg["train"].get("project"), cfg.get("experiment")
     defaults = {
-        "WANDB_DIR": out, "MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}", "TRACKIO_DIR": out / "trackio",
+        "WANDB_DIR": out, "MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}",
         "WANDB_PROJECT": "ragfit", "WANDB_ENTITY": cfg.get("wandb_entity"), "WANDB_RUN_GROUP": experiment,
         "MLFLOW_EXPERIMENT_NAME": experiment or "ragfit",
         # Git's remote may hold a token, the command line an override with one, the console whatever is printed.

@@ -212,7 +212,7 @@ def test_a_terminal_that_is_closed(overrides, out):
     if child == 0:  # leads a session of its own, on this terminal
         os.execv(sys.executable, [sys.executable, "-m", "ragfit.training", *words])
     seen = b""
-    while b"step 2/" not in seen:
+    while b"step 1/" not in seen:
         seen += os.read(terminal, 1000)
     os.close(terminal)
     _, code = os.waitpid(child, 0)

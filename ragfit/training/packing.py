@@ -130,16 +130,24 @@ def check_apart(trainer: SFTTrainer) -> None:
 def difference(trainer: SFTTrainer) -> float:
     """How far a pack's log-probabilities are from its rows' side by side: 0 where they are apart, 1 where they are one.
 
-    Side by side, not one after the other, because LLM.int8 quantizes by what is in a batch.
+    The larger of two shares: of what it changes that one row goes on from the other, positions and all, and of what
+    another first row changes in the second. Side by side, not one after the other, because LLM.int8 quantizes by what
+    is in a batch.
     """
-    ids = (
-        torch.arange(1, 1 + 2 * TRIED) * 7919 % base_of(trainer.model).get_input_embeddings().weight.shape[0]
-    ).tolist()
-    labels = [*ids[:TRIED], IGNORE_INDEX, *ids[TRIED + 1 :]]
-    apart = _log_probs(trainer, [{"input_ids": part, "labels": part} for part in (ids[:TRIED], ids[TRIED:])])
-    joined = _log_probs(trainer, [{"input_ids": ids, "labels": labels}])
-    packed = _log_probs(trainer, [{"input_ids": ids, "labels": labels, BOUNDARIES: [TRIED, TRIED]}])
-    return float((packed - apart).norm() / (joined - apart).norm().clamp(min=1e-6))
+    size = base_of(trainer.model).get_input_embeddings().weight.shape[0]
+    first, second = (torch.arange(1, 1 + 2 * TRIED) * 7919 % size).view(2, TRIED).tolist()
+
+    def one(first: list[int], **boundaries: list[int]) -> torch.Tensor:
+        row = {"input_ids": first + second, "labels": [*first, IGNORE_INDEX, *second[1:]]}
+        return _log_probs(trainer, [row | boundaries])
+
+    pack = {BOUNDARIES: [TRIED, TRIED]}
+    apart = _log_probs(trainer, [{"input_ids": row, "labels": row} for row in (first, second)])
+    joined, packed = one(first), one(first, **pack)
+    # Of the second row, where the first is another one.
+    changed, leaked = (one(first[::-1]) - joined)[TRIED - 1 :], (one(first[::-1], **pack) - packed)[TRIED - 1 :]
+    pairs = ((packed - apart, joined - apart), (leaked, changed))
+    return max(float(found.norm() / whole.norm().clamp(min=1e-6)) for found, whole in pairs)
 
 
 def _log_probs(trainer: SFTTrainer, rows: list[dict]) -> torch.Tensor:

@@ -44,7 +44,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         )
     text = model.config.get_text_config()
     longest, made_for = max(train.longest, report.dev.longest), getattr(text, "max_position_embeddings", None)
-    scaled = "factor" in str(getattr(text, "rope_parameters", None))
+    scaled = "'factor'" in str(getattr(text, "rope_parameters", None))
     if made_for and longest > made_for and not scaled:
         warnings.append(
             f"The longest row has {longest:,} tokens, and the model was made for {made_for:,} positions: beyond them "

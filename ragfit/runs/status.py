@@ -206,7 +206,7 @@ class StatusView(View):
             for key, values in (facts.get("changed") or {}).items()
         ]
         items = {
-            "started": f"{facts.get('started')} on {facts.get('host')}, process {facts.get('pid')}",
+            "started": facts.get("started"),
             "last heard of": facts.get("updated"),
             "weights of step": step,
             "training loss": facts.get("loss", unknown),

@@ -90,6 +90,8 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     given = defaults | {key: value for key, value in given.items() if key not in OWN}
     given |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     given |= dict.fromkeys(packing.KEYS, False)
+    if given.get("fp16") and not cuda:
+        raise ConfigError("train.fp16", "it is set, but there is no GPU", "Set train.bf16=true, which a CPU can do.")
     if not torch.accelerator.is_available():
         given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
     if cfg.get("use_wandb"):

@@ -78,8 +78,8 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if args.world_size > 1:  # what one process is asked, all are
-            asked = torch.tensor([self.signals.asked], device=args.device)
-            self.signals.asked = self.signals.asked or int(gather(asked).max())
+            asked = int(gather(torch.tensor([self.signals.asked], device=args.device)).max())
+            self.signals.asked = self.signals.asked or asked
         if self.signals.asked and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = True
             control.should_save |= bool(state.epoch % 1)  # at the end of an epoch, once that is evaluated

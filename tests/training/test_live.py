@@ -35,8 +35,9 @@ def run(curve, steps, state, args=ARGS, loss=lambda step: 1 / step):
     curve.on_train_end(args, state, None)
 
 
-def test_few_lines_and_a_curve():
+def test_few_lines_and_a_curve(monkeypatch):
     lines = []
+    monkeypatch.setattr("ragfit.training.live.EVERY", 0)  # as if each batch took longer
     curve = LossCurve(show=False, write=lines.append)
     run(curve, 1000, state_of(1000))
     assert lines[0] == "training: 1,000 steps" and lines[1] == "first step: batch 1 of 4"

@@ -104,14 +104,13 @@ REFUSED = {
     "train.chat_template_path=other.jinja": "train.chat_template_path: it is set, but .* Remove train.chat_template_path",
     "train.do_predict=true": "train.do_predict: it is set, but nothing reads it",
     "train.eval_strategy=steps": "train.eval_strategy: steps needs a dev set. Set dev_split",
+    "train.fp16=true": "train.fp16: it is set, but there is no GPU",
     "train.evaluation_strategy=epoch": "train.eval_strategy: epoch needs a dev set",
     # In the libraries' own words, and before the weights are read.
-    "train.fp16=true": "fp16|FP16",
     "train.optim=adamm": "adamm",
     "train.lr_scheduler_type=cosinus": "cosinus",
     "train.load_best_model_at_end=true": "strategy to match|eval_strategy|evaluation strategy",
     "train.report_to=made_up": "made_up",
-    "model.lora.target_modules=[lm_head]": "lm_head",
     "hfhub_tag='no such name'": "hfhub_tag: 'no such name' is not a repository name",
 }
 

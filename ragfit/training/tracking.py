@@ -47,9 +47,9 @@ def tracked(trainer: "RagfitTrainer") -> Iterator[None]:
     }  # fmt: skip
     settings = {name: str(value) for name, value in defaults.items() if value and name not in os.environ}
     settings |= {"WANDB_PROJECT": project} if project else {}
-    before = {name: os.environ.get(name) for name in (*settings, "WANDB_MODE")}
+    before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    own_wandb = "wandb" in args.report_to and trainer.is_world_process_zero() and _starts_wandb()
+    own_wandb = "wandb" in args.report_to and trainer.is_world_process_zero() and _starts_wandb(args.run_name)
     failed = True
     try:
         yield
@@ -57,6 +57,7 @@ def tracked(trainer: "RagfitTrainer") -> Iterator[None]:
     finally:
         if own_wandb:
             sys.modules["wandb"].finish(exit_code=int(failed))
+            sys.modules["wandb"].teardown()  # another run of this process reads its own settings
         if failed and "mlflow" in args.report_to and "mlflow" in sys.modules:
             sys.modules["mlflow"].end_run("FAILED")
         for name in args.report_to:  # an evaluation after the run has nobody to tell
@@ -66,11 +67,12 @@ def tracked(trainer: "RagfitTrainer") -> Iterator[None]:
             os.environ.update({name: value} if value is not None else {})
 
 
-def _starts_wandb() -> bool:
+def _starts_wandb(run_name: str | None) -> bool:
     """Whether the run there will be ours; a headless run must not wait for a login that nobody types."""
     import wandb
 
     if wandb.run is None and "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
-        os.environ["WANDB_MODE"] = "offline"
         say("use_wandb: not logged in, so the run is kept offline. Send it later with `wandb sync`.")
+        wandb.init(mode="offline", project=os.environ["WANDB_PROJECT"], name=run_name)  # else transformers does
+        return True
     return wandb.run is None

@@ -77,8 +77,9 @@ def main():
 
 
 def trial(cfg, prepared):
-    from ragfit.training.arguments import training_arguments
     from ragfit.training.trial import try_run
+
+    from ragfit.training.arguments import training_arguments
 
     args = training_arguments(cfg, prepared)
     try_run(cfg, prepared, args)  # brings the imports

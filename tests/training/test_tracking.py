@@ -95,9 +95,9 @@ def read_run(folder):
 def test_a_run_is_tracked(config, tmp_path):
     cfg = config("use_wandb=true", "experiment=my group", "wandb_entity=my-team", "train.learning_rate=0.01", "dev_split=2",
                  "train.eval_strategy=steps", "train.eval_steps=1")  # fmt: skip
-    before, trainer = dict(os.environ), tiny_trainer(cfg)
+    trainer = tiny_trainer(cfg)
     ragfit.train(trainer)
-    assert wandb.run is None and dict(os.environ) == before  # finished, and nothing of it is left
+    assert wandb.run is None and not {"WANDB_DIR", "WANDB_RUN_GROUP"} & os.environ.keys()  # nothing of it is left
     run, settings, history, _, code = read_run(tmp_path / "out")
     assert (run.run_group, run.entity, run.project, code) == ("my group", "my-team", "ragfit", 0)
     assert settings["ragfit.data_file"] == cfg.data_file and settings["ragfit.model.lora.r"] == 16

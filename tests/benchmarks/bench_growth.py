@@ -77,9 +77,8 @@ def main():
 
 
 def trial(cfg, prepared):
-    from ragfit.training.trial import try_run
-
     from ragfit.training.arguments import training_arguments
+    from ragfit.training.trial import try_run
 
     args = training_arguments(cfg, prepared)
     try_run(cfg, prepared, args)  # brings the imports

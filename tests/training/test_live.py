@@ -35,13 +35,23 @@ def run(curve, steps, state, args=ARGS, loss=lambda step: 1 / step):
     curve.on_train_end(args, state, None)
 
 
-def test_few_lines_and_a_curve(monkeypatch):
+def test_batches_before_the_first_step():
     lines = []
-    monkeypatch.setattr("ragfit.training.live.EVERY", 0)  # as if each batch took longer
+    curve, state = LossCurve(show=False, write=lines.append), state_of(9)
+    curve.on_train_begin(ARGS, state, None)
+    curve.on_substep_end(ARGS, state, None)
+    assert lines == ["training: 9 steps"]  # nothing more for what takes no time
+    curve._next_update = 0.0
+    curve.on_substep_end(ARGS, state, None)
+    assert lines[1:] == ["first step: batch 2 of 4"] and "2 of 4" in repr(curve)
+
+
+def test_few_lines_and_a_curve():
+    lines = []
     curve = LossCurve(show=False, write=lines.append)
     run(curve, 1000, state_of(1000))
-    assert lines[0] == "training: 1,000 steps" and lines[1] == "first step: batch 1 of 4"
-    assert 10 < len(lines) <= 28 and lines[2].startswith("step 1/1000  loss 1.000  lr 1.0e-04  00:00 elapsed, 00:0")
+    assert lines[0] == "training: 1,000 steps"
+    assert 10 < len(lines) <= 28 and lines[1].startswith("step 1/1000  loss 1.000  lr 1.0e-04  00:00 elapsed, 00:0")
     assert lines[-1].startswith("done: step 1000/1000 in 00:0") and lines[-1].endswith("loss 0.001, dev loss 0.002")
     html = curve._repr_html_()
     assert "data:image/png" in html and len(html) < 150_000 and "tokens/s" in html and "1000/1000" in html

@@ -7,11 +7,11 @@ import sys
 import types
 
 import pytest
-from ragfit.training.stop import StopSignals
 from transformers.utils import logging
 
 from ragfit.draw.progress import progress_bar, weights_bar
 from ragfit.training.checkpoints import set_aside
+from ragfit.training.stop import StopSignals
 
 
 @pytest.fixture(params=[False, True], ids=["elsewhere", "notebook"])

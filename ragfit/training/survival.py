@@ -1,24 +1,22 @@
 """A trainer whose runs survive being killed or stopped, and end with the adapter of a run that nobody interrupted.
 
 What transformers leaves out for that, as of 5.24, is done here over its private methods, for want of public ones: it
-writes checkpoints in place; it draws `group_by_length`'s order from whatever state the random numbers have; it trains a
-step more than `max_steps` when resumed from the last one; several processes resume an epoch in another epoch's order; a
-resumed run keeps the old learning rate, whatever its arguments say; and a run of NaNs ends as a success.
+writes checkpoints in place; it trains a step more than `max_steps` when resumed from the last one; several processes
+resume an epoch in another epoch's order; a resumed run keeps the old learning rate, whatever its arguments say; and a
+run of NaNs ends as a success.
 """
 
 import functools
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import SFTTrainer
 
@@ -190,14 +188,6 @@ class SurvivingTrainer(SFTTrainer):
             sampler.sampler.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        # transformers would read every row for its length.
-        lengths, seed = [sum(pair) for pair in self.prepared.report.train.lengths], self.args.data_seed
-        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return SeededLengthGroupedSampler(group, lengths, self.args.seed if seed is None else seed)
-
     # Saving.
 
     def _load_best_model(self) -> None:
@@ -237,18 +227,3 @@ class SurvivingTrainer(SFTTrainer):
             self._staging = False
         self.accelerator.wait_for_everyone()
         self._unproven = target
-
-
-class SeededLengthGroupedSampler(LengthGroupedSampler):
-    """The order of an epoch follows from the seed and its number alone."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return super().__iter__()

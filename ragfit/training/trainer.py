@@ -1,13 +1,15 @@
 """TRL's trainer, given rows that are ready: what is specific to this kit and needs torch."""
 
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from omegaconf import DictConfig
 from peft.helpers import disable_input_dtype_casting
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from ragfit import before_torch
@@ -96,6 +98,14 @@ class RagfitTrainer(SurvivingTrainer):
             if self.args.device.type == "cpu":
                 before_torch.give_back_memory()
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        # transformers would read every row for its length.
+        lengths, seed = [sum(pair) for pair in self.prepared.report.train.lengths], self.args.data_seed
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SeededLengthGroupedSampler(group, lengths, self.args.seed if seed is None else seed)
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         # Rows of many lengths leave gaps between what is kept. Now and then, as it costs a fraction of a step.
@@ -148,6 +158,21 @@ class RagfitTrainer(SurvivingTrainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """TRL writes its own card into each checkpoint; a run's card is written from the run at its end."""
+
+
+class SeededLengthGroupedSampler(LengthGroupedSampler):
+    """The order of an epoch follows from the seed and its number alone, so that a resumed run has it too."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
 
 def check_vocabulary(model: torch.nn.Module, prepared: Prepared) -> None:

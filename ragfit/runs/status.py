@@ -1,64 +1,48 @@
-"""What became of a run: `status.json` in its output folder, written by the run itself.
+"""What became of a run: `status.json` in its output folder, and a lock that is held as long as the run lives.
 
-    python -m ragfit.status trained_models
-
-A run that was killed cannot say so, and papermill's notebook of it reads as completed. The file still says "running"
-then; the reader here looks for the process and says "killed".
+A run that was killed cannot say so, and papermill's notebook of it reads as completed. Its file still says "running"
+then, but the system has let go of its lock: that is "killed".
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
-from ragfit.config.paths import user_path
 from ragfit.draw.blocks import Block, Callout, Facts
 from ragfit.draw.view import View
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.files import write_whole
-from ragfit.runs.records import STATUS, now, read_json
+from ragfit.runs.records import STATUS, now
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".status.lock"
 EVERY = 5.0  # seconds between two signs of life
-LOADING, TRAINING, SAVING = "loading the model", "training", "saving the adapter"
-# What a status holds, and of which kind it is (`ragfit.runs.records.fitting`).
-_FACTS = {
-    "state": str, "doing": str, "reason": str, "saved": str, "resumed_from": str, "last_checkpoint": str, "host": str,
-    "started": datetime, "updated": datetime, "pid": int, "process_started": float, "step": int, "total_steps": int,
-    "loss": float, "seconds_per_step": float,
-}  # fmt: skip
+STATES = ("running", "finished", "failed", "interrupted")
 
 
 class RunStatus:
-    """The writer of one run's status. Never raises: if status.json can't be written, training continues.
+    """The writer of one run's status. Writing never raises: if status.json can't be written, training continues.
 
     Args:
         folder: `train.output_dir`.
         secrets: texts that must not be written.
-        resumed_from: the checkpoint that the run goes on from, if any.
         write: whether this process writes (one of several does).
     """
 
-    def __init__(
-        self,
-        folder: str | PathLike,
-        secrets: Iterable[str | None] = (),
-        resumed_from: str | None = None,
-        write: bool = True,
-    ):
-        self.folder, self.resumed_from, self.write = Path(folder), resumed_from, write
+    def __init__(self, folder: str | PathLike, secrets: Iterable[str | None] = (), write: bool = True):
+        self.folder, self.write = Path(folder), write
         self.secrets = [secret for secret in secrets if secret]
         self.facts: dict[str, Any] = {}
         self._next = 0.0
@@ -70,22 +54,16 @@ class RunStatus:
         Raises:
             ConfigError: another run holds it.
         """
-        from filelock import FileLock, Timeout
-
         lock = FileLock(self.folder / LOCK)
         try:
             if self.write:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=2)  # somebody who asks for the status holds it for a moment
         except Timeout:
             facts = read(self.folder) or {}
-            running = facts.get("state") == "running"
-            who = f"process {facts.get('pid')} on {facts.get('host')}" if running else "another process"
-            raise ConfigError(
-                "train.output_dir",
-                f"{who} is training into {self.folder}",
-                "Wait for it, or set train.output_dir to another folder.",
-            ) from None
+            problem = f"process {facts.get('pid')} on {facts.get('host')} is training into {self.folder}"
+            fix = "Wait for it, or set train.output_dir to another folder."
+            raise ConfigError("train.output_dir", problem, fix) from None
         except (OSError, NotImplementedError) as error:  # some network file systems lock nothing
             logger.warning(
                 "train.output_dir: %s cannot be locked (%s), so a second run into it would not be noticed. "
@@ -97,57 +75,21 @@ class RunStatus:
             lock.release()  # does nothing where it is not held
 
     @contextlib.contextmanager
-    def loading(self) -> Iterator[None]:
-        """Around loading the model. Afterwards the status is as it was before, since the model may never be trained."""
-        with self.alone():
-            before = self.begin(LOADING)
-            with self.outcome():
-                yield
-            if before:
-                self._put(before)
-            elif self.write:
-                with contextlib.suppress(OSError):
-                    (self.folder / STATUS).unlink(missing_ok=True)
+    def kept(self, **facts: Any) -> Iterator[None]:
+        """While this lasts the run is running and alone in its folder; how it ends is written, whatever ends it.
 
-    def begin(self, doing: str | None = TRAINING) -> dict[str, Any]:
-        """The run begins, to train or to load its model. Returns the status of the run before, or {}."""
-        before, me = read(self.folder) or {}, psutil.Process()
-        self.facts = {"started": now(), "pid": me.pid, "process_started": round(me.create_time())}
-        resumed = {"resumed_from": self.resumed_from, "last_checkpoint": self.resumed_from}
-        self.set(host=socket.gethostname(), state="running", doing=doing, **resumed)
-        return before
-
-    def refused(self, error: RagfitError) -> bool:
-        """Write that the run failed before its model was loaded.
-
-        Returns:
-            Whether it was written: not where this process has written it already, or another run has the folder.
+        Args:
+            facts: what is known as it begins.
         """
-        with contextlib.suppress(ConfigError), self.alone():
-            facts = read(self.folder) or {}
-            if facts.get("pid") != os.getpid() or not _alive(facts):
-                self.begin(None)
-                self._ended("failed", _reason(error))
-                return True
-        return False
-
-    @contextlib.contextmanager
-    def outcome(self) -> Iterator[None]:
-        """Write how the work inside ended, where it did not end well."""
-        try:
-            yield
-        except Interrupted:
-            raise  # has been written, with what is known there
-        except KeyboardInterrupt:
-            self._ended("interrupted", "stopped at once, without a checkpoint of its own")
-            raise
-        except BaseException as error:
-            self._ended("failed", _reason(error))
-            raise
-
-    def _ended(self, state: str, reason: str) -> None:
-        if self.facts.get("state") != "finished":  # the adapter is saved: a push that fails does not change that
-            self.set(state=state, reason=reason)
+        with self.alone():
+            self.facts = {"started": now(), "pid": os.getpid(), "host": socket.gethostname()}
+            self.set(state="running", **facts)
+            try:
+                yield
+            except BaseException as error:
+                if self.facts["state"] != "finished":  # the adapter is saved: a push that fails does not change that
+                    self.set(**_ended(error))
+                raise
 
     def beat(self, **facts: Any) -> None:
         """A sign of life, written at most every `EVERY` seconds."""
@@ -156,68 +98,74 @@ class RunStatus:
             self.set()
 
     def set(self, **facts: Any) -> None:
-        """Take facts and write them now."""
-        self.facts |= facts | {"updated": now()}
-        if reason := self.facts.get("reason"):
-            self.facts["reason"] = mask(reason, self.secrets)
+        """Take facts and write them now; None takes a fact back."""
+        self.facts = {key: value for key, value in (self.facts | facts).items() if value is not None}
+        self.facts["updated"] = now()
         self._next = time.monotonic() + EVERY
-        self._put(self.facts)
-
-    def _put(self, facts: dict[str, Any]) -> None:
-        if self.write:
-            path, known = self.folder / STATUS, {key: value for key, value in facts.items() if value is not None}
-            text = json.dumps(known, indent=1).encode() + b"\n"
-            try:
-                write_whole(path, text)
-            except OSError:  # a full disk, on which the old file still has its blocks: the text is written over it
-                with contextlib.suppress(OSError), path.open("r+b") as file:
-                    if len(text) <= os.fstat(file.fileno()).st_blocks * 512:
-                        file.write(text)
-                        file.truncate()
+        if not self.write:
+            return
+        path, text = self.folder / STATUS, mask(to_json(self.facts), self.secrets).encode()
+        try:
+            write_whole(path, text)
+        except OSError:  # a full disk, on which the old file still has its block: the text is written over it
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                file.write(text)
+                file.truncate()
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, RagfitError):
-        return " ".join(str(error).split())[:1000]
-    return f"{type(error).__name__}: {first_line(error)}"
+def _ended(error: BaseException) -> dict[str, str]:
+    if isinstance(error, Interrupted):
+        return {"state": "interrupted", "reason": error.problem}
+    if isinstance(error, KeyboardInterrupt):
+        return {"state": "interrupted", "reason": "stopped at once, without a checkpoint of its own"}
+    said = " ".join(str(error).split())[:1000]
+    return {"state": "failed", "reason": said if isinstance(error, RagfitError) else f"{type(error).__name__}: {said}"}
+
+
+def to_json(tree: Any) -> str:
+    """JSON as every program reads it: where a number is infinite or none, Python would write a word that is no JSON."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(tree), indent=1) + "\n"
 
 
 def read(folder: str | PathLike) -> dict[str, Any] | None:
-    """The facts of a folder's `status.json`, or None where there is none that a run wrote and that can be read."""
-    facts = read_json(Path(folder) / STATUS, _FACTS)
-    written = facts.get("state") in ("running", "finished", "failed", "interrupted")
-    return facts if written and {"started", "updated"} <= facts.keys() else None
+    """The facts of a folder's `status.json`, or None where there is none that a run wrote."""
+    try:
+        facts = json.loads(Path(folder, STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts | {"folder": str(folder)} if isinstance(facts, dict) and facts.get("state") in STATES else None
 
 
-def run_state(facts: dict[str, Any], at: datetime | None = None) -> tuple[str, str]:
-    """What the facts come to.
-
-    Args:
-        at: the time to judge from; by default now.
-
-    Returns:
-        `(state, sentence)`; the state is one that was written (running, finished, failed, interrupted) or, for a run
-        that says "running", "killed" where its process is gone and "silent" where it ran elsewhere and has shown no
-        sign of life for long.
-    """
-    state, doing, pid, host = (facts.get(key) for key in ("state", "doing", "pid", "host"))
-    doing = None if doing == TRAINING else doing
-    during, steps = f" while {doing}" if doing else "", _steps(facts)
+def run_state(facts: dict[str, Any]) -> tuple[str, str]:
+    """What the facts of `read` come to: (state, sentence). A run that says "running" without its lock was killed."""
+    state, step, total = (facts.get(key) for key in ("state", "step", "total_steps"))
+    if state == "running" and not _held(facts["folder"]):
+        state = "killed"
+    steps = "before the first step" if not step else f"step {step} of {total}"
     if state == "finished":
         return state, f"finished: {steps}, the adapter is in {facts.get('saved')}"
-    if state == "failed":
-        return state, f"failed{during}, {steps}: {facts.get('reason')}"
-    if state == "interrupted":
-        return state, f"interrupted, {steps}: {facts.get('reason')}"
-    running = f"running {doing}" if doing else "running"
-    if _alive(facts):
-        return "running", f"{running}, {steps}, process {pid}"
-    if host == socket.gethostname():
-        return "killed", f"killed{during}, {steps}: process {pid} is gone and said nothing"
-    silence = ((at or datetime.now(UTC)) - datetime.fromisoformat(facts["updated"])).total_seconds()
-    if silence > max(600, 20 * (facts.get("seconds_per_step") or 0)):
-        return "silent", f"no sign of life for {silence / 60:.0f} minutes, {steps}: look on {host}"
-    return "running", f"{running} on {host}, {steps}"
+    process = f"process {facts.get('pid')} on {facts.get('host')}"
+    why = {"running": process, "killed": f"{process} is gone and said nothing"}.get(state, facts.get("reason"))
+    return state, f"{state}, {steps}: {why}"
+
+
+def _held(folder: str) -> bool:
+    lock = FileLock(Path(folder, LOCK))
+    if not Path(folder, LOCK).is_file():
+        return False
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except (Timeout, OSError, NotImplementedError):  # where it cannot be asked, what was written is believed
+        return True
 
 
 def run_status(folder: str | PathLike) -> "StatusView":
@@ -226,31 +174,11 @@ def run_status(folder: str | PathLike) -> "StatusView":
     Raises:
         ConfigError: no run has written a status there.
     """
-    folder = user_path(folder, "folder")
-    facts = read(folder)
-    if facts is None:
-        raise ConfigError(
-            "folder",
-            f"{folder} has no {STATUS} that a run wrote, so none has begun there",
-            "Name a run's train.output_dir.",
-        )
+    folder = Path(folder).expanduser()
+    if (facts := read(folder)) is None:
+        problem = f"{folder} has no {STATUS} that a run wrote, so none has begun there"
+        raise ConfigError("folder", problem, "Name a run's train.output_dir.")
     return StatusView(folder, facts)
-
-
-def _alive(facts: dict[str, Any]) -> bool:
-    """Whether the process that wrote the facts runs on this machine. A number used again does not count."""
-    if facts.get("host") != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(facts["pid"])
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - facts["process_started"]) < 60
-    except (psutil.Error, KeyError, ValueError):
-        return False
-
-
-def _steps(facts: dict[str, Any]) -> str:
-    step, total = facts.get("step"), facts.get("total_steps")
-    return "before the first step" if not step else f"step {step} of {total}" if total else f"step {step}"
 
 
 class StatusView(View):
@@ -258,7 +186,7 @@ class StatusView(View):
 
     Args:
         folder: its `train.output_dir`.
-        facts: of its `status.json`.
+        facts: as `read` gives them.
 
     Attributes:
         state, sentence: of `run_state`.
@@ -270,17 +198,25 @@ class StatusView(View):
 
     def blocks(self) -> list[Block]:
         facts, saved = self.facts, self.folder / "checkpoint"
-        again = "start it again: there is no checkpoint yet"
-        on = "resume_checkpoint=true, with all else as it was" if facts.get("last_checkpoint") else again
+        step = facts.get("saved_step")  # of a finished run
+        unknown = f"not measured at step {step}" if step else None
+        can = "resume_checkpoint=true" if facts.get("last_checkpoint") else "start it again: there is no checkpoint yet"
+        changed = [
+            f"{key} {' then '.join(f'{value} (from step {step})' for step, value in values)}"
+            for key, values in (facts.get("changed") or {}).items()
+        ]
         items = {
-            "started": f"{facts.get('started')} on {facts.get('host')}, process {facts.get('pid')}",
-            "last sign of life": facts.get("updated"),
-            "last loss": None if facts.get("loss") is None else f"{facts['loss']:.4f}",
+            "started": facts.get("started"),
+            "last heard of": facts.get("updated"),
+            "weights of step": step,
+            "training loss": facts.get("loss", unknown),
+            "dev loss": facts.get("dev_loss", unknown),
             "last checkpoint": facts.get("last_checkpoint"),
             "went on from": facts.get("resumed_from"),
+            "changed on the way": "; ".join(changed) or None,
             "adapter": facts.get("saved"),
             "an earlier run": None if facts.get("saved") or not saved.is_dir() else f"its adapter was saved in {saved}",
-            "to go on": on if self.state in ("failed", "interrupted", "killed") else None,
+            "to go on": can if self.state in ("failed", "interrupted", "killed") else None,
         }
         tone = {"running": "note", "finished": "good"}.get(self.state, "bad")
         known = [(label, str(value), "") for label, value in items.items() if value is not None]

@@ -16,7 +16,8 @@ from ragfit.config.paths import CONFIGS, find_path, user_path
 from ragfit.config.save import keep_config
 from ragfit.draw.progress import print_any_text
 from ragfit.errors import Interrupted, RagfitError, for_terminal
-from ragfit.runs.status import RunStatus
+from ragfit.runs.records import now
+from ragfit.runs.status import RunStatus, read
 from ragfit.secrets import plain_secrets
 
 
@@ -55,7 +56,7 @@ def _task(composed: DictConfig, source: Path, overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    hydra_cfg, cfg, is_main = HydraConfig.get(), None, os.environ.get("RANK", "0") == "0"
+    hydra_cfg, cfg, is_main, began = HydraConfig.get(), None, os.environ.get("RANK", "0") == "0", now()
     sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, hydra_cfg.runtime.output_dir
     try:
         cfg = finish(composed, source, overrides)
@@ -72,8 +73,10 @@ def _task(composed: DictConfig, source: Path, overrides: list[str]) -> None:
         if not sweep:
             sys.exit(for_terminal(error))
         print(for_terminal(error, f"run {hydra_cfg.job.num}: "), file=sys.stderr, flush=True)
-        if is_main and RunStatus(folder).refused(error):  # what the table of runs says of it
-            keep_config(composed if cfg is None else cfg, folder)
+        if is_main and (read(folder) or {}).get("started", "") < began:  # it has not said so itself
+            with RunStatus(folder).kept():  # for the table of runs
+                keep_config(composed if cfg is None else cfg, folder)
+                raise
         raise  # Hydra goes on with the other runs, and fails at the end
 
 

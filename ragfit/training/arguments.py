@@ -2,56 +2,57 @@
 
 import os
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from transformers import EarlyStoppingCallback
 from trl import SFTConfig
 
-from ragfit.config.explain import tried
-from ragfit.config.paths import user_path
-from ragfit.config.save import without_secrets
+from ragfit.config.load import resolved
+from ragfit.config.save import leaves, without_secrets
 from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
 from ragfit.training import packing
-from ragfit.training.tracking import PROJECT, prepare_trackers
+from ragfit.training.tracking import check_trackers
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Keys of TRL that would undo what this kit has prepared, and why they are refused.
+OWN = ("early_stopping_patience", "early_stopping_threshold", "stop_on_nan")  # keys of `train` that are this kit's
+# Keys of TRL that would undo what this kit has prepared, or that nothing here reads, and why they are refused.
 LABELLED = "this kit labels the rows"
 WRITTEN = "the rows are written with the tokenizer of model.model_name_or_path, or with template"
-REFUSED = {"assistant_only_loss": LABELLED, "chat_template_path": WRITTEN, "eos_token": WRITTEN}
-
-
-def check_writable(folder: str, key: str = "train.output_dir") -> None:
-    """Raise before hours of work where what comes of it could not be saved."""
-    path = user_path(folder, key)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        problem = f"{folder} cannot be written: {error.strerror}"
-        raise ConfigError(key, problem, f"Set {key} to a folder of yours.") from error
+UNREAD = "nothing reads it here: a run trains, and evaluates as train.eval_strategy says"
+REFUSED = {
+    "assistant_only_loss": LABELLED, "chat_template_path": WRITTEN, "eos_token": WRITTEN, "do_train": UNREAD,
+    "do_eval": UNREAD, "do_predict": UNREAD,
+}  # fmt: skip
 
 
 class Arguments(SFTConfig):
     """`SFTConfig` that is pickled (`training_args.bin`, in checkpoints) and told to trackers without secrets.
 
-    `from_environment` stands there in place of what came from the environment: the text that it was written as.
+    Trackers get the whole configuration beside the arguments. What came from the environment is told as it was written.
+
+    Attributes:
+        told: the configuration without secrets, by dotted keys.
     """
 
-    from_environment = {}
+    told = {}
+
+    def _masked(self, values: dict[str, Any]) -> dict[str, Any]:
+        written = {name: self.told.get(f"train.{name}") for name, value in values.items() if isinstance(value, str)}
+        return masked(values | {name: text for name, text in written.items() if "${" in str(text)})
 
     def __getstate__(self) -> dict[str, Any]:
-        return masked(self.__dict__ | self.from_environment)
+        return self._masked(self.__dict__)
 
     def to_dict(self) -> dict[str, Any]:
-        return masked(super().to_dict() | self.from_environment)
+        return self._masked(super().to_dict()) | {f"ragfit.{key}": value for key, value in self.told.items()}
 
 
 def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
@@ -62,51 +63,43 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     packs. What the configuration leaves open is chosen for the device.
 
     Raises:
-        ConfigError: evaluation without a dev set, or an argument that transformers refuses.
+        ConfigError: evaluation without a dev set, or a key that goes against the prepared rows.
+        ValueError: of transformers or TRL, for a value that they refuse.
     """
-    given = OmegaConf.to_container(cfg.train, resolve=True)
-    for key in REFUSED:
+    given = {key: value for key, value in resolved(cfg, "train").items() if value is not None}
+    for key, why in REFUSED.items():
         if given.get(key):
-            raise ConfigError(f"train.{key}", f"it is set, but {REFUSED[key]}", f"Remove train.{key}.")
+            raise ConfigError(f"train.{key}", f"it is set, but {why}", f"Remove train.{key}.")
     packing.check_keys(given)
+    _evaluate(given, prepared)
     for suffix in ("", "_kwargs"):  # the name that transformers 6 keeps
         old = given.pop(f"gradient_checkpointing{suffix}", None)
-        if given.get(f"activation_checkpointing{suffix}") is None:
-            given[f"activation_checkpointing{suffix}"] = old
+        if old is not None:
+            given.setdefault(f"activation_checkpointing{suffix}", old)
     cuda = torch.cuda.is_available() and not given.get("use_cpu")
-    if not cuda and given.get("fp16"):
-        fix = "Set train.fp16=false; train.bf16=true works on a CPU."
-        raise ConfigError("train.fp16", "it is set, but there is no GPU", fix)
-    if prepared.dev is None:
-        if (strategy := str(given.get("eval_strategy") or "no")) != "no":
-            fix = "Set dev_split to a share, such as 0.1, or to a file."
-            raise ConfigError("train.eval_strategy", f"{strategy} needs a dev set", fix)
-        given.pop("eval_on_start", None)
     defaults = {
         # It trades time for memory: worth it on a GPU, seldom on a CPU.
         "activation_checkpointing": cuda,
         "bf16": bf16_is_fast() and not given.get("fp16"),
         "dataloader_pin_memory": cuda,
         "logging_nan_inf_filter": False,  # else a loss that is not a number is logged as an average
-        "project": PROJECT,
+        "project": "ragfit",
         "report_to": "none",
         "trackio_static_space_id": False,  # else pushing a checkpoint publishes a Space with the metrics
     }
-    given = defaults | {key: value for key, value in given.items() if value is not None}
+    given = defaults | {key: value for key, value in given.items() if key not in OWN}
     given |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     given |= dict.fromkeys(packing.KEYS, False)
+    if given.get("fp16") and not cuda:
+        raise ConfigError("train.fp16", "it is set, but there is no GPU", "Set train.bf16=true, which a CPU can do.")
     if not torch.accelerator.is_available():
         given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
     if cfg.get("use_wandb"):
         others = given["report_to"] if isinstance(given["report_to"], list) else [given["report_to"]]
         given["report_to"] = sorted({*others, "wandb"} - {"none", "all"})
-
-    def without(name: str) -> dict[str, Any]:
-        return {key: value for key, value in given.items() if key != name}
-
-    args = tried(lambda keys: Arguments(**keys), given, without, None, "train", given)
-    prepare_trackers(args)
-    args.from_environment = {name: text for name, text in without_secrets(cfg)["train"].items() if "${" in str(text)}
+    args = Arguments(**given)
+    check_trackers(args)
+    args.told = dict(leaves(without_secrets(cfg)))
     if "LOCAL_RANK" not in os.environ and args.n_gpu > 1:
         # Trainer would take all visible GPUs through DataParallel, which TRL refuses. One process takes one GPU;
         # model.device_map=auto or `accelerate launch` take more.
@@ -114,13 +107,47 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     return args
 
 
+def _evaluate(given: dict[str, Any], prepared: Prepared) -> None:
+    """Check what evaluation needs, and give early stopping what it needs."""
+    strategy = str(given.get("eval_strategy", "no"))
+    if prepared.dev is None:
+        given.pop("eval_on_start", None)
+        if strategy != "no":
+            fix = "Set dev_split to a share, such as 0.1, or to a file."
+            raise ConfigError("train.eval_strategy", f"{strategy} needs a dev set", fix)
+    if given.get("early_stopping_patience") is None:
+        return
+    if strategy == "no":
+        fix = "Set dev_split to a share, such as 0.1, and train.eval_strategy=steps with train.eval_steps."
+        raise ConfigError("train.early_stopping_patience", "it waits for a dev loss, and none is measured", fix)
+    given.setdefault("metric_for_best_model", "eval_loss")
+    if given.setdefault("load_best_model_at_end", True):  # which needs a checkpoint of each evaluated step
+        given |= {"save_strategy": strategy, "save_steps": given.get("eval_steps", given.get("logging_steps", 10))}
+
+
+def early_stopping(cfg: DictConfig) -> list[EarlyStoppingCallback]:
+    """transformers' callback, where `train.early_stopping_patience` asks for it."""
+    patience, threshold = (cfg.train.get(f"early_stopping_{key}") for key in ("patience", "threshold"))
+    return [] if patience is None else [EarlyStoppingCallback(patience, threshold or 0.0)]
+
+
+def check_writable(folder: str, key: str = "train.output_dir") -> None:
+    """Raise before hours of work where what comes of it could not be saved."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        problem = f"{folder} cannot be written: {error.strerror}"
+        raise ConfigError(key, problem, f"Set {key} to a folder of yours.") from error
+
+
 def check_batches(args: Arguments, train: "Dataset", dev: "Dataset | None") -> None:
     """Raise where the last batch is dropped for want of rows (or packs), and there is no other one."""
     for part, size, rows in (("train", args.train_batch_size, train), ("eval", args.eval_batch_size, dev)):
         needed = size * args.world_size
         if args.dataloader_drop_last and rows is not None and len(rows) < needed:
-            raise ConfigError(
-                "train.dataloader_drop_last",
-                f"it drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}",
-                f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size.",
-            )
+            problem = f"it drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}"
+            fix = f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size."
+            raise ConfigError("train.dataloader_drop_last", problem, fix)

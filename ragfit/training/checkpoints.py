@@ -1,118 +1,92 @@
-"""Checkpoints on disk: which are whole, which is the newest, and whether a run may go on from one.
+"""Checkpoints on disk: the newest one, whether a run may go on from it, and what is changed when it does.
 
-A checkpoint is written under another name, recorded, and renamed: `checkpoint-N` is whole or not there. The record
-holds what transformers' own files do not: the sizes of the files, the configuration and a digest of the rows.
-Checkpoints that plain transformers wrote have none; they are read from end to end instead.
+A checkpoint is written under another name and renamed, so `checkpoint-N` is whole or not there. Beside transformers'
+own files it holds a record: the configuration, a digest of the rows, and how many rows a step takes.
 """
 
 import hashlib
 import json
 import logging
 import shutil
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import get_last_checkpoint
 
 from ragfit.config.paths import find_path
 from ragfit.config.save import leaves
 from ragfit.draw.progress import say
-from ragfit.errors import ConfigError, first_line
+from ragfit.errors import ConfigError
 from ragfit.files import move_aside, sync
-from ragfit.runs.status import read
+from ragfit.runs.status import read, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from omegaconf import DictConfig
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-RECORD = "ragfit_checkpoint.json"
+RECORD, STATE = "ragfit_checkpoint.json", "trainer_state.json"
 STAGING = ".saving"  # a folder of checkpoints that are being written
-STATE = "trainer_state.json"
 # Keys that say where a run goes and what is seen of it, not what is learned. What chooses and renders the rows is
 # compared by the rows themselves.
-KEYS_THAT_MAY_CHANGE = (
+MAY_CHANGE = (
     "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated", "data_file",
     "input_key", "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation",
     "model.completion_start", "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length",
     "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",
-    "train.hub_", "train.disable_tqdm",
+    "train.hub_", "train.disable_tqdm", "train.stop_on_nan",
 )  # fmt: skip
+BASE = ("model.model_name_or_path", "model.trained_adapter")
+SHAPE = ("train.optim", "model.lora")  # of the optimizer's state and the adapter
+RATES = ("train.learning_rate", "train.lr_scheduler", "train.warmup", "train.num_train_epochs", "train.max_steps")
+WITH_MEMORY = ("reduce_lr_on_plateau", "greedy")  # schedulers whose rate follows from all losses so far
 
 
-def step_of(folder: str | Path) -> int | None:
-    """The N of a folder named `checkpoint-N`, or None."""
-    prefix, _, number = Path(folder).name.partition("-")
-    return int(number) if prefix == "checkpoint" and number.isdecimal() else None
+def step_of(folder: str | Path | None) -> int:
+    """The N of a folder named `checkpoint-N`; 0 where there is none."""
+    number = Path(folder or "").name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else 0
 
 
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The folders `checkpoint-N` of a run, the newest first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
-    return sorted(found, key=step_of, reverse=True)
+def newest(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    return Path(found) if found else None
 
 
-def newest(output_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that a run can go on from, and a sentence for each newer one that was skipped, and why."""
-    skipped = []
-    for folder in checkpoints(output_dir):
-        reason = why_not_resumable(folder)
-        if reason is None:
-            return folder, skipped
-        skipped.append(f"{folder} is skipped: {reason}")
-    return None, skipped
+def resume_path(cfg: "DictConfig") -> str | None:
+    """The checkpoint to go on from: a folder, or None to start anew.
 
+    With `resume_checkpoint=true` it is the newest one. Where a run has begun but was ended before its first checkpoint,
+    nothing is lost, and it starts anew.
 
-def why_not_resumable(folder: str | Path) -> str | None:
-    """Why a run cannot go on from a checkpoint, in half a sentence, or None where it can.
-
-    Files with tensors are read the way Trainer reads them: safely, so that a pickle that runs code is an error here.
+    Raises:
+        ConfigError: there is no such checkpoint, or it has no optimizer's state.
     """
-    import torch
-    from safetensors import safe_open
-    from transformers import TrainerState
-    from transformers.trainer_pt_utils import safe_globals
-
-    folder = Path(folder)
-    try:
-        TrainerState.load_from_json(str(folder / STATE))
-        recorded = record(folder).get("files", {})
-    except FileNotFoundError:
-        return f"it has no {STATE}"
-    except (ValueError, KeyError, TypeError):
-        return f"{STATE} or {RECORD} is cut short"
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    for name, size in recorded.items():
-        has = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if has != size:
-            return f"{name} is missing" if has is None else f"{name} has {has:,} of {size:,} bytes"
-    names = {path.name for path in folder.iterdir()}
-    shards = any(path.is_dir() for path in folder.iterdir())  # what DeepSpeed and FSDP write, in folders of their own
-    if not any(name.endswith((".safetensors", "_model.bin")) for name in names) and not shards:
-        return "it has no weights"
-    if not {"optimizer.pt", "scheduler.pt"} <= names and not shards:
-        return "it has no optimizer.pt and scheduler.pt, without which training cannot go on (train.save_only_model)"
-    for name in sorted(names - {"training_args.bin"}):  # that one is a pickle, and nobody reads it
-        path = folder / name
-        try:
-            if name.endswith(".safetensors"):
-                with safe_open(path, "pt"):
-                    pass
-            elif name.endswith((".pt", ".pth", ".bin")):
-                with safe_globals():  # torch maps only the format that it writes today, which is a zip
-                    torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:  # what is met in a damaged or poisoned file has no common class
-            return f"{name} cannot be read as tensors alone, and was not loaded ({first_line(error)})"
-    return None
-
-
-# The record.
+    wanted, output = cfg.get("resume_checkpoint"), cfg.train.output_dir
+    if wanted in (None, False, ""):
+        return None
+    folder = newest(output) if str(wanted).lower() == "true" else find_path(wanted, "resume_checkpoint")
+    if folder is None:
+        facts = read(output) or {}
+        if facts and facts["state"] != "finished" and not facts.get("last_checkpoint"):
+            say(f"resume_checkpoint: the run in {output} ended before its first checkpoint, so it starts anew.")
+            return None
+        fix = "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
+        raise ConfigError("resume_checkpoint", f"{output} holds no checkpoint", fix)
+    sharded = any(path.is_dir() for path in folder.iterdir())  # what DeepSpeed and FSDP write, in folders of their own
+    if not sharded and not all((folder / name).is_file() for name in (STATE, "optimizer.pt", "scheduler.pt")):
+        problem = f"{folder} lacks {STATE}, optimizer.pt or scheduler.pt, without which training cannot go on"
+        fix = "Name another checkpoint, and set train.save_only_model=false in runs to go on from."
+        raise ConfigError("resume_checkpoint", problem, fix)
+    return str(folder)
 
 
 def record(folder: str | Path) -> dict[str, Any]:
     """What this kit wrote beside transformers' files, as a dict; empty where it did not write the checkpoint."""
-    path = Path(folder) / RECORD
+    path = Path(folder, RECORD)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -127,83 +101,60 @@ def rows_digest(dataset: "Dataset") -> str:
     return digest.hexdigest()
 
 
-def publish(staged: Path, target: Path, facts: dict[str, Any]) -> None:
-    """Record `facts` of a staged checkpoint and give it its name: whole, and on the disk, or not at all.
-
-    What has the name already is set aside.
-    """
-    files = {str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()}
-    (staged / RECORD).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")
-    sync(staged)
-    if target.exists():
-        move_aside([target], target.parent)
-    staged.rename(target)
-    sync(target.parent, deep=False)
-    shutil.rmtree(staged.parent, ignore_errors=True)
+def rows_per_step(args: "TrainingArguments") -> int:
+    """The rows of one optimizer step, over all processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-# Going on, and starting anew.
+Changes = dict[str, list[tuple[int, Any]]]  # for each key that was changed on the way: (from that step on, its value)
 
 
-def check_same_run(folder: str | Path, cfg: dict, rows: str, rows_per_step: int) -> None:
+def changes(folder: str | Path, now: dict[str, Any]) -> Changes:
     """Compare a run with the one that wrote a checkpoint.
 
     Args:
-        cfg: the configuration as plain values, without secrets.
-        rows: `rows_digest` of the training rows.
-        rows_per_step: rows of one optimizer step, over all processes.
+        now: as `record` gives it of the checkpoint: `config` (without secrets), `rows`, `rows_per_step`.
+
+    Returns:
+        The keys that have other values from this checkpoint on, with those that changed in earlier runs.
 
     Raises:
-        ConfigError: the rows differ (the place in them is a number of batches), or the base model, the optimizer, or
-            the adapter's shape and scale do. Other differences are warned of.
+        ConfigError: the run cannot go on: its rows, base model, optimizer or adapter's shape differ.
     """
-    facts = record(folder)
-    if not facts:
-        logger.warning(
-            "resume_checkpoint: this kit did not write %s, so whether its rows and settings are the same is not known.",
-            folder,
-        )
-        return
-    as_it_was = (
-        f"as it was (see {Path(folder, RECORD)}). To train this adapter further on something else, start a new run "
-        f"with model.trained_adapter={folder}."
-    )
-    if facts["rows"] != rows:
+    if not (then := record(folder)):
+        logger.warning("resume_checkpoint: this kit did not write %s; rows and settings may be others.", folder)
+        return {}
+    before, after = dict(leaves(then["config"])), dict(leaves(now["config"]))
+    keys = [key for key in sorted(before | after) if before.get(key) != after.get(key)]
+    keys = [key for key in keys if not key.startswith(MAY_CHANGE)]
+    # A folder that has only moved keeps its name.
+    unfit = [key for key in keys if key in BASE and Path(str(before.get(key))).name != Path(str(after.get(key))).name]
+    unfit += [key for key in keys if key.startswith(SHAPE) and key != "model.lora.lora_dropout"]
+    if {before.get("train.lr_scheduler_type"), after.get("train.lr_scheduler_type")} & set(WITH_MEMORY):
+        unfit += [key for key in keys if key.startswith(RATES)]
+    unfit += [what for what in ("rows", "rows_per_step") if then[what] != now[what]]
+    if unfit:
         raise ConfigError(
             "resume_checkpoint",
-            f"{folder} was made from other rows (their order, text, packing, template or tokenizer differs), so the "
-            "place to go on from is not known",
-            f"Set what chooses and renders the rows {as_it_was}",
+            f"{', '.join(unfit)} differs from the run that wrote {folder}, so this run cannot go on from there",
+            f"Set it as it was (see {Path(folder, RECORD)}; rows are also their order, template and tokenizer), or "
+            "start a new run from this adapter with model.trained_adapter.",
         )
-    before, now = dict(leaves(facts["config"])), dict(leaves(cfg))
-    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if not key.startswith(KEYS_THAT_MAY_CHANGE)]
-    if unfit := [key for key in changed if _must_fit(key, before.get(key), now.get(key))]:
-        raise ConfigError(
-            "resume_checkpoint",
-            f"{', '.join(unfit)} differs from the run that wrote {folder}, whose adapter and optimizer's state would "
-            "not fit this run",
-            f"Set it {as_it_was}",
-        )
-    if changed:
-        logger.warning(
-            "resume_checkpoint: %s differs from the run that wrote %s; the run goes on with the new value, and is not "
-            "what an uninterrupted run would have been.", ", ".join(changed), folder,
-        )  # fmt: skip
-    if facts["rows_per_step"] != rows_per_step:
-        logger.warning(
-            "resume_checkpoint: a step takes %s rows, in the run that wrote %s it took %s, so some rows are seen twice "
-            "or not at all. Set train.per_device_train_batch_size, train.gradient_accumulation_steps and the number of "
-            "processes as they were.",
-            rows_per_step, folder, facts["rows_per_step"],
-        )  # fmt: skip
+    step, found = step_of(folder), {key: [tuple(pair) for pair in pairs] for key, pairs in then["changed"].items()}
+    for key in keys:
+        found[key] = [*found.get(key, [(0, before.get(key))]), (step, after.get(key))]
+    return found
 
 
-def _must_fit(key: str, before: Any, now: Any) -> bool:
-    """Whether the adapter or the optimizer's state would not fit, or mean something else, with a new value."""
-    if key in ("model.model_name_or_path", "model.trained_adapter"):
-        return Path(str(before)).name != Path(str(now)).name  # a folder that has only moved keeps its name
-    return key == "train.optim" or key.startswith("model.lora") and key != "model.lora.lora_dropout"
+def publish(staged: Path, target: Path, facts: dict[str, Any]) -> None:
+    """Record `facts` in a staged checkpoint and give it its name: whole, and on the disk, or not at all."""
+    state = staged / STATE
+    state.write_text(to_json(json.loads(state.read_text(encoding="utf-8"))), encoding="utf-8")
+    (staged / RECORD).write_text(to_json(facts), encoding="utf-8")
+    sync(staged)
+    staged.rename(target)
+    sync(target.parent, deep=False)
+    shutil.rmtree(staged.parent, ignore_errors=True)
 
 
 def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> None:
@@ -216,48 +167,9 @@ def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> None
     for path in (output / STAGING).glob("*"):
         say(f"{path.name} was half-written when an earlier run ended; it is removed.")
     shutil.rmtree(output / STAGING, ignore_errors=True)
-    resumed = Path(resumed).resolve() if resumed else None
-    stays = step_of(resumed) if resumed is not None and resumed.parent == output.resolve() else None
-    old = [path for path in checkpoints(output) if stays is None or step_of(path) > stays]
+    beside = resumed is not None and Path(resumed).resolve().parent == output.resolve()
+    stays = step_of(resumed) if beside else 0
+    old = [path for path in output.glob("checkpoint-*") if path.is_dir() and step_of(path) > stays]
     old += output.glob("checkpoint.part-*")  # an adapter that a kill kept from its name
     if old:
         move_aside(old, output)
-
-
-def resume_path(cfg: "DictConfig") -> str | None:
-    """The checkpoint to go on from: a folder, or None to start anew.
-
-    With `resume_checkpoint=true` it is the newest whole one, and those that were skipped are named. Where a run has
-    begun but was ended before its first checkpoint, nothing is lost, and it starts anew.
-
-    Raises:
-        ConfigError: `resume_checkpoint` names no whole checkpoint, or is true and there is none.
-    """
-    wanted = cfg.get("resume_checkpoint")
-    if wanted in (None, False, ""):
-        return None
-    if str(wanted).lower() != "true":
-        folder = find_path(wanted, "resume_checkpoint")
-        if reason := why_not_resumable(folder):
-            raise ConfigError(
-                "resume_checkpoint",
-                f"a run cannot go on from {folder}: {reason}",
-                "Name another folder, such as trained_models/checkpoint-100, or true for the newest that is whole.",
-            )
-        return str(folder)
-    output = cfg.train.output_dir
-    found, skipped = newest(output)
-    for sentence in skipped:
-        logger.warning("resume_checkpoint: %s", sentence)
-    if found:
-        return str(found)
-    facts = read(output) or {}
-    ended = facts.get("state") in ("running", "interrupted", "failed") and not facts.get("last_checkpoint")
-    if ended and not skipped:
-        say(f"resume_checkpoint: the run in {output} ended before its first checkpoint, so it starts anew.")
-        return None
-    raise ConfigError(
-        "resume_checkpoint",
-        f"{output} holds no checkpoint" + (f" that is whole ({'; '.join(skipped)})" if skipped else ""),
-        "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew.",
-    )

@@ -6,19 +6,13 @@ arithmetic (scaling, softcap, chunks of the vocabulary) stays TRL's.
 """
 
 import functools
-import itertools
 import types
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from ragfit.collator import IGNORE_INDEX
+from ragfit.data.mask import IGNORE_INDEX
 from ragfit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +27,7 @@ def project_labelled_only(model: PreTrainedModel) -> None:
 
     A forward pass with `fused_lm_head=True` then returns per-token fields of shape (1, labels) instead of
     (rows, positions - 1): the same values, in the same order, without the zeros of positions that have no label.
-    Sums over them, which is all that TRL's loss and metrics take, are unchanged.
+    Sums over them, which is all that losses and metrics take, are unchanged.
     """
     fused_forward = model.forward
     text_config = model.config.get_text_config()
@@ -71,83 +65,6 @@ def project_labelled_only(model: PreTrainedModel) -> None:
 
     model.base_model.register_forward_hook(cut)
     model.forward = types.MethodType(forward, model)
-
-
-def keep_attention(model: PreTrainedModel, settings: dict | None) -> None:
-    """Have activation checkpointing keep what attention gave: it is small, and costs a third of a forward pass.
-
-    The rest of a layer is computed again in the backward pass, as ever. To be called once transformers has turned
-    checkpointing on; torch's reentrant way of it cannot keep anything.
-
-    Args:
-        settings: `activation_checkpointing_kwargs`.
-    """
-    settings = dict(settings or {"use_reentrant": False})
-    if settings.get("use_reentrant") is False and not {"context_fn", "offload"} & settings.keys():
-        every = settings.pop("every_n_layers", 1)
-        model.activation_checkpointing_enable(settings | {"context_fn": _keep_attention}, every_n_layers=every)
-
-
-def _keep_attention() -> tuple[AbstractContextManager, AbstractContextManager]:
-    attention = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default]
-    return create_selective_checkpoint_contexts(attention)
-
-
-BY_ROW = "sdpa_by_row"  # the name of an attention implementation
-
-
-class RowMasks(list):
-    """In place of a pack's mask: for each row (start, stop, mask), the mask None where attention is plainly causal."""
-
-
-Mask = torch.Tensor | RowMasks | None  # what attention is given
-
-
-def mask_by_row(mask_function: Callable, **kwargs) -> Mask:
-    """transformers' mask for SDPA; of one pack, what each row needs instead of a mask of all pairs of positions.
-
-    Args:
-        mask_function: whether a position sees another: (batch, head, position, other position) → bool tensors.
-        kwargs: of `transformers.masking_utils.sdpa_mask`.
-    """
-    size, device = kwargs["q_length"], kwargs["device"]
-    # What makes it plain: no padding, no cache, and nothing but positions in the function (vmap is for all else).
-    plain = kwargs.get("attention_mask") is None and kwargs["kv_length"] == size and not kwargs.get("use_vmap")
-    if kwargs.get("allow_is_causal_skip", True) or kwargs["batch_size"] != 1 or not plain or kwargs.get("q_offset"):
-        return sdpa_mask(mask_function=mask_function, **kwargs)
-
-    def sees(place: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        zero = torch.zeros((), dtype=torch.long, device=device)
-        return mask_function(zero, zero, place, other).expand(torch.broadcast_shapes(place.shape, other.shape))
-
-    places = torch.arange(size, device=device)
-    if sees(places[:-1], places[1:]).any():  # not causal
-        return sdpa_mask(mask_function=mask_function, **kwargs)
-    starts = [0, *(1 + (~sees(places[1:], places[:-1])).nonzero().flatten()).tolist(), size]
-    rows = RowMasks()
-    for start, stop in itertools.pairwise(starts):
-        row = places[start:stop]
-        # A row whose last token sees its first is within the window, if there is one.
-        whole = bool(sees(row[-1], row[0]))
-        rows.append((start, stop, None if whole else sees(row[:, None], row[None])[None, None]))
-    return rows
-
-
-def attention_by_row(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Mask, **kwargs
-) -> tuple[torch.Tensor, None]:
-    """SDPA as transformers calls it; each row of a pack goes through by itself."""
-    if not isinstance(attention_mask, RowMasks):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    # Split at once: the gradient of a slice is as long as the pack, that of all parts together too.
-    lengths = [stop - start for start, stop, _ in attention_mask]
-    parts = zip(*(whole.split(lengths, dim=2) for whole in (query, key, value)), attention_mask, strict=True)
-    outputs = [sdpa_attention_forward(module, q, k, v, row[2], **kwargs)[0] for q, k, v, row in parts]
-    return torch.cat(outputs, dim=1), None
-
-
-AttentionInterface.register(BY_ROW, attention_by_row)
-AttentionMaskInterface.register(BY_ROW, mask_by_row)
 
 
 def right_padded(mask: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -18,205 +18,163 @@ if TYPE_CHECKING:
     from transformers import TrainerState as State
     from transformers import TrainingArguments as Args
 
-EVERY, SELDOM = 2.0, 15.0  # seconds between two updates of the display, at least and at most
-MOST_TIME = 0.02  # the share of a run's time that drawing may take in between
-LINES = {"loss": 16, "eval_loss": 5}  # at most so many printed lines of each
-ADVICE = (
-    "if this goes on, the run is lost. Lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
-)
+EVERY = 2.0  # seconds between two updates of the display, at least
+LINES = {"loss": 16, "eval_loss": 8}  # at most so many printed lines of each
+NAMES = {"loss": "loss", "eval_loss": "dev loss"}
 
 
 class LossCurve(View):
-    """What a run has logged so far: progress, losses, and the curve.
+    """What a run has logged so far, read off the trainer's own `state.log_history`: progress, losses, and the curve.
 
     Has the methods of a `transformers.TrainerCallback`; `loss_curve()` makes one that is.
 
     Args:
         show: whether to update a live display; where None, whether this is a notebook.
         write: a function that takes a plain line.
-
-    Attributes:
-        curves: (step, loss) of each logged training loss under `loss`, and of each dev loss under `eval_loss`.
-        not_finite: for each step that logged infinity or no number, what it was.
-        state: "running", "done" or "stopped".
     """
 
     title = "Training"
 
     def __init__(self, show: bool | None = None, write: Callable[[str], object] = print):
         self.show, self.write = in_notebook() if show is None else show, write
+        self.state, self.doing = None, "not begun"
         self._reset()
 
-    def _reset(self) -> None:
-        self.curves: dict[str, list[tuple[int, float]]] = {"loss": [], "eval_loss": []}
-        self.not_finite: dict[int, str] = {}
-        self.last: dict[str, float] = {}
-        self.step = self.first_step = self.total = 0
-        self.epoch = self.epochs = None
-        self.state = "running"
-        self._tokens: list[tuple[float, float]] = []  # (time, tokens so far): the first and the last that were logged
-        self._next_line = {"loss": 0.0, "eval_loss": 0.0}  # the step from which another one is printed
+    def _reset(self, first_step: int = 0) -> None:
+        self.first, self.began, self.best, self.batches = first_step, time.monotonic(), None, ""
+        self._tokens, self._next_line = [], dict.fromkeys(LINES, 0.0)
         self._handle, self._next_update = None, 0.0
-        self.began = self.now = time.monotonic()
 
     # What the trainer calls.
 
     def on_train_begin(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
-        self._reset()
         if not state.is_world_process_zero:
             self.show, self.write = False, lambda line: None
-        self.total = state.max_steps
-        self.step = self.first_step = state.global_step
-        self.epochs = args.num_train_epochs if args.max_steps <= 0 else None
-        for entry in state.log_history:  # of the run that this one goes on from
-            for name in self.curves.keys() & entry:
-                self.curves[name].append((entry["step"], entry[name]))
-        resumed = f", going on from step {self.step:,}" if self.step else ""
-        self.write(f"training: {self.total:,} steps{resumed}")
+        self.state, self.doing = state, "running"
+        self._reset(state.global_step)
+        self.write(f"training: {state.max_steps:,} steps{f', going on from step {self.first:,}' if self.first else ''}")
         self._update()
 
     def on_substep_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
-        self._update()
+        if state.global_step == self.first:  # until a step is done, its batches are the sign of life
+            done = int((self.batches or "0").partition(" ")[0]) + 1
+            self.batches = f"{done} of {args.gradient_accumulation_steps}"
+            if self._update():
+                self.write(f"first step: batch {self.batches}")
 
     def on_step_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
-        self.step, self.epoch = state.global_step, state.epoch
+        self.state, self.batches = state, ""
         self._update()
 
     def on_log(self, args: "Args", state: "State", control: "Control", logs: dict[str, float], **kwargs) -> None:
-        """Take numbers by name, of the current step."""
-        self.step, self.epoch, self.now = state.global_step, state.epoch, time.monotonic()
-        numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
-        self.last |= numbers
-        if "num_tokens" in numbers:
-            self._tokens = [*self._tokens[:1], (self.now, numbers["num_tokens"])]
-        for name in ("loss", "eval_loss", "grad_norm"):
-            value = numbers.get(name, 0.0)
-            if not math.isfinite(value) and self.step not in self.not_finite:
-                self.not_finite[self.step] = f"{name} was {value}"
-                if len(self.not_finite) <= 3:
-                    self.write(f"step {self._of()}  {name} is {value}: {ADVICE}")
-        for name in self.curves.keys() & numbers:
-            self.curves[name].append((self.step, numbers[name]))
-            if self.step >= self._next_line[name]:
-                self._next_line[name] = self.step + max(1, self.total / LINES[name])
-                self.write(self._line() if name == "loss" else f"step {self._of()}  dev loss {numbers[name]:.3f}")
+        if self.doing != "running":  # an evaluation before or after the run
+            return
+        self.state = state
+        if "num_tokens" in logs:
+            self._tokens = [*self._tokens[:1], (time.monotonic(), logs["num_tokens"])]
+        for key in LINES.keys() & logs:
+            if state.global_step >= self._next_line[key]:
+                self._next_line[key] = state.global_step + max(1, state.max_steps / LINES[key])
+                rate = f"  lr {logs['learning_rate']:.1e}" if "learning_rate" in logs else ""
+                left = f", {self._left()} left" if self._left() else ""
+                self.write(f"step {self._of()}  {NAMES[key]} {logs[key]:.3f}{rate}  {self._elapsed()} elapsed{left}")
         self._update()
 
     def on_train_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
-        self.step, self.epoch = state.global_step, state.epoch
-        self.state = "done" if self.step >= self.total else "stopped"  # by a signal, or by early stopping
+        self.state, self.doing = state, "done" if state.global_step >= state.max_steps else "stopped"
+        self.best = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else None
         self._update(force=True)
         self.write(self._sentence())
 
     # What is known.
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return self.now - self.began
+    def logged(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of each time that a number was logged."""
+        history = self.state.log_history if self.state else []
+        return [(entry["step"], entry[key]) for entry in history if isinstance(entry.get(key), int | float)]
 
-    @property
-    def left(self) -> float | None:
-        """Seconds to the end at the pace so far."""
-        steps = self.step - self.first_step
-        return self.elapsed / steps * (self.total - self.step) if steps > 0 and self.total else None
+    def _elapsed(self) -> str:
+        return tqdm.format_interval(time.monotonic() - self.began)
 
-    @property
-    def speed(self) -> float | None:
-        """Tokens a second."""
-        if len(self._tokens) < 2:
-            return None
-        (begin, before), (end, after) = self._tokens
-        return (after - before) / max(end - begin, 1e-9)
+    def _left(self) -> str:
+        """The time to the end at the pace so far; "" where it is not known."""
+        done, total = self.state.global_step - self.first, self.state.max_steps
+        left = (time.monotonic() - self.began) / done * (total - self.first - done) if done else 0
+        return tqdm.format_interval(left) if done and self.doing == "running" else ""
+
+    def _speed(self) -> str:
+        (begin, before), (end, after) = self._tokens if len(self._tokens) == 2 else [(0, 0), (1, 0)]
+        return f"{(after - before) / max(end - begin, 1e-9):,.0f}" if after else ""
 
     def _of(self) -> str:
-        return f"{self.step}/{self.total}" if self.total else f"{self.step}"
-
-    def _line(self) -> str:
-        rate = f"  lr {self.last['learning_rate']:.1e}" if "learning_rate" in self.last else ""
-        left = f", {tqdm.format_interval(self.left)} left" if self.left is not None else ""
-        return (
-            f"step {self._of()}  loss {self.last['loss']:.3f}{rate}  {tqdm.format_interval(self.elapsed)} elapsed{left}"
-        )
+        return f"{self.state.global_step}/{self.state.max_steps}"
 
     def _sentence(self) -> str:
-        parts = [f"{self.state}: step {self._of()} in {tqdm.format_interval(self.elapsed)}"]
-        if self.curves["loss"]:
-            parts.append(f"last training loss {self.curves['loss'][-1][1]:.3f}")
-        if "train_loss" in self.last:
-            parts.append(f"mean {self.last['train_loss']:.3f}")
-        if self.curves["eval_loss"]:
-            parts.append(f"dev loss {self.curves['eval_loss'][-1][1]:.3f}")
-        return ", ".join(parts)
+        """How the run stands, with the figures of the weights that it leaves."""
+        step = self.state.global_step if self.best is None else self.best
+        kept = "" if self.best is None else f", the weights kept are the best ones, of step {step}"
+        at = [(NAMES[key], value) for key in NAMES for at, value in self.logged(key) if at == step]
+        return f"{self.doing}: step {self._of()} in {self._elapsed()}{kept}" + "".join(f", {n} {v:.3f}" for n, v in at)
 
     # The display.
 
-    def _update(self, force: bool = False) -> None:
-        self.now = time.monotonic()
-        if not self.show or (self.now < self._next_update and not force):
-            return
-        from IPython.display import display
+    def _update(self, force: bool = False) -> bool:
+        """Draw anew, unless that was done a moment ago; whether it was time to."""
+        began = time.monotonic()
+        if began < self._next_update and not force:
+            return False
+        if self.show:
+            from IPython.display import display
 
-        if self._handle is None:
-            self._handle = display(self, display_id=True)
-        else:
-            self._handle.update(self)
-        took = time.monotonic() - self.now
-        self._next_update = time.monotonic() + min(max(EVERY, took / MOST_TIME), SELDOM)
+            if self._handle is None:
+                self._handle = display(self, display_id=True)
+            else:
+                self._handle.update(self)
+        now = time.monotonic()
+        self._next_update = now + max(EVERY, 50 * (now - began))  # drawing takes at most a fiftieth of the time
+        return True
 
     @property
     def aside(self) -> Line:
-        return Bar(self.step / self.total if self.total else 0.0, "note", 200), self.state
+        return Bar(self.state.global_step / max(self.state.max_steps, 1) if self.state else 0, "note", 200), self.doing
 
     def blocks(self) -> list[Block]:
-        train, dev = self.curves["loss"], self.curves["eval_loss"]
+        if self.state is None:
+            return []
+        last = {key: self.logged(key)[-1:] for key in ("loss", "eval_loss", "learning_rate")}
         facts = {
             "step": self._of(),
-            "epoch": self.epoch is not None and f"{self.epoch:.2f}" + (f" of {self.epochs:g}" if self.epochs else ""),
-            "loss": train and f"{train[-1][1]:.4f}",
-            "dev loss": dev and f"{dev[-1][1]:.4f}",
-            "learning rate": "learning_rate" in self.last and f"{self.last['learning_rate']:.2e}",
-            "elapsed": tqdm.format_interval(self.elapsed),
-            "left": self.left is not None and self.state == "running" and tqdm.format_interval(self.left),
-            "tokens/s": self.speed and f"{self.speed:,.0f}",
+            "batch of the first step": self.batches,
+            "epoch": f"{self.state.epoch:.2f}" if self.state.epoch else "",
+            **{name: f"{last[key][0][1]:.4f}" for key, name in NAMES.items() if last[key]},
+            "learning rate": f"{last['learning_rate'][0][1]:.2e}" if last["learning_rate"] else "",
+            "elapsed": self._elapsed(),
+            "left": self._left(),
+            "tokens/s": self._speed(),
         }
         known = {name: value for name, value in facts.items() if value}
         blocks: list[Block] = [Table(list(known), [list(map(Span, known.values()))])]
-        if self.not_finite:
-            (step, what), *more = self.not_finite.items()
-            others = f" and not finite at {len(more):,} more steps" if more else ""
-            blocks.append(Callout(f"{what} at step {step:,}{others}: {ADVICE}", "bad"))
-        if train or dev:
-            spark = f"loss {sparkline([loss for _, loss in train])}" if len(train) > 1 else ""
-            blocks.append(Picture(self._figure, f"Loss by step. {self._sentence()}", spark))
+        every = [pair for key in (*NAMES, "grad_norm") for pair in self.logged(key)]
+        odd = [step for step, value in every if not math.isfinite(value)]
+        if odd:
+            blocks.append(Callout(f"Not a finite number at {len(odd):,} steps, the first is {min(odd):,}.", "bad"))
+        if any(map(self.logged, NAMES)):
+            blocks.append(Picture(self._figure, f"Loss by step. {self._sentence()}"))
         return blocks
 
     def _figure(self) -> "Figure":
-        import pandas
-
         from ragfit.draw.figure import figure, finish, legend_below
 
         drawn = figure(2.6)
         axis = drawn.subplots()
-        train, dev = (
-            pandas.Series({step: loss for step, loss in curve if math.isfinite(loss)}, dtype=float)
-            for curve in self.curves.values()
-        )
-        if len(train) > 40:
-            smooth = train.ewm(alpha=1 / max(2, len(train) / 20)).mean()
-            axis.plot(train.index, train, color=style.BLUE, alpha=0.35, linewidth=1.2)
-            axis.plot(train.index, smooth, color=style.BLUE, linewidth=1.8, label="training loss, smoothed")
-        elif len(train):
-            axis.plot(
-                train.index, train, color=style.BLUE, linewidth=1.4, marker="o", markersize=3, label="training loss"
-            )
-        if len(dev):
-            look = {"marker": "D", "markersize": 5, "linestyle": "--", "linewidth": 1.2, "clip_on": False}
-            axis.plot(dev.index, dev, color=style.ORANGE, label="dev loss", **look)
-        for step in self.not_finite:
-            axis.axvline(step, color=style.RED, linestyle=":", linewidth=1)
-        if self.total:
-            axis.set_xlim(0, self.total)
+        looks = {"loss": (style.BLUE, "o-", "training loss"), "eval_loss": (style.ORANGE, "D--", "dev loss")}
+        for key, (colour, look, label) in looks.items():
+            if points := [(step, value) for step, value in self.logged(key) if math.isfinite(value)]:
+                size = 3 if len(points) < 60 else 0
+                axis.plot(*zip(*points, strict=True), look, color=colour, label=label, linewidth=1.4, markersize=size)
+        if self.best is not None:
+            axis.axvline(self.best, color=style.ORANGE, linestyle=":", linewidth=1, label="kept")
+        axis.set_xlim(0, self.state.max_steps * 1.02)  # with room for the last point
         axis.set_xlabel("step")
         finish(axis, "mean loss of the completion tokens (nats)")
         legend_below(drawn)
@@ -228,11 +186,3 @@ def loss_curve(show: bool | None = None) -> LossCurve:
     from transformers import TrainerCallback
 
     return type("LossCurveCallback", (LossCurve, TrainerCallback), {})(show)
-
-
-def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """Values as a line of blocks; `!` where one is not finite."""
-    values = values[:: max(1, math.ceil(len(values) / width))]
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
-    low, height = min(finite), max(finite) - min(finite) or 1
-    return "".join("▁▂▃▄▅▆▇█"[round((v - low) / height * 7)] if math.isfinite(v) else "!" for v in values)

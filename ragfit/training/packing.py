@@ -4,16 +4,14 @@ TRL packs (`pack_dataset`) and lays a batch end to end (its collator's `padding_
 and whether the model keeps the rows of a pack apart is tried before it is trained.
 """
 
-import math
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 from datasets.fingerprint import get_temporary_cache_files_directory
-from datasets.utils.logging import is_progress_bar_enabled
 from omegaconf import DictConfig
 from trl import SFTTrainer, pack_dataset
 
@@ -22,36 +20,30 @@ from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError, first_line
 from ragfit.models.load import base_of
-from ragfit.training.cpu import BY_ROW, is_sharded
-from ragfit.training.preflight import GROUPED
+from ragfit.training.cpu import is_sharded
 
 KEYS = ("packing", "padding_free", "eval_packing")  # of `train`
-# How far the values of two rows packed may be from those of the rows side by side, as a share of them: by rounding in
-# float32 (4e-6 was seen), and where less precise types or quantized weights take part (0.07 was seen in 30 layers of 8
-# bits). Rows that see each other were 0.7 and more apart.
-ROUNDING, COARSE = 1e-4, 0.3
+GROUPED = ("group_by_length", "batch_rebalance")  # sampling strategies
 Rows = tuple[Dataset, Dataset | None]  # train, dev
-TRIED = 24  # tokens of each row
+TRIED = 24  # tokens of each row of the trial
+# How far a pack's log-probabilities may be from those of its rows side by side, as a share of how far they are where
+# one row goes on from the other. Rounding made 0.1 of it (8-bit weights); rows that see each other make all of it.
+TOLERANCE = 0.3
 
 
 def check_keys(train: dict) -> None:
     """Refuse keys of `train` that go against packing."""
-    if not any(train.get(key) for key in ("packing", "eval_packing")):
-        return
-    if (strategy := train.get("packing_strategy") or "bfd") != "bfd":
-        raise ConfigError(
-            "train.packing_strategy",
-            f"{strategy} splits rows, and then a piece of an answer is trained on without its prompt",
-            "Remove train.packing_strategy: rows are packed best fit first (bfd), and none is split.",
+    packs = train.get("packing") or train.get("eval_packing")
+    if packs and (strategy := train.get("packing_strategy", "bfd")) != "bfd":
+        problem = f"{strategy} splits rows, and then a piece of an answer is trained on without its prompt"
+        fix = "Remove train.packing_strategy: rows are packed best fit first (bfd), and none is split."
+        raise ConfigError("train.packing_strategy", problem, fix)
+    if train.get("packing") and (order := train.get("train_sampling_strategy")) in GROUPED:
+        problem = (
+            f"{order} puts rows of similar length into a batch to save padding, but packs (train.packing) have none"
         )
-    order = train.get("train_sampling_strategy")
-    if train.get("packing") and order in GROUPED:
-        raise ConfigError(
-            "train.train_sampling_strategy",
-            f"{order} puts rows of similar length into a batch to save padding, but packs (train.packing) have none, "
-            "and are of one length anyway",
-            "Remove train.packing, or train.group_by_length and train.train_sampling_strategy.",
-        )
+        fix = "Remove train.packing, or train.group_by_length and train.train_sampling_strategy."
+        raise ConfigError("train.train_sampling_strategy", problem, fix)
 
 
 def pack_length(cfg: DictConfig, prepared: Prepared) -> int:
@@ -81,23 +73,14 @@ def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
 
 
 def _packed(cfg: DictConfig, prepared: Prepared, part: str) -> Dataset:
-    length = pack_length(cfg, prepared)
-    longest = prepared.report.part(part).longest
+    length, longest = pack_length(cfg, prepared), prepared.report.part(part).longest
     if longest > length:  # TRL would cut it
-        raise ConfigError(
-            "train.max_length",
-            f"a pack has {length:,} tokens at most, but the longest {part} row has {longest:,}, and no row is cut",
-            f"Set train.max_length={longest} or more; model.max_sequence_len={length} drops or cuts longer rows.",
-        )
-    shown = is_progress_bar_enabled()
-    disable_progress_bars()
-    try:
-        # Else `map` would write beside the cached rows that are read here.
-        file = Path(get_temporary_cache_files_directory(), f"{uuid.uuid4()}.arrow")
-        return pack_dataset(prepared.part(part), length, "bfd", {"cache_file_name": str(file)})
-    finally:
-        if shown:
-            enable_progress_bars()
+        problem = f"a pack has {length:,} tokens at most, but the longest {part} row has {longest:,}, and no row is cut"
+        fix = f"Set train.max_length={longest} or more; model.max_sequence_len={length} drops or cuts longer rows."
+        raise ConfigError("train.max_length", problem, fix)
+    # A file of its own, else `map` would write beside the cached rows that are read here.
+    file = Path(get_temporary_cache_files_directory(), f"{uuid.uuid4()}.arrow")
+    return pack_dataset(prepared.part(part), length, "bfd", {"cache_file_name": str(file)})
 
 
 def is_packed(rows: Dataset | None) -> bool:
@@ -115,19 +98,13 @@ def token_counts(rows: Dataset) -> Iterator[tuple[int, int]]:
         yield from zip((lengths - counts).tolist(), counts.tolist(), strict=True)
 
 
-# Whether rows are kept apart.
-
-
 def check_apart(trainer: SFTTrainer) -> None:
-    """Try whether two short rows packed give the losses and gradients of the same rows side by side.
-
-    On a CPU, SDPA then takes each row of a pack by itself.
+    """Try whether two short rows have the same log-probabilities packed and side by side.
 
     Raises:
         ConfigError: they don't.
     """
-    model = trainer.model
-    base = base_of(model)
+    base = base_of(trainer.model)
     if is_sharded(base):
         return
     key = next(key for key in KEYS if trainer.cfg.train.get(key))
@@ -135,70 +112,54 @@ def check_apart(trainer: SFTTrainer) -> None:
     if parallel is not None and parallel.cp_enabled:  # as TRL says of its own packing
         problem = "context parallelism has attention without masks, so that the rows of a pack would see each other"
         raise ConfigError(f"train.{key}", problem, f"Remove train.{key}, or set cp_size to 1.")
-
-    reason = "two rows have other losses and gradients packed than side by side"
-    own = base.config._attn_implementation
-    for name in [BY_ROW, own] if own == "sdpa" and trainer.args.device.type == "cpu" else [own]:
-        base.set_attn_implementation(name)
-        try:
-            if difference(trainer) <= tolerance(trainer):
-                return
-        except Exception as error:  # models refuse packs in ways of their own
-            reason = first_line(error)
+    reason = "two rows have other log-probabilities packed than side by side"
+    try:
+        if difference(trainer) <= TOLERANCE:
+            return
+    except Exception as error:  # models refuse packs in ways of their own
+        reason = first_line(error)
+    how = f"{type(base).__name__} with attn_implementation={base.config._attn_implementation}"
     raise ConfigError(
         f"train.{key}",
-        f"{type(base).__name__} with attn_implementation={own} does not keep the rows of a pack apart: {reason}",
+        f"{how} does not keep the rows of a pack apart: {reason}",
         f"Remove train.{key}, or set another model.attn_implementation (none will do where a model carries a state "
         "from token to token).",
     )
 
 
-def tolerance(trainer: SFTTrainer) -> float:
-    """The share that rounding may make of a difference."""
-    exact = {weight.dtype for weight in trainer.model.parameters()} == {torch.float32} and not _autocast(trainer)
-    # transformers sets train.tf32 through torch's newer interface, after which the older one raises.
-    backend = torch.backends.cuda if trainer.args.device.type == "cuda" else torch.backends.mkldnn
-    return ROUNDING if exact and backend.matmul.fp32_precision in ("none", "ieee") else COARSE
-
-
 def difference(trainer: SFTTrainer) -> float:
-    """How far the losses of two rows and the gradients of two weights are from those of the rows side by side.
+    """How far a pack's log-probabilities are from its rows' side by side: 0 where they are apart, 1 where they are one.
 
-    In evaluation mode, so without dropout; neither weights, their gradients nor random numbers are touched. Side by
-    side, not one after the other, because LLM.int8 quantizes by what is in a batch.
-
-    Returns:
-        The larger of the differences' norms, as a share of the values' norm.
+    The larger of two shares: of what it changes that one row goes on from the other, positions and all, and of what
+    another first row changes in the second. Side by side, not one after the other, because LLM.int8 quantizes by what
+    is in a batch.
     """
-    model = trainer.model
-    base = base_of(model)
-    embedding = base.get_input_embeddings().weight
-    ids = (torch.arange(1, 1 + 2 * TRIED) * 7919 % embedding.shape[0]).tolist()
-    rows = [{"input_ids": part, "labels": part} for part in (ids[:TRIED], ids[TRIED:])]
-    pack = {"input_ids": ids, "labels": ids, BOUNDARIES: [TRIED, TRIED]}
-    # LoRA's first factor has no gradient while the second is zero.
-    weights = [weight for weight in model.parameters() if weight.requires_grad and weight is not embedding][:2]
+    size = base_of(trainer.model).get_input_embeddings().weight.shape[0]
+    first, second = (torch.arange(1, 1 + 2 * TRIED) * 7919 % size).view(2, TRIED).tolist()
+
+    def one(first: list[int], **boundaries: list[int]) -> torch.Tensor:
+        row = {"input_ids": first + second, "labels": [*first, IGNORE_INDEX, *second[1:]]}
+        return _log_probs(trainer, [row | boundaries])
+
+    pack = {BOUNDARIES: [TRIED, TRIED]}
+    apart = _log_probs(trainer, [{"input_ids": row, "labels": row} for row in (first, second)])
+    joined, packed = one(first), one(first, **pack)
+    # Of the second row, where the first is another one.
+    changed, leaked = (one(first[::-1]) - joined)[TRIED - 1 :], (one(first[::-1], **pack) - packed)[TRIED - 1 :]
+    pairs = ((packed - apart, joined - apart), (leaked, changed))
+    return max(float(found.norm() / whole.norm().clamp(min=1e-6)) for found, whole in pairs)
+
+
+def _log_probs(trainer: SFTTrainer, rows: list[dict]) -> torch.Tensor:
+    args, model = trainer.args, trainer.model
+    batch = trainer.data_collator(rows)
+    batch = {name: value.to(args.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    # Flash attention has no other types than these. Without autocast, less is rounded.
+    half = "flash" in str(model.config._attn_implementation) and (args.bf16 or args.fp16)
     training = model.training
     model.eval()
-    try:
-        pairs = zip(_values(trainer, rows, weights), _values(trainer, [pack], weights), strict=True)
-    finally:
-        model.train(training)
-    shares = [float((one - other).norm() / one.norm().clamp(min=1e-12)) for one, other in pairs if one.isfinite().all()]
-    return max((math.inf if math.isnan(share) else share for share in shares), default=0.0)
-
-
-def _values(trainer: SFTTrainer, rows: list[dict], weights: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The log-probabilities of all labels of a batch, and the gradients of their sum."""
-    batch, args = trainer.data_collator(rows), trainer.args
-    batch = {name: value.to(args.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-    with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, enabled=_autocast(trainer)):
-        output = trainer.model(**batch, use_cache=False, fused_lm_head=True)
-    values = output.log_probs[output.label_mask]
-    gradients = torch.autograd.grad(values.sum(), weights, allow_unused=True, materialize_grads=True)
-    return [values.detach().float(), *(gradient.float() for gradient in gradients)]
-
-
-def _autocast(trainer: SFTTrainer) -> bool:
-    """Whether the trial needs a half-precision type: flash attention has no other. Without one, less is rounded."""
-    return "flash" in str(trainer.model.config._attn_implementation) and (trainer.args.bf16 or trainer.args.fp16)
+    dtype = torch.float16 if args.fp16 else torch.bfloat16
+    with torch.no_grad(), torch.autocast(args.device.type, dtype, enabled=bool(half)):
+        output = model(**batch, use_cache=False, fused_lm_head=True)
+    model.train(training)
+    return output.log_probs[output.label_mask].float()

@@ -1,4 +1,4 @@
-"""A last look before the GPU hours: device, parameters, rows, steps and memory."""
+"""A last look before the GPU hours: device, parameters, rows, steps, padding and memory."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,92 +8,61 @@ from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    import torch
 
     from ragfit.training.trainer import RagfitTrainer
 
-GROUPED = ("group_by_length", "batch_rebalance")
 LARGE_SHARE = 0.2  # of padding, above which a preflight says what would help
+GIB = 2**30
 
 
 def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     """What a run is about to do: a view with a row for each fact and a warning for each doubt."""
-    from peft import PeftModel
-
-    from ragfit.training import memory
-    from ragfit.training.packing import is_packed
-    from ragfit.training.resume import rows_per_step
-
-    args, report, model = trainer.args, trainer.prepared.report, trainer.model
-    total, trainable = memory.parameters(model)
-    steps, (need, parts) = total_steps(trainer), memory.memory_estimate(trainer)
-    have = sum(map(memory.free_memory, memory.devices_of(trainer)))
-    to_evaluate, evaluated = memory.evaluation_estimate(trainer)
-    share, note, hint = padding(trainer)
-    with_loss = report.train.loss_tokens / max(report.train.tokens, 1)
-    checkpointing = "with" if args.activation_checkpointing else "without"
+    args, report, model, train = trainer.args, trainer.prepared.report, trainer.model, trainer.prepared.report.train
+    total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
+    steps, (need, parts), have = total_steps(trainer), memory_estimate(trainer), free_memory(trainer)
+    share, grouped = padding(trainer)
+    what = "packs" if trainer.cfg.train.get("packing") else "rows"
     processes = f" × {args.world_size} processes" if args.world_size > 1 else ""
-    packs = trainer.cfg.train.get("packing")
-    what = "packs" if packs else "rows"
-    a_step = (
-        f"{args.per_device_train_batch_size} {what} × {args.gradient_accumulation_steps} accumulated{processes} a step"
-    )
-    if packs:
-        a_step += f", about {round(len(report.train.kept) / len(trainer.train_dataset) * rows_per_step(args)):,} rows"
-    tokens = f"{report.train.tokens:,} read, {report.train.loss_tokens:,} with loss"
+    accumulated = f"{args.gradient_accumulation_steps} accumulated{processes} a step"
     items = [
-        ("device", memory.device_name(trainer), f"{checkpointing} activation checkpointing"),
-        ("precision", *memory.precision(trainer)),
+        ("device", device_name(trainer), "activation checkpointing" if args.activation_checkpointing else ""),
+        ("precision", *precision(trainer)),
         ("parameters", f"{trainable:,} of {total:,} are trained", f"{trainable / total:.2%}"),
-        ("rows", f"{len(report.train.kept):,} train, {len(report.dev.kept):,} dev", ""),
-        ("tokens", tokens, f"{with_loss:.1%} of the training tokens"),
-        ("steps", f"{steps:,}", a_step),
-        *([("packing", *packing(trainer))] if is_packed(trainer.train_dataset) else []),
-        ("padding", share, note),
-        ("memory", f"about {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB free", parts),
-        ("evaluation", f"about {to_evaluate / 2**30:.1f} GiB", evaluated),
+        ("rows", f"{len(train.kept):,} train, {len(report.dev.kept):,} dev", packs(trainer)),
+        ("tokens", f"{train.tokens:,} read, {train.loss_tokens:,} with loss", f"{train.loss_share:.1%} have loss"),
+        ("steps", f"{steps:,}", f"{args.per_device_train_batch_size} {what} × {accumulated}"),
+        ("padding", f"{share:.1%}", "of the positions of the first epoch"),
+        ("memory", f"about {need / GIB:.1f} GiB of {have / GIB:.1f} GiB free", parts),
         ("output", str(args.output_dir), "adapter, tokenizer, configuration and instruction in checkpoint/"),
     ]
     warnings = [str(finding) for finding in report.findings if finding.severity == "warning"]
-    warnings += [hint] if hint else []
-    longest = max(report.train.longest, report.dev.longest)
-    made_for = positions(model.config)
-    if made_for and longest > made_for:
+    if share > LARGE_SHARE and grouped <= share / 2:
+        warnings.append(
+            f"{share:.0%} of what is computed is padding, because rows of different lengths share batches. "
+            f"Set train.group_by_length=true: about {grouped:.0%} would be, or train.packing=true: none."
+        )
+    text = model.config.get_text_config()
+    longest, made_for = max(train.longest, report.dev.longest), getattr(text, "max_position_embeddings", None)
+    scaled = "'factor'" in str(getattr(text, "rope_parameters", None))
+    if made_for and longest > made_for and not scaled:
         warnings.append(
             f"The longest row has {longest:,} tokens, and the model was made for {made_for:,} positions: beyond them "
-            f"it reads badly, without an error. Set model.max_sequence_len={made_for}, or scale its positions "
-            "(rope_parameters in its config.json)."
+            f"it reads badly or fails. Set model.max_sequence_len={made_for}."
         )
-    if model.dtype in memory.HALVES and not isinstance(model, PeftModel):
+    if trainable == total and model.dtype.itemsize == 2:
         warnings.append(
-            f"All weights are trained, and they are {memory.name_of(model.dtype)}: an update much smaller than its "
-            "weight is lost in rounding. Set model.dtype=float32; train.bf16=true still multiplies in bfloat16."
+            "All weights are trained, and they have 16 bits: an update much smaller than its weight is lost in "
+            "rounding. Set model.dtype=float32; train.bf16=true still multiplies in bfloat16."
         )
     if need > have:
         warnings.append(
             "The memory estimate exceeds what is free. Lower train.per_device_train_batch_size or "
             "model.max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits."
         )
-    if to_evaluate > max(need, have):
-        warnings.append(
-            f"Dev loss and answers take about {to_evaluate / 2**30:.1f} GiB with {args.per_device_eval_batch_size} "
-            "rows together, more than is free. Lower train.per_device_eval_batch_size or model.max_sequence_len."
-        )
     if steps == 0:
         warnings.append("There are no steps to take. Check train.max_steps and train.num_train_epochs.")
     return PreflightView(items, warnings)
-
-
-def positions(config: "PreTrainedConfig") -> int | None:
-    """The positions that a model was made for, with its scaling of rotary ones; None where config.json is silent."""
-    text = config.get_text_config()
-    most, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
-    scaled = [
-        int(one["factor"] * (one.get("original_max_position_embeddings") or most))
-        for one in (rope, *rope.values())  # some models have one for each kind of layer
-        if isinstance(one, dict) and one.get("factor") and most
-    ]
-    return max([most, *scaled]) if most else None
 
 
 def total_steps(trainer: "RagfitTrainer") -> int:
@@ -101,51 +70,36 @@ def total_steps(trainer: "RagfitTrainer") -> int:
     return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
 
 
-def packing(trainer: "RagfitTrainer") -> tuple[str, str]:
-    """How many rows lie end to end, and how full the packs are."""
+def packs(trainer: "RagfitTrainer") -> str:
+    """How many rows lie end to end, and how full the packs are; "" where none are packed."""
     from ragfit.training.packing import pack_length
 
     if not trainer.cfg.train.get("packing"):
-        return "each batch end to end", "train.padding_free"
-    rows, packs = len(trainer.prepared.report.train.kept), len(trainer.train_dataset)
+        return "each batch end to end" if trainer.cfg.train.get("padding_free") else ""
+    rows, found = len(trainer.prepared.report.train.kept), len(trainer.train_dataset)
     length = pack_length(trainer.cfg, trainer.prepared)
-    full = trainer.prepared.report.train.tokens / (packs * length)
-    return f"{rows:,} rows in {packs:,} packs", f"{rows / packs:.1f} a pack of {length:,} tokens, {full:.0%} full"
+    full = trainer.prepared.report.train.tokens / (found * length)
+    return f"{found:,} packs, {rows / found:.1f} rows in each of {length:,} tokens, {full:.0%} full"
 
 
-def padding(trainer: "RagfitTrainer") -> tuple[str, str, str | None]:
-    """What of the first epoch's batches is padding.
+def padding(trainer: "RagfitTrainer") -> tuple[float, float]:
+    """(share of the first epoch's positions that are padding, the share if rows of similar length shared batches).
 
-    Read off the sampler that the trainer will use, in the order that it will draw, and the rows' lengths: the share
-    and a note, as texts for the preflight, and a warning where another order has much less padding.
+    Read off the sampler that the trainer will use, in the order that it will draw, and the rows' lengths.
     """
     import torch
 
     from ragfit.training.packing import is_packed
 
-    args = trainer.args
-    lengths = [sum(pair) for pair in trainer.prepared.report.train.lengths]
+    lengths, multiple = list(map(sum, trainer.lengths)), trainer.args.pad_to_multiple_of or 1
     with torch.random.fork_rng(devices=[]):  # a look changes nothing
         batches = list(trainer.get_train_dataloader().batch_sampler)
-    multiple = args.pad_to_multiple_of or 1
-    if is_packed(trainer.train_dataset):
-        ends = [sum(sum(trainer.lengths[row]) for row in batch) for batch in batches]
-        share = padded_share([[batch] for batch in range(len(batches))], ends, multiple)
-        return f"{share:.1%}", "rows lie end to end", None
-    share = padded_share(batches, lengths, multiple)
-    rows = max(map(len, batches), default=0)
-    note = f"of the positions in batches of {counted(rows, 'row')}, first epoch"
-    if args.train_sampling_strategy in GROUPED:
-        return f"{share:.1%}", f"{note}; rows of similar length share a batch", None
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    least = padded_share([order[i : i + rows] for i in range(0, len(order), rows)], lengths, multiple)
-    hint = None
-    if share > LARGE_SHARE and least <= share / 2:
-        hint = (
-            f"{share:.0%} of what is computed is padding, because rows of different lengths share batches. "
-            f"Set train.group_by_length=true: about {least:.0%} would be, or train.packing=true: none."
-        )
-    return f"{share:.1%}", note, hint
+    if is_packed(trainer.train_dataset):  # a batch is one sequence
+        lengths = [sum(lengths[row] for row in batch) for batch in batches]
+        batches = [[batch] for batch in range(len(batches))]
+    size, order = max(map(len, batches), default=1), sorted(range(len(lengths)), key=lengths.__getitem__)
+    grouped = [order[start : start + size] for start in range(0, len(order), size)]
+    return padded_share(batches, lengths, multiple), padded_share(grouped, lengths, multiple)
 
 
 def padded_share(batches: list[list[int]], lengths: list[int], multiple: int = 1) -> float:
@@ -159,6 +113,79 @@ def padded_share(batches: list[list[int]], lengths: list[int], multiple: int = 1
     real = sum(lengths[row] for batch in batches for row in batch)
     read = sum(-(-max(lengths[row] for row in batch) // multiple) * multiple * len(batch) for batch in batches)
     return 1 - real / read if read else 0.0
+
+
+# The machine.
+
+
+def memory_estimate(trainer: "RagfitTrainer") -> tuple[int, str]:
+    """(bytes, explanation) of training: weights as loaded, gradients and optimizer state of the trained, activations.
+
+    Activations are for the longest row, or pack: without checkpointing about 16 values of the hidden size and 3 of the
+    MLP's per layer and token (Korthikanti et al., https://arxiv.org/abs/2205.05198, with attention that keeps no
+    scores); with it, one value of the hidden size per layer and token, and one layer whole with its gradients. An
+    estimate, to a factor of two.
+    """
+    model, args, text = trainer.model, trainer.args, trainer.model.config.get_text_config()
+    weights = list(model.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    state = 2 if "8bit" in str(args.optim) else 8  # bytes of the optimizer's state for each value
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    rows = args.per_device_train_batch_size
+    longest, labelled = max(map(sum, trainer.lengths)), max(completion for _, completion in trainer.lengths)
+    # Bytes a value: of float32 weights autocast leaves the norms and the residual stream in float32.
+    layer = longest * rows * (16 * hidden + 3 * inner) * (2 if model.dtype.itemsize == 2 else 3)
+    kept = longest * rows * hidden * model.dtype.itemsize * layers
+    if getattr(model, "is_loaded_in_8bit", False):
+        # bitsandbytes keeps what goes into each product where checkpointing does not see it (MatMul8bitLt's `ctx`).
+        kept += longest * rows * (3 * hidden + inner) * model.dtype.itemsize * layers
+    # TRL projects tiles of at most 4,096 positions and 32,768 ids of the vocabulary, and holds about three of them.
+    projected = rows * (labelled if trainer.labelled_head else longest)
+    parts = {
+        "weights": sum(weight.nbytes for weight in weights),
+        "updates": sum(weight.nbytes + state * weight.numel() for weight in trained),
+        "activations": 2 * layer + kept if args.activation_checkpointing else layer * layers,
+        "logits": min(projected, 4096) * min(text.vocab_size, 32768) * 4 * 3,
+    }
+    shares = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+    return sum(parts.values()), f"estimate in GiB: {shares}; longest row {counted(longest, 'token')}"
+
+
+def devices_of(trainer: "RagfitTrainer") -> set["torch.device"]:
+    """The process's device, and the others that `model.device_map` has put weights on."""
+    main = trainer.args.device
+    return {main, *(weight.device for weight in trainer.model.parameters() if weight.device.type == main.type)}
+
+
+def free_memory(trainer: "RagfitTrainer") -> int:
+    """Bytes that this process can still take of its devices, what it already holds included."""
+    import psutil
+    import torch
+
+    if trainer.args.device.type == "cuda":  # what torch has reserved, it can fill again
+        return sum(torch.cuda.mem_get_info(one)[0] + torch.cuda.memory_reserved(one) for one in devices_of(trainer))
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+
+
+def device_name(trainer: "RagfitTrainer") -> str:
+    import torch
+
+    device = trainer.args.device
+    if device.type == "cuda":
+        used = f"{len(devices_of(trainer))} of {torch.cuda.device_count()} GPUs"
+        return f"{torch.cuda.get_device_name(device)}, {used}"
+    return f"{device.type.upper()}, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def precision(trainer: "RagfitTrainer") -> tuple[str, str]:
+    """(the type that products are computed in, the types of the weights)."""
+    args, model = trainer.args, trainer.model
+    compute = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "no autocast"
+    bits = next((bits for bits in ("8", "4") if getattr(model, f"is_loaded_in_{bits}bit", False)), None)
+    weights = f"{bits}-bit" if bits else str(model.dtype).removeprefix("torch.")
+    trained = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad}
+    return compute, f"{weights} weights, {' and '.join(sorted(trained))} for those that are trained"
 
 
 class PreflightView(View):

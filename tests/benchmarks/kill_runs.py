@@ -95,7 +95,7 @@ def main():
     began, through = time.monotonic(), start(overrides, folder / "through", log)
     ready = None
     while through.is_alive():
-        if ready is None and (read(folder / "through") or {}).get("doing") == "training":
+        if ready is None and "total_steps" in (read(folder / "through") or {}):
             ready = time.monotonic() - began
         time.sleep(0.01)
     if through.exitcode:
@@ -115,15 +115,15 @@ def main():
             started.kill()
             started.join()
             kills += 1
-            facts, (left, skipped) = read(out) or {}, newest(out)
+            facts, left = read(out) or {}, newest(out)
             half_written = {path: path.stat().st_ino for path in (out / STAGING).glob("*")}
             lost += newest_step(out) < held
             in_saves += bool(half_written) and half_written != before
             half = ", ".join(path.name for path in half_written)
             state = run_state(facts)[0] if facts else "no status yet"
             print(
-                f"kill {kills:2}: {at:5.2f} s after its start, {facts.get('doing') or '–':<17} step {facts.get('step') or 0:3} {state:<13} "
-                f"left: {left.name if left else 'none':<14} {'half-written: ' + half if half else ''} {'; '.join(skipped)}",
+                f"kill {kills:2}: {at:5.2f} s after its start, step {facts.get('step') or 0:3} {state:<13} "
+                f"left: {left.name if left else 'none':<14} {'half-written: ' + half if half else ''}",
                 flush=True,
             )
             continue
@@ -141,8 +141,7 @@ def main():
 
 
 def newest_step(out):
-    found, _ = newest(out)
-    return step_of(found) if found else 0
+    return step_of(newest(out))
 
 
 def compare(out, through):

@@ -1,54 +1,97 @@
-"""What a run's status says before its training begins; the rest is in tests/training/test_survival.py, with real runs."""
+"""What a run's status says, of the file and the lock alone; tests/training/test_survival.py has real runs."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from ragfit.config.paths import PROJECT_ROOT
-from ragfit.errors import ConfigError
+from ragfit.errors import ConfigError, Interrupted
 from ragfit.runs.status import RunStatus, read, run_state, run_status
 
-
-def finish(folder):
-    status = RunStatus(folder)
-    status.begin()
-    (folder / "checkpoint").mkdir()
-    status.set(state="finished", doing=None, step=3, saved=f"{folder}/checkpoint")
-    return read(folder)
-
-
-def test_while_a_model_is_loaded(tmp_path):
-    with RunStatus(tmp_path).loading():
-        sentence = f"running loading the model, before the first step, process {os.getpid()}"
-        assert run_state(read(tmp_path)) == ("running", sentence)
-    assert read(tmp_path) is None
-    before = finish(tmp_path)
-    assert "an earlier run" not in repr(run_status(tmp_path))
-    with RunStatus(tmp_path).loading():
-        assert f"an earlier run     its adapter was saved in {before['saved']}" in repr(run_status(tmp_path))
-    assert read(tmp_path) == before
+ENDS = {
+    "failed": (ValueError("s3cret\nsecond line"), "failed, step 3 of 9: ValueError: ••• second line"),
+    "told": (ConfigError("train.x", "no", "Set it."), "failed, step 3 of 9: train.x: no. Set it."),
+    "stopped": (
+        Interrupted("stopped by SIGTERM at step 3 of 9", 15),
+        "interrupted, step 3 of 9: stopped by SIGTERM at",
+    ),
+    "at once": (KeyboardInterrupt(), "interrupted, step 3 of 9: stopped at once, without a checkpoint"),
+}
 
 
-def test_a_model_that_cannot_be_loaded(tmp_path):
-    before = finish(tmp_path)
-    with pytest.raises(ValueError), RunStatus(tmp_path, ["s3cret"]).loading():
-        raise ValueError("s3cret\nsecond line")
-    sentence = "failed while loading the model, before the first step: ValueError: •••"
-    assert run_state(read(tmp_path)) == ("failed", sentence)
-    assert f"its adapter was saved in {before['saved']}" in repr(run_status(tmp_path))
+@pytest.mark.parametrize(("error", "sentence"), ENDS.values(), ids=ENDS)
+def test_how_a_run_ends(tmp_path, error, sentence):
+    status = RunStatus(tmp_path, ["s3cret"])
+    with pytest.raises(type(error)), status.kept(resumed_from="x/checkpoint-1", last_checkpoint="x/checkpoint-1"):
+        assert run_state(read(tmp_path))[0] == "running"
+        status.set(step=3, total_steps=9)
+        raise error
+    assert run_state(read(tmp_path))[1].startswith(sentence)
+    view = repr(run_status(tmp_path))
+    assert "resume_checkpoint=true" in view and "went on from" in view
+    (tmp_path / "checkpoint").mkdir()
+    assert f"its adapter was saved in {tmp_path}/checkpoint" in repr(run_status(tmp_path))
 
 
-def test_a_process_that_is_killed_while_it_loads(tmp_path):
-    code = "import os, signal\nfrom ragfit.runs.status import RunStatus\nwith RunStatus('.').loading():\n    os.kill(os.getpid(), signal.SIGKILL)"
+def test_a_push_that_fails_leaves_a_finished_run(tmp_path):
+    status = RunStatus(tmp_path)
+    with pytest.raises(OSError), status.kept():
+        status.set(state="finished", step=3, total_steps=3, saved=f"{tmp_path}/checkpoint", saved_step=3, dev_loss=1.5)
+        raise OSError
+    assert run_state(read(tmp_path)) == ("finished", f"finished: step 3 of 3, the adapter is in {tmp_path}/checkpoint")
+    view = repr(run_status(tmp_path))
+    assert "1.5" in view and "not measured at step 3" in view  # the training loss was not logged there
+    assert "failed" not in run_status(tmp_path)._repr_html_()
+
+
+def test_a_process_that_is_killed(tmp_path):
+    code = "import os, signal\nfrom ragfit.runs.status import RunStatus\nwith RunStatus('.').kept():\n    os.kill(os.getpid(), signal.SIGKILL)"
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=False)
     state, sentence = run_state(read(tmp_path))
-    assert state == "killed" and sentence.startswith("killed while loading the model, before the first step: process ")
+    assert done.returncode == -signal.SIGKILL and state == "killed"
+    assert sentence.startswith("killed, before the first step: process ") and sentence.endswith(
+        "is gone and said nothing"
+    )
 
 
-def test_a_run_that_is_refused_is_told_once(tmp_path):
-    error = ConfigError("train.optim", "'x' is not an optimizer", "Set train.optim=adamw_torch.")
-    assert RunStatus(tmp_path).refused(error) and not RunStatus(tmp_path).refused(error)
-    assert run_state(read(tmp_path)) == ("failed", f"failed, before the first step: {error}")
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with RunStatus(tmp_path).kept():
+        before = (tmp_path / "status.json").read_bytes()
+        problem = f"^train.output_dir: process {os.getpid()} on .* is training into {tmp_path}. Wait for it"
+        with pytest.raises(ConfigError, match=problem), RunStatus(tmp_path).kept():
+            pytest.fail("two runs in one folder")
+        assert (tmp_path / "status.json").read_bytes() == before
+    with RunStatus(tmp_path, write=False).kept():  # another process of the run writes nothing and locks nothing
+        assert (tmp_path / "status.json").read_bytes() == before
+
+
+def test_a_file_system_that_locks_nothing_is_told_and_trained_on(tmp_path, monkeypatch, caplog):
+    def acquire(*args, **kwargs):
+        raise OSError("no locks")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with RunStatus(tmp_path).kept():
+        (tmp_path / ".status.lock").touch()
+        assert run_state(read(tmp_path))[0] == "running"  # what was written is believed
+    assert f"{tmp_path} cannot be locked" in caplog.text
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"state": "odd"}', '{"step": 3}'])
+def test_a_folder_without_a_status(tmp_path, text):
+    if text is not None:
+        (tmp_path / "status.json").write_text(text)
+    assert read(tmp_path) is None
+    with pytest.raises(ConfigError, match="has no status.json"):
+        run_status(tmp_path)
+
+
+def test_what_anybody_may_have_written_is_shown_as_text(tmp_path):
+    (tmp_path / "status.json").write_text(
+        json.dumps({"state": "failed", "reason": "<script>", "loss": ["x"], "step": "<i x>"})
+    )
+    assert "<script>" not in run_status(tmp_path)._repr_html_() and "<i x>" not in run_status(tmp_path)._repr_html_()

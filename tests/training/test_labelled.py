@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
 
 from ragfit.errors import ConfigError
-from ragfit.training.cpu import check_head, keep_attention, project_labelled_only, right_padded
+from ragfit.training.cpu import check_head, project_labelled_only, right_padded
 
 VOCABULARY = 199
 SHAPE = {
@@ -140,18 +140,6 @@ def test_the_forward_pass_without_labels_is_the_model_s_own():
     assert torch.equal(model.generate(batch["input_ids"], **settings), other.generate(batch["input_ids"], **settings))
 
 
-def test_a_row_without_labels_counts_as_nothing():
-    model = make_model(*ARCHITECTURES["untied head"])
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    project_labelled_only(model)
-    batch = make_batch([(4, 9), (9, 9)])
-    alone, _ = loss_and_gradients(model, make_batch([(4, 9)]), fused_lm_head=True)
-    both, _ = loss_and_gradients(model, batch, fused_lm_head=True)
-    assert both == pytest.approx(alone, rel=1e-6)
-    nothing, gradients = loss_and_gradients(model, make_batch([(9, 9)]), fused_lm_head=True)
-    assert nothing == 0 and all(not gradient.any() for gradient in gradients.values())
-
-
 @pytest.mark.parametrize(
     ("mask", "expected"),
     [
@@ -207,61 +195,6 @@ def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, k
         assert own == pytest.approx(other, rel=1e-4)
     for name, weight in their_weights.items():
         assert torch.allclose(our_weights[name], weight, atol=1e-5), name
-
-
-class Counted(TorchDispatchMode):
-    """How often attention's forward pass runs, with its causal mask and head size of the tiny models."""
-
-    times = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.times += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("kind", ["untied head", "fused qkv", "experts, balance loss"])
-def test_checkpointing_keeps_what_attention_gave(kind):
-    model = make_model(*ARCHITECTURES[kind]).train()
-    batch = make_batch(BATCHES["same length"])
-    loss, gradients = loss_and_gradients(model, batch)
-
-    def run():
-        with Counted() as counted:
-            found, found_gradients = loss_and_gradients(model, batch)
-        assert found == loss and found_gradients.keys() == gradients.keys()
-        assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
-        return counted.times
-
-    layers = SHAPE["num_hidden_layers"]
-    model.activation_checkpointing_enable()
-    assert run() == 2 * layers
-    keep_attention(model, None)
-    keep_attention(model, None)  # once for each run of a trainer
-    assert run() == layers
-    model.activation_checkpointing_enable({"use_reentrant": True})
-    keep_attention(model, {"use_reentrant": True})
-    functions = [
-        module._gradient_checkpointing_func
-        for module in model.modules()
-        if hasattr(module, "_gradient_checkpointing_func")
-    ]
-    assert functions and not any("context_fn" in function.keywords for function in functions)  # that way has none
-
-
-@pytest.mark.slow
-def test_a_run_with_checkpointing_equals_one_without(tiny_llama, write_rows, tmp_path):
-    data = write_rows(question_rows(12))
-
-    def run(name, *keys):
-        trainer = tiny_trainer(tiny_config(tiny_llama, data, tmp_path / name, "train.max_steps=3", *keys))
-        with Counted() as counted:
-            trainer.train()
-        return adapter_weights(trainer.model), counted.times
-
-    plain, times = run("plain")
-    checkpointed, same_times = run("checkpointed", "train.gradient_checkpointing=true")
-    assert same_times == times > 0
-    assert all(torch.equal(checkpointed[name], weight) for name, weight in plain.items())
 
 
 def test_the_loss_of_a_router_is_no_other_head():

@@ -111,8 +111,6 @@ def test_what_is_said_is_said_once(runs, launcher):
 @pytest.mark.parametrize("to", ["the launcher", "1"])
 def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
     """As SLURM sends it: torchrun passes it on. Or one process alone gets it: both stop after the same step, and say why."""
-    from ragfit.training.checkpoints import why_not_resumable
-
     output = tmp_path / "out"
     command = command_line(
         "torchrun",
@@ -137,6 +135,5 @@ def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
     ).read_text()[-3000:]
     assert "TypeError" not in (tmp_path / "log").read_text()
     assert status["last_checkpoint"] == f"{output}/checkpoint-{status['step']}"
-    assert why_not_resumable(status["last_checkpoint"]) is None
     files = {path.name for path in (output / f"checkpoint-{status['step']}").iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= files  # both were there

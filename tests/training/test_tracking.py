@@ -1,8 +1,9 @@
-"""Weights & Biases: the real client in offline mode, and the file it leaves, read back."""
+"""Weights & Biases (the real client, offline) and TensorBoard: what a run leaves there, and what it must not."""
 
-import html.parser
+import importlib.util
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -11,24 +12,24 @@ from shutil import copytree
 import pytest
 from omegaconf import OmegaConf
 from tiny_runs import losses, one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
+from transformers import TrainerCallback
 
 import ragfit
 from ragfit.config.paths import PROJECT_ROOT
-from ragfit.errors import Interrupted, RagfitError
+from ragfit.errors import Interrupted
 
 wandb = pytest.importorskip("wandb")
 
 SECRETS = {
     "MY_API_KEY": "sk-secret123", "HF_TOKEN": "hf_secret456", "DATABASE_URL": "postgres://me:pass789@db/x",
-    "AWS_SECRET_ACCESS_KEY": "awsSecret/000111", "PLAIN_PASSWORD": "opensesame222", "RUN_NAME_OF_MINE": "planted-name-333",
+    "AWS_SECRET_ACCESS_KEY": "awsSecret/000111", "PLAIN_PASSWORD": "opensesame222",
 }  # fmt: skip
-SIMPLE = {"train.save_strategy": "no", "train.max_steps": "3", "limit": "6"}
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     """Nobody is logged in, nothing is sent, and the client starts anew for each test."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_", "TENSORBOARD_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -40,8 +41,7 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def config(tiny_phi3, write_rows, tmp_path):
-    rows = write_rows(question_rows(12))
-    simple = [f"{key}={value}" for key, value in SIMPLE.items()]
+    rows, simple = write_rows(question_rows(12)), ("train.save_strategy=no", "train.max_steps=3", "limit=6")
     return lambda *overrides: tiny_config(tiny_phi3, rows, tmp_path / "out", *simple, *overrides)
 
 
@@ -93,99 +93,27 @@ def read_run(folder):
 
 @pytest.mark.slow
 def test_a_run_is_tracked(config, tmp_path):
-    cfg = config("use_wandb=true", "experiment=my group", "wandb_entity=my-team", "train.learning_rate=0.01")
+    cfg = config("use_wandb=true", "experiment=my group", "wandb_entity=my-team", "train.learning_rate=0.01", "dev_split=2",
+                 "train.eval_strategy=steps", "train.eval_steps=1")  # fmt: skip
     trainer = tiny_trainer(cfg)
     ragfit.train(trainer)
-    assert wandb.run is None  # finished
+    assert wandb.run is None and not {"WANDB_DIR", "WANDB_RUN_GROUP"} & os.environ.keys()  # nothing of it is left
     run, settings, history, _, code = read_run(tmp_path / "out")
-    named = (run.run_group, run.entity, run.project, run.job_type)
-    assert named == ("my group", "my-team", "ragfit", "train") and code == 0
-    assert settings["data_file"] == cfg.data_file and settings["model"]["lora"]["r"] == 16
-    assert settings["train"]["learning_rate"] == 0.01 and settings["train"]["report_to"] == "wandb"
-    assert settings["translated"]["train.warmup_ratio"] == "0.03 -> train.warmup_steps"
+    assert (run.run_group, run.entity, run.project, code) == ("my group", "my-team", "ragfit", 0)
+    assert settings["ragfit.data_file"] == cfg.data_file and settings["ragfit.model.lora.r"] == 16
+    assert settings["learning_rate"] == settings["ragfit.train.learning_rate"] == 0.01
     assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer)
-
-
-class Page(html.parser.HTMLParser):
-    """The tags, the text, and the text with loss of a page."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.text, self.loss, self._marks = set(), "", [], 0
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        assert not [name for name, value in attributes if name.startswith("on") or name in ("src", "href", "srcdoc")]
-        self._marks += tag == "mark"
-        if tag == "mark" and self._marks == 1:
-            self.loss.append("")
-
-    def handle_endtag(self, tag):
-        self._marks -= tag == "mark"
-
-    def handle_data(self, data):
-        self.text += data
-        if self._marks:
-            self.loss[-1] += data
-
-
-def media(folder, name):
-    (path,) = folder.glob(f"wandb/offline-run-*/files/media/html/data/{name}_*.html")
-    return path
-
-
-@pytest.mark.slow
-def test_the_report_and_what_is_learned_of_a_few_rows_are_tracked(config, write_rows, tmp_path):
-    rows = [
-        *question_rows(3),
-        question_rows(1)[0],
-        {"prompt": "<script>alert(1)</script>", "answers": ["<img src=x onerror=alert(2)>"]},
-    ]
-    cfg = config("use_wandb=true", "experiment='<script>alert(3)</script>'", "limit=null")
-    cfg.data_file = str(write_rows(rows[::-1], "hostile<script>.jsonl"))
-    ragfit.train(tiny_trainer(cfg))
-    report = Page(media(tmp_path / "out", "report"))
-    assert "duplicate rows" in report.text and "hostile<script>.jsonl" in report.text and "script" not in report.tags
-    shown = Page(media(tmp_path / "out", "loss_mask"))
-    assert "<script>alert(1)</script>" in shown.text and not {"script", "img", "link", "iframe"} & shown.tags
-    answers = [text for text in shown.loss if "<|im_end|>" in text]
-    assert [text.partition("<|im_end|>")[0].replace("·", " ") for text in answers] == [
-        "<img src=x onerror=alert(2)>",
-        "The answer is 0.",
-        "The answer is 4.",
-    ]
-    assert "default-src 'none'" in media(tmp_path / "out", "loss_mask").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_evaluation_during_the_run_is_tracked_and_after_it_is_not_a_crash(config, tmp_path, capsys):
-    cfg = config(
-        "use_wandb=true", "dev_split=2", "train.eval_strategy=steps", "train.eval_steps=1", "train.max_steps=2"
-    )
-    trainer = tiny_trainer(cfg)
-    ragfit.train(trainer)
     evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    _, _, history, _, _ = read_run(tmp_path / "out")
-    assert [entry["eval/loss"] for entry in history if "eval/loss" in entry] == evaluated and len(evaluated) == 2
-    assert ragfit.dev_loss(trainer) == pytest.approx(evaluated[-1])
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluated[-1])
-
-
-@pytest.mark.slow
-def test_the_command_line_s_dev_loss_after_a_tracked_run(config, capsys):
-    ragfit.run(config("use_wandb=true", "dev_split=2", "train.max_steps=1"))
-    assert "dev loss " in capsys.readouterr().out
+    assert [entry["eval/loss"] for entry in history if "eval/loss" in entry] == evaluated and len(evaluated) == 3
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluated[-1])  # after the run, with nobody to tell
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "environment", "project"),
     [
-        (["train.project=mine"], {}, "mine"),
-        ([], {"WANDB_PROJECT": "theirs"}, "theirs"),
         (["train.project=mine"], {"WANDB_PROJECT": "theirs"}, "mine"),
-        (["use_wandb=null", "train.report_to=wandb"], {}, "ragfit"),
+        (["use_wandb=null", "train.report_to=wandb"], {"WANDB_PROJECT": "theirs"}, "theirs"),
     ],
 )
 def test_the_project(config, tmp_path, monkeypatch, keys, environment, project):
@@ -195,74 +123,31 @@ def test_the_project(config, tmp_path, monkeypatch, keys, environment, project):
     assert read_run(tmp_path / "out")[0].project == project
 
 
-@pytest.mark.slow
-def test_a_failing_run_is_marked_as_failed(config, tmp_path):
-    from transformers import TrainerCallback
+class Breaks(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        raise RuntimeError("it broke")
 
-    class Fail(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            raise RuntimeError("out of memory, say")
 
-    with pytest.raises(
-        RagfitError, match="The run failed: out of memory, say. Lower train.per_device_train_batch_size"
-    ):
-        ragfit.train(tiny_trainer(config("use_wandb=true"), [Fail()]))
-    assert read_run(tmp_path / "out")[-1] == 1 and wandb.run is None
+class Stops(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_is_marked_as_such(config, tmp_path):
-    import signal
-
-    from transformers import TrainerCallback
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted):
-        ragfit.train(tiny_trainer(config("use_wandb=true"), [Stop()]))
-    assert read_run(tmp_path / "out")[-1] == 255
+@pytest.mark.parametrize(("callback", "error", "code"), [(Breaks, Exception, 1), (Stops, Interrupted, 0)])
+def test_how_a_run_ended(config, tmp_path, callback, error, code):
+    with pytest.raises(error, match="it broke|stopped by SIGTERM"):
+        ragfit.train(tiny_trainer(config("use_wandb=true"), [callback()]))
+    assert read_run(tmp_path / "out")[-1] == code and wandb.run is None
 
 
 @pytest.mark.slow
-def test_a_tracker_that_breaks_ends_nothing(config, tmp_path, caplog):
-    from transformers import TrainerCallback
-
-    class Break(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 1:
-                wandb.run.finish()
-
-    trainer = tiny_trainer(config("use_wandb=true"), [Break()])
-    assert (ragfit.train(trainer) / "adapter_model.safetensors").is_file()
-    assert len(losses(trainer)) == 3
-    assert [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()][
-        0
-    ].startswith("wandb failed (")
-
-
-@pytest.mark.slow
-def test_a_tracker_that_cannot_start_ends_nothing(config, tmp_path, monkeypatch, caplog):
+def test_a_tracker_that_cannot_start_ends_the_run_at_its_start(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "no such mode")
     trainer = tiny_trainer(config("use_wandb=true"))
-    assert (ragfit.train(trainer) / "adapter_model.safetensors").is_file() and len(losses(trainer)) == 3
-    (message,) = [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()]
-    assert message.startswith("wandb failed (") and wandb.run is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("key", ["too-short", "0123456789" * 4])
-def test_a_login_or_network_that_does_not_work_keeps_the_run_offline(config, tmp_path, monkeypatch, caplog, key):
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    trainer = tiny_trainer(config("use_wandb=true"))
-    ragfit.train(trainer)
-    assert "so the run is kept offline. Send it later with `wandb sync`" in caplog.text and key not in caplog.text
-    _, _, history, _, code = read_run(tmp_path / "out")
-    assert [entry["train/loss"] for entry in history if "train/loss" in entry] == losses(trainer) and code == 0
+    with pytest.raises(Exception, match="mode"):
+        ragfit.train(trainer)
+    assert trainer.state.global_step == 0 and ragfit.run_status(tmp_path / "out").state == "failed"
 
 
 @pytest.mark.slow
@@ -275,9 +160,37 @@ def test_a_run_of_the_user_s_own_is_used_and_left_open(config, tmp_path):
     assert not (tmp_path / "out" / "wandb").exists()
 
 
-def test_tracking_is_off_unless_asked_for(config, tmp_path):
-    ragfit.train(tiny_trainer(config("train.max_steps=1", "experiment=group")))
-    assert not (tmp_path / "out" / "wandb").exists()
+def test_a_package_that_is_missing_is_told_before_the_model_is_loaded(config, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_mlflow_available", lambda: False)
+    monkeypatch.setattr("ragfit.training.run.load_model", lambda cfg: pytest.fail("the model was loaded"))
+    with pytest.raises(Exception, match="MLflowCallback requires mlflow to be installed. Run `pip install mlflow`"):
+        tiny_trainer(config("train.report_to=mlflow"))
+
+
+@pytest.mark.slow
+def test_tensorboard(config, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ragfit.train(
+        tiny_trainer(config("train.report_to=tensorboard", "experiment=group", "train.hub_token=hf_secret000"))
+    )
+    (events,) = (tmp_path / "out").glob("runs/*/events.*")
+    read = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in read.Scalars("train/loss")] == [1, 2, 3]
+    text = read.Tensors("args/text_summary")[0].tensor_proto.string_val[0]
+    assert b'"ragfit.experiment": "group"' in text and b"hf_secret000" not in text
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "boards"))  # the user's own place wins
+    ragfit.train(tiny_trainer(config("train.report_to=tensorboard", "train.max_steps=1")))
+    assert list((tmp_path / "boards").glob("events.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="mlflow is not installed")
+def test_mlflow_writes_into_the_output_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ragfit.train(tiny_trainer(config("train.report_to=mlflow", "train.max_steps=1")))
+    assert (tmp_path / "out" / "mlflow.db").is_file() and not (tmp_path / "mlruns").exists()
 
 
 @pytest.mark.slow
@@ -296,15 +209,15 @@ def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | SECRETS
     env |= {"PYTHONPATH": str(PROJECT_ROOT), "ROWS_OF_MINE": cfg.data_file, "MODEL_OF_MINE": str(model)}
     command = [sys.executable, "-m", "ragfit.training", "-cp", str(tmp_path / "configs"), "-cn", "run",
-               "model.model_name_or_path=${oc.env:MODEL_OF_MINE}", "train.run_name=${oc.env:RUN_NAME_OF_MINE}", "experiment=${oc.env:HF_TOKEN}", "data_file=${oc.env:ROWS_OF_MINE}"]  # fmt: skip
+               "model.model_name_or_path=${oc.env:MODEL_OF_MINE}", "experiment=${oc.env:HF_TOKEN}", "data_file=${oc.env:ROWS_OF_MINE}"]  # fmt: skip
     result = subprocess.run(
-        command, env=env, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        command, env=env, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stderr
-    assert "not logged in to wandb, so the run is kept offline" in result.stdout + result.stderr
+    assert "not logged in, so the run is kept offline" in result.stdout + result.stderr
     run, settings, history, _, _ = read_run(tmp_path / "out")
     assert any("train/loss" in entry for entry in history)
-    assert run.run_group == "${oc.env:HF_TOKEN}" and settings["run_name"] == "${oc.env:RUN_NAME_OF_MINE}"
+    assert run.run_group == "${oc.env:HF_TOKEN}"
     planted = [*SECRETS.values(), "hf_secret000", "inner-key-444", "gitsecret555", model.name]
     told = result.stdout + result.stderr
     assert [secret for secret in planted if secret in told] == [model.name]  # "Loading …", on the user's own screen

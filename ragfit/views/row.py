@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from ragfit.config.schema import PROMPT_KEYS
 from ragfit.data.fit import Fitter
 from ragfit.data.prepare import Part, Preparer
 from ragfit.data.prompt import Renderer
@@ -13,10 +11,8 @@ from ragfit.draw.blocks import Block, Callout, Note, Span
 from ragfit.draw.view import View
 from ragfit.errors import RagfitError
 from ragfit.views.prompt import PromptView
+from ragfit.views.shown import ShownRow
 from ragfit.views.tokens import TokenView, callout
-
-if TYPE_CHECKING:
-    from ragfit.data.mask import Masked
 
 # Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
 _BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
@@ -27,62 +23,63 @@ class Settings:
     """What decides how a row becomes text and labels; `instruction` and `template` are texts, not paths."""
 
     completion_start: str = ""
-    instruction: str = ""
-    instruction_in_prompt: bool = False
-    template: str = ""
     max_sequence_len: int | None = None
     over_length: str = "drop"
+    instruction: str = ""
+    template: str = ""
+    instruction_in_prompt: bool = False
 
     @classmethod
     def of(cls, prepared: Prepared) -> "Settings":
         """The settings that rows were prepared with."""
         model, renderer = prepared.cfg.model, prepared.renderer
-        given = {key: model[key] for key in PROMPT_KEYS if model.get(key)} | {"completion_start": renderer.marker}
-        return cls(**given, instruction=prepared.instruction or "", template=renderer.template or "")
+        return cls(
+            renderer.marker,
+            model.get("max_sequence_len"),
+            model.get("over_length") or "drop",
+            prepared.instruction or "",
+            renderer.template or "",
+            bool(model.get("instruction_in_prompt")),
+        )
 
 
-def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> tuple[Prepared, bool]:
+def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> tuple[ShownRow | None, bool, list]:
     """One row, prepared as `ragfit.prepare` does it, under other settings.
 
     Args:
         number: the row's number in its file.
 
     Returns:
-        (rows, whether the row is trained on): the only row has the index `number`. Where it would be dropped as too
-        long, it is there as it would be without `max_sequence_len`; where it would be dropped for another reason,
-        there is none.
+        (row, whether it is trained on, findings): a row that would be dropped as too long is as it would be without
+        `max_sequence_len`; None where it would be dropped for another reason.
 
     Raises:
         RagfitError: as `ragfit.prepare`.
     """
-    instruction, template = (text if text.strip() else "" for text in (settings.instruction, settings.template))
     renderer = Renderer(
         prepared.tokenizer,
-        instruction,
-        template or None,
+        settings.instruction if settings.instruction.strip() else "",
+        settings.template if settings.template.strip() else None,
         settings.instruction_in_prompt,
         settings.completion_start,
         prepared.renderer.stop_ids,
     )
-
-    def run(limit: float) -> "tuple[Preparer, Part, list[Masked]]":
+    findings = None
+    for limit in (settings.max_sequence_len or math.inf, math.inf):
         work, result = Preparer(prepared.cfg, renderer), Part(rows=1)
         work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length)
-        return work, result, work.prepare_row(part, prepared.sources[part], number, result)
-
-    work, result, kept = run(settings.max_sequence_len or math.inf)
-    trained = bool(kept)
-    if not kept and result.rejected_lengths:
-        kept = run(math.inf)[-1]
-    among_rows = [
-        found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and (part, number) in found.rows
-    ]
-    # Findings go with the row's number, so the row's index is that number too.
-    one = replace(result, kept={number: number} if kept else {})
-    report = replace(prepared.report, **{part: one}, findings=work.checks.findings() + among_rows)
-    rows = {number: {"input_ids": kept[0].input_ids, "labels": kept[0].labels()}} if kept else {}
-    made = {"renderer": renderer, "encoder": work.encoder, "instruction": instruction}
-    return replace(prepared, report=report, **made, **{"train": {}, "dev": {}, part: rows}), trained
+        kept = work.prepare_row(part, prepared.sources[part], number, result)
+        findings = work.checks.findings() if findings is None else findings
+        if kept or not result.rejected_lengths:
+            break
+    own = (part, number)
+    findings += [found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and own in found.rows]
+    trained = not any(found.kind.startswith("dropped") for found in findings)
+    if not kept:
+        return None, trained, findings
+    query, output, _ = replace(prepared, report=replace(prepared.report, **{part: result})).row(number, part)
+    rendered = renderer.render(query, output)
+    return ShownRow(rendered, kept[0].input_ids, kept[0].labels(), findings, renderer, work.encoder), trained, findings
 
 
 class RowView(View):
@@ -98,7 +95,7 @@ class RowView(View):
     Attributes:
         error: why the settings cannot be used, or "".
         trained: whether the row would be trained on.
-        ids, labels: the row's, or None.
+        row: a `ShownRow`, or None.
         findings: what was found in the row, and in all rows.
     """
 
@@ -111,40 +108,22 @@ class RowView(View):
         settings: Settings | None = None,
     ):
         self.title = f"{'Prompt' if show == 'prompt' else 'Tokens'} of {part}, row {number} of its file"
-        self.error, self.trained, self.findings, self.inner, self.ids, self.labels = "", False, [], None, None, None
-        settings = settings or Settings.of(prepared)
+        self.error, self.row, self.trained, self.findings = "", None, False, []
         try:
-            one, self.trained = prepare_row(prepared, number, part, settings)
-            self.findings = one.report.findings
+            settings = settings or Settings.of(prepared)
+            self.row, self.trained, self.findings = prepare_row(prepared, number, part, settings)
         except RagfitError as error:
             self.error = str(error)
-            one = _without_marker(prepared, number, part, settings)
-        if one is None or number not in one.part(part):
-            return
-        if not self.error:
-            self.ids, self.labels = one.part(part)[number].values()
-        self.inner = (PromptView if show == "prompt" else TokenView)(one, number, part)
-        self.aside = self.inner.aside
+        view = PromptView if show == "prompt" else TokenView
+        self.inner = view(prepared, number, part, row=self.row) if self.row else None
+        self.aside = self.inner.aside if self.inner else ""
 
     def blocks(self) -> list[Block]:
-        blocks: list[Block] = []
         if self.error:
-            below = " Below is the same row without a completion_start." if self.inner else ""
-            blocks.append(Callout((Span("These settings cannot be used:"), f" {self.error}{below}"), "bad"))
-        elif not self.trained:
-            below = " Below is the row as it is." if self.inner else ""
-            blocks.append(Callout((Span("Not trained on:"), f" the row is dropped.{below}")))
-        if isinstance(self.inner, TokenView):
-            return blocks + self.inner.blocks()  # which tell the findings
-        return [*blocks, *map(callout, self.findings), *(self.inner.blocks() if self.inner else [])]
-
-
-def _without_marker(prepared: Prepared, number: int, part: str, settings: Settings) -> Prepared | None:
-    """The row as it would be without a marker: there is the text that the marker must match."""
-    try:
-        return prepare_row(prepared, number, part, replace(settings, completion_start=""))[0]
-    except RagfitError:
-        return None
+            return [Callout((Span("These settings cannot be used:"), f" {self.error}"), "bad")]
+        below = " Below is the row as it is." if self.inner else ""
+        dropped = [] if self.trained else [Callout((Span("Not trained on:"), f" the row is dropped.{below}"))]
+        return [*dropped, *(self.inner.blocks() if self.inner else map(callout, self.findings))]
 
 
 class NoteView(View):

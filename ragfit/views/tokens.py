@@ -137,7 +137,7 @@ class TokenView(View):
         begin, end, fewest = (PADDING, PADDING, PADDING_FOLD) if kind == "padding" else (BEGIN, END, FOLD)
         lines = [start, *(i + 1 for i in range(start, stop - 1) if "\n" in self.texts[i])]
         for left, right in itertools.pairwise([*lines[:: len(lines) // LINES + 1], stop]):
-            left, right = left + begin, right - end if right == stop else right
+            left, right = left + begin, min(right, stop - end)
             # Between words, where there are any.
             left = next((i for i in range(left, min(left + 8, right)) if self.texts[i][:1].isspace()), left)
             if right - left >= fewest:

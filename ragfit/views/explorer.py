@@ -12,7 +12,7 @@ from ragfit.config.overrides import override
 from ragfit.data.report import Prepared
 from ragfit.draw.html import escape
 from ragfit.draw.text import counted
-from ragfit.views.row import NoteView, RowView, Settings
+from ragfit.views.row import NoteView, RowView, Settings, settings_of
 
 if TYPE_CHECKING:
     from ipywidgets import VBox, Widget
@@ -63,7 +63,7 @@ class Explorer:
         self.search = widgets.Text(placeholder="text in a prompt or an output, then Enter", continuous_update=False)
         self.number = widgets.BoundedIntText(min=0)
         self.count, self.state = widgets.HTML(), widgets.HTML()
-        base = Settings.of(self.prepared)
+        base = settings_of(self.prepared)
         # As in a command, a newline and a tab of the marker are written \n and \t.
         marker = base.completion_start.replace("\n", "\\n").replace("\t", "\\t")
         self.fields = {

@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Sequence
 
-from ragfit.data.mask import IGNORE_INDEX
+from ragfit.data.mask import IGNORE_INDEX, Encoder
 from ragfit.draw.blocks import Block, Callout, Note, Span, Table
 from ragfit.views.shown import ShownRow
 
@@ -13,17 +13,18 @@ AROUND = 12  # tokens shown before and after a difference
 TOO_MANY = 4_000_000  # pairs of tokens to compare: a second or so
 
 
-def compared(row: ShownRow) -> tuple[str, list[tuple[str, str, str, str]]]:
+def compared(row: ShownRow, encoder: Encoder) -> tuple[str, list[tuple[str, str, str, str]]]:
     """How the ids of the inference prompt and those before the first label compare.
 
     Returns:
         (a sentence, differences): each is the text before it, what stands only at inference, what stands only in
         training, and the text after it.
     """
-    prompt = [*row.encoder.bos, *row.encoder.spans(row.rendered.prompt)[0]]
+    bos = row.ids[: max(0, len(row.ids) - len(encoder.spans(row.rendered.text)[0]))]  # which is not in the text
+    prompt = [*bos, *encoder.spans(row.rendered.prompt)[0]]
     first = next((i for i, label in enumerate(row.labels) if label != IGNORE_INDEX), len(row.ids))
     read = row.ids[:first]
-    decode = row.encoder.tokenizer.decode
+    decode = encoder.tokenizer.decode
     if prompt == read:
         return f"the same {len(prompt):,} tokens, ending in {decode(prompt[-6:])!r}.", []
     if row.ids[: len(prompt)] == prompt and len(prompt) > first:
@@ -45,9 +46,9 @@ def _differences(old: Sequence[int], new: Sequence[int]) -> list[tuple[Sequence[
     ]
 
 
-def comparison(row: ShownRow) -> list[Block]:
+def comparison(row: ShownRow, encoder: Encoder) -> list[Block]:
     """The same as blocks."""
-    said, found = compared(row)
+    said, found = compared(row, encoder)
     name = Span("Inference prompt and what is read before loss begins:")
     if not found:
         return [Callout((name, f" {said}"), "good")]

@@ -41,22 +41,23 @@ class PromptView(View):
     """
 
     def __init__(self, prepared: Prepared, index: int = 0, part: str = "train", row: ShownRow | None = None):
-        self.row = row = row or ShownRow.of(prepared, index, part)
+        self.row, self.encoder = row or ShownRow.of(prepared, index, part), prepared.encoder
+        row = self.row
         self.title, self.findings, text = f"Prompt of {part} row {index}", row.findings, row.rendered.text
         loss = [label != IGNORE_INDEX for label in row.labels]
         self.aside = f"{len(row.ids):,} tokens, {sum(loss):,} with loss"
-        _, spans, _ = token_texts(row.ids, text, row.encoder)
+        _, spans, _ = token_texts(row.ids, text, self.encoder)
         # A token counts where it begins; one without characters may stand behind the last of them.
         begins = [min(start, len(text) - 1) for start, _ in spans or ()]
         self.parts = []
-        for name, left, right in regions(row.rendered, row.renderer.instruction):
+        for name, left, right in regions(row.rendered, row.instruction):
             inside = [learned for at, learned in zip(begins, loss, strict=False) if left <= at < right]
             counts = (len(inside), sum(inside)) if spans else (None, None)
             self.parts.append((name, text[left:right], *counts))
 
     def blocks(self) -> list[Block]:
         parts = Drawn(self._parts_html, self._parts_lines)
-        return [*map(callout, self.findings), parts, *comparison(self.row)]
+        return [*map(callout, self.findings), parts, *comparison(self.row, self.encoder)]
 
     def _parts_html(self) -> str:
         rows = []

@@ -1,61 +1,72 @@
 """Any row of the data under any settings, prepared by the code of `ragfit.prepare`: what training would see."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from ragfit.data.findings import Finding
 from ragfit.data.fit import Fitter
+from ragfit.data.mask import Masked
 from ragfit.data.prepare import Part, Preparer
-from ragfit.data.prompt import Renderer
+from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Block, Callout, Note, Span
 from ragfit.draw.view import View
-from ragfit.errors import RagfitError
+from ragfit.errors import ConfigError, RagfitError
 from ragfit.views.prompt import PromptView
 from ragfit.views.shown import ShownRow
-from ragfit.views.tokens import TokenView, callout
+from ragfit.views.tokens import TokenView
 
 # Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
 _BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings:  # for the merge: goes with the Settings of data/prepare.py
     """What decides how a row becomes text and labels; `instruction` and `template` are texts, not paths."""
 
     completion_start: str = ""
+    instruction: str = ""
+    instruction_in_prompt: bool = False
+    template: str = ""
     max_sequence_len: int | None = None
     over_length: str = "drop"
-    instruction: str = ""
-    template: str = ""
-    instruction_in_prompt: bool = False
-
-    @classmethod
-    def of(cls, prepared: Prepared) -> "Settings":
-        """The settings that rows were prepared with."""
-        model, renderer = prepared.cfg.model, prepared.renderer
-        return cls(
-            renderer.marker,
-            model.get("max_sequence_len"),
-            model.get("over_length") or "drop",
-            prepared.instruction or "",
-            renderer.template or "",
-            bool(model.get("instruction_in_prompt")),
-        )
 
 
-def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> tuple[ShownRow | None, bool, list]:
+def settings_of(prepared: Prepared) -> Settings:
+    """The settings that rows were prepared with."""
+    model, renderer = prepared.cfg.model, prepared.renderer
+    return Settings(
+        renderer.marker,
+        prepared.instruction or "",
+        bool(model.get("instruction_in_prompt")),
+        renderer.template or "",
+        model.get("max_sequence_len"),
+        model.get("over_length") or "drop",
+    )
+
+
+def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> ShownRow:
     """One row, prepared as `ragfit.prepare` does it, under other settings.
 
     Args:
         number: the row's number in its file.
 
     Returns:
-        (row, whether it is trained on, findings): a row that would be dropped as too long is as it would be without
-        `max_sequence_len`; None where it would be dropped for another reason.
+        The row; one that would be dropped is as it would be without `max_sequence_len`.
 
     Raises:
-        RagfitError: as `ragfit.prepare`.
+        RagfitError: the settings cannot be used, or the template refuses the row.
     """
+    rendered, masked, findings = _one(prepared, number, part, settings)
+    own = (part, number)
+    findings += [found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and own in found.rows]
+    return ShownRow(rendered, masked.input_ids, masked.labels(), findings, settings.instruction)
+
+
+def _one(
+    prepared: Prepared, number: int, part: str, settings: Settings
+) -> tuple[Rendered, Masked, list[Finding]]:  # for the merge: goes with Preparer.one, which is all that is left of it
+    # return Preparer(prepared.cfg, prepared.renderer, prepared.sources, prepared.encoder).one(number, part, settings)
     renderer = Renderer(
         prepared.tokenizer,
         settings.instruction if settings.instruction.strip() else "",
@@ -72,14 +83,13 @@ def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) 
         findings = work.checks.findings() if findings is None else findings
         if kept or not result.rejected_lengths:
             break
-    own = (part, number)
-    findings += [found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and own in found.rows]
-    trained = not any(found.kind.startswith("dropped") for found in findings)
     if not kept:
-        return None, trained, findings
-    query, output, _ = replace(prepared, report=replace(prepared.report, **{part: result})).row(number, part)
-    rendered = renderer.render(query, output)
-    return ShownRow(rendered, kept[0].input_ids, kept[0].labels(), findings, renderer, work.encoder), trained, findings
+        raise ConfigError(f"row {number}", findings[0].kind, findings[0].detail or findings[0].fix)
+    from ragfit.data.rows import texts_of
+
+    query, output, _ = texts_of(prepared.sources[part], number, prepared.cfg)
+    cut = result.cut.get(number)
+    return renderer.render(cut.apply(query) if cut else query, output), kept[0], findings
 
 
 class RowView(View):
@@ -93,7 +103,7 @@ class RowView(View):
         settings: a `Settings` to prepare the row with; those of `prepared` where None.
 
     Attributes:
-        error: why the settings cannot be used, or "".
+        error: why the row cannot be prepared with these settings, or "".
         trained: whether the row would be trained on.
         row: a `ShownRow`, or None.
         findings: what was found in the row, and in all rows.
@@ -108,22 +118,21 @@ class RowView(View):
         settings: Settings | None = None,
     ):
         self.title = f"{'Prompt' if show == 'prompt' else 'Tokens'} of {part}, row {number} of its file"
-        self.error, self.row, self.trained, self.findings = "", None, False, []
+        self.error, self.row, self.findings, self.inner = "", None, [], None
         try:
-            settings = settings or Settings.of(prepared)
-            self.row, self.trained, self.findings = prepare_row(prepared, number, part, settings)
+            self.row = prepare_row(prepared, number, part, settings or settings_of(prepared))
         except RagfitError as error:
             self.error = str(error)
-        view = PromptView if show == "prompt" else TokenView
-        self.inner = view(prepared, number, part, row=self.row) if self.row else None
-        self.aside = self.inner.aside if self.inner else ""
+        if self.row:
+            self.inner = (PromptView if show == "prompt" else TokenView)(prepared, number, part, row=self.row)
+            self.aside, self.findings = self.inner.aside, self.row.findings
+        self.trained = bool(self.row) and not any(found.kind.startswith("dropped: ") for found in self.findings)
 
     def blocks(self) -> list[Block]:
-        if self.error:
-            return [Callout((Span("These settings cannot be used:"), f" {self.error}"), "bad")]
-        below = " Below is the row as it is." if self.inner else ""
-        dropped = [] if self.trained else [Callout((Span("Not trained on:"), f" the row is dropped.{below}"))]
-        return [*dropped, *(self.inner.blocks() if self.inner else map(callout, self.findings))]
+        if not self.inner:
+            return [Callout((Span("This row cannot be prepared with these settings:"), f" {self.error}"), "bad")]
+        dropped = Callout((Span("Not trained on:"), " the row is dropped. Below is the row as it is."))
+        return [*([] if self.trained else [dropped]), *self.inner.blocks()]
 
 
 class NoteView(View):

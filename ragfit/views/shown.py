@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from ragfit.data.findings import Finding
-from ragfit.data.mask import Encoder
-from ragfit.data.prompt import Rendered, Renderer
+from ragfit.data.prompt import Rendered
 from ragfit.data.report import Prepared
 
 
@@ -16,15 +15,14 @@ class ShownRow:
         rendered: the text.
         ids, labels: of each token, as the trainer gets them.
         findings: what was found in this row and in all rows.
-        renderer, encoder: what the row was made with.
+        instruction: the text of the instruction that it was rendered with.
     """
 
     rendered: Rendered
     ids: list[int]
     labels: list[int]
     findings: list[Finding]
-    renderer: Renderer
-    encoder: Encoder
+    instruction: str
 
     @classmethod
     def of(cls, prepared: Prepared, index: int, part: str) -> "ShownRow":
@@ -32,5 +30,5 @@ class ShownRow:
         row, report = prepared.at(index, part), prepared.report
         own = (part, report.part(part).kept[index])
         findings = [found for found in report.findings if not found.rows or own in found.rows]
-        rendered = prepared.rendered(index, part)
-        return cls(rendered, row["input_ids"], row["labels"], findings, prepared.renderer, prepared.encoder)
+        rendered, instruction = prepared.rendered(index, part), prepared.instruction or ""
+        return cls(rendered, row["input_ids"], row["labels"], findings, instruction)

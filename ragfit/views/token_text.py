@@ -24,7 +24,7 @@ def token_texts(ids: list[int], text: str, encoder: Encoder) -> tuple[list[str],
     """
     again, spans = encoder.spans(text)
     ahead = len(ids) - len(again)
-    if ahead < 0 or list(again) != ids[ahead:] or ids[:ahead] != encoder.bos[:ahead]:
+    if ahead < 0 or list(again) != ids[ahead:]:  # ahead stands a BOS that is not in the text
         return _decoded(encoder.tokenizer, ids), None, {}
     texts, dropped, at = [encoder.tokenizer.decode(i) for i in ids[:ahead]], {}, 0
     space = encoder.tokenizer.convert_tokens_to_ids("▁")

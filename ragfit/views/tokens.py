@@ -72,7 +72,8 @@ class TokenView(View):
         row: ShownRow | None = None,
     ):
         self.row = row = row or ShownRow.of(prepared, index, part)
-        self.title, self.findings, self.tokenizer = f"Tokens of {part} row {index}", row.findings, prepared.tokenizer
+        self.encoder, self.tokenizer = prepared.encoder, prepared.tokenizer
+        self.title, self.findings = f"Tokens of {part} row {index}", row.findings
         added = self.tokenizer.added_tokens_decoder.items()
         self.special = {*self.tokenizer.all_special_ids, *(i for i, token in added if str(token).strip())}
 
@@ -85,7 +86,7 @@ class TokenView(View):
             if "position_ids" in batch:
                 self.title += f", at {found.places} of its pack"
         self.padding, self.loss = [not kept for kept in mask], [label != IGNORE_INDEX for label in self.labels]
-        texts, spans, dropped = token_texts(row.ids, row.rendered.text, row.encoder)
+        texts, spans, dropped = token_texts(row.ids, row.rendered.text, self.encoder)
         real, known = list(itertools.compress(range(len(self.ids)), mask)), iter(texts)
         self.texts = [next(known) if kept else self.tokenizer.decode(i) for i, kept in zip(self.ids, mask, strict=True)]
         self._dropped = {real[place]: text for place, text in dropped.items()}
@@ -112,7 +113,9 @@ class TokenView(View):
         return f"{total:,} tokens{more}, ", Bar(share, width=110), f"{loss:,} with loss ({share:.1%})"
 
     def blocks(self) -> list[Block]:
-        said, *different = comparison(self.row)  # where the prompt at inference is the same, PromptView says so
+        said, *different = comparison(
+            self.row, self.encoder
+        )  # where the prompt at inference is the same, PromptView says so
         return [*map(callout, self.findings), *([said, *different] if different else []), Drawn(self._page, self._log)]
 
     def _runs(self) -> Iterator[tuple[int, int, str]]:

@@ -220,7 +220,7 @@ GREETS = CHAT_TEMPLATES["chatml"].replace(
 def test_the_inference_prompt_and_what_is_read_before_loss(make, template, marker, said, only_in_training):
     prepared = make(rows("<b>it</b>"), make_tokenizer("digits", template), **{"model.completion_start": marker})
     view, tokens = PromptView(prepared), TokenView(prepared)
-    sentence, found = compared(view.row)
+    sentence, found = compared(view.row, prepared.encoder)
     count = prepared.train[0]["labels"].index(next(label for label in prepared.train[0]["labels"] if label != -100))
     assert said.format(count=count) in sentence and sentence in view.text()
     assert [part[2] for part in found] == only_in_training

@@ -140,8 +140,8 @@ CASES = [
     ("loss_mask.ipynb", {}, "Tokens of train row 0"),
     ("train.ipynb", {}, "adapter_model.safetensors"),
     # A failing run: the message holds the hostile name, the keys of a row, and the marker.
-    ("train.ipynb", {"output_key": ATTACK + "x"}, "This notebook failed"),
-    ("train.ipynb", {"model.completion_start": ATTACK + "x"}, "This notebook failed"),
+    ("train.ipynb", {"output_key": ATTACK + "x"}, "An Exception was encountered"),
+    ("train.ipynb", {"model.completion_start": ATTACK + "x"}, "An Exception was encountered"),
 ]
 
 

@@ -21,8 +21,7 @@ Losses = Sequence[float | None]  # what each token of a row costs, in nats
 BEGIN, END = 20, 30  # tokens that are seen of a long line, and before loss begins
 FOLD = 24  # the fewest tokens worth folding
 LINES = 40  # of a stretch without loss; where it has more, several make one
-PADDING, PADDING_FOLD = 2, 6
-LARGE = 4_000  # tokens
+PADDING, PADDING_FOLD = 2, 6  # the same of padding
 COSTS = 30  # losses told in a log
 
 _ODD = ' style="background:#8883"'  # so thin that it shows on any paper
@@ -77,32 +76,28 @@ class TokenView(View):
         added = self.tokenizer.added_tokens_decoder.items()
         self.special = {*self.tokenizer.all_special_ids, *(i for i, token in added if str(token).strip())}
 
-        self.ids, self.labels, mask = row.ids, row.labels, [1] * len(row.ids)
+        self.ids, self.labels = row.ids, row.labels
         if batch is not None:
             found = next((one for one in rows_in(batch) if one.tokens == self.ids), None)
             if found is None:
                 raise ValueError("The batch does not hold this row. Give a batch that the collator made of it.")
-            self.ids, self.labels, mask = found.ids, found.labels, found.mask
+            self.ids, self.labels = found.ids, found.labels
             if "position_ids" in batch:
                 self.title += f", at {found.places} of its pack"
-        self.padding, self.loss = [not kept for kept in mask], [label != IGNORE_INDEX for label in self.labels]
-        texts, spans, dropped = token_texts(row.ids, row.rendered.text, self.encoder)
-        real, known = list(itertools.compress(range(len(self.ids)), mask)), iter(texts)
-        self.texts = [next(known) if kept else self.tokenizer.decode(i) for i, kept in zip(self.ids, mask, strict=True)]
-        self._dropped = {real[place]: text for place, text in dropped.items()}
+        self.loss = [label != IGNORE_INDEX for label in self.labels]
+        texts, spans, self._dropped = token_texts(row.ids, row.rendered.text, self.encoder)
+        self.padding = [place >= len(texts) for place in range(len(self.ids))]  # which stands behind a row
+        self.texts = texts + [self.tokenizer.decode(i) for i in self.ids[len(texts) :]]
         # Which tokens hold the marker, and which one spans the boundary.
         start, stop = row.rendered.marker or (0, 0)
-        places = list(zip(real, spans, strict=True)) if spans else []
-        self.marker = {i for i, (left, right) in places if left < stop and right > start}
-        across = (i for i, (left, right) in places if left < row.rendered.completion_char < right)
+        self.marker = {i for i, (left, right) in enumerate(spans or ()) if left < stop and right > start}
+        across = (i for i, (left, right) in enumerate(spans or ()) if left < row.rendered.completion_char < right)
         self.boundary = next((i for i in across if not self.loss[i]), None)
 
         losses = losses or {}
         self.losses: Mapping[str, Losses] = losses if isinstance(losses, Mapping) else {"loss": losses}
-        for name, costs in self.losses.items():
-            if len(costs) != len(self.ids):
-                counts = f"{len(costs)} values for {len(self.ids)} tokens"
-                raise ValueError(f"losses: {name} has {counts}. Give a number or None for each.")
+        if any(len(costs) != len(self.ids) for costs in self.losses.values()):
+            raise ValueError(f"losses: give a number or None for each of the {len(self.ids)} tokens.")
 
     @property
     def aside(self) -> Line:
@@ -113,10 +108,9 @@ class TokenView(View):
         return f"{total:,} tokens{more}, ", Bar(share, width=110), f"{loss:,} with loss ({share:.1%})"
 
     def blocks(self) -> list[Block]:
-        said, *different = comparison(
-            self.row, self.encoder
-        )  # where the prompt at inference is the same, PromptView says so
-        return [*map(callout, self.findings), *([said, *different] if different else []), Drawn(self._page, self._log)]
+        compared = comparison(self.row, self.encoder)
+        different = compared if len(compared) > 1 else []  # else PromptView says that they are the same
+        return [*map(callout, self.findings), *different, Drawn(self._page, self._log)]
 
     def _runs(self) -> Iterator[tuple[int, int, str]]:
         """(start, stop, kind): stretches of one kind: "loss", "prompt", "padding", or "folded" in one of the last two.
@@ -191,8 +185,7 @@ class TokenView(View):
         label = f"label {self.labels[i]}" if self.loss[i] else "no loss"
         shown = "⋯" if not text else "·" * len(text) if text.isspace() and not text.strip(" ") else html_lines(text)
         told = repr(text) if text else f"part {self.tokenizer.convert_ids_to_tokens(self.ids[i])!r}"
-        # Stripes show where a token ends; in very long rows they would cost more bytes than the tokens.
-        look = _ODD if i % 2 and not kinds and len(self.ids) < LARGE else ""
+        look = _ODD if i % 2 and not kinds else ""  # stripes show where a token ends
         after = "<br>" if shown.endswith("<br>") else ""  # behind its frame or box, which would be drawn on two lines
         shown, below = shown.removesuffix("<br>"), ""
         costs = [values[i] for values in self.losses.values()]

@@ -102,7 +102,6 @@ def _read(prepared: Prepared, number: int, part: str) -> _Row:
 def _counts(rows: list[_Row]) -> dict[str, Line]:
     """What stands in a column of the table; "" where it says nothing of these rows."""
     asked = [row for row in rows if row.found]
-    several = asked if any(len(row.found) > 1 for row in asked) else []
     placed = [row.place for row in rows if row.place]
     texts = Counter(text for row in rows for text in set(row.documents))
     none = [row.number for row in asked if not any(row.found)]
@@ -111,14 +110,12 @@ def _counts(rows: list[_Row]) -> dict[str, Line]:
         "prepared rows": f"{len(rows):,}",
         "answers taken from": _sources(row.answers_from for row in rows),
         "rows with an answer in their documents": _share(sum(any(row.found) for row in asked), len(asked)),
-        "rows with all answers in their documents": _share(sum(all(row.found) for row in several), len(several)),
         "rows with no answer in their documents": _numbers(none) if asked else "",
         "supporting document comes first": _share(placed.count(1), len(placed)),
         "documents taken from": _sources(row.documents_from for row in rows),
         "documents per row": _spread(sorted(len(row.documents) for row in rows if row.documents)),
         "rows with a repeated document": _numbers(twice) if texts else "",
         "distinct documents": f"{len(texts):,} of {texts.total():,}" if texts else "",
-        "documents in more than one row": f"{sum(count > 1 for count in texts.values()):,}" if texts else "",
     }
 
 

@@ -64,7 +64,7 @@ class Explorer:
         self.number = widgets.BoundedIntText(min=0)
         self.count, self.state = widgets.HTML(), widgets.HTML()
         base = settings_of(self.prepared)
-        # As in a command, a newline and a tab of the marker are written \n and \t.
+        # As in a command, a newline and a tab of the marker are written \n and \t; a limit of 0 is none.
         marker = base.completion_start.replace("\n", "\\n").replace("\t", "\\t")
         self.fields = {
             "completion_start": widgets.Text(marker, placeholder="where the prompt ends", continuous_update=False),
@@ -75,7 +75,7 @@ class Explorer:
             "template": widgets.Textarea(base.template, rows=3, placeholder="chat template; or {query} and {output}"),
         }
         self.base = self.settings
-        self.copy = widgets.Textarea(rows=3, layout={"width": "100%", "margin": "0"})
+        self.copy = widgets.Textarea(rows=4)
         self.view = widgets.HTML(layout={"width": "100%"})
         self.number.observe(self._go, "value")
         self._narrow({"owner": self.part})
@@ -84,8 +84,7 @@ class Explorer:
         for widget in self.fields.values():
             widget.observe(lambda change: self._show(), "value")
 
-        labels = ["model.completion_start (a newline is \\n)", "model.max_sequence_len (0: no limit)"]
-        labels += ["model.over_length", "model.instruction_in_prompt", *TEXTS]
+        labels = (name if name in TEXTS else f"model.{name}" for name in self.fields)
         fields = list(map(_labelled, labels, self.fields.values()))
         chooser = [_labelled("with a finding", self.finding), _labelled("search", self.search)]
         chooser = [_labelled("part", self.part, "0 0 90px"), _labelled("row", self.number, "0 0 110px"), *chooser]
@@ -103,9 +102,9 @@ class Explorer:
         if change["owner"] is self.part:
             rows = {found.kind: {n for name, n in found.rows if name == part} for found in report.findings}
             options = {f"{kind} ({counted(len(of), 'row')})": of for kind, of in rows.items() if of}
-            self.finding.options = {f"any or none ({counted(len(numbers), 'row')})": None, **options}
+            self.finding.options = {f"any or none ({counted(len(numbers), 'row')})": frozenset(), **options}
         having, text, row = self.finding.value, self.search.value.casefold(), self.prepared.row
-        self.found = [n for n in numbers if having is None or n in having]
+        self.found = [n for n in numbers if not having or n in having]
         if text:
             self.found = [n for n in self.found if any(text in said.casefold() for said in row(n, part)[:2])]
         self.number.max = max(numbers)
@@ -155,8 +154,9 @@ explore = Explorer  # as notebooks call it
 def _labelled(text: str, widget: "Widget", grow: str = "1 1 0") -> "VBox":
     from ipywidgets import HTML, VBox
 
-    label = HTML(f'<div style="font-size:12px;line-height:18px">{escape(text)}</div>', layout={"height": "22px"})
-    widget.layout.width = "100%"
+    look = "font-size:12px;line-height:18px;white-space:nowrap"
+    label = HTML(f'<div style="{look}">{escape(text)}</div>', layout={"height": "22px", "margin": "0"})
+    widget.layout.width, widget.layout.margin = "100%", "0"
     return VBox([label, widget], layout={"flex": grow, "min_width": "90px", "overflow": "hidden"})
 
 

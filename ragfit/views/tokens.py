@@ -134,11 +134,14 @@ class TokenView(View):
         begin, end, fewest = (PADDING, PADDING, PADDING_FOLD) if kind == "padding" else (BEGIN, END, FOLD)
         lines = [start, *(i + 1 for i in range(start, stop - 1) if "\n" in self.texts[i])]
         for left, right in itertools.pairwise([*lines[:: len(lines) // LINES + 1], stop]):
-            left, right = left + begin, min(right, stop - end)
-            # Between words, where there are any.
-            left = next((i for i in range(left, min(left + 8, right)) if self.texts[i][:1].isspace()), left)
+            left, right = (self._word(i) for i in (left + begin, min(right, stop - end)))
             if right - left >= fewest:
                 yield left, right
+
+    def _word(self, i: int) -> int:
+        """The next place between words or lines, where there is one near."""
+        near = range(i, min(i + 8, len(self.ids)))
+        return next((k for k in near if self.texts[k][:1].isspace() or self.texts[k - 1].endswith("\n")), i)
 
     # HTML.
 

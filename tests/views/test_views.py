@@ -295,7 +295,6 @@ def test_documents_and_answers(make):
         "documents per row                       1 to 2, median 2",
         "rows with a repeated document           1 (row 1)",
         "distinct documents                      3 of 4",
-        "documents in more than one row          1",
         "Position of the first supporting document, 1 row: 1: 100%",
     ):
         assert line in repr(view)

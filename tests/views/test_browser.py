@@ -103,7 +103,7 @@ def open_looking(page, address, name):
 def field(explorer, label):
     """The input below a label."""
     return (
-        explorer.locator(".widget-vbox", has=explorer.page.get_by_text(label))
+        explorer.locator(".widget-vbox", has=explorer.page.get_by_text(label, exact=True))
         .last.locator("input, textarea, select")
         .first
     )

@@ -17,12 +17,10 @@ from ragfit.views.shown import ShownRow
 from ragfit.views.token_text import token_texts
 
 Losses = Sequence[float | None]  # what each token of a row costs, in nats
-
 BEGIN, END = 20, 30  # tokens that are seen of a long line, and before loss begins
 FOLD = 24  # the fewest tokens worth folding
 LINES = 40  # of a stretch without loss; where it has more, several make one
-PADDING, PADDING_FOLD = 2, 6  # the same of padding
-COSTS = 30  # losses told in a log
+PADDING, PADDING_FOLD, COSTS = 2, 6, 30  # the same of padding; losses told in a log
 
 _ODD = ' style="background:#8883"'  # so thin that it shows on any paper
 _LOSS = f'<mark style="{colours(style.LOSS)};border-bottom:2px solid {style.GREEN};padding:1px 0">'
@@ -44,7 +42,7 @@ _HINT = (
 class TokenView(View):
     """One row, token by token: what is read, and what is learned from.
 
-    Hover over a token for its position, id, label and text. The rest of a long line without loss is folded.
+    The rest of a long line without loss is folded.
 
     Args:
         prepared: of `ragfit.prepare`.

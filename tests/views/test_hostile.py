@@ -84,7 +84,7 @@ def look(lab, browser):
             page.goto(f"{address}lab/tree/{path.name}?token=here&reset")
             page.locator(".jp-Notebook .jp-OutputArea-output").first.wait_for(timeout=120_000, state="attached")
             if says:  # a long notebook is drawn bit by bit
-                page.get_by_text(says).first.wait_for(timeout=120_000)
+                page.get_by_text(says).locator("visible=true").first.wait_for(timeout=120_000)
         else:
             from nbconvert import HTMLExporter
 

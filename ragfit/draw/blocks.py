@@ -1,7 +1,5 @@
 """What a view shows, said once: `draw.html` makes HTML of these blocks, `draw.text` makes lines for a log.
 
-A result that shows itself declares its blocks beside the code that computed it:
-
 >>> from ragfit.draw.text import lines
 >>> for line in lines([Callout("Two rows are the same."), Facts([("rows", "200", "12 dropped")])]):
 ...     print("|" + line)
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Tone = Literal["good", "bad", "warning", "note", "quiet"]
-
-
-# Parts of a line.
 
 
 @dataclass(frozen=True)
@@ -40,11 +35,7 @@ class Badge:
 
 @dataclass(frozen=True)
 class Bar:
-    """A share, from 0 to 1, as a bar; give the number beside it, which is all that a log shows.
-
-    Attributes:
-        width: of the whole bar, in pixels.
-    """
+    """A share, from 0 to 1, as a bar of `width` pixels; a log shows only the number that is given beside it."""
 
     share: float
     tone: Tone = "good"
@@ -62,16 +53,9 @@ class Long:
 Line = str | Span | Badge | Bar | Long | tuple["Line", ...]
 
 
-# Blocks.
-
-
 @dataclass(frozen=True)
 class Facts:
-    """Labels with their values, and a note on each that may be empty.
-
-    Attributes:
-        items: `(label, value, note)`.
-    """
+    """`(label, value, note)`, of which the note may be empty."""
 
     items: Sequence[tuple[str, str, str]]
 
@@ -123,13 +107,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Picture:
-    """A matplotlib figure in a page.
-
-    Attributes:
-        figure: makes it, with `ragfit.draw.figure`; a log asks for none.
-        description: for whoever cannot see it.
-        text: what a log shows in its place, or "".
-    """
+    """A matplotlib figure in a page; a log has `text` in its place. The description is for whoever cannot see it."""
 
     figure: Callable[[], "Figure"]
     description: str
@@ -138,11 +116,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Fold:
-    """A part that can be opened.
-
-    Attributes:
-        in_text: whether a log has it too.
-    """
+    """A part that can be opened; `in_text` says whether a log has it too."""
 
     summary: str
     blocks: Sequence["Block"]
@@ -151,12 +125,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A part that its view draws itself.
-
-    Attributes:
-        html: makes its HTML, in which every text is escaped.
-        lines: makes its lines for a log, in which every character is printable.
-    """
+    """A part that its view draws itself: HTML in which every text is escaped, and printable lines for a log."""
 
     html: Callable[[], str]
     lines: Callable[[], Iterable[str]]

@@ -1,4 +1,7 @@
-"""matplotlib figures in the look of the views: no paper of their own, and an ink that reads on white and on black."""
+"""matplotlib figures in the look of the views: dark ink on the light paper that the page puts below them.
+
+Where JupyterLab's theme is dark, the page turns light into dark (`ragfit.draw.html`).
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, LINE = "#71767d", "#8b949e"
+INK, LINE = "#1f2328", "#8b949e"
 
 
 def figure(height: float) -> "Figure":
@@ -16,23 +19,32 @@ def figure(height: float) -> "Figure":
     return Figure(figsize=(8.4, height), dpi=110, layout="constrained", facecolor="none")
 
 
-def finish(axis: "Axes", title: str) -> None:
-    """Give a plot its title, and a frame, ticks and a grid that do not draw attention."""
-    axis.set_facecolor("none")
-    axis.set_title(title, fontsize=9.5, loc="left", color=INK)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(LINE)
-    axis.tick_params(labelsize=8.5, colors=INK, length=3)
-    for label in (axis.xaxis.label, axis.yaxis.label):
+def finish(axes: "Axes", title: str) -> None:
+    """Give a plot its title, a quiet frame and grid, and whole points: one at the edge is not cut in half."""
+    axes.set_facecolor("none")
+    axes.set_title(title, fontsize=9.5, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.tick_params(labelsize=8.5, color=LINE, labelcolor=INK, length=3)
+    for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=INK, fontsize=8.5)
-    axis.grid(axis="y", color=LINE, alpha=0.25, linewidth=0.8)
-    axis.set_axisbelow(True)
+    axes.grid(axis="y", color=LINE, alpha=0.25, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for line in axes.lines:
+        line.set_clip_on(line.get_marker() in ("None", "", None))
+
+
+def count_on(axes: "Axes", names: str = "xy") -> None:
+    """Ticks at whole numbers alone, however few of them there are."""
+    from matplotlib.ticker import MaxNLocator
+
+    for name in names:
+        getattr(axes, f"{name}axis").set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
 def legend_below(drawn: "Figure") -> None:
     """One legend for all plots of a figure, taken from the last, where it hides no data."""
     handles, names = drawn.axes[-1].get_legend_handles_labels()
     if names:
-        drawn.legend(
-            handles, names, loc="outside lower center", ncols=len(names), fontsize=8.5, frameon=False, labelcolor=INK
-        )
+        place = {"loc": "outside lower center", "ncols": len(names)}
+        drawn.legend(handles, names, fontsize=8.5, frameon=False, labelcolor=INK, **place)

@@ -11,74 +11,75 @@ import html
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ragfit.draw import blocks
 from ragfit.draw.blocks import Block, Line
-from ragfit.draw.text import short, visible
+from ragfit.draw.text import plain, short, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Pair = tuple[str, str]
-Cells = Sequence[Line]  # of a table's row
-
-# Pairs of (background, foreground), contrast at least 4.5:1.
-PAPER = ("#ffffff", "#1f2328")
-FAINT = ("#ffffff", "#57606a")
-QUIET = ("#f6f8fa", "#57606a")
-LOSS = ("#dcf5e4", "#0b3d22")
-LOSS_PAPER = ("#dff0e5", "#1f2328")  # under a longer text
-MARKER = ("#fff1c2", "#5a4300")
-SPECIAL = ("#ebe4fc", "#46288a")
-PADDING = ("#eaeef2", "#57606a")
-BOUNDARY = ("#ffe0d9", "#82200f")
-WARNING = ("#fff0d9", "#7a3e00")
-NOTE = ("#e4effc", "#0b4a8f")
-GOOD = ("#dcf5e4", "#0b5a2b")
-BAD = ("#ffe3e0", "#94180c")
 # Of lines and bars, which suit any paper.
-GREEN, LINE, BLUE, ORANGE, RED, GREY, PURPLE = (
-    "#1a7f45", "#d8dee4", "#2f6fd8", "#c2560c", "#d04436", "#8b949e", "#7a5fd0",
+GREEN, LINE, BLUE, ORANGE, RED, GREY, PURPLE, GOLD = (
+    "#1a7f45", "#d8dee4", "#2f6fd8", "#c2560c", "#d04436", "#8b949e", "#7a5fd0", "#b58900",
 )  # fmt: skip
-# The line that goes with a pair.
-ACCENTS = {
-    LOSS: GREEN, LOSS_PAPER: GREEN, MARKER: "#b58900", SPECIAL: PURPLE, PADDING: GREY, BOUNDARY: RED,
-    WARNING: ORANGE, NOTE: BLUE, GOOD: GREEN, BAD: RED, QUIET: GREY,
-}  # fmt: skip
-_SHEET, _INK = "var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"
-# Of tokens, from surprising the model least to most: the highest loss in nats, the pair, and its tint in a theme.
+
+
+class Pair(NamedTuple):
+    """Paper and ink, contrast at least 4.5:1, and a line that goes with them; `share` % of it tint a theme's paper."""
+
+    paper: str
+    ink: str
+    line: str = GREY
+    share: int = 18
+
+
+PAPER = Pair("#ffffff", "#1f2328")
+FAINT = Pair("#ffffff", "#57606a")
+QUIET = Pair("#f6f8fa", "#57606a")
+LOSS = Pair("#dcf5e4", "#0b3d22", GREEN)
+LOSS_PAPER = Pair("#dff0e5", "#1f2328", GREEN, 14)  # under a longer text
+MARKER = Pair("#fff1c2", "#5a4300", GOLD)
+SPECIAL = Pair("#ebe4fc", "#46288a", PURPLE)
+PADDING = Pair("#eaeef2", "#57606a")
+BOUNDARY = Pair("#ffe0d9", "#82200f", RED)
+WARNING = Pair("#fff0d9", "#7a3e00", ORANGE)
+NOTE = Pair("#e4effc", "#0b4a8f", BLUE)
+GOOD = Pair("#dcf5e4", "#0b5a2b", GREEN)
+BAD = Pair("#ffe3e0", "#94180c", RED)
+TONES = {"good": GOOD, "bad": BAD, "warning": WARNING, "note": NOTE, "quiet": PADDING}
+# Of tokens, from surprising the model least to most: the highest loss in nats, and its colours.
 HEAT = (
-    (0.1, ("#e9f7ee", "#0b3d22"), GREEN, 14),
-    (0.5, ("#fdf6d8", "#5a4300"), "#b58900", 20),
-    (1.5, ("#fde3bd", "#6b3500"), ORANGE, 32),
-    (3.0, ("#fbc9ab", "#7a2206"), RED, 42),
-    (float("inf"), ("#f6a99a", "#5c0f06"), RED, 62),
+    (0.1, Pair("#e9f7ee", "#0b3d22", GREEN, 14)),
+    (0.5, Pair("#fdf6d8", "#5a4300", GOLD, 20)),
+    (1.5, Pair("#fde3bd", "#6b3500", ORANGE, 32)),
+    (3.0, Pair("#fbc9ab", "#7a2206", RED, 42)),
+    (float("inf"), Pair("#f6a99a", "#5c0f06", RED, 62)),
 )
-# What JupyterLab's theme has in place of these pairs: a share of the line in its paper and in its ink.
-_TINTS = [(pair, line, 18) for pair, line in ACCENTS.items()] + [heat[1:] for heat in HEAT]
+_SHEET, _INK = "var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"
+# What JupyterLab's theme has of its own; other pairs mix their line into its paper and ink.
 _THEME = {
-    pair: (f"color-mix(in srgb,{line} {share}%,{_SHEET})", f"color-mix(in srgb,{line} 35%,{_INK})")
-    for pair, line, share in _TINTS
-} | {
     PAPER: (_SHEET, _INK),
     FAINT: (_SHEET, "var(--jp-content-font-color2,#57606a)"),
     QUIET: ("var(--jp-layout-color2,#f6f8fa)", _INK),
     LOSS_PAPER: (f"color-mix(in srgb,{GREEN} 14%,{_SHEET})", _INK),
 }
-_TONES = {"good": GOOD, "bad": BAD, "warning": WARNING, "note": NOTE, "quiet": PADDING}
-_BARS = {"good": GREEN, "bad": RED, "warning": ORANGE, "note": BLUE, "quiet": GREY}
+# 0 in JupyterLab's light theme and 32 in its dark one: light paper and dark ink change places, and hues stay.
+_DARK = "var(--jp-shadow-base-lightness,0)"
+_TURNED = f"filter:invert(calc({_DARK}*.0272)) hue-rotate(calc({_DARK}*5.625deg))"
 
 # For MathJax, of JupyterLab and of nbconvert: it would typeset what stands between two dollar signs.
 AS_IT_STANDS = "mathjax_ignore tex2jax_ignore"
 SANS = "font-family:system-ui,-apple-system,Segoe UI,Roboto,sans-serif"
 MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 FOLDED = 240  # characters of a long text that are seen before it is opened
+BEGIN, END = 900, 300  # characters that are seen of source text before and behind its fold
 
 
 def escape(text: str) -> str:
     """Text as HTML; safe in attributes too, which are all in double quotes: an apostrophe costs one byte, not six."""
-    return html.escape(text, quote=False).replace('"', "&quot;")
+    return html.escape(plain(text), quote=False).replace('"', "&quot;")
 
 
 def html_lines(text: str) -> str:
@@ -87,9 +88,10 @@ def html_lines(text: str) -> str:
 
 
 def colours(pair: Pair) -> str:
-    """Background and text colour as CSS, with the theme's own after them where it has them."""
-    plain = f"background:{pair[0]};color:{pair[1]}"
-    return plain if pair not in _THEME else f"{plain};background:{_THEME[pair][0]};color:{_THEME[pair][1]}"
+    """Background and text colour as CSS, with the theme's own after them."""
+    mixed = [f"color-mix(in srgb,{pair.line} {share}%,{of})" for share, of in ((pair.share, _SHEET), (35, _INK))]
+    paper, ink = _THEME.get(pair, mixed)
+    return f"background:{pair.paper};color:{pair.ink};background:{paper};color:{ink}"
 
 
 def border(side: str = "") -> str:
@@ -100,32 +102,27 @@ def border(side: str = "") -> str:
 
 def badge(text: str, pair: Pair) -> str:
     """A small label."""
-    return (
-        f'<b style="{colours(pair)};padding:1px 7px;border-radius:9px;font-size:11px;font-weight:600;'
-        f'white-space:nowrap">{escape(text)}</b>'
-    )
+    look = "padding:1px 7px;border-radius:9px;font-size:11px;font-weight:600;white-space:nowrap"
+    return f'<b style="{colours(pair)};{look}">{escape(text)}</b>'
 
 
 def details(summary: str, body: str) -> str:
     """A part that can be opened, of HTML."""
-    return (
-        '<details style="margin:6px 0"><summary style="cursor:pointer;padding:2px 8px;'
-        f'border-radius:5px;{colours(QUIET)}">{summary}</summary>{body}</details>'
-    )
+    look = f"cursor:pointer;padding:2px 8px;border-radius:5px;{colours(QUIET)}"
+    return f'<details style="margin:6px 0"><summary style="{look}">{summary}</summary>{body}</details>'
 
 
-def mono(text: str, begin: int = 900, end: int = 300) -> str:
-    """Text as it stands, every character visible; the middle of a long text is folded."""
-    parts = [f"<bdi>{html_lines(text)}</bdi>"]
-    if len(text) > 2 * (begin + end):
-        # Fold whole lines where there are lines.
-        left = text.rfind("\n", begin // 2, begin) + 1 or begin
-        least, most = len(text) - end, len(text) - end // 2
-        right = text.find("\n", least, most) + 1 or text.find(" ", least, most) + 1 or least
-        middle = details(f"{right - left:,} more characters", f"<bdi>{html_lines(text[left:right])}</bdi>")
-        parts = [f"<bdi>{html_lines(text[:left])}</bdi>", middle, f"<bdi>{html_lines(text[right:])}</bdi>"]
+def mono(text: str) -> str:
+    """Text as it stands, every character seen; the middle of a long text is folded, in whole lines if it has any."""
+    left = right = len(text)
+    if len(text) > 2 * (BEGIN + END):
+        left = text.rfind("\n", BEGIN // 2, BEGIN) + 1 or BEGIN
+        right = text.find("\n", len(text) - END, len(text) - END // 2) + 1 or len(text) - END
+    shown = [f"<bdi>{html_lines(part)}</bdi>" for part in (text[:left], text[left:right], text[right:]) if part]
+    if len(shown) > 1:
+        shown[1] = details(f"{right - left:,} more characters", shown[1])
     look = "font-size:12px;line-height:1.55;white-space:pre-wrap;overflow-wrap:break-word;padding:6px 10px"
-    return f'<div style="{MONO};{look}">{"".join(parts)}</div>'
+    return f'<div style="{MONO};{look}">{"".join(shown)}</div>'
 
 
 def card(title: str, aside: Line, body: str) -> str:
@@ -150,15 +147,13 @@ def inline(part: Line) -> str:
         case blocks.Span(text, "mono"):
             return f'<span style="{MONO};font-size:12px"><bdi>{html_lines(text)}</bdi></span>'
         case blocks.Badge(text, tone):
-            return badge(text, _TONES[tone])
+            return badge(text, TONES[tone])
         case blocks.Bar(share, tone, width):
             filled = max(2.0 if share > 0 else 0.0, min(1.0, share) * width)
-            look = "height:7px;border-radius:4px"
-            return (
-                f'<span style="display:inline-block;vertical-align:middle;width:{width}px;{look};background:#8884">'
-                f'<span style="display:block;width:{filled:.0f}px;{look};background:{_BARS[tone]};color:{_BARS[tone]}">'
-                "</span></span>&ensp;"
-            )
+            look, line = "height:7px;border-radius:4px", TONES[tone].line
+            whole = f"display:inline-block;vertical-align:middle;width:{width}px;{look};background:#8884"
+            part = f"display:block;width:{filled:.0f}px;{look};background:{line};color:{line}"
+            return f'<span style="{whole}"><span style="{part}"></span></span>&ensp;'
         case blocks.Long(""):
             return badge("empty", PADDING)
         case blocks.Long(text) if len(text) > FOLDED:
@@ -173,15 +168,12 @@ def block(one: Block) -> str:
     match one:
         case blocks.Facts(items):
             rows = [[label, (blocks.Span(value), " ", blocks.Span(note, "quiet"))] for label, value, note in items]
-            return _table((), rows, widths=("130px",))
-        case blocks.Table(head, rows, right, widths, wide):
-            head = [_on_two_lines(word) if wide else word for word in head] if any(head) else ()
-            drawn = _table(head, rows, right, widths)
-            return f'<div style="overflow-x:auto">{drawn}</div>' if wide else drawn
+            return _table(blocks.Table((), rows, widths=("130px",)))
+        case blocks.Table():
+            return _table(one)
         case blocks.Callout(text, tone):
-            pair = _TONES[tone]
-            look = f"border-left:3px solid {ACCENTS[pair]};border-radius:4px;padding:5px 10px;margin:6px 0"
-            return f'<div style="{colours(pair)};{look}">{inline(text)}</div>'
+            look = f"border-left:3px solid {TONES[tone].line};border-radius:4px;padding:5px 10px;margin:6px 0"
+            return f'<div style="{colours(TONES[tone])};{look}">{inline(text)}</div>'
         case blocks.Note(text):
             return f'<div style="font-size:12px;{colours(FAINT)};margin:3px 0">{inline(text)}</div>'
         case blocks.Heading(text):
@@ -196,26 +188,25 @@ def block(one: Block) -> str:
             return draw()
 
 
-def _table(head: Cells, rows: Sequence[Cells], right: Sequence[int] = (), widths: Sequence[str] = ()) -> str:
-    count = len(head or (rows[0] if rows else ()))
-    layout = "fixed" if widths and len(widths) >= count else "auto"
+def _table(table: blocks.Table) -> str:
+    widths = table.widths
 
-    def cell(tag: str, value: Line, column: int) -> str:
-        side = f"{'right' if column in right else 'left'};white-space:normal"
-        side += f";width:{widths[column]}" if column < len(widths) and widths[column] else ""
-        return (
-            f'<{tag} style="text-align:{side};vertical-align:top;line-height:1.5;padding:5px 10px;border:0;'
-            f'overflow-wrap:break-word">{inline(value)}</{tag}>'
-        )
+    def line(tag: str, cells: Sequence[Line]) -> str:
+        drawn = []
+        for column, value in enumerate(cells):
+            look = f"text-align:{'right' if column in table.right else 'left'};white-space:normal;border:0"
+            look += f";width:{widths[column]}" if column < len(widths) and widths[column] else ""
+            look += ";vertical-align:top;line-height:1.5;padding:5px 10px;overflow-wrap:break-word"
+            drawn.append(f'<{tag} style="{look}">{inline(value)}</{tag}>')
+        return f'<tr style="{colours(QUIET if tag == "th" else PAPER)};{border("bottom")}">{"".join(drawn)}</tr>'
 
-    def line(tag: str, cells: Cells) -> str:
-        look = f"{colours(QUIET if tag == 'th' else PAPER)};{border('bottom')}"
-        return f'<tr style="{look}">{"".join(cell(tag, value, column) for column, value in enumerate(cells))}</tr>'
-
-    look = "width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px"
+    head = [_on_two_lines(name) if table.wide else name for name in table.head] if any(table.head) else []
     top = f"<thead>{line('th', head)}</thead>" if head else ""
-    body = "".join(line("td", cells) for cells in rows)
-    return f'<table style="{look};table-layout:{layout};{colours(PAPER)}">{top}<tbody>{body}</tbody></table>'
+    body = "".join(line("td", cells) for cells in table.rows)
+    layout = "fixed" if widths and len(widths) >= len((head or [*table.rows, ()])[0]) else "auto"
+    look = f"width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px;table-layout:{layout}"
+    drawn = f'<table style="{look};{colours(PAPER)}">{top}<tbody>{body}</tbody></table>'
+    return f'<div style="overflow-x:auto">{drawn}</div>' if table.wide else drawn
 
 
 def _on_two_lines(name: str) -> Line:
@@ -227,8 +218,6 @@ def _on_two_lines(name: str) -> Line:
 def _picture(figure: "Figure", description: str) -> str:
     data = io.BytesIO()
     figure.savefig(data, format="png")
-    # Black where the theme is dark: no ink has a contrast of 4.5 both on white and on a dark grey.
-    black = f"color(from {_SHEET} srgb calc(99*r - 49) calc(99*g - 49) calc(99*b - 49))"
-    look = f"max-width:100%;{colours(PAPER)};background:{black};{border()};border-radius:6px;margin:6px 0"
     code = base64.b64encode(data.getvalue()).decode("ascii")
+    look = f"max-width:100%;background:{PAPER.paper};color:{PAPER.ink};{_TURNED};border-radius:6px;margin:6px 0"
     return f'<img alt="{escape(description)}" style="{look}" src="data:image/png;base64,{code}">'

@@ -1,9 +1,12 @@
-"""What a user is told on the way: news, and progress bars as text, of which a notebook keeps how they ended."""
+"""What a user is told on the way: news, and progress bars as text, of which a saved notebook keeps how they ended.
+
+A bar of widgets (`tqdm.notebook`) would stand at 0 % in a notebook that is read later.
+"""
 
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -34,20 +37,19 @@ def print_any_text() -> None:
 
 
 def progress_bar(*args: object, **kwargs: object) -> "tqdm":
-    """A `tqdm.tqdm` where news go, drawn once a second."""
+    """A `tqdm.tqdm` where news go, which shows itself once the work has taken two seconds."""
     from tqdm import tqdm
 
-    return tqdm(*args, **{"file": news_stream(), "mininterval": 1.0, **kwargs})
+    return tqdm(*args, **{"file": news_stream(), "mininterval": 1.0, "delay": 2, **kwargs})
 
 
 @contextlib.contextmanager
 def weights_bar() -> Iterator[None]:
-    """transformers' bar of loading weights as text, and only where loading takes longer than two seconds."""
+    """transformers' bars of loading weights as such text."""
     from transformers.utils import logging
 
-    def bar(factory: Callable[..., object], args: tuple, kwargs: dict[str, object]) -> object:
-        shown = logging.is_progress_bar_enabled()
-        return progress_bar(*args, **{"delay": 2, **kwargs}) if shown else factory(*args, **kwargs)
+    def bar(factory: object, args: tuple, kwargs: dict[str, object]) -> "tqdm":
+        return progress_bar(*args, **{"disable": not logging.is_progress_bar_enabled(), **kwargs})
 
     before = logging.set_tqdm_hook(bar)
     try:

@@ -18,12 +18,8 @@ LONG = 300  # characters of a long text in a log
 
 # A terminal's escape sequences: colours and cursor moves (CSI), titles and links (OSC), and the short ones.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]")
-
 _NAMES = {
-    "\n": "⏎\n", "\t": "→\t", "\x7f": "␡", "\xad": "⟨SHY⟩", "\u061c": "⟨ALM⟩", "\u200b": "⟨ZWSP⟩", "\u200c": "⟨ZWNJ⟩",
-    "\u200d": "⟨ZWJ⟩", "\u200e": "⟨LRM⟩", "\u200f": "⟨RLM⟩", "\u2028": "⟨LS⟩", "\u2029": "⟨PS⟩", "\u202a": "⟨LRE⟩",
-    "\u202b": "⟨RLE⟩", "\u202c": "⟨PDF⟩", "\u202d": "⟨LRO⟩", "\u202e": "⟨RLO⟩", "\u2060": "⟨WJ⟩", "\u2066": "⟨LRI⟩",
-    "\u2067": "⟨RLI⟩", "\u2068": "⟨FSI⟩", "\u2069": "⟨PDI⟩", "\ufeff": "⟨BOM⟩",
+    "\n": "⏎\n", "\t": "→\t", "\x7f": "␡", "\u200b": "⟨ZWSP⟩", "\u200d": "⟨ZWJ⟩", "\u202e": "⟨RLO⟩", "\ufeff": "⟨BOM⟩",
 }  # fmt: skip
 
 
@@ -32,10 +28,7 @@ def _picture(char: str) -> str:
         return _NAMES[char]
     if char < " ":
         return chr(0x2400 + ord(char))
-    kind = unicodedata.category(char)
-    if kind == "Zs":
-        return "⍽"
-    return char if kind == "Cn" else f"⟨U+{ord(char):04X}⟩"
+    return "⍽" if unicodedata.category(char) == "Zs" else f"⟨U+{ord(char):04X}⟩"
 
 
 def visible(text: str) -> str:
@@ -50,7 +43,10 @@ def visible(text: str) -> str:
 
 def plain(text: object) -> str:
     """Text for a log: as it stands, but nothing in it can move the cursor or reorder a line."""
-    return "".join(char if char.isprintable() or char == "\n" else _picture(char) for char in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else _picture(char) for char in text)
 
 
 def in_one_line(text: object, length: int = 600) -> str:
@@ -87,22 +83,25 @@ def wrapped(text: str) -> str:
     return "\n".join(textwrap.fill(one, width(), subsequent_indent="    ") for one in text.splitlines())
 
 
-# Blocks.
-
-
 def line(part: Line) -> str:
-    """A line of text, on one line."""
+    """A line of text, on one line; a label stands apart from what is beside it, as in a page."""
+    return " ".join(_words(part).split())
+
+
+def _words(part: Line) -> str:
     match part:
         case tuple():
-            return " ".join("".join(map(line, part)).split())
+            return "".join(map(_words, part))
         case blocks.Bar():
             return ""
+        case blocks.Badge(text):
+            return f" {plain(text)} "
         case blocks.Long(text):
             return short(text, LONG) or "(empty)"
         case blocks.Span(text, "mono"):
-            return visible(text).replace("\n", "")
-        case blocks.Span(text) | blocks.Badge(text) | str(text):
-            return plain(" ".join(text.split()) if "\n" in text else text)
+            return visible(text).replace("⏎\n", "⏎")
+        case blocks.Span(text) | str(text):
+            return plain(text)
 
 
 def lines(view: Iterable[Block]) -> Iterator[str]:
@@ -110,11 +109,9 @@ def lines(view: Iterable[Block]) -> Iterator[str]:
     for block in view:
         match block:
             case blocks.Facts(items):
-                width = max((len(label) for label, _, _ in items), default=0)
-                for label, value, note in items:
-                    yield f"  {plain(label):<{width}}  {plain(value)}{f'  ({plain(note)})' if note else ''}".rstrip()
+                yield from _table([[label, value, f"({note})" if note else ""] for label, value, note in items])
             case blocks.Table(head, rows, right, wide=wide):
-                yield from _table(list(head), [list(map(line, row)) for row in rows], right, wide)
+                yield from _table(rows, head if any(head) else (), right, wide)
             case blocks.Callout(text, tone):
                 yield f"  ! {line(text)}" if tone in ("warning", "bad") else f"  {line(text)}"
             case blocks.Note(text):
@@ -131,16 +128,17 @@ def lines(view: Iterable[Block]) -> Iterator[str]:
                 yield from draw()
 
 
-def _table(head: list[str], rows: list[list[str]], right: Sequence[int], wide: bool) -> Iterator[str]:
-    table = [head, *rows] if any(head) else rows
+def _table(
+    rows: Sequence[Sequence[Line]], head: Sequence[str] = (), right: Sequence[int] = (), wide: bool = False
+) -> Iterator[str]:
+    """Columns or, where they are too wide for a line, a record for each row."""
+    table = [list(map(line, row)) for row in ([head] if head else []) + list(rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if (wide and not sys.stdout.isatty()) or sum(widths) + 2 * len(widths) <= width() or not any(head):
-        for row in table:
-            pairs = enumerate(zip(row, widths, strict=True))
-            cells = (cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in pairs)
-            yield f"  {'  '.join(cells)}".rstrip()
-        return
-    for row in rows:
-        first, *rest = zip(head, row, strict=True)
-        yield f"  {': '.join(filter(None, first))}"
-        yield from (f"    {': '.join(filter(None, pair))}" for pair in rest if pair[1])
+    fits = sum(widths) + 2 * len(widths) <= width() or (wide and not sys.stdout.isatty())
+    for row in table if fits or not head else ():
+        sides = enumerate(zip(row, widths, strict=True))
+        yield "  " + "  ".join(c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in sides).rstrip()
+    for row in () if fits or not head else table[1:]:
+        first, *rest = (": ".join(filter(None, pair)) for pair in zip(table[0], row, strict=True))
+        yield f"  {first}"
+        yield from (f"    {pair}" for pair, cell in zip(rest, row[1:], strict=True) if cell)

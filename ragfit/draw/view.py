@@ -62,5 +62,6 @@ def page(title: str, views: Sequence[View]) -> str:
 _PAGE = (
     "body{margin:24px auto;max-width:1040px;padding:0 16px;background:#f3f5f7}"
     "@media(prefers-color-scheme:dark){body{background:#14181d;--jp-layout-color1:#1b2026;--jp-layout-color2:#272e36;"
-    "--jp-content-font-color1:#e6e9ec;--jp-content-font-color2:#a9b2bb;--jp-border-color2:#3a424b}}"
+    "--jp-content-font-color1:#e6e9ec;--jp-content-font-color2:#a9b2bb;--jp-border-color2:#3a424b;"
+    "--jp-shadow-base-lightness:32}}"
 )

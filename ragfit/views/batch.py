@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Block, Note, Span, Table
-from ragfit.draw.text import counted, short, visible
+from ragfit.draw.text import counted, short
 from ragfit.draw.view import View
 
 ENDS = 6  # tokens that are shown of a row's beginning and end
@@ -15,13 +15,7 @@ ENDS = 6  # tokens that are shown of a row's beginning and end
 
 @dataclass(frozen=True)
 class RowInBatch:
-    """A row's stretch of a batch, its padding included.
-
-    Attributes:
-        sequence: the sequence of the batch that it is in.
-        start: its first place there.
-        ids, labels, mask, positions: of each place; positions is what the model is told.
-    """
+    """A row's stretch of a batch, its padding included: a sequence, its first place there, and what stands in each."""
 
     sequence: int
     start: int
@@ -70,18 +64,15 @@ class BatchView(View):
     """
 
     def __init__(self, prepared: Prepared, batch: Mapping[str, object], part: str = "train"):
-        self.tokenizer, self.part, self.packed = prepared.tokenizer, part, "position_ids" in batch
-        self.rows = list(rows_in(batch))
-        self.positions = batch["input_ids"].numel()
-        wanted = [row.tokens for row in self.rows]
-        lengths, found = set(map(len, wanted)), {}
-        for index, pair in enumerate(prepared.report.part(part).lengths):
-            if sum(pair) in lengths:
-                found.setdefault(tuple(prepared.part(part)[index]["input_ids"]), index)
-        self.indices = [found.get(tuple(tokens)) for tokens in wanted]
-        self.shortest = min(zip(self.indices, wanted, strict=True), key=lambda pair: len(pair[1]))[0]
+        self.decode, self.part, self.packed = prepared.tokenizer.decode, part, "position_ids" in batch
+        self.rows, self.positions = list(rows_in(batch)), batch["input_ids"].numel()
+        lengths = {len(row.tokens) for row in self.rows}
+        near = [i for i, pair in enumerate(prepared.report.part(part).lengths) if sum(pair) in lengths]
+        known = {tuple(prepared.part(part)[i]["input_ids"]): i for i in reversed(near)}
+        self.indices = [known.get(tuple(row.tokens)) for row in self.rows]
+        self.shortest = min(zip(self.rows, self.indices, strict=True), key=lambda pair: len(pair[0].tokens))[1]
         self.title = f"A batch of {counted(len(self.rows), f'{part} row')}"
-        padding = self.positions - sum(map(len, wanted))
+        padding = self.positions - sum(len(row.tokens) for row in self.rows)
         self.aside = f"{self.positions:,} positions, {padding:,} of them padding ({padding / self.positions:.1%})"
 
     def blocks(self) -> list[Block]:
@@ -93,8 +84,12 @@ class BatchView(View):
     def _line(self, row: RowInBatch, index: int | None) -> list[str | Span]:
         tokens, real = row.tokens, list(itertools.compress(row.positions, row.mask))
         learned = sum(label != IGNORE_INDEX for label in row.labels)
-        ends = (short(visible(self.tokenizer.decode(part)), 40) for part in (tokens[:ENDS], tokens[-ENDS:]))
         return [
-            "–" if index is None else f"{index:,}", f"{row.sequence:,}", row.places, f"{real[0]:,}–{real[-1]:,}",
-            f"{learned:,}", f"{len(row.ids) - len(tokens):,}", *(Span(text, "mono") for text in ends),
-        ]  # fmt: skip
+            "–" if index is None else f"{index:,}",
+            f"{row.sequence:,}",
+            row.places,
+            f"{real[0]:,}–{real[-1]:,}",
+            f"{learned:,}",
+            f"{len(row.ids) - len(tokens):,}",
+            *(Span(short(self.decode(part), 40), "mono") for part in (tokens[:ENDS], tokens[-ENDS:])),
+        ]

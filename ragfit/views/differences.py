@@ -1,4 +1,4 @@
-"""Before and after a run: what differs from the YAML, the last look, and what was saved."""
+"""Before a run: what its configuration has other than the YAML file."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,31 +15,22 @@ class DifferencesView(View):
     """What a configuration has other than its YAML file.
 
     Args:
-        cfg: the resolved configuration.
+        cfg: the configuration.
         differences: `(key, value in the file, value)` of `ragfit.config.load.differences`.
         config_name: the configuration's name.
     """
 
     def __init__(self, cfg: "DictConfig", differences: Iterable[tuple[str, Any, Any]], config_name: str):
-        translated = dict(cfg.get("translated") or {})
-        self.title = f"What differs from {config_name}"
-        self.rows = [(key, _value(key, a), _value(key, b), translated.pop(key, "")) for key, a, b in differences]
-        self.notes = [f"{key}: {note}" for key, note in translated.items()]
-        self.cfg = cfg
+        self.title, self.cfg = f"What differs from {config_name}", cfg
+        self.rows = [(key, _value(key, before), _value(key, after)) for key, before, after in differences]
 
     def blocks(self) -> list[Block]:
         from ragfit.config.save import to_yaml
 
-        rows = [[Span(key), Span(before, "mono"), Span(after, "mono"), why] for key, before, after, why in self.rows]
-        head, widths = ["key", "in the file", "this run", "translated"], ("30%", "18%", "32%", "20%")
-        if not any(why for *_, why in self.rows):
-            rows, head, widths = [row[:3] for row in rows], head[:3], ("30%", "30%", "40%")
-        found = Table(head, rows, widths=widths) if rows else Note("Nothing: this run uses the file unchanged.")
-        return [
-            found,
-            *map(Note, self.notes),
-            Fold("the whole configuration", [Source(to_yaml(self.cfg))], in_text=False),
-        ]
+        rows = [[Span(key), Span(before, "mono"), Span(after, "mono")] for key, before, after in self.rows]
+        found = Table(["key", "in the file", "this run"], rows, widths=("30%", "30%", "40%"))
+        whole = Fold("the whole configuration", [Source(to_yaml(self.cfg))], in_text=False)
+        return [found if rows else Note("Nothing: this run uses the file unchanged."), whole]
 
 
 def _value(key: str, value: Any) -> str:

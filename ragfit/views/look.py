@@ -12,11 +12,6 @@ from ragfit.views.tokens import TokenView
 def audit(prepared: Prepared, index: int = 0, part: str = "train") -> dict:
     """All that preparing found, and one row token by token, as plain values.
 
-    Args:
-        prepared: of `ragfit.prepare`.
-        index: the row's index in `prepared.train` or `prepared.dev`.
-        part: "train" or "dev".
-
     Returns:
         The report's fields, with `tokens` and `loss_tokens` of each part, and under `row` the number in its file, the
         prompt at inference, the training text, and for each token its id, text, label (-100: no loss) and `loss`.
@@ -28,10 +23,11 @@ def audit(prepared: Prepared, index: int = 0, part: str = "train") -> dict:
     for name in ("train", "dev"):
         own = prepared.report.part(name)
         report[name] |= {"tokens": own.tokens, "loss_tokens": own.loss_tokens}
-    view, rendered = TokenView(prepared, index, part), prepared.rendered(index, part)
+    view = TokenView(prepared, index, part)
+    rendered, number = view.row.rendered, prepared.report.part(part).kept[index]
     tokens = [
-        {"id": number, "text": text, "label": label, "loss": label != IGNORE_INDEX}
-        for number, text, label in zip(view.ids, view.texts, view.labels, strict=True)
+        {"id": token, "text": text, "label": label, "loss": label != IGNORE_INDEX}
+        for token, text, label in zip(view.ids, view.texts, view.labels, strict=True)
     ]
-    row = {"part": part, "index": index, "number": prepared.report.part(part).kept[index]}
-    return report | {"row": row | {"prompt": rendered.prompt, "text": rendered.text, "tokens": tokens}}
+    row = {"part": part, "index": index, "number": number, "prompt": rendered.prompt, "text": rendered.text}
+    return report | {"row": row | {"tokens": tokens}}

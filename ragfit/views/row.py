@@ -1,29 +1,27 @@
 """Any row of the data under any settings, prepared by the code of `ragfit.prepare`: what training would see."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from ragfit.config.schema import PROMPT_KEYS
+from ragfit.data.findings import Finding
 from ragfit.data.fit import Fitter
+from ragfit.data.mask import Masked
 from ragfit.data.prepare import Part, Preparer
-from ragfit.data.prompt import Renderer
+from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Block, Callout, Note, Span
 from ragfit.draw.view import View
-from ragfit.errors import RagfitError
+from ragfit.errors import ConfigError, RagfitError
 from ragfit.views.prompt import PromptView
-from ragfit.views.tokens import TokenView, callout
-
-if TYPE_CHECKING:
-    from ragfit.data.mask import Masked
+from ragfit.views.shown import ShownRow
+from ragfit.views.tokens import TokenView
 
 # Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
 _BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings:  # for the merge: goes with the Settings of data/prepare.py
     """What decides how a row becomes text and labels; `instruction` and `template` are texts, not paths."""
 
     completion_start: str = ""
@@ -33,56 +31,65 @@ class Settings:
     max_sequence_len: int | None = None
     over_length: str = "drop"
 
-    @classmethod
-    def of(cls, prepared: Prepared) -> "Settings":
-        """The settings that rows were prepared with."""
-        model, renderer = prepared.cfg.model, prepared.renderer
-        given = {key: model[key] for key in PROMPT_KEYS if model.get(key)} | {"completion_start": renderer.marker}
-        return cls(**given, instruction=prepared.instruction or "", template=renderer.template or "")
+
+def settings_of(prepared: Prepared) -> Settings:
+    """The settings that rows were prepared with."""
+    model, renderer = prepared.cfg.model, prepared.renderer
+    return Settings(
+        renderer.marker,
+        prepared.instruction or "",
+        bool(model.get("instruction_in_prompt")),
+        renderer.template or "",
+        model.get("max_sequence_len"),
+        model.get("over_length") or "drop",
+    )
 
 
-def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> tuple[Prepared, bool]:
+def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> ShownRow:
     """One row, prepared as `ragfit.prepare` does it, under other settings.
 
     Args:
         number: the row's number in its file.
 
     Returns:
-        (rows, whether the row is trained on): the only row has the index `number`. Where it would be dropped as too
-        long, it is there as it would be without `max_sequence_len`; where it would be dropped for another reason,
-        there is none.
+        The row; one that would be dropped is as it would be without `max_sequence_len`.
 
     Raises:
-        RagfitError: as `ragfit.prepare`.
+        RagfitError: the settings cannot be used, or the template refuses the row.
     """
-    instruction, template = (text if text.strip() else "" for text in (settings.instruction, settings.template))
+    rendered, masked, findings = _one(prepared, number, part, settings)
+    own = (part, number)
+    findings += [found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and own in found.rows]
+    return ShownRow(rendered, masked.input_ids, masked.labels(), findings, settings.instruction)
+
+
+def _one(
+    prepared: Prepared, number: int, part: str, settings: Settings
+) -> tuple[Rendered, Masked, list[Finding]]:  # for the merge: goes with Preparer.one, which is all that is left of it
+    # return Preparer(prepared.cfg, prepared.renderer, prepared.sources, prepared.encoder).one(number, part, settings)
     renderer = Renderer(
         prepared.tokenizer,
-        instruction,
-        template or None,
+        settings.instruction if settings.instruction.strip() else "",
+        settings.template if settings.template.strip() else None,
         settings.instruction_in_prompt,
         settings.completion_start,
         prepared.renderer.stop_ids,
     )
-
-    def run(limit: float) -> "tuple[Preparer, Part, list[Masked]]":
+    findings = None
+    for limit in (settings.max_sequence_len or math.inf, math.inf):
         work, result = Preparer(prepared.cfg, renderer), Part(rows=1)
         work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length)
-        return work, result, work.prepare_row(part, prepared.sources[part], number, result)
+        kept = work.prepare_row(part, prepared.sources[part], number, result)
+        findings = work.checks.findings() if findings is None else findings
+        if kept or not result.rejected_lengths:
+            break
+    if not kept:
+        raise ConfigError(f"row {number}", findings[0].kind, findings[0].detail or findings[0].fix)
+    from ragfit.data.rows import texts_of
 
-    work, result, kept = run(settings.max_sequence_len or math.inf)
-    trained = bool(kept)
-    if not kept and result.rejected_lengths:
-        kept = run(math.inf)[-1]
-    among_rows = [
-        found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and (part, number) in found.rows
-    ]
-    # Findings go with the row's number, so the row's index is that number too.
-    one = replace(result, kept={number: number} if kept else {})
-    report = replace(prepared.report, **{part: one}, findings=work.checks.findings() + among_rows)
-    rows = {number: {"input_ids": kept[0].input_ids, "labels": kept[0].labels()}} if kept else {}
-    made = {"renderer": renderer, "encoder": work.encoder, "instruction": instruction}
-    return replace(prepared, report=report, **made, **{"train": {}, "dev": {}, part: rows}), trained
+    query, output, _ = texts_of(prepared.sources[part], number, prepared.cfg)
+    cut = result.cut.get(number)
+    return renderer.render(cut.apply(query) if cut else query, output), kept[0], findings
 
 
 class RowView(View):
@@ -96,9 +103,9 @@ class RowView(View):
         settings: a `Settings` to prepare the row with; those of `prepared` where None.
 
     Attributes:
-        error: why the settings cannot be used, or "".
+        error: why the row cannot be prepared with these settings, or "".
         trained: whether the row would be trained on.
-        ids, labels: the row's, or None.
+        row: a `ShownRow`, or None.
         findings: what was found in the row, and in all rows.
     """
 
@@ -111,40 +118,21 @@ class RowView(View):
         settings: Settings | None = None,
     ):
         self.title = f"{'Prompt' if show == 'prompt' else 'Tokens'} of {part}, row {number} of its file"
-        self.error, self.trained, self.findings, self.inner, self.ids, self.labels = "", False, [], None, None, None
-        settings = settings or Settings.of(prepared)
+        self.error, self.row, self.findings, self.inner = "", None, [], None
         try:
-            one, self.trained = prepare_row(prepared, number, part, settings)
-            self.findings = one.report.findings
+            self.row = prepare_row(prepared, number, part, settings or settings_of(prepared))
         except RagfitError as error:
             self.error = str(error)
-            one = _without_marker(prepared, number, part, settings)
-        if one is None or number not in one.part(part):
-            return
-        if not self.error:
-            self.ids, self.labels = one.part(part)[number].values()
-        self.inner = (PromptView if show == "prompt" else TokenView)(one, number, part)
-        self.aside = self.inner.aside
+        if self.row:
+            self.inner = (PromptView if show == "prompt" else TokenView)(prepared, number, part, row=self.row)
+            self.aside, self.findings = self.inner.aside, self.row.findings
+        self.trained = bool(self.row) and not any(found.kind.startswith("dropped: ") for found in self.findings)
 
     def blocks(self) -> list[Block]:
-        blocks: list[Block] = []
-        if self.error:
-            below = " Below is the same row without a completion_start." if self.inner else ""
-            blocks.append(Callout((Span("These settings cannot be used:"), f" {self.error}{below}"), "bad"))
-        elif not self.trained:
-            below = " Below is the row as it is." if self.inner else ""
-            blocks.append(Callout((Span("Not trained on:"), f" the row is dropped.{below}")))
-        if isinstance(self.inner, TokenView):
-            return blocks + self.inner.blocks()  # which tell the findings
-        return [*blocks, *map(callout, self.findings), *(self.inner.blocks() if self.inner else [])]
-
-
-def _without_marker(prepared: Prepared, number: int, part: str, settings: Settings) -> Prepared | None:
-    """The row as it would be without a marker: there is the text that the marker must match."""
-    try:
-        return prepare_row(prepared, number, part, replace(settings, completion_start=""))[0]
-    except RagfitError:
-        return None
+        if not self.inner:
+            return [Callout((Span("This row cannot be prepared with these settings:"), f" {self.error}"), "bad")]
+        dropped = Callout((Span("Not trained on:"), " the row is dropped. Below is the row as it is."))
+        return [*([] if self.trained else [dropped]), *self.inner.blocks()]
 
 
 class NoteView(View):

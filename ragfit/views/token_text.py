@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 Spans = list[tuple[int, int]]
 
 
-def token_texts(
-    tokenizer: "PreTrainedTokenizerBase", ids: list[int], text: str, encoder: Encoder
-) -> tuple[list[str], Spans | None, dict[int, str]]:
+def token_texts(ids: list[int], text: str, encoder: Encoder) -> tuple[list[str], Spans | None, dict[int, str]]:
     """The text that each token adds.
 
     Args:
@@ -21,16 +19,15 @@ def token_texts(
 
     Returns:
         (texts, spans, dropped): a text for each id ("" where a token only continues a character), the (start, end)
-        characters of each id, or None where the tokenizer does not tell them, and, by position, text before a token
-        that belongs to none.
+        characters of each id, and, by position, text before a token that belongs to none. Spans are None where the
+        text gives other ids, as that of a template that writes the date does on another day.
     """
     again, spans = encoder.spans(text)
     ahead = len(ids) - len(again)
-    if spans is None or ahead < 0 or list(again) != ids[ahead:] or ids[:ahead] != encoder.bos[:ahead]:
-        return _decoded(tokenizer, ids), None, {}
-    texts = [tokenizer.decode([i]) for i in ids[:ahead]]
-    dropped, at = {}, 0
-    space = tokenizer.convert_tokens_to_ids("▁")
+    if ahead < 0 or list(again) != ids[ahead:]:  # ahead stands a BOS that is not in the text
+        return _decoded(encoder.tokenizer, ids), None, {}
+    texts, dropped, at = [encoder.tokenizer.decode(i) for i in ids[:ahead]], {}, 0
+    space = encoder.tokenizer.convert_tokens_to_ids("▁")
     for position, (start, end) in enumerate(spans, ahead):
         piece = text[max(start, at) : end]
         if ids[position] == space and piece.strip(" "):

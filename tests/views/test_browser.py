@@ -96,15 +96,14 @@ def open_looking(page, address, name):
     """Run all cells once the kernel is there, and wait for the widgets."""
     start_all(page, address, name)
     explorer = page.locator(".ragfit-explorer")
-    explorer.locator(".noUi-handle").wait_for(timeout=120_000)
-    explorer.get_by_text("row 0 of its file").wait_for(timeout=30_000)
+    explorer.get_by_text("row 0 of its file").wait_for(timeout=120_000)
     return explorer
 
 
 def field(explorer, label):
     """The input below a label."""
     return (
-        explorer.locator(".widget-vbox", has=explorer.page.get_by_text(label))
+        explorer.locator(".widget-vbox", has=explorer.page.get_by_text(label, exact=True))
         .last.locator("input, textarea, select")
         .first
     )
@@ -121,12 +120,12 @@ def test_looking_notebook(lab, browser, looking_parameters, name, view):
     explorer = open_looking(page, address, name)
     assert f"{view} of train row 0" in page.locator(".jp-Notebook").inner_text()  # static, above the widgets
 
-    # The slider, by keyboard and by mouse.
-    explorer.locator(".noUi-handle").press("ArrowRight")
+    # The number of the row, by keyboard.
+    number = field(explorer, "row")
+    number.press("ArrowUp")
     explorer.get_by_text(f"{view} of train, row 1 of its file").wait_for()
-    assert field(explorer, "row").input_value() == "1"
-    box = explorer.locator(".noUi-target").bounding_box()
-    page.mouse.click(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2)
+    number.fill("8")
+    number.press("Enter")
     explorer.get_by_text(f"{view} of train, row 8 of its file").wait_for()
     explorer.get_by_text("9 of 9 rows").wait_for()
 
@@ -146,42 +145,33 @@ def test_looking_notebook(lab, browser, looking_parameters, name, view):
     marker = field(explorer, "model.completion_start")
     assert marker.input_value() == "<|im_start|>assistant\\n"
     marker.fill("<|im_start|>")
+    marker.press("Enter")
     explorer.get_by_text("Changed: model.completion_start.").wait_for()
     if name.startswith("loss"):
         assert explorer.locator("mark").last.inner_text().replace("⏎", "").startswith("assistant")
-    else:
-        explorer.get_by_text("with loss").first.wait_for()
     copied = explorer.locator("textarea").last
     assert "model.completion_start='<|im_start|>'" in copied.input_value()
-    field(explorer, "what is shown, to copy").select_option("for the shell")
-    begins = "box => box.value.startsWith('papermill notebooks/train.ipynb')"
-    page.wait_for_function(begins, arg=copied.element_handle())
+    assert "papermill notebooks/train.ipynb" in copied.input_value()
 
     # One that is wrong: a message, no traceback, and back again.
-    marker.fill("")
-    marker.press_sequentially("<|im_nope|>")
-    explorer.get_by_text("These settings cannot be used:").wait_for()
+    marker.fill("<|im_nope|>")
+    marker.press("Enter")
     explorer.get_by_text("'<|im_nope|>' does not occur").wait_for()
     assert copied.input_value() == ""
-    assert marker.input_value() == "<|im_nope|>"
-    explorer.get_by_role("button", name="Reset settings").click()
+    marker.fill("<|im_start|>assistant\\n")
+    marker.press("Enter")
     explorer.get_by_text("Nothing is changed.").wait_for()
-    assert marker.input_value() == "<|im_start|>assistant\\n"
 
     # A search, and an instruction of the reader's own.
     search = field(explorer, "search")
     search.fill("deep inside 4")
     search.press("Enter")
     explorer.get_by_text(f"{view} of train, row 4 of its file").wait_for()
-    explorer.get_by_text("1 of 1 hit").wait_for()
+    explorer.get_by_text("1 of 1 row").wait_for()
     field(explorer, "instruction").fill("Answer in rhymes.")
-    explorer.get_by_text("must be in a file first").wait_for()
+    explorer.get_by_text("Save the text of instruction as instruction-").wait_for()
     if name.startswith("inspect"):
         explorer.locator("td", has_text="Answer in rhymes.").wait_for()
-    explorer.get_by_role("button", name="Write edited texts").click()
-    explorer.get_by_text("Changed: instruction.").wait_for()
-    assert (folder / "edited-instruction.txt").read_text() == "Answer in rhymes."
-    (folder / "edited-instruction.txt").unlink()
     text = page.locator(".jp-Notebook").inner_text()
     assert "Traceback" not in text and "Error displaying" not in text and not errors
     save_shots(page, name.removesuffix(".ipynb"))

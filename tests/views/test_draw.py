@@ -1,0 +1,226 @@
+"""Blocks as pages and as lines, hostile text in all of them; news and bars."""
+
+import itertools
+import re
+import sys
+import types
+
+import pytest
+from harmless import HOSTILE, assert_harmless
+
+from ragfit.draw import html as style
+from ragfit.draw.blocks import (
+    Badge,
+    Bar,
+    Callout,
+    Drawn,
+    Facts,
+    Fold,
+    Heading,
+    Long,
+    Note,
+    Picture,
+    Source,
+    Span,
+    Table,
+)
+from ragfit.draw.figure import count_on, figure, finish, legend_below
+from ragfit.draw.progress import progress_bar, say, weights_bar
+from ragfit.draw.text import in_one_line, plain, short, visible
+from ragfit.draw.view import View
+
+UNPRINTABLE = "[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]"
+
+
+def drawn(text="", places=(1,)):
+    picture = figure(1.8)
+    axes = picture.subplots()
+    axes.plot(places, [1] * len(places), marker="o", label=text or "rows")
+    axes.set_xlim(0.4, max(places) + 0.6)
+    finish(axes, text)
+    count_on(axes)
+    legend_below(picture)
+    return picture
+
+
+class Every(View):
+    """A view of all blocks, with one text wherever text may be."""
+
+    def __init__(self, text):
+        self.title = self.aside = self.said = text
+
+    def blocks(self):
+        text = self.said
+        line = (
+            text,
+            "\n",
+            Span(text),
+            Span(text, "quiet"),
+            Span(text, "mono"),
+            Badge(text, "bad"),
+            Bar(0.5),
+            Long(text),
+        )
+        return [
+            Facts([(text, text, text)]),
+            Table([text, "b"], [[line, Long(text * 30)]], right=[1], widths=["20%"]),
+            Table(["a.key", "two_words"], [[text, ""]], wide=True),
+            Callout(line),
+            Note(line),
+            Heading(text),
+            Source(text * 300),
+            Picture(lambda: drawn("title"), text, text),
+            Fold(text, [Note(text)]),
+            Drawn(lambda: style.html_lines(text), lambda: [visible(text).replace("\n", "")]),
+        ]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_in_every_block(text):
+    view = Every(text)
+    assert view._repr_html_() == view.html() and repr(view) == view.text()
+    page = assert_harmless(view.html())
+    assert {"table", "details", "img"} <= set(page.tags)
+    assert not re.search(UNPRINTABLE, repr(view).replace("\t", ""))
+
+
+def test_a_log_says_what_a_page_says():
+    class Small(View):
+        title, aside = "Answers", (Badge("running", "note"), Bar(0.5), "3 of 6")
+
+        def blocks(self):
+            cells = [["who", (Badge("cites otherwise"), "Giverny [1]")], ["where", ("two", "\n", "lines")]]
+            return [
+                Callout("Look here.", "bad"),
+                Facts([("device", "cpu", "none other")]),
+                Table(["question", "answer"], cells),
+                Table(["key", "text"], [["a", "word " * 50]]),
+                Heading("Why?"),
+                Picture(lambda: drawn(), "what it shows", "1: 100%"),
+                Fold("more", [Note("inside")], in_text=False),
+            ]
+
+    assert repr(Small()).splitlines() == [
+        "Answers: running 3 of 6",
+        "  ! Look here.",
+        "  device  cpu  (none other)",
+        "  question  answer",
+        "  who       cites otherwise Giverny [1]",  # a label is not glued to what it says something of
+        "  where     two lines",
+        "  key: a",
+        "    text: " + " ".join(["word"] * 50),
+        "  Why?",
+        "  1: 100%",
+    ]
+    html = Small().html()
+    assert "inside" in html and "two<br>lines" in html and 'alt="what it shows"' in html
+
+
+def test_save_html_is_a_whole_page(tmp_path):
+    text = Every(HOSTILE[0]).save_html(tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and text.rstrip().endswith("</html>")
+    assert "://" not in text and "<script" not in text and "default-src 'none'" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("a\nb", "a⏎\nb"),
+        ("\x00\x1b\x7f", "␀␛␡"),
+        ("\u202ex\u2066\u200b\ufeff", "⟨RLO⟩x⟨U+2066⟩⟨ZWSP⟩⟨BOM⟩"),
+        ("a b  c   d\u00a0e", "a b··c···d⍽e"),
+        ("\ud800\U000e0041", "⟨U+D800⟩⟨U+E0041⟩"),
+    ],
+)
+def test_every_character_is_shown(text, seen):
+    assert visible(text) == seen
+
+
+def test_lines_stay_lines():
+    assert in_one_line("\x1b[31mred\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07\r\nend") == "red link end"
+    assert in_one_line("x" * 20, 5) == short("x" * 20, 5) == "xxxx…"
+    assert plain("a\nb\x1b[2J") == "a\nb␛[2J"
+
+
+def test_palette_has_contrast():
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    pairs = {name: value for name, value in vars(style).items() if isinstance(value, style.Pair)}
+    pairs |= {f"heat {limit}": pair for limit, pair in style.HEAT}
+    assert len(pairs) > 15
+    for name, pair in [*pairs.items(), ("quiet on paper", style.Pair(style.PAPER.paper, style.QUIET.ink))]:
+        low, high = sorted((luminance(pair.paper), luminance(pair.ink)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, name
+
+
+@pytest.mark.parametrize("places", [(1,), (1, 2), (3,), (1, 40)])
+def test_counts_have_ticks_at_whole_numbers_and_whole_points(places):
+    picture = drawn(places=places)
+    picture.canvas.draw()
+    axes = picture.axes[0]
+    left, right = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
+    assert ticks and all(tick == int(tick) for tick in ticks)
+    assert not any(line.get_clip_on() for line in axes.lines)  # the last point is not cut in half
+
+
+# --- News and bars ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[False, True], ids=["elsewhere", "notebook"])
+def streams(request, monkeypatch, capsys):
+    """A function that returns what was written (where news go, elsewhere), in a notebook and without one."""
+    import ipykernel  # noqa: F401  (that it is imported does not make this a notebook)
+
+    if request.param:
+        shell = types.SimpleNamespace(kernel=object())
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+
+    def read():
+        out, err = capsys.readouterr()
+        return (out, err) if request.param else (err, out)
+
+    return read
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """The clock of bars: each look at it takes a second."""
+    seconds = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: next(seconds))
+
+
+def test_news_is_not_red_in_a_notebook(streams):
+    say("Kept checkpoint-5.")
+    assert streams() == ("Kept checkpoint-5.\n", "")
+
+
+def test_a_bar_ends_as_text(streams, slowly):
+    assert list(progress_bar(range(4), desc="counting")) == [0, 1, 2, 3]
+    said, elsewhere = streams()
+    assert re.search(r"counting: 100%.* 4/4 ", said) and elsewhere == ""
+
+
+def test_what_is_done_at_once_shows_no_bar(streams):
+    from transformers.utils import logging
+
+    with weights_bar():
+        assert list(progress_bar(range(4))) == list(logging.tqdm(range(4), desc="Loading weights")) == [0, 1, 2, 3]
+    assert streams() == ("", "")
+
+
+def test_weights_that_load_slowly_show_one(streams, slowly, monkeypatch):
+    from transformers.utils import logging
+
+    with pytest.raises(RuntimeError), weights_bar():
+        list(logging.tqdm(range(4), desc="Loading weights"))
+        raise RuntimeError
+    assert re.search(r"Loading weights: 100%.* 4/4 ", streams()[0])
+    assert logging.set_tqdm_hook(None) is None  # transformers' own bar again
+    monkeypatch.setattr(logging, "_tqdm_active", False)
+    with weights_bar():
+        list(logging.tqdm(range(4)))
+    assert streams() == ("", "")

@@ -133,3 +133,15 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     return [text for one in value for text in _texts(one)] if isinstance(value, list | tuple) else []
+
+
+def share_interval(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, Wilson's (1927), which holds for small numbers too.
+
+    >>> [round(bound, 2) for bound in share_interval(8, 8)]
+    [0.68, 1.0]
+    """
+    z = 1.959964
+    middle = (hits + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * (hits * (n - hits) / n + z * z / 4) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from omegaconf import DictConfig, OmegaConf
 
 from ragfit.config.explain import explained
 from ragfit.config.overrides import override
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
 NAME_IT = "Name the folder checkpoint of a run's train.output_dir."
+BASE = "model.model_name_or_path"
+ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")
 
 
 @explained("Loading the checkpoint")
@@ -31,37 +35,37 @@ def load_checkpoint(
             code (`model.trust_remote_code`, a `model._target_` of one's own) counts only here, not in the checkpoint.
 
     Raises:
-        ConfigError: the folder holds no configuration, or whatever loading raises.
+        ConfigError: the folder holds no run, or its base or adapter computes something else than at the run's end.
     """
     from ragfit.data.prepare import prepare
+    from ragfit.models.fingerprint import check
     from ragfit.models.load import load_model
-    from ragfit.training.arguments import check_batches, training_arguments
+    from ragfit.training.arguments import training_arguments
     from ragfit.training.packing import KEYS
     from ragfit.training.trainer import RagfitTrainer
 
     folder = find_path(checkpoint, "checkpoint")
     adapter = (folder / "adapter_config.json").is_file()
-    if not (folder / "ragfit.yaml").is_file():
-        raise ConfigError("checkpoint", f"{folder} holds no ragfit.yaml", NAME_IT)
-    if not adapter and not (folder / "config.json").is_file():  # a run's output folder has a ragfit.yaml too
-        raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", NAME_IT)
-    keys = {"train.output_dir": str(folder.parent), "train.disable_tqdm": True}
+    # A run's output folder has a ragfit.yaml too, but neither an adapter nor a model.
+    if not (folder / "ragfit.yaml").is_file() or not adapter and not (folder / "config.json").is_file():
+        raise ConfigError("checkpoint", f"{folder} holds no adapter or model with a ragfit.yaml", NAME_IT)
+    keys = {"train.output_dir": str(folder.parent)}
     if not adapter:  # an earlier adapter is part of these weights
         keys |= {"model.model_name_or_path": str(folder), "model.trained_adapter": None}
     if data_file:
         keys |= {"data_file": str(find_path(data_file, "--data")), "dev_split": None, "limit": None, "shuffle": None}
     cfg = load_believed(folder, [*(override(key, value) for key, value in keys.items()), *overrides])
-    cfg.train.update(dict.fromkeys(KEYS))  # nothing is trained
+    cfg.train.update(dict.fromkeys(KEYS))  # nothing is trained, so nothing is packed
     prepared = prepare(cfg)
     if data_file:
         prepared.report.dev = prepared.report.train
         sources = {**prepared.sources, "dev": prepared.sources["train"]}
         prepared = dataclasses.replace(prepared, dev=prepared.train, sources=sources)
-    args = training_arguments(cfg, prepared)
-    check_batches(args, prepared.train, prepared.dev)
-    trainer = RagfitTrainer(cfg, prepared, load_model(cfg), args)
+    trainer = RagfitTrainer(cfg, prepared, load_model(cfg), training_arguments(cfg, prepared))
     if adapter:
         load_tuned(trainer, folder)
+    else:
+        check(folder, trainer.model, "tuned")
     return trainer
 
 
@@ -69,28 +73,29 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     """Give a trainer's model the adapter of a finished run, to compare it with the base model.
 
     Args:
-        checkpoint: the adapter's folder; by default `checkpoint` in `train.output_dir`, if there is one.
+        checkpoint: the adapter's folder; by default `checkpoint` in `train.output_dir`, where its run had the rows and
+            the base of this trainer.
 
     Returns:
         A sentence that says what was done.
 
     Raises:
-        ConfigError: there is no adapter in the folder, or the model takes none.
+        ConfigError: there is no adapter in the folder, the model takes none, or base or adapter computes something else
+            than at the end of the run.
     """
     from peft import PeftModel
 
     from ragfit.models.adapter import load_adapter
+    from ragfit.models.fingerprint import check
 
-    own = Path(trainer.cfg.train.output_dir, "checkpoint")
+    own, model = Path(trainer.cfg.train.output_dir, "checkpoint"), trainer.model
     folder = find_path(checkpoint, "checkpoint") if checkpoint else find_existing(own)
-    if folder is None or not (folder / "adapter_config.json").is_file():
+    if folder is None or not all((folder / name).is_file() for name in ("adapter_config.json", "ragfit.yaml")):
         if checkpoint:
-            raise ConfigError("checkpoint", f"{folder} holds no adapter", NAME_IT)
-        return (
-            "There is no trained adapter yet: these are the losses of the base model. Run train.ipynb, or set "
-            "checkpoint."
-        )
-    model = trainer.model
+            raise ConfigError("checkpoint", f"{folder} holds no adapter of a run", NAME_IT)
+        return f"There is no trained adapter yet: {_BASE} Run train.ipynb, or set checkpoint."
+    if not checkpoint and (other := other_keys(trainer, folder, (*ROWS, BASE))):
+        return f"The adapter in {folder} is of a run with other {', '.join(other)}, so it is not taken: {_BASE}"
     if not isinstance(model, PeftModel):
         fix = "Set model.lora, or leave checkpoint empty."
         raise ConfigError("checkpoint", f"{folder} is an adapter, but model.lora is empty", fix)
@@ -103,4 +108,35 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
         "Name an adapter of this model, or take it from another copy.",
     ), TUNED)  # fmt: skip
     model.set_adapter(TUNED)
+    with model.disable_adapter():
+        check(folder, model, "base")
+    check(folder, model, "tuned")
     return f"The tuned model is the base model with the adapter in {folder}."
+
+
+_BASE = "these are the losses of the base model."
+
+
+def other_keys(trainer: "RagfitTrainer", checkpoint: Path, keys: Sequence[str] = ROWS) -> list[str]:
+    """The keys whose value in a checkpoint's own configuration is another than a trainer's."""
+
+    def named(cfg: DictConfig, key: str) -> str:
+        value = OmegaConf.select(cfg, key)
+        return str((value and find_existing(str(value)) or Path(str(value))).resolve())
+
+    recorded = OmegaConf.load(checkpoint / "ragfit.yaml")
+    return [key for key in keys if named(recorded, key) != named(trainer.cfg, key)]
+
+
+def figures_folder(trainer: "RagfitTrainer") -> Path | Literal[False]:
+    """Where the figures of a loaded run belong: its own folder, or `evaluation-NAME` in it for those of other rows.
+
+    Returns:
+        False where no run's model was loaded: what a new adapter makes of rows is nobody's figure.
+    """
+    cfg, folder = trainer.cfg, Path(trainer.args.output_dir)
+    whole = cfg.model.model_name_or_path == str(folder / "checkpoint")  # all weights were trained
+    if not whole and TUNED not in getattr(trainer.model, "peft_config", ()):
+        return False
+    name = Path(cfg.dev_split if isinstance(cfg.dev_split, str) else cfg.data_file).name.partition(".")[0]
+    return folder / f"evaluation-{name}" if other_keys(trainer, folder / "checkpoint") else folder

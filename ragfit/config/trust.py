@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ragfit.config.load import compose_config, finish
 from ragfit.config.overrides import literal, normalize_overrides
 from ragfit.config.paths import find_existing, in_cache
-from ragfit.config.schema import PROMPT_KEYS, RENAMED, is_hf_train
+from ragfit.config.schema import PROMPT_KEYS, get, is_hf_train, renamed
 from ragfit.config.yaml_file import load_yaml
 from ragfit.draw.text import listed, plain
 from ragfit.errors import ConfigError
@@ -90,11 +90,13 @@ def believed(checkpoint: str | PathLike) -> tuple[dict[str, Any], list[str]]:
     except ConfigError as error:
         raise ConfigError(plain(error.where), plain(error.problem), "Take the checkpoint from another copy.") from error
 
+    names = renamed(get(whole, "train.packing"))
+
     def walk(mapping: dict, prefix: str = "") -> dict[str, Any]:
         counted = {}
         for key, value in mapping.items():
             name = f"{prefix}{key}"
-            part, _, last = RENAMED.get(name, name).rpartition(".")
+            part, _, last = names.get(name, name).rpartition(".")
             if name in _BELIEVED and isinstance(value, dict):
                 if inner := walk(value, f"{name}."):
                     counted[key] = inner

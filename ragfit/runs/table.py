@@ -18,7 +18,7 @@ from ragfit.draw.text import counted
 from ragfit.draw.view import View
 from ragfit.errors import ConfigError
 from ragfit.runs.records import CONFIG, EVALUATION, GROUNDING, LOG, METRICS, OF_LABELS, STATUS
-from ragfit.runs.status import read, run_state
+from ragfit.runs.status import run_status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -92,9 +92,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _outcome(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What became of a run, and the figures of the weights that it saved."""
-    facts = read(folder) or {}
-    state, began = run_state(facts)[0] if facts else None, facts.get("started", "")
-    log, evaluation, grounding = (_json(folder / name) for name in (LOG, EVALUATION, GROUNDING))
+    state = None
+    with contextlib.suppress(ConfigError):  # a file that no run wrote
+        state = run_status(folder).state
+    facts, log, evaluation, grounding = (_json(folder / name) for name in (STATUS, LOG, EVALUATION, GROUNDING))
+    began = facts.get("started", "")
     # What an earlier run left in the same folder does not count.
     if log and began and (folder / LOG).stat().st_mtime < int(datetime.fromisoformat(began).timestamp()):
         log = {}

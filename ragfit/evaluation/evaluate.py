@@ -63,8 +63,8 @@ def evaluate(
     part = "dev" if prepared.dev is not None else "train"
     settings = answer_settings(trainer, part, max_new_tokens)
     numbers = prepared.report.part(part).kept[:rows]
-    golds = {number: _gold(prepared, number, part, answer_marker) for number in numbers}
-    table = [_row(prepared, number, part, golds[number]) for number in numbers]
+    measured = {number: _row(prepared, number, part, answer_marker) for number in numbers}
+    table = [row for row, _ in measured.values()]
     prompts = [prepared.rendered(index, part).prompt for index in range(len(table))]
 
     def answer(asked: Sequence[dict], prompts: Sequence[str], name: str) -> None:
@@ -73,7 +73,7 @@ def evaluate(
         size = trainer.args.per_device_eval_batch_size
         given = generate(model, prepared, prompts, settings["max_new_tokens"], settings, size, doing)
         for row, (text, cut) in zip(asked, given, strict=True):
-            scored = scores(text, golds[row["row"]], answer_marker).as_dict()
+            scored = scores(text, measured[row["row"]][1], answer_marker).as_dict()
             row |= {name: text, f"{name}_cut": cut, **{f"{name}_{metric}": value for metric, value in scored.items()}}
 
     if isinstance(model, PeftModel):
@@ -111,18 +111,13 @@ def evaluate(
     return EvaluationView(table, summary, notes, saved)
 
 
-def _gold(prepared: "Prepared", number: int, part: str, marker: str | None) -> Gold:
-    """What a row expects."""
-    _, _, source = prepared.row(number, part)
-    return gold_of(source, prepared.cfg.output_key, prepared.sources[part].where(number), marker)
-
-
-def _row(prepared: "Prepared", number: int, part: str, gold: Gold) -> dict[str, Any]:
-    """What is known of a row before anything is generated."""
+def _row(prepared: "Prepared", number: int, part: str, marker: str | None) -> tuple[dict[str, Any], Gold]:
+    """What is known of a row before anything is generated, and what it expects."""
     query, _, source = prepared.row(number, part)
     where, question = prepared.sources[part].where(number), question_of(source, query)
-    row = {"row": number, "source": where, "question": question, "expected": list(gold.answers)}
-    return row | ({SHORT_ANSWERS: [list(spellings) for spellings in gold.short]} if SHORT_ANSWERS in source else {})
+    gold = gold_of(source, prepared.cfg.output_key, where, marker)
+    short = {SHORT_ANSWERS: [list(spellings) for spellings in gold.short]} if SHORT_ANSWERS in source else {}
+    return {"row": number, "source": where, "question": question, "expected": list(gold.answers), **short}, gold
 
 
 def _without_documents(prepared: "Prepared", number: int, part: str) -> str | None:

@@ -13,6 +13,7 @@ All five questions are asked with one measurement, the loss of a row's answer un
 """
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -216,9 +217,18 @@ def summarize(table: Sequence[Mapping], seed: int = 0) -> dict[str, dict]:
         rows = [row for row in rows if None not in row]
         if not rows:
             continue
-        summary[measure_] = {
-            name: estimate(column, seed) for name, column in zip(names, zip(*rows, strict=True), strict=True)
-        }
+        of = {name: estimate(column, seed) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         if len(names) == 2:
-            summary[measure_]["difference"] = estimate([float(tuned) - float(base) for base, tuned in rows], seed)
+            of["difference"] = estimate([float(tuned) - float(base) for base, tuned in rows], seed)
+            if isinstance(rows[0][0], bool):
+                of["difference"] |= _between_shares(of["base"], of["tuned"])
+        summary[measure_] = of
     return summary
+
+
+def _between_shares(base: Mapping[str, float], tuned: Mapping[str, float]) -> dict[str, float]:
+    """The bounds of a difference of two shares, Newcombe's (1998), on the safe side for the same rows."""
+    change = tuned["mean"] - base["mean"]
+    below = math.hypot(tuned["mean"] - tuned["low"], base["high"] - base["mean"])
+    above = math.hypot(tuned["high"] - tuned["mean"], base["mean"] - base["low"])
+    return {"low": max(-1.0, change - below), "high": min(1.0, change + above)}

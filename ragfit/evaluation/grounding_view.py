@@ -129,8 +129,8 @@ class GroundingView(View):
                 blocks += [Heading(title), *self._answer(part, f"{title} {meaning}", measures)]
         how = (
             "Losses are sums over the answer's tokens, its citations excluded. In brackets: 95 % intervals over the "
-            "rows (Wilson's of a share, the bootstrap's of other means, which one row has not). Base, tuned and their "
-            f"difference stand on the same rows; distractors and positions on every {FEWER}th."
+            "rows (Wilson's of a share, Newcombe's of two shares, the bootstrap's of other means, which one row has "
+            f"not). Base and tuned stand on the same rows; distractors and positions on every {FEWER}th."
         )
         return [*blocks, Note(how), *([Note(f"Saved in {self.saved}.")] if self.saved else [])]
 

@@ -65,7 +65,8 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
     settings = [_config(folder) for folder in folders]
     outcomes = [_outcome(folder, config) for folder, config in zip(folders, settings, strict=True)]
     configs, outcome = pandas.DataFrame(settings, index), pandas.DataFrame(outcomes, index)
-    varied = [key for key in configs if configs[key].astype(str).nunique() > 1]
+    told = configs.dropna(how="all").astype(str)  # a run that left no configuration says nothing about a key
+    varied = [key for key in told if told[key].nunique() > 1]
     return configs[varied].join(outcome.dropna(axis=1, how="all"))
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
 NAME_IT = "Name the folder checkpoint of a run's train.output_dir."
-BASE = "model.model_name_or_path"
 ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")
 
 
@@ -89,13 +88,16 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     from ragfit.models.fingerprint import check
 
     own, model = Path(trainer.cfg.train.output_dir, "checkpoint"), trainer.model
-    folder = find_path(checkpoint, "checkpoint") if checkpoint else find_existing(own)
-    if folder is None or not all((folder / name).is_file() for name in ("adapter_config.json", "ragfit.yaml")):
-        if checkpoint:
-            raise ConfigError("checkpoint", f"{folder} holds no adapter of a run", NAME_IT)
-        return f"There is no trained adapter yet: {_BASE} Run train.ipynb, or set checkpoint."
-    if not checkpoint and (other := other_keys(trainer, folder, (*ROWS, BASE))):
-        return f"The adapter in {folder} is of a run with other {', '.join(other)}, so it is not taken: {_BASE}"
+    if checkpoint:
+        folder = find_path(checkpoint, "checkpoint")
+        if not (folder / "adapter_config.json").is_file():
+            raise ConfigError("checkpoint", f"{folder} holds no adapter", NAME_IT)
+    else:
+        folder, only = find_existing(own), "these are the losses of the base model."
+        if folder is None or not all((folder / name).is_file() for name in ("adapter_config.json", "ragfit.yaml")):
+            return f"There is no trained adapter yet: {only} Run train.ipynb, or set checkpoint."
+        if other := other_keys(trainer, folder, (*ROWS, "model.model_name_or_path")):
+            return f"The adapter in {folder} is of a run with other {', '.join(other)}, so it is not taken: {only}"
     if not isinstance(model, PeftModel):
         fix = "Set model.lora, or leave checkpoint empty."
         raise ConfigError("checkpoint", f"{folder} is an adapter, but model.lora is empty", fix)
@@ -112,9 +114,6 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
         check(folder, model, "base")
     check(folder, model, "tuned")
     return f"The tuned model is the base model with the adapter in {folder}."
-
-
-_BASE = "these are the losses of the base model."
 
 
 def other_keys(trainer: "RagfitTrainer", checkpoint: Path, keys: Sequence[str] = ROWS) -> list[str]:

@@ -142,6 +142,8 @@ def test_what_a_rows_values_are():
     assert {name: (base[name], tuned[name]) for name in expected} == expected
     found = summarize([row])
     assert found["rise_supporting"]["difference"]["mean"] == 5.0
+    of = summarize([row] * 8)["cites_expected"]  # right in 8 of 8 rows, where the base was in none
+    assert [round(of["difference"][bound], 2) for bound in ("mean", "low", "high")] == [1.0, 0.54, 1.0]
     assert "loss_supporting" not in found  # base and tuned stand on the same rows, and tuned has none
 
 

@@ -124,6 +124,7 @@ def test_a_run_that_left_little_spoils_no_other(tmp_path):
         (tmp_path / "whole" / own / "ragfit.yaml").write_text("model: {}")
     frame = ragfit.table_of_runs(tmp_path)
     assert frame.index.tolist() == ["cut", "whole"] and frame["train_loss"].tolist()[1] == 1.0
+    assert list(frame)[0] == "state"  # and says nothing about their settings
     assert_harmless(RunsView(frame)._repr_html_())
 
 

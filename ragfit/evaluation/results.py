@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ragfit.config.paths import PathText, user_path
+from omegaconf import DictConfig, OmegaConf
+
+from ragfit.config.paths import PathText, find_existing, user_path
 from ragfit.draw.progress import say
 from ragfit.evaluation.metrics import after_marker, normalize, without_citations
 from ragfit.files import write_whole
@@ -93,12 +95,33 @@ def _label(answer: str, labels: Sequence[str]) -> str:
     return next((one for one in sorted(labels, key=len, reverse=True) if f"{said} ".startswith(f"{one} ")), OTHER)
 
 
+ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")  # the keys that choose the rows
+
+
+def other_keys(trainer: "SFTTrainer", config: Path, keys: Sequence[str] = ROWS) -> list[str]:
+    """The keys whose value in a run's configuration is another than a trainer's."""
+
+    def named(cfg: DictConfig, key: str) -> str:
+        value = OmegaConf.select(cfg, key)
+        return str((value and find_existing(str(value)) or Path(str(value))).resolve())
+
+    recorded = OmegaConf.load(config)
+    return [key for key in keys if named(recorded, key) != named(trainer.cfg, key)]
+
+
 def results_folder(trainer: "SFTTrainer", save: PathText | Literal[False] | None) -> Path | None:
-    """Where figures are saved: by default the output folder of a trainer that has trained. It is made at once."""
+    """Where figures are saved: by default the output folder of a trainer that has trained. It is made at once.
+
+    In the output folder of a run that had other rows it is `evaluation-NAME`, so that the run's own figures stay.
+    """
     folder = trainer.args.output_dir if save is None and trainer.state.global_step else save
     if not folder or not trainer.is_world_process_zero():
         return None
-    folder = user_path(folder, "save")
+    folder, cfg = user_path(folder, "save"), trainer.cfg
+    own = folder / "checkpoint" / "ragfit.yaml"
+    if own.is_file() and other_keys(trainer, own):
+        data = cfg.dev_split if isinstance(cfg.dev_split, str) else cfg.data_file
+        folder /= f"evaluation-{Path(data).name.partition('.')[0]}"
     folder.mkdir(parents=True, exist_ok=True)  # what is in its way is said before the answers are generated, not after
     return folder
 

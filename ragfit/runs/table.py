@@ -136,9 +136,10 @@ class RunsView(View):
         self.frame, self.title = frame, counted(len(frame), "run")
         self.settings = list(frame)[: list(frame).index("state")]
         self.figures = [column for column in (*LOW, *HIGH) if column in frame]
-        # Figures of other rows are not compared, and of a figure that is the same everywhere none is the best.
+        # Figures of other rows are not compared (on how many `grounded` stands is not known here), and of a figure that
+        # is the same everywhere none is the best.
         alike = not DATA & set(self.settings) and ("answers" not in frame or frame["answers"].nunique() == 1)
-        compared = [column for column in self.figures if alike and frame[column].nunique() > 1]
+        compared = [one for one in self.figures if alike and frame[one].nunique() > 1 and one != "grounded"]
         self.best = {column: frame[column].min() if column in LOW else frame[column].max() for column in compared}
 
     def blocks(self) -> list[Block]:

@@ -5,20 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from omegaconf import DictConfig, OmegaConf
-
 from ragfit.config.explain import explained
 from ragfit.config.overrides import override
 from ragfit.config.paths import find_existing, find_path
 from ragfit.config.trust import load_believed
 from ragfit.errors import ConfigError
+from ragfit.evaluation.results import ROWS, other_keys
 
 if TYPE_CHECKING:
     from ragfit.training.trainer import RagfitTrainer
 
 TUNED = "tuned"  # the name under which a trained adapter is loaded
 NAME_IT = "Name the folder checkpoint of a run's train.output_dir."
-ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")
 
 
 @explained("Loading the checkpoint")
@@ -96,7 +94,7 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
         folder, only = find_existing(own), "these are the losses of the base model."
         if folder is None or not all((folder / name).is_file() for name in ("adapter_config.json", "ragfit.yaml")):
             return f"There is no trained adapter yet: {only} Run train.ipynb, or set checkpoint."
-        if other := other_keys(trainer, folder, (*ROWS, "model.model_name_or_path")):
+        if other := other_keys(trainer, folder / "ragfit.yaml", (*ROWS, "model.model_name_or_path")):
             return f"The adapter in {folder} is of a run with other {', '.join(other)}, so it is not taken: {only}"
     if not isinstance(model, PeftModel):
         fix = "Set model.lora, or leave checkpoint empty."
@@ -116,26 +114,8 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     return f"The tuned model is the base model with the adapter in {folder}."
 
 
-def other_keys(trainer: "RagfitTrainer", checkpoint: Path, keys: Sequence[str] = ROWS) -> list[str]:
-    """The keys whose value in a checkpoint's own configuration is another than a trainer's."""
-
-    def named(cfg: DictConfig, key: str) -> str:
-        value = OmegaConf.select(cfg, key)
-        return str((value and find_existing(str(value)) or Path(str(value))).resolve())
-
-    recorded = OmegaConf.load(checkpoint / "ragfit.yaml")
-    return [key for key in keys if named(recorded, key) != named(trainer.cfg, key)]
-
-
-def figures_folder(trainer: "RagfitTrainer") -> Path | Literal[False]:
-    """Where the figures of a loaded run belong: its own folder, or `evaluation-NAME` in it for those of other rows.
-
-    Returns:
-        False where no run's model was loaded: what a new adapter makes of rows is nobody's figure.
-    """
-    cfg, folder = trainer.cfg, Path(trainer.args.output_dir)
-    whole = cfg.model.model_name_or_path == str(folder / "checkpoint")  # all weights were trained
-    if not whole and TUNED not in getattr(trainer.model, "peft_config", ()):
-        return False
-    name = Path(cfg.dev_split if isinstance(cfg.dev_split, str) else cfg.data_file).name.partition(".")[0]
-    return folder / f"evaluation-{name}" if other_keys(trainer, folder / "checkpoint") else folder
+def figures_folder(trainer: "RagfitTrainer") -> str | Literal[False]:
+    """Where the figures of a loaded run go: its own folder; False, so nowhere, where a new adapter was made instead."""
+    folder = trainer.args.output_dir
+    whole = trainer.cfg.model.model_name_or_path == str(Path(folder, "checkpoint"))  # all weights were trained
+    return folder if whole or TUNED in getattr(trainer.model, "peft_config", ()) else False

@@ -253,7 +253,8 @@ def test_figures_of_other_rows_have_a_folder_of_their_own(trained, write_rows, c
     assert "flatter" not in capsys.readouterr().out
     loaded = load_checkpoint(checkpoint, test)
     assert loaded.prepared.report.dev.longest > 20 and len(loaded.prepared.dev) == 4
-    assert figures_folder(loaded) == checkpoint.parent / "evaluation-test"
+    view = ragfit.evaluate(loaded, rows=0, save=figures_folder(loaded))
+    assert view.saved == checkpoint.parent / "evaluation-test" / "evaluation.json"
 
 
 def test_an_adapter_by_default_is_of_these_rows_and_this_base(trained, tiny_llama, rows, write_rows, out):
@@ -266,7 +267,7 @@ def test_an_adapter_by_default_is_of_these_rows_and_this_base(trained, tiny_llam
             assert f"other {reason}" in said.replace(", dev_split", "") and figures_folder(trainer) is False
             assert set(losses.token_losses(trainer)) == {"base"}
         else:
-            assert "with the adapter in" in said and figures_folder(trainer) == out
+            assert "with the adapter in" in said and figures_folder(trainer) == str(out)
             assert set(losses.token_losses(trainer)) == {"base", "tuned"}
     assert "with the adapter in" in load_tuned(trainer, out / "checkpoint")  # asked for by name
 
@@ -292,7 +293,7 @@ def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
     expected = ragfit.evaluate(trainer, rows=2, max_new_tokens=5, save=False)
     loaded = load_checkpoint(checkpoint)
     found = ragfit.evaluate(loaded, rows=2, max_new_tokens=5)
-    assert found.rows == expected.rows and found.columns == ["tuned"] and figures_folder(loaded) == out
+    assert found.rows == expected.rows and found.columns == ["tuned"] and figures_folder(loaded) == str(out)
     assert found.summary["dev_loss"]["tuned"] == pytest.approx(expected.summary["dev_loss"]["tuned"])
 
 

@@ -10,7 +10,7 @@ from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
 from ragfit.evaluation.losses import dev_loss
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, question_of, scores
-from ragfit.evaluation.results import CLOSED_BOOK, label_scores, results_folder, save_results, summarize
+from ragfit.evaluation.results import CLOSED_BOOK, data_of, label_scores, results_folder, save_results, summarize
 from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now
 
@@ -87,7 +87,7 @@ def evaluate(
         answer([row for row, _ in bare], [prompt for _, prompt in bare], CLOSED_BOOK)
     summary = {
         "part": part,
-        "data": str(cfg.dev_split if part == "dev" and isinstance(cfg.dev_split, str) else cfg.data_file),
+        "data": data_of(trainer),
         "rows": len(table),
         "answer_marker": answer_marker,
         "max_new_tokens": settings["max_new_tokens"],

@@ -26,9 +26,9 @@ from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
 from ragfit.evaluation.metrics import question_of, share_interval
-from ragfit.evaluation.probes import Row, Text, probes, taken_apart
+from ragfit.evaluation.probes import Text, probes, taken_apart
 from ragfit.evaluation.reading import Reading, read
-from ragfit.evaluation.results import MODELS, results_folder, save_results
+from ragfit.evaluation.results import MODELS, data_of, results_folder, save_results
 from ragfit.runs.records import now
 
 if TYPE_CHECKING:
@@ -87,64 +87,64 @@ def grounding(
         | {"documents": [asdict(one) for one in row.passages.documents], "supporting": sorted(row.supports)}
         for row in found
     ]
-    texts = probes(found, parts, seed)
+    texts, first = probes(found, parts, seed), trainer.is_world_process_zero()
+    cited = [n for n, row in enumerate(found) if "citations" in parts and citations(row.output)]
     for name in MODELS if isinstance(trainer.model, PeftModel) else MODELS[1:]:
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            for one, measured in zip(table, measure(trainer, name, found, texts, parts), strict=True):
-                one[name] = measured
-    told = {"part": part, "rows": len(table), "unread": unread, "parts": list(parts), "seed": seed, "written": now()}
-    summary = told | summarize(table, seed)
+            rows_read = progress_bar(texts, desc=f"documents, {name}", unit="row", delay=2, disable=not first)
+            for one, groups in zip(table, rows_read, strict=True):
+                one[name] = measure(trainer, groups)
+            answers = _answers(trainer, [found[n].query for n in cited], f"answers, {name}")
+            for n, answer in zip(cited, answers, strict=True):
+                table[n][name]["answer"] = answer
+    summary = {
+        "part": part,
+        "data": data_of(trainer),
+        "rows": len(table),
+        "unread": unread,
+        "parts": list(parts),
+        "seed": seed,
+        "written": now(),
+        **summarize(table, seed),
+    }
     saved = save_results(folder, "grounding", summary, table) if folder else None
     if saved and folder.resolve() == Path(trainer.args.output_dir).resolve():
         tell_grounding(folder / "checkpoint", summary)
     return GroundingView(table, summary, saved)
 
 
-def measure(
-    trainer: "SFTTrainer", name: str, rows: Sequence[Row], texts: Sequence[Sequence[dict[str, Text]]], parts: Sequence
-) -> list[dict[str, Any]]:
-    """What one model makes of each row.
+def measure(trainer: "SFTTrainer", groups: Sequence[dict[str, Text]]) -> dict[str, Any]:
+    """What a row's answer costs the model as it is now, under each of its texts.
 
     Args:
-        name: which model the trainer's is at present: base or tuned.
-        texts: of `probes`.
+        groups: one row's of `probes`.
 
     Returns:
-        For each row `losses`, the sum over its answer's tokens in nats by the names of its texts; `citations`, that of
-        its citations' tokens under `all`; `tokens`, how each token's loss changes; `answer`, where one is to cite.
+        `losses`, the sum over the answer's tokens in nats, citations excluded, by the names of the texts, and `tokens`:
+        of each token of the answer its text, its loss, and how much that rises without each document.
     """
-    measured, first = [], trainer.is_world_process_zero()
-    pairs = list(zip(rows, texts, strict=True))
-    for row, groups in progress_bar(pairs, desc=f"documents, {name}", unit="row", delay=2, disable=not first):
-        readings: dict[str, Reading] = {}
-        for group in groups:
-            readings |= zip(group, read(trainer, list(group.values())), strict=True)
-        one = {
-            "losses": {key: sum(reading.of("answer")) for key, reading in readings.items()},
-            "citations": sum(readings["all"].of("citation")),
-            "tokens": _tokens(row, readings),
-        }
-        measured.append(one)
-    prepared, size = trainer.prepared, trainer.args.per_device_eval_batch_size
-    citing = [n for n, row in enumerate(rows) if "citations" in parts and citations(row.output)]
-    prompts = [prepared.renderer.render(rows[n].query, "").prompt for n in citing]
-    settings = answer_settings(trainer, "dev" if prepared.dev is not None else "train")
-    doing = f"answers, {name}" if first else None
-    answers = generate(trainer.model, prepared, prompts, settings["max_new_tokens"], settings, size, doing)
-    for n, (answer, _) in zip(citing, answers, strict=True):
-        measured[n]["answer"] = answer
-    return measured
-
-
-def _tokens(row: Row, readings: Mapping[str, Reading]) -> list[dict[str, Any]]:
-    """For each token of the answer its text, its loss, and how much it rises without each document."""
-    whole = readings["all"]
-    dropped = {one.number: readings.get(f"without {one.number}") for one in row.passages.documents}
-    texts = [text for text, kind in zip(whole.tokens, whole.kinds, strict=True) if kind == "answer"]
-    return [
-        {"text": text, "loss": loss, "rise": {n: one.of("answer")[i] - loss for n, one in dropped.items() if one}}
-        for i, (text, loss) in enumerate(zip(texts, whole.of("answer"), strict=True))
+    readings: dict[str, Reading] = {}
+    for group in groups:
+        readings |= zip(group, read(trainer, list(group.values())), strict=True)
+    costs = {name: reading.of("answer") for name, reading in readings.items()}
+    without = {name.split()[1]: cost for name, cost in costs.items() if name.startswith("without")}
+    whole = zip(readings["all"].tokens, readings["all"].kinds, strict=True)
+    texts = [text for text, kind in whole if kind == "answer"]
+    tokens = [
+        {"text": text, "loss": loss, "rise": {number: cost[n] - loss for number, cost in without.items()}}
+        for n, (text, loss) in enumerate(zip(texts, costs["all"], strict=True))
     ]
+    return {"losses": {name: sum(cost) for name, cost in costs.items()}, "tokens": tokens}
+
+
+def _answers(trainer: "SFTTrainer", queries: Sequence[str], doing: str) -> list[str]:
+    """What the model as it is now answers."""
+    prepared, size = trainer.prepared, trainer.args.per_device_eval_batch_size
+    settings = answer_settings(trainer, "dev" if prepared.dev is not None else "train")
+    prompts = [prepared.renderer.render(query, "").prompt for query in queries]
+    shown = doing if trainer.is_world_process_zero() else None
+    answers = generate(trainer.model, prepared, prompts, settings["max_new_tokens"], settings, size, shown)
+    return [answer for answer, _ in answers]
 
 
 # What comes of it.

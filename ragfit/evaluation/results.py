@@ -98,6 +98,12 @@ def _label(answer: str, labels: Sequence[str]) -> str:
 ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")  # the keys that choose the rows
 
 
+def data_of(trainer: "SFTTrainer") -> str:
+    """The file of the rows that are measured: the dev set's, where it has one of its own."""
+    cfg = trainer.cfg
+    return str(cfg.dev_split if isinstance(cfg.dev_split, str) and trainer.prepared.dev is not None else cfg.data_file)
+
+
 def other_keys(trainer: "SFTTrainer", config: Path, keys: Sequence[str] = ROWS) -> list[str]:
     """The keys whose value in a run's configuration is another than a trainer's."""
 
@@ -117,11 +123,10 @@ def results_folder(trainer: "SFTTrainer", save: PathText | Literal[False] | None
     folder = trainer.args.output_dir if save is None and trainer.state.global_step else save
     if not folder or not trainer.is_world_process_zero():
         return None
-    folder, cfg = user_path(folder, "save"), trainer.cfg
+    folder = user_path(folder, "save")
     own = folder / "checkpoint" / "ragfit.yaml"
     if own.is_file() and other_keys(trainer, own):
-        data = cfg.dev_split if isinstance(cfg.dev_split, str) else cfg.data_file
-        folder /= f"evaluation-{Path(data).name.partition('.')[0]}"
+        folder /= f"evaluation-{Path(data_of(trainer)).name.partition('.')[0]}"
     folder.mkdir(parents=True, exist_ok=True)  # what is in its way is said before the answers are generated, not after
     return folder
 

@@ -102,9 +102,9 @@ def _outcome(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     if log and began and (folder / LOG).stat().st_mtime < int(datetime.fromisoformat(began).timestamp()):
         log = {}
     evaluation, grounding = (found if found.get("written", "") >= began else {} for found in (evaluation, grounding))
-    step, history = log.get("global_step", facts.get("step")), log.get("log_history", [])
-    if config.get("train.load_best_model_at_end"):
-        step = log.get("best_global_step") or step
+    best = log.get("best_global_step") if config.get("train.load_best_model_at_end") else None
+    step = facts.get("saved_step") or best or log.get("global_step", facts.get("step"))
+    history = log.get("log_history", [])
     logged = [entry for entry in history if entry["step"] <= (step or 0)]
     tuned = {key: (evaluation.get(key) or {}).get("tuned") for key in ("dev_loss", *METRICS, *OF_LABELS)}
     if tuned["dev_loss"] is None:

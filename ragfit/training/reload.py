@@ -108,8 +108,7 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
         "Name an adapter of this model, or take it from another copy.",
     ), TUNED)  # fmt: skip
     model.set_adapter(TUNED)
-    with model.disable_adapter():
-        check(folder, model, "base")
+    check(folder, model, "base")
     check(folder, model, "tuned")
     return f"The tuned model is the base model with the adapter in {folder}."
 

@@ -255,7 +255,8 @@ def test_the_card_tells_of_it_once(trainer, tmp_path):
 @pytest.mark.slow
 def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
     """The tuned model answers again without documents, where they can be found; rows without them have no such answer."""
-    rows = rows_with_documents(20) + [{"prompt": "Nothing to read.", "answers": ["Ada"]}] * 4
+    rows = rows_with_documents(16)
+    rows += [{"prompt": f"Nothing to read about box {n}.", "answers": ["Ada"]} for n in range(8)]
     trainer = trainer_of(tiny_llama, rows)
     view = ragfit.evaluate(trainer, rows=None, max_new_tokens=3, save=False, closed_book=True)
     asked = [row for row in view.rows if "closed_book" in row]

@@ -328,6 +328,13 @@ def test_grounding_of_a_trained_run_is_saved_beside_its_evaluation(trained, tiny
     assert json.loads((folder / "grounding.json").read_text())["loss_all"]["tuned"]["rows"] == 2
     assert "## Grounding" in (folder / "checkpoint" / "README.md").read_text()
 
+    # The checkpoint alone brings its configuration and rows; figures of other rows go into a folder of their own.
+    before = (folder / "grounding.json").read_text()
+    text = outputs(execute("grounding.ipynb", trained[0].parent, {"checkpoint": str(folder / "checkpoint"), "rows": 2}))
+    assert f"Saved in {folder / 'grounding.jsonl'}" in text and "capital" not in text
+    after = json.loads((folder / "grounding.json").read_text())
+    assert after | {"written": 0} == json.loads(before) | {"written": 0}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -1,34 +1,22 @@
-"""What a model answers, and its dev loss."""
+"""What a model answers."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
+from ragfit.config.load import resolved
+from ragfit.draw.progress import progress_bar
+from ragfit.evaluation.losses import dev_loss, inference  # noqa: F401  for the merge: dev_loss goes with its importers
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
     from trl import SFTTrainer
 
     from ragfit.data.report import Prepared
 
-
 Answer = tuple[str, bool]  # its text, and whether it was cut
-
-
-@explained("The dev loss", LESS_TO_EVALUATE)
-def dev_loss(trainer: "SFTTrainer") -> float | None:
-    """The mean loss per completion token on the dev set in nats, as Trainer reports it, without logging it.
-
-    None where there is no dev set.
-    """
-    if trainer.prepared.dev is None:
-        return None
-    training = trainer.model.training
-    loop = trainer.evaluation_loop(trainer.get_eval_dataloader(), "dev loss", prediction_loss_only=True)
-    trainer.model.train(training)
-    return loop.metrics["eval_loss"]
 
 
 def longest_answer(prepared: "Prepared", part: str = "dev") -> int:
@@ -42,10 +30,7 @@ def longest_answer(prepared: "Prepared", part: str = "dev") -> int:
 
 def answer_settings(trainer: "SFTTrainer", part: str, max_new_tokens: int | None = None) -> dict[str, Any]:
     """What a run's answers are generated with: `model.generation`, and the longest answer where that names none."""
-    from omegaconf import OmegaConf
-
-    # transformers asks for plain lists and dicts.
-    settings = OmegaConf.to_container(trainer.cfg.model, resolve=True).get("generation") or {}
+    settings = resolved(trainer.cfg, "model").get("generation") or {}
     longest = max_new_tokens or settings.get("max_new_tokens") or longest_answer(trainer.prepared, part)
     return settings | {"max_new_tokens": longest}
 
@@ -58,7 +43,7 @@ def generate(
     max_new_tokens: int,
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 8,
-    keep: Callable[[dict[int, Answer]], None] = lambda answers: None,
+    doing: str | None = None,
 ) -> list[Answer]:
     """Continue prompts, greedily unless the settings say otherwise.
 
@@ -69,7 +54,7 @@ def generate(
         prompts: inference prompts as text, as `prepared.rendered(…).prompt`.
         settings: keyword arguments of `generate` that go before the greedy default, as plain lists and dicts.
         batch_size: how many to continue together.
-        keep: is given the answers of each batch as soon as they are there, by the number of their prompt.
+        doing: what a progress bar says after two seconds, such as "answers of the base model"; None for no bar.
 
     Returns:
         For each prompt `(answer, cut)`: text without special tokens, and whether `max_new_tokens` ended it.
@@ -88,7 +73,14 @@ def generate(
     ids = [encoder.bos + list(encoder.spans(prompt)[0]) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     answers: dict[int, Answer] = {}
-    with inference(model):
+    bar = progress_bar(total=len(ids), desc=doing, unit="answer", delay=2, miniters=0, disable=doing is None)
+
+    def alive(new: "torch.Tensor", scores: object, **kwargs: object) -> "torch.Tensor":
+        """No criterion to stop, but what `generate` calls at each token: a batch of answers can take minutes."""
+        bar.update(0)
+        return torch.zeros(len(new), dtype=torch.bool, device=new.device)
+
+    with inference(model), bar:
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
             width = len(ids[batch[0]])
@@ -96,33 +88,19 @@ def generate(
             inputs = torch.tensor([[pad] * left + ids[i] for i, left in zip(batch, padding, strict=True)])
             mask = torch.tensor([[0] * left + [1] * (width - left) for left in padding])
             output = model.generate(
-                input_ids=inputs.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer, **settings
+                input_ids=inputs.to(model.device),
+                attention_mask=mask.to(model.device),
+                tokenizer=tokenizer,
+                stopping_criteria=[alive],
+                **settings,
             )
-            given = {}
             for i, new in zip(batch, output[:, width:].tolist(), strict=True):
                 text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-                given[i] = text, len(new) >= settings["max_new_tokens"] and not ends & set(new)
-            answers |= given
-            keep(given)
+                answers[i] = text, len(new) >= settings["max_new_tokens"] and not ends & set(new)
+            bar.update(len(batch))
     return [answers[i] for i in range(len(ids))]
 
 
 def _ids(value: int | list[int] | None) -> set[int]:
     """The token ids of a setting that takes one id, several or none."""
     return set() if value is None else set(value) if isinstance(value, list | tuple) else {value}
-
-
-@contextlib.contextmanager
-def inference(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Evaluation mode with the cache on, and back."""
-    import torch
-
-    training, cache = model.training, model.config.use_cache
-    model.eval()
-    model.config.use_cache = True
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.config.use_cache = cache
-        model.train(training)

@@ -8,15 +8,18 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ragfit.data.documents import CITATION
-from ragfit.data.mask import Masked
+from ragfit.data.mask import IGNORE_INDEX, Masked
 from ragfit.data.prompt import Rendered
 from ragfit.evaluation.generate import inference
+from ragfit.evaluation.losses import losses_at
 from ragfit.models.load import forward_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import DynamicCache, PreTrainedModel
     from trl import SFTTrainer
+
+    from ragfit.data.report import Prepared
 
 TOGETHER = 512  # tokens that are read on in one forward pass, several texts or one longer one
 
@@ -46,7 +49,7 @@ def read(trainer: "SFTTrainer", texts: Sequence[tuple[str, str]]) -> list[Readin
     The texts go through the renderer and the encoder that made the trainer's rows.
 
     Args:
-        texts: `(query, output)` of each variant; those that begin alike are read faster.
+        texts: `(query, output)` of each variant; those that begin as the first one does are read faster.
 
     Raises:
         PromptError: a text that cannot be rendered.
@@ -55,16 +58,11 @@ def read(trainer: "SFTTrainer", texts: Sequence[tuple[str, str]]) -> list[Readin
     rendered = [prepared.renderer.render(query, output) for query, output in texts]
     masked = prepared.encoder.encode(rendered)
     losses = completion_losses(trainer, masked)
-    return [_reading(trainer, *one) for one in zip(rendered, masked, losses, strict=True)]
+    return [_reading(prepared, *one) for one in zip(rendered, masked, losses, strict=True)]
 
 
-def _reading(trainer: "SFTTrainer", rendered: Rendered, masked: Masked, losses: list[float]) -> Reading:
-    prepared = trainer.prepared
-    learned = range(masked.start, masked.end)
-    tokens = tuple(prepared.tokenizer.decode([masked.input_ids[place]]) for place in learned)
+def _reading(prepared: "Prepared", rendered: Rendered, masked: Masked, losses: list[float]) -> Reading:
     _, spans = prepared.encoder.spans(rendered.text)
-    if spans is None:  # a tokenizer that does not say which characters a token has
-        return Reading(tokens, tuple(losses), ("answer",) * len(tokens))
     ahead = len(masked.input_ids) - len(spans)  # BOS that is put before the text's own tokens
     cited = [match.span() for match in CITATION.finditer(rendered.text, *rendered.output)]
 
@@ -73,54 +71,76 @@ def _reading(trainer: "SFTTrainer", rendered: Rendered, masked: Masked, losses: 
             return "end"
         return "citation" if any(left < end and right > start for start, end in cited) else "answer"
 
-    return Reading(tokens, tuple(losses), tuple(kind(*spans[place - ahead]) for place in learned))
+    places = learned(masked)
+    return Reading(
+        tuple(prepared.tokenizer.decode([masked.input_ids[place]]) for place in places),
+        tuple(losses),
+        tuple(kind(*spans[place - ahead]) for place in places),
+    )
+
+
+def learned(row: Masked) -> list[int]:
+    """The positions of a row's tokens with loss."""
+    return [place for place, label in enumerate(row.labels()) if label != IGNORE_INDEX]
 
 
 def completion_losses(trainer: "SFTTrainer", rows: Sequence[Masked]) -> list[list[float]]:
     """The loss of each token with loss, in nats, for texts that may begin alike.
 
-    The mean of a row's values is the loss that the trainer reports for it. The first text is read whole; of the others
-    only what follows their beginning in common with it, several in one forward pass, in which each sees that beginning
-    and itself alone. Where the model does not allow that (`_cache_to_read_on_from`), each text is read by itself. The
-    LM head is applied where there are labels alone.
+    The first text is read whole; of the others only what follows their beginning in common with it, several in one
+    forward pass, in which each sees that beginning and itself alone. Where the model does not allow that
+    (`_cache_to_read_on_from`), each text is read by itself.
 
     Returns:
-        For each row a list of `end - start` values.
+        For each row a value for each place of `learned`.
     """
     first, *others = rows
+    places = {id(row): learned(row) for row in rows}
+    ends = {id(row): places[id(row)][-1] + 1 for row in rows}  # what follows the last token with loss is not read
     with inference(trainer.model):
-        cache = _cache_to_read_on_from(trainer.model, max(row.end for row in rows))
-        found = _read_on(trainer, [first], [0], cache)
+        cache = _cache_to_read_on_from(trainer.model, max(ends.values()))
+
+        def go_on(rows: Sequence[Masked], kept: Sequence[int]) -> list[list[float]]:
+            texts = [(row.input_ids[: ends[id(row)]], places[id(row)]) for row in rows]
+            return _read_on(trainer, texts, kept, cache)
+
+        found = go_on([first], [0])
         if cache is None:
-            return found + [losses for row in others for losses in _read_on(trainer, [row], [0], None)]
+            return found + [losses for row in others for losses in go_on([row], [0])]
+        held = first.input_ids[: ends[id(first)]]
         # The token before the completion is read again: it predicts the first one that has loss.
-        held = first.input_ids[: first.end]
-        kept = [min(len(os.path.commonprefix([held, row.input_ids])), row.start - 1) for row in others]
+        kept = [min(len(os.path.commonprefix([held, row.input_ids])), places[id(row)][0] - 1) for row in others]
         while others:
-            tokens = list(accumulate(row.end - there for row, there in zip(others, kept, strict=True)))
+            tokens = list(accumulate(ends[id(row)] - there for row, there in zip(others, kept, strict=True)))
             fit = max(1, bisect_right(tokens, TOGETHER))
-            found += _read_on(trainer, others[:fit], kept[:fit], cache)
+            found += go_on(others[:fit], kept[:fit])
             cache.crop(-tokens[fit - 1])
             others, kept = others[fit:], kept[fit:]
     return found
 
 
 def _read_on(
-    trainer: "SFTTrainer", rows: Sequence[Masked], kept: Sequence[int], cache: "DynamicCache | None"
+    trainer: "SFTTrainer",
+    texts: Sequence[tuple[list[int], list[int]]],
+    kept: Sequence[int],
+    cache: "DynamicCache | None",
 ) -> list[list[float]]:
-    """The losses of rows in one forward pass, each read on from its first `kept` tokens, which the cache holds."""
+    """The losses of texts in one forward pass, each read on from its first `kept` tokens, which the cache holds.
+
+    Args:
+        texts: the ids of each text, and its places with loss.
+    """
     import torch
 
     model, held = trainer.model, cache.get_seq_length() if cache is not None else 0
-    ids, positions, places, spans = [], [], [], []
-    for row, there in zip(rows, kept, strict=True):
+    ids, positions, before, spans = [], [], [], []
+    for (text, places), there in zip(texts, kept, strict=True):
         left = len(ids)
-        ids += row.input_ids[there : row.end]
-        positions += range(there, row.end)
-        # The token at a position is predicted from the position before it.
-        places += range(left + row.start - 1 - there, left + row.end - 1 - there)
+        ids += text[there:]
+        positions += range(there, len(text))
+        before += [left + place - 1 - there for place in places]  # the token at a place is predicted before it
         spans.append((left, len(ids), there))
-    inputs = {"input_ids": torch.tensor([ids], device=model.device)}
+    inputs = {} if cache is None else {"cache": cache, "use_cache": True}
     if held:
         seen = torch.zeros(len(ids), held + len(ids), dtype=torch.bool)
         for left, right, there in spans:
@@ -129,17 +149,9 @@ def _read_on(
         hidden = torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(~seen, torch.finfo(model.dtype).min)
         inputs["attention_mask"] = hidden[None, None].to(model.device)
         inputs["position_ids"] = torch.tensor([positions], device=model.device)
-    few = "logits_to_keep" in forward_arguments(model)
-    if few:
-        inputs["logits_to_keep"] = torch.tensor(places)  # on the CPU, as a spread model's last layer is on another GPU
-    if cache is not None:
-        inputs["cache"] = cache
-    with trainer.compute_loss_context_manager():
-        logits = model(**inputs, use_cache=cache is not None).logits[0]
-    logits = logits if few else logits[places]
-    wanted = torch.tensor([token for row in rows for token in row.input_ids[row.start : row.end]], device=logits.device)
-    losses = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
-    return [one.tolist() for one in losses.split([row.end - row.start for row in rows])]
+    wanted = [text[place] for text, places in texts for place in places]
+    losses = iter(losses_at(trainer, ids, before, wanted, **inputs))
+    return [[next(losses) for _ in places] for _, places in texts]
 
 
 def _cache_to_read_on_from(model: "PreTrainedModel | PeftModel", longest: int) -> "DynamicCache | None":

@@ -1,21 +1,31 @@
-"""The numbers of an evaluation, summed up and saved."""
+"""The figures of an evaluation: summed up over its rows, and saved."""
 
-import contextlib
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from omegaconf import DictConfig, OmegaConf
+
+from ragfit.config.paths import PathText, find_existing, user_path
+from ragfit.draw.progress import say
+from ragfit.evaluation.metrics import after_marker, normalize, without_citations
 from ragfit.files import write_whole
-from ragfit.runs.records import EVALUATION, METRICS, now
+from ragfit.runs.records import METRICS, now
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
 
 MODELS, CLOSED_BOOK = ("base", "tuned"), "closed_book"  # the last: tuned, without documents
+MOST_LABELS, FEWEST_ROWS_EACH = 10, 3  # more labels, or fewer rows for each, are answers rather than labels
+OTHER = "(other)"
 
 
-def summarize(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def summarize(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """The mean of each metric over the rows that have it, and on how many of them tuned is better or worse than base.
+
+    Base and tuned answer the same rows. `closed_book` is over those of them whose documents were found.
 
     Returns:
         `{metric: {"rows": …, "base": …, "tuned": …, "better": …, "worse": …}}`, without metrics that no row has.
@@ -36,32 +46,120 @@ def summarize(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def save_loss(trainer: "SFTTrainer", loss: float) -> None:
-    """Save the dev loss alone, where a run answers no rows."""
-    part = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": now()}
-    losses = {"rows": len(trainer.prepared.dev), "base": None, "tuned": loss}
-    with contextlib.suppress(OSError):
-        save_evaluation(Path(trainer.args.output_dir), part | {"dev_loss": losses})
+def label_scores(table: Sequence[Mapping[str, Any]], marker: str | None = None) -> dict[str, Any]:
+    """What came of rows whose expected answers are few labels, such as yes, no and maybe; {} where they are not.
 
+    An answer counts as a label where it is one or begins with one ("Yes, because …"), as `ragfit.evaluation.metrics`
+    normalizes it; every other answer is "(other)". They are the figures of PubMedQA (Jin et al. 2019,
+    https://arxiv.org/abs/1909.06146), computed by scikit-learn.
 
-def save_evaluation(folder: Path, summary: dict[str, Any], table: list[dict[str, Any]] | None = None) -> Path:
-    """Write the summary, and the rows where there are any, each file whole or not at all.
+    Args:
+        table: rows with `expected`, and the answers under `base` and `tuned`.
+        marker: only what follows it in an answer counts.
 
     Returns:
-        The path of the rows, or of the summary where there are none.
-
-    Raises:
-        OSError: a file cannot be written.
+        `accuracy` and `macro_f1` as `summarize` gives metrics, and `confusion`: `labels`, and for each model a list for
+        each expected label of how often each label was answered.
     """
-    return save_results(folder, Path(EVALUATION).stem, summary, table)
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+    texts = [without_citations(row["expected"][0]) for row in table]
+    expected = [normalize(text) for text in texts]
+    labels = sorted(set(expected))
+    if len({text.casefold().strip(" .!") for text in texts}) > len(labels):
+        return {}  # normalizing makes one of two of them, such as -1 and 1
+    if any(len(row["expected"]) > 1 for row in table) or not 1 < len(labels) <= MOST_LABELS:
+        return {}
+    if len(table) < FEWEST_ROWS_EACH * len(labels) or any(not 0 < len(label.split()) <= 2 for label in labels):
+        return {}
+    found = {"accuracy": {"rows": len(table)}, "macro_f1": {"rows": len(table)}}
+    found["confusion"], right = {"labels": [*labels, OTHER]}, {}
+    for name in (name for name in MODELS if name in table[0]):
+        said = [_label(after_marker(row[name], marker), labels) for row in table]
+        found["accuracy"][name] = float(accuracy_score(expected, said))
+        found["macro_f1"][name] = float(f1_score(expected, said, labels=labels, average="macro", zero_division=0.0))
+        found["confusion"][name] = confusion_matrix(expected, said, labels=[*labels, OTHER])[:-1].tolist()
+        right[name] = [one == other for one, other in zip(expected, said, strict=True)]
+    if "base" in right:
+        pairs = list(zip(right["base"], right["tuned"], strict=True))
+        found["accuracy"] |= {"better": sum(t > b for b, t in pairs), "worse": sum(t < b for b, t in pairs)}
+    return found
 
 
-def save_results(folder: Path, name: str, summary: dict[str, Any], table: list[dict[str, Any]] | None) -> Path:
-    """Write `NAME.jsonl`, where there are rows, and then `NAME.json`, as `save_evaluation` says."""
+def _label(answer: str, labels: Sequence[str]) -> str:
+    answer = without_citations(answer)
+    said = normalize(answer)
+    if re.match(r"\W*a\W*[).:]", answer, re.IGNORECASE):
+        said = f"a {said}"  # "A) Paris" is a choice; normalizing took it for an article
+    # The longest first: "not sure" is not "not".
+    return next((one for one in sorted(labels, key=len, reverse=True) if f"{said} ".startswith(f"{one} ")), OTHER)
+
+
+ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")  # the keys that choose the rows
+
+
+def data_of(trainer: "SFTTrainer") -> str:
+    """The file of the rows that are measured: the dev set's, where it has one of its own."""
+    cfg = trainer.cfg
+    return str(cfg.dev_split if isinstance(cfg.dev_split, str) and trainer.prepared.dev is not None else cfg.data_file)
+
+
+def other_keys(trainer: "SFTTrainer", config: Path, keys: Sequence[str] = ROWS) -> list[str]:
+    """The keys whose value in a run's configuration is another than a trainer's."""
+
+    def named(cfg: DictConfig, key: str) -> str:
+        value = OmegaConf.select(cfg, key)
+        return str((value and find_existing(str(value)) or Path(str(value))).resolve())
+
+    recorded = OmegaConf.load(config)
+    return [key for key in keys if named(recorded, key) != named(trainer.cfg, key)]
+
+
+def results_folder(trainer: "SFTTrainer", save: PathText | Literal[False] | None) -> Path | None:
+    """Where figures are saved: by default the output folder of a trainer that has trained. It is made at once.
+
+    In the output folder of a run that had other rows it is `evaluation-NAME`, so that the run's own figures stay.
+    """
+    folder = trainer.args.output_dir if save is None and trainer.state.global_step else save
+    if not folder or not trainer.is_world_process_zero():
+        return None
+    folder = user_path(folder, "save")
+    own = folder / "checkpoint" / "ragfit.yaml"
+    if own.is_file() and other_keys(trainer, own):
+        folder /= f"evaluation-{Path(data_of(trainer)).name.partition('.')[0]}"
+    folder.mkdir(parents=True, exist_ok=True)  # what is in its way is said before the answers are generated, not after
+    return folder
+
+
+def save_results(folder: Path, name: str, summary: Mapping, table: Sequence[Mapping] = ()) -> Path | None:
+    """Write the rows, `NAME.jsonl`, where there are any, and the summary, `NAME.json`, each whole or not at all.
+
+    A figure that is no number is null. A full disk costs the files and not the figures, which are still shown.
+
+    Returns:
+        The path of the rows, or of the summary where there are none; None where they could not be written.
+    """
     rows, sums = folder / f"{name}.jsonl", folder / f"{name}.json"
-    if table:
-        write_whole(rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table))
-    else:
+    try:
         rows.unlink(missing_ok=True)  # of another evaluation, which the new summary does not sum up
-    write_whole(sums, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+        if table:
+            write_whole(rows, "".join(f"{_json(row)}\n" for row in table))
+        write_whole(sums, _json(summary, indent=1) + "\n")
+    except OSError as error:
+        say(f"The figures could not be saved in {folder}: {error.strerror}.")
+        return None
     return rows if table else sums
+
+
+def _json(value: Mapping, **how: Any) -> str:
+    """JSON, which has no NaN and no infinity."""
+    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False, **how)
+
+
+def save_loss(trainer: "SFTTrainer", loss: float) -> None:
+    """Save the dev loss alone, where a run answers no rows."""
+    dev, folder = trainer.prepared.report.dev, Path(trainer.args.output_dir)
+    losses = {"rows": len(dev.kept), "tokens": dev.loss_tokens, "base": None, "tuned": loss}
+    summary = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": now(), "dev_loss": losses}
+    save_results(folder, "evaluation", summary)

@@ -1,9 +1,10 @@
-"""Evaluation: metrics against their published definitions, answers of real models, the view and what is saved."""
+"""Evaluation: answers and losses of real models, a checkpoint measured again, the view, and what is saved."""
 
 import json
+import math
+import re
 import shutil
 
-import pandas
 import pytest
 import torch
 from harmless import HOSTILE, assert_harmless
@@ -13,26 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ragfit
 from ragfit.__main__ import main
 from ragfit.config.overrides import override
+from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError, RagfitError
+from ragfit.evaluation import losses
 from ragfit.evaluation.generate import generate, longest_answer
-from ragfit.evaluation.label_scores import label_scores
 from ragfit.evaluation.metrics import Gold, scores
-from ragfit.evaluation.results import save_evaluation, summarize
-from ragfit.evaluation.token_losses import label_losses
-from ragfit.models.load import weights_digest
-from ragfit.training.reload import load_checkpoint
+from ragfit.evaluation.results import label_scores, save_results, summarize
+from ragfit.training.reload import figures_folder, load_checkpoint, load_tuned
 from ragfit.views import EvaluationView
-
-
-def test_summary_counts_pairs():
-    def row(base, tuned):
-        return {"base_f1": base, "tuned_f1": tuned, "base_recall": None, "tuned_recall": None}
-
-    found = summarize([row(0.0, 1.0), row(0.5, 0.25), row(1.0, 1.0), row(0.0, 0.25)])
-    assert found == {"f1": {"rows": 4, "base": 0.375, "tuned": 0.625, "better": 2, "worse": 1}}
-    assert summarize([{"tuned_f1": 0.5}]) == {"f1": {"rows": 1, "tuned": 0.5}}
-    assert summarize([]) == {}
-
 
 # --- Answers of real models ------------------------------------------------------------------------------------------
 
@@ -108,116 +97,65 @@ def test_base_and_tuned_model(tiny_llama, trained, out):
     assert [row["tuned"] for row in view.rows] == [greedy(trainer.model, tokenizer, prompt, 9) for prompt in prompts]
     assert all(row["base"] != row["tuned"] and row["tuned"].startswith("The answer is") for row in view.rows)
     kept = trainer.prepared.report.dev.kept[:2]
-    assert [(row["row"], row["expected"]) for row in view.rows] == [
-        (n, [f"The answer is {2 * n}.", str(2 * n)]) for n in kept
-    ]
-    assert [row["question"] for row in view.rows] == [f"What is {n} times two?" for n in kept]
-    assert view.title == "Answers on 2 dev rows"
+    asked = [(row["row"], row["question"], row["expected"]) for row in view.rows]
+    assert asked == [(n, f"What is {n} times two?", [f"The answer is {2 * n}.", str(2 * n)]) for n in kept]
 
-    # The base is the model from before training, and the tuned loss is Trainer's.
     loss = view.summary["dev_loss"]
-    assert loss == {"rows": 3, "base": pytest.approx(before), "tuned": pytest.approx(trainer.evaluate()["eval_loss"])}
-    assert loss["tuned"] < loss["base"] - 1
+    assert (loss["rows"], loss["base"]) == (3, pytest.approx(before)) and loss["tuned"] < before - 1
     assert ragfit.evaluate(trainer, rows=0, base_loss=7.0).summary["dev_loss"]["base"] == 7.0  # taken, not measured
     f1 = view.summary["f1"]
     assert f1["tuned"] == sum(row["tuned_f1"] for row in view.rows) / 2 > f1["base"] and f1["better"] == 2
-    assert "2 better, 0 worse, 0 same" in repr(view) and "2 better, 0 worse, 0 same" in view.html()
+    assert view.title == "Answers on 2 dev rows" and "2 better, 0 worse, 0 same" in repr(view)
 
 
-def test_saved_rows_and_summary(trained, out):
+def test_the_dev_loss_is_over_all_tokens(trained, monkeypatch, capsys):
+    """It is the sum of the tokens' losses by their number at any batch size, and rows of other lengths weigh so."""
+    trainer, _, _ = trained
+    total, tokens, means = 0.0, 0, []
+    trainer.model.eval()
+    for row in trainer.prepared.dev:
+        labels = torch.tensor([row["labels"]])
+        with torch.no_grad():
+            logits = trainer.model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        costs = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="none", ignore_index=-100)
+        total, tokens = total + float(costs.sum()), tokens + int((labels[0, 1:] != -100).sum())
+        means.append(float(costs.sum()) / int((labels[0, 1:] != -100).sum()))
+    assert abs(sum(means) / len(means) - total / tokens) > 1e-5  # which a mean of means would miss
+    for size in (1, 2, 16):
+        monkeypatch.setattr(trainer.args, "per_device_eval_batch_size", size)
+        assert ragfit.dev_loss(trainer) == pytest.approx(total / tokens, abs=1e-5)
+    assert not capsys.readouterr().err  # a bar comes after two seconds
+    monkeypatch.setattr(losses, "progress_bar", lambda rows, **how: progress_bar(rows, **how | {"delay": 0}))
+    losses.dev_loss(trainer, "base")
+    assert "dev loss of base: 100%" in capsys.readouterr().err
+
+
+def test_saved_rows_and_summary(trained, out, capsys):
     trainer, _, _ = trained
     view = ragfit.evaluate(trainer, rows=None, max_new_tokens=9)
     assert view.saved == out / "evaluation.jsonl" and f"Saved in {view.saved}" in repr(view)
     lines = (out / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == view.rows and len(lines) == 3
     assert view.rows[0]["source"].endswith(f"rows.jsonl, line {view.rows[0]['row'] + 1}")
-    frame = pandas.read_json(out / "evaluation.jsonl", lines=True)
-    assert frame["tuned_f1"].mean() == pytest.approx(view.summary["f1"]["tuned"])
     summary = json.loads((out / "evaluation.json").read_text())
     assert summary == view.summary and (summary["rows"], summary["part"]) == (3, "dev")
-    assert not list(out.glob(".evaluation*"))
-    ragfit.evaluate(trainer, rows=1, max_new_tokens=2)  # replaces both
-    assert (
-        len((out / "evaluation.jsonl").read_text().splitlines())
-        == json.loads((out / "evaluation.json").read_text())["rows"]
-        == 1
-    )
     ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
-    assert json.loads((out / "evaluation.json").read_text())["rows"] == 1
-    ragfit.evaluate(trainer, rows=0)
+    assert json.loads((out / "evaluation.json").read_text())["rows"] == 3
+    ragfit.evaluate(trainer, rows=0)  # replaces both
     assert not (out / "evaluation.jsonl").exists() and json.loads((out / "evaluation.json").read_text())["rows"] == 0
+    (out / "file").write_text("in the way")
+    with pytest.raises((FileExistsError, RagfitError), match="File exists"):  # before anything is generated
+        ragfit.evaluate(trainer, rows=2, save=out / "file")
+    assert save_results(out / "file", "evaluation", summary) is None  # a full disk loses no figure
+    assert "could not be saved" in capsys.readouterr().err
 
 
-class Stopped(BaseException):
-    """In place of SIGKILL."""
-
-
-def generating(trainer, monkeypatch, until=1000):
-    """Count the batches that are generated from now on, up to a number of them."""
-    batches, real = [], trainer.model.generate
-
-    def generate(**inputs):
-        if len(batches) == until:
-            raise Stopped
-        batches.append(inputs["input_ids"].shape[0])
-        return real(**inputs)
-
-    monkeypatch.setattr(trainer.model, "generate", generate)
-    return batches
-
-
-def test_a_killed_evaluation_goes_on(trained, out, monkeypatch):
-    trainer, _, _ = trained
-    monkeypatch.setattr(trainer.args, "per_device_eval_batch_size", 1)
-    whole = ragfit.evaluate(trainer, rows=None, max_new_tokens=9, save=out / "whole")
-    first = ragfit.evaluate(trainer, rows=1, max_new_tokens=9)  # stays, whatever becomes of the next one
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        batches = generating(trainer, patch, until=3)
-        ragfit.evaluate(trainer, rows=None, max_new_tokens=9)
-    assert len(batches) == 3  # two answers of the base model were missing, so one of the tuned model is there
-    assert json.loads((out / "evaluation.json").read_text()) == first.summary
-    with (out / "evaluation.part.jsonl").open("a") as file:
-        file.write('\n{"answered_with": "cut sho')
-    with monkeypatch.context() as patch:
-        batches = generating(trainer, patch)
-        again = ragfit.evaluate(trainer, rows=None, max_new_tokens=9)
-    assert len(batches) == 1 and again.rows == whole.rows
-    assert "5 answers were already in" in repr(again) and "already" not in repr(whole)
-    assert not (out / "evaluation.part.jsonl").exists()
-
-
-def test_other_settings_and_other_weights_are_answered_again(trained, out, monkeypatch):
-    trainer, _, _ = trained
-    ragfit.evaluate(trainer, rows=2, max_new_tokens=9)
-    batches = generating(trainer, monkeypatch)
-    ragfit.evaluate(trainer, rows=2, max_new_tokens=9, answer_marker="is")  # only compares otherwise
-    assert not batches
-    ragfit.evaluate(trainer, rows=2, max_new_tokens=8)
-    assert batches == [2, 2]
-    weight = next(one for name, one in trainer.model.named_parameters() if "lora_B" in name)
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight += 1e-3
-    ragfit.evaluate(trainer, rows=2, max_new_tokens=8)
-    assert batches == [2, 2, 2, 2]
-    with torch.no_grad():
-        weight.copy_(kept)
-    view = ragfit.evaluate(trainer, rows=2, max_new_tokens=8, closed_book=True)
-    assert len(batches) > 4 and all("base" in row for row in view.rows)
-
-
-def test_weights_are_known_again_in_a_loaded_checkpoint(trained):
-    trainer, _, checkpoint = trained
-    loaded = load_checkpoint(checkpoint)
-    assert weights_digest(loaded.model) == weights_digest(trainer.model)
-    with trainer.model.disable_adapter():
-        assert weights_digest(loaded.model) == weights_digest(trainer.model)  # the adapter counts, on or off
-
-
-def test_a_folder_that_cannot_be_written_loses_no_answer(trained, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    view = ragfit.evaluate(trained[0], rows=1, max_new_tokens=2, save=tmp_path / "file")
-    assert view.saved is None and len(view.rows) == 1 and "could not be saved" in repr(view)
+def test_what_is_saved_is_json(tmp_path):
+    save_results(
+        tmp_path, "evaluation", {"loss": math.nan, "high": [math.inf]}, [{"tuned": "\ud800", "loss": math.nan}]
+    )
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == {"loss": None, "high": [None]}
+    assert (tmp_path / "evaluation.jsonl").read_text() == '{"tuned": "\\ud800", "loss": null}\n'
 
 
 def test_without_a_dev_set_or_an_adapter(tiny_llama, rows, out):
@@ -230,8 +168,6 @@ def test_without_a_dev_set_or_an_adapter(tiny_llama, rows, out):
     assert view.saved is None and not (out / "evaluation.jsonl").exists()  # nothing was trained yet
     with pytest.raises(ConfigError, match="^rows: -1 is not a number of rows. Give one"):
         ragfit.evaluate(trainer, rows=-1)
-    with pytest.raises(ConfigError, match="^max_new_tokens: 0 is not .* Give a number of tokens above 0"):
-        ragfit.evaluate(trainer, max_new_tokens=0)
 
 
 def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
@@ -241,25 +177,10 @@ def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
             weight.mul_(8)  # so that answers depend on the prompt
     prepared = trainer.prepared
     prompts = [prepared.rendered(i, "train").prompt for i in range(len(prepared.train))]
-    assert len({len(prompt) for prompt in prompts}) > 3
     alone = generate(trainer.model, prepared, prompts, 9, batch_size=1)
     assert len({text for text, _ in alone}) > 6
     for size in (4, 99):
         assert generate(trainer.model, prepared, prompts, 9, batch_size=size) == alone
-
-
-def test_token_losses_do_not_depend_on_the_batch(trained):
-    trainer, _, _ = trained
-    rows = [trainer.prepared.train[index] for index in (0, 1, 2, 3)]  # padded to the longest
-    trainer.model.eval()
-    with torch.no_grad():
-        alone = [label_losses(trainer.model, trainer.data_collator([row]))[0] for row in rows]
-        together = label_losses(trainer.model, trainer.data_collator(rows))
-    assert len({len(one) for one in alone}) > 1
-    for row, one, padded in zip(rows, alone, together, strict=True):
-        assert [loss is None for loss in one] == [label == -100 for label in row["labels"]]
-        assert padded[: len(one)] == [loss if loss is None else pytest.approx(loss, abs=1e-4) for loss in one]
-        assert set(padded[len(one) :]) <= {None}
 
 
 def test_cut_answers_are_told(trained, recwarn):
@@ -268,24 +189,17 @@ def test_cut_answers_are_told(trained, recwarn):
     assert not any(cut for _, cut in answers)  # the tuned model ends its turn
     view = ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
     assert all(row["tuned_cut"] for row in view.rows) and "tuned: 2 of 2 answers were cut at 2 tokens" in repr(view)
-    assert trainer.model.is_activation_checkpointing and not [
-        str(warning.message) for warning in recwarn
-    ]  # red in a notebook
+    assert not [str(warning.message) for warning in recwarn]  # red in a notebook
 
 
-def test_the_longest_answer(tiny_llama, write_rows, out):
-    def limit(words):
-        cfg = tiny_config(tiny_llama, write_rows([{"prompt": "Q?", "answers": "no " * words}]), out)
-        prepared = ragfit.prepare(cfg)
-        return longest_answer(prepared, "train"), prepared.report.train.lengths[0][1]
-
-    assert limit(1)[0] == 48
-    allowed, longest = limit(50)
-    assert 48 < allowed == 2 * longest < 256
-    allowed, longest = limit(140)
-    assert allowed == 256 > longest
-    allowed, longest = limit(400)
-    assert allowed == longest > 256
+@pytest.mark.parametrize(
+    ("words", "expected"), [(1, (48, None)), (50, (None, 2)), (140, (256, None)), (400, (None, 1))]
+)
+def test_the_longest_answer(tiny_llama, write_rows, out, words, expected):
+    cfg = tiny_config(tiny_llama, write_rows([{"prompt": "Q?", "answers": "no " * words}]), out)
+    prepared = ragfit.prepare(cfg)
+    tokens, times = expected
+    assert longest_answer(prepared, "train") == (tokens or times * prepared.report.train.lengths[0][1])
 
 
 @pytest.mark.slow
@@ -303,14 +217,12 @@ def test_generation_settings_reach_generate(tiny_llama, rows, out):
     assert answers({"max_new_tokens": 2}) == greedy_answer  # what is asked for in the call wins
     assert answers({"do_sample": True, "temperature": 50.0}) != greedy_answer
     assert answers({"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True})
-    assert answers({"bad_words_ids": [[stop]], "watermarking_config": {"greenlist_ratio": 0.5, "bias": 2.0}})
-    assert answers({"max_new_tokens": None}) == greedy_answer
 
 
 # --- A checkpoint of an earlier run ----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_evaluated_as_its_run_was(trained, out, monkeypatch, tmp_path, capsys):
+def test_a_checkpoint_is_evaluated_as_its_run_was(trained, monkeypatch, tmp_path, capsys):
     trainer, _, checkpoint = trained
     of_run = ragfit.evaluate(trainer, rows=None, save=False)
     monkeypatch.chdir(tmp_path)
@@ -326,52 +238,77 @@ def test_a_checkpoint_is_evaluated_as_its_run_was(trained, out, monkeypatch, tmp
     assert [line for line in said if "Saved in" not in line] == expected
 
 
-def test_a_checkpoint_on_other_rows(trained, write_rows, tmp_path, capsys):
+def test_figures_of_other_rows_have_a_folder_of_their_own(trained, write_rows, capsys):
+    """The run was packed, by its own file, to fewer tokens than these rows have: none of them is dropped."""
     _, _, checkpoint = trained
-    test = write_rows(
-        [{"prompt": f"What is {n} times two?", "answers": [f"The answer is {2 * n}."]} for n in (40, 41)], "test.jsonl"
-    )
+    own = checkpoint / "ragfit.yaml"
+    text = own.read_text()
+    packed = text.replace("\ntrain:\n", "\ntrain:\n  packing: true\n  max_length: 20\n")
+    own.write_text(re.sub(r"  max_sequence_len: \d+\n", "", packed))
+    test = write_rows(question_rows(4, words=9), "test.jsonl")
     main(["evaluate", str(checkpoint), "--data", str(test), "--rows", "1", "model.generation={max_new_tokens:3}"])
-    folder = checkpoint.parent / "evaluation-test"
-    summary = json.loads((folder / "evaluation.json").read_text())
-    assert (summary["rows"], summary["dev_loss"]["rows"], summary["data"], summary["max_new_tokens"]) == (
-        1,
-        2,
-        str(test),
-        3,
-    )
+    summary = json.loads((checkpoint.parent / "evaluation-test" / "evaluation.json").read_text())
+    assert (summary["rows"], summary["dev_loss"]["rows"], summary["data"]) == (1, 4, str(test))
+    assert summary["max_new_tokens"] == 3 and not (checkpoint.parent / "evaluation.json").exists()
     assert "flatter" not in capsys.readouterr().out
-    assert not (checkpoint.parent / "evaluation.json").exists()
+    loaded = load_checkpoint(checkpoint, test)
+    assert loaded.prepared.report.dev.longest > 20 and len(loaded.prepared.dev) == 4
+    view = ragfit.evaluate(loaded, rows=0, save=figures_folder(loaded))
+    assert view.saved == checkpoint.parent / "evaluation-test" / "evaluation.json"
+
+
+def test_an_adapter_by_default_is_of_these_rows_and_this_base(trained, tiny_llama, rows, write_rows, out):
+    """What lies in the output folder counts only where its run had the rows and the base at hand."""
+    other = write_rows(question_rows(6), "other.jsonl")
+    for keys, reason in ((["dev_split=3"], ""), (["dev_split=2"], "dev_split"), ([f"data_file={other}"], "data_file")):
+        trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, *(keys if reason else ["dev_split=3"]), *HEAD, *keys))
+        said = load_tuned(trainer)
+        if reason:
+            assert f"other {reason}" in said.replace(", dev_split", "") and figures_folder(trainer) is False
+            assert set(losses.token_losses(trainer)) == {"base"}
+        else:
+            assert "with the adapter in" in said and figures_folder(trainer) == str(out)
+            assert set(losses.token_losses(trainer)) == {"base", "tuned"}
+    assert "with the adapter in" in load_tuned(trainer, out / "checkpoint")  # asked for by name
+
+
+def test_a_base_that_is_another_is_refused(trained, tiny_llama, tmp_path):
+    _, _, checkpoint = trained
+    if not (checkpoint / "fingerprint.json").is_file():
+        pytest.skip("for the merge: ragfit.models.fingerprint")
+    other = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(-1)
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="base"):
+        load_checkpoint(checkpoint, overrides=[override("model.model_name_or_path", str(tmp_path / "other"))])
 
 
 @pytest.mark.slow
 def test_a_checkpoint_without_an_adapter(tiny_llama, rows, out):
-    trainer = tiny_trainer(
-        tiny_config(tiny_llama, rows, out, "model.lora=null", "dev_split=3", "train.max_steps=3", *FAST)
-    )
+    keys = ["model.lora=null", "dev_split=3", "train.max_steps=3", *FAST]
+    trainer = tiny_trainer(tiny_config(tiny_llama, rows, out, *keys))
     checkpoint = ragfit.train(trainer)
     expected = ragfit.evaluate(trainer, rows=2, max_new_tokens=5, save=False)
-    found = ragfit.evaluate(load_checkpoint(checkpoint), rows=2, max_new_tokens=5)
-    assert found.rows == expected.rows and found.columns == ["tuned"]
+    loaded = load_checkpoint(checkpoint)
+    found = ragfit.evaluate(loaded, rows=2, max_new_tokens=5)
+    assert found.rows == expected.rows and found.columns == ["tuned"] and figures_folder(loaded) == str(out)
     assert found.summary["dev_loss"]["tuned"] == pytest.approx(expected.summary["dev_loss"]["tuned"])
 
 
 def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
     *_, checkpoint = trained
-    with pytest.raises(
-        RagfitError, match="made by ragfit.load_checkpoint to evaluate. .* resume_checkpoint.* model.trained_adapter"
-    ):
+    with pytest.raises(RagfitError, match="it has trained already, or .* to evaluate. Make a new one"):
         ragfit.train(load_checkpoint(checkpoint))
 
 
-def test_a_folder_without_a_run(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="error: .*holds no ragfit.yaml. Name the folder checkpoint"):
-        main(["evaluate", str(tmp_path)])
+def test_a_folder_without_a_run(tmp_path):
     (tmp_path / "ragfit.yaml").write_text("model: {}")  # as an output folder has it
-    with pytest.raises(SystemExit, match="error: .*holds no adapter and no model. Name the folder checkpoint"):
-        main(["evaluate", str(tmp_path)])
-    with pytest.raises(SystemExit, match="error: checkpoint: there is no"):
-        main(["evaluate", str(tmp_path / "nowhere")])
+    with pytest.raises(ConfigError, match="holds no adapter or model with a ragfit.yaml. Name the folder checkpoint"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match="^checkpoint: there is no"):
+        load_checkpoint(tmp_path / "nowhere")
 
 
 # --- The view ----------------------------------------------------------------------------------------------------------
@@ -395,13 +332,20 @@ def test_view_of_hostile_text():
     assert "✓ exact" in view.html() and "✗ no match" in view.html() and "cites the same" in view.html()
     assert "\x1b" not in repr(view) and "\u202e" not in repr(view)
     assert "do not hold '&lt;b&gt;'" in view.html().replace("&#x27;", "'")
+
+
+def test_figures_say_what_they_stand_on():
+    """A share has Wilson's interval; what stands on fewer rows, or is not there, says so."""
+    rows = [scored(f"Who is {n}?", ["Ada [1]"], "Bob", "Giverny" if n else "Ada") for n in range(8)]
+    for row in rows[:5]:
+        row |= {f"closed_book{key[5:]}": value for key, value in row.items() if key.startswith("tuned")}
     loss = {"dev_loss": {"rows": 3, "base": None, "tuned": 1.25}}
-    assert "1.2500" in repr(EvaluationView([], {"part": "dev", "rows": 0, **loss}))
-
-
-def test_a_lone_surrogate_is_saved(tmp_path):
-    save_evaluation(tmp_path, {"rows": 1}, [{"tuned": "\ud800"}])
-    assert (tmp_path / "evaluation.jsonl").read_text() == '{"tuned": "\\ud800"}\n'
+    text = repr(EvaluationView(rows, {"part": "dev", "max_new_tokens": 9, **summarize(rows), **loss}))
+    assert "0.0% (0% to 32%)" in text and "12.5% (2% to 47%)" in text and "1.2500" in text
+    assert "tuned, no documents (5 rows)" in text and "20.0% (4% to 62%)" in text
+    assert "cites otherwise Giverny" in text  # a verdict and its answer are two things
+    perfect = [scored("Who?", ["Ada"], "Ada", "Ada")] * 8
+    assert "100.0% (68% to 100%)" in repr(EvaluationView(perfect, {"part": "dev", **summarize(perfect)}))
 
 
 # --- Labels -----------------------------------------------------------------------------------------------------------
@@ -424,10 +368,18 @@ def test_label_scores():
     assert found["confusion"] == {
         "labels": ["no", "yes", "(other)"], "base": [[1, 1, 1], [0, 2, 1]], "tuned": [[3, 0, 0], [1, 2, 0]],
     }  # fmt: skip
-    scored = {f"{name}_{metric}": 0.0 for name in ("base", "tuned") for metric in ("f1", "exact_match")}
+    scored = {f"{name}_{metric}": 0.5 for name in ("base", "tuned") for metric in ("f1", "recall")} | {
+        "base_exact_match": 0.0,
+        "tuned_exact_match": 0.0,
+    }
     rows = [{**row, "row": n, "question": "?", **scored} for n, row in enumerate(table)]
     text = repr(EvaluationView(rows, {"part": "dev", "max_new_tokens": 9, **found}))
-    assert "macro F1" in text and "expected  no  yes  (other)" in text and "  yes        0    2        1" in text
+    assert (
+        "recall" not in text
+        and "macro F1" in text
+        and "expected  no  yes  (other)" in text
+        and "  yes        0    2        1" in text
+    )
 
 
 def test_labels_with_citations_and_choices():
@@ -452,3 +404,10 @@ def test_labels_with_citations_and_choices():
 )
 def test_answers_that_are_not_labels(table):
     assert label_scores(table) == {}
+
+
+@pytest.mark.slow
+def test_recall_is_not_measured_of_labels(tiny_llama, write_rows, out):
+    rows = write_rows([{"prompt": f"Is {n} even?", "answers": ["no" if n % 2 else "yes"]} for n in range(8)])
+    view = ragfit.evaluate(tiny_trainer(tiny_config(tiny_llama, rows, out)), rows=None, max_new_tokens=2)
+    assert "accuracy" in view.summary and "recall" not in view.summary and "recall" not in repr(view)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 
 import pytest
 from harmless import HOSTILE, assert_harmless
@@ -13,8 +12,8 @@ from ragfit.__main__ import main
 from ragfit.data.documents import find_documents
 from ragfit.errors import ConfigError, DataError
 from ragfit.evaluation.grounding import estimate, grounding, summarize, values_of
+from ragfit.evaluation.losses import token_losses
 from ragfit.evaluation.reading import completion_losses, read
-from ragfit.evaluation.token_losses import token_losses
 
 
 def rows_with_documents(count, number_of=3):
@@ -105,35 +104,47 @@ def test_citations_and_the_end_are_told_from_the_answer(trainer):
 
 
 def test_estimate():
-    assert estimate([None, None]) is None
-    one = estimate([2.0, None, 2.0])
-    assert (one.mean, one.low, one.high, one.rows) == (2.0, 2.0, 2.0, 2)
+    """A share of rows has Wilson's interval, other means the bootstrap's, and one row none."""
+    assert estimate([2.0, 2.0]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "rows": 2}
+    assert estimate([2.0]) == {"mean": 2.0, "low": None, "high": None, "rows": 1}
+    share = estimate([True] * 8)
+    assert (share["mean"], share["high"], share["rows"]) == (1.0, 1.0, 8) and share["low"] == pytest.approx(
+        0.676, abs=1e-3
+    )
     many = estimate([0.0, 1.0] * 50)
     # The mean of 100 tosses of a coin has a standard deviation of 0.05.
-    assert many.mean == 0.5 and many.low == pytest.approx(0.4, abs=0.02) and many.high == pytest.approx(0.6, abs=0.02)
+    assert many["mean"] == 0.5 and (many["low"], many["high"]) == pytest.approx((0.4, 0.6), abs=0.02)
     assert estimate([0.0, 1.0] * 50) == many
 
 
 def test_what_a_rows_values_are():
+    def of(all_, first, second, answer, **more):
+        return {"losses": {"all": all_, "without 1": first, "without 2": second, **more}, "answer": answer}
+
     row = {
         "supporting": [2],
         "expected": "Ada [2]",
-        "base": {"all": 3.0, "none": 2.0, "supporting": 1.0, "rise": {"1": 0.5, "2": -1.0}, "answer": "Ada [1]"},
-        "tuned": {"all": 1.0, "none": 9.0, "supporting": 1.0, "rise": {"1": 0.0, "2": 4.0}, "answer": "Ada [2]"},
+        "documents": [{"number": 1}, {"number": 2}],
+        "base": of(3.0, 3.5, 2.0, "Ada [1]", none=2.0, supporting=1.0),
+        "tuned": of(1.0, 1.0, 5.0, "Ada [2]", none=9.0),
     }
     base, tuned = values_of(row, "base"), values_of(row, "tuned")
     expected = {
-        "top_is_supporting": (0.0, 1.0),
+        "top_is_supporting": (False, True),
         "chance": (0.5, 0.5),
         "rise_supporting": (-1.0, 4.0),
         "rise_others": (0.5, 0.0),
-        "cheaper_without": (1.0, 0.0),
-        "cites_expected": (0.0, 1.0),
-        "cites_top": (1.0, 1.0),
-        "expected_is_top": (0.0, 1.0),
+        "cheaper_without": (True, False),
+        "cites_expected": (False, True),
+        "cites_top": (True, True),
+        "expected_is_top": (False, True),
     }
     assert {name: (base[name], tuned[name]) for name in expected} == expected
-    assert summarize([row])["rise_supporting"]["difference"]["mean"] == 5.0
+    found = summarize([row])
+    assert found["rise_supporting"]["difference"]["mean"] == 5.0
+    of = summarize([row] * 8)["cites_expected"]  # right in 8 of 8 rows, where the base was in none
+    assert [round(of["difference"][bound], 2) for bound in ("mean", "low", "high")] == [1.0, 0.54, 1.0]
+    assert "loss_supporting" not in found  # base and tuned stand on the same rows, and tuned has none
 
 
 def test_grounding_of_a_run(trainer, tmp_path):
@@ -142,10 +153,10 @@ def test_grounding_of_a_run(trainer, tmp_path):
     summary = json.loads((tmp_path / "saved" / "grounding.json").read_text())
     assert view.saved == tmp_path / "saved" / "grounding.jsonl" and len(rows) == 6
     # An adapter that has not been trained changes nothing.
-    assert rows[0]["base"]["rise"] == rows[0]["tuned"]["rise"]
+    assert rows[0]["base"] == rows[0]["tuned"]
     assert summary["loss_all"]["difference"]["mean"] == 0 and summary["chance"]["base"]["mean"] == pytest.approx(1 / 3)
-    assert [one["others"] for one in rows[0]["base"]["distractors"]] == [0, 1, 2, 4, 8]
-    assert len(rows[0]["base"]["position"]) == 10 and "position" not in rows[1]["base"]
+    wide, narrow = ({name for name in row["base"]["losses"] if "others" in name or "place" in name} for row in rows[:2])
+    assert wide == {f"{n} others" for n in (0, 1, 2, 4, 8)} | {f"place {n}" for n in range(1, 11)} and not narrow
     text = repr(view)
     assert "depends most on a supporting document" in text and "loss with all documents" in text
     assert_harmless(view.html())
@@ -169,14 +180,15 @@ def test_questions_that_rows_do_not_answer_are_told(trainer_of, tiny_llama):
     rows = [{"prompt": f"Is {n} even?\n[1] Ada\n[2] Bob", "answers": ["no" if n % 2 else "yes"]} for n in range(12)]
     text = repr(grounding(trainer_of(tiny_llama, rows), rows=2, save=False))
     assert "loss without documents" in text and "depends most on" not in text
-    assert text.count("no supporting document is known for any of these rows") == 3
-    assert text.count("no expected answer cites a document") == 1
+    assert text.count("Not measured") == 5 and "no expected answer cites a document" in text
+    assert "loss with the supporting documents only (nats): no supporting document is known" in text
 
 
 def test_what_was_not_measured_is_not_blamed_on_the_rows(trainer):
     view = grounding(trainer, rows=1, parts=["without", "position"], save=False)
     assert view.title == "Does the model read its documents? 1 dev row" and view.astray() == []
-    assert "it takes 9 documents of other rows" in repr(view) and "supporting document known" not in repr(view)
+    assert "fewer than 9 documents of other rows were read" in repr(view)
+    assert "was not asked" in repr(view.row(0))
 
 
 @pytest.mark.parametrize(
@@ -216,8 +228,11 @@ def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
         "Does the model read its documents? 4 dev rows" in printed
         and "Do irrelevant documents distract it?" not in printed
     )
-    share = json.loads((copied / "grounding.json").read_text())["top_is_supporting"]["tuned"]["mean"]
-    assert ragfit.table_of_runs(copied)["grounded"].tolist() == [share]
+    # Figures of other rows are not the run's, even where they are sent to its folder.
+    measured = json.loads((copied / "evaluation-test" / "grounding.json").read_text())
+    assert "grounded" not in ragfit.table_of_runs(copied)
+    (copied / "grounding.json").write_text(json.dumps(measured))
+    assert ragfit.table_of_runs(copied)["grounded"].tolist() == [measured["top_is_supporting"]["tuned"]["mean"]]
 
 
 def test_the_card_tells_of_it_once(trainer, tmp_path):
@@ -240,7 +255,8 @@ def test_the_card_tells_of_it_once(trainer, tmp_path):
 @pytest.mark.slow
 def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
     """The tuned model answers again without documents, where they can be found; rows without them have no such answer."""
-    rows = rows_with_documents(20) + [{"prompt": "Nothing to read.", "answers": ["Ada"]}] * 4
+    rows = rows_with_documents(16)
+    rows += [{"prompt": f"Nothing to read about box {n}.", "answers": ["Ada"]} for n in range(8)]
     trainer = trainer_of(tiny_llama, rows)
     view = ragfit.evaluate(trainer, rows=None, max_new_tokens=3, save=False, closed_book=True)
     asked = [row for row in view.rows if "closed_book" in row]
@@ -248,11 +264,3 @@ def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
     assert view.summary["f1"]["closed_book"] == sum(row["closed_book_f1"] for row in asked) / len(asked)
     assert "tuned, no documents" in repr(view) and "have no closed_book answer" in repr(view)
     assert_harmless(view.html())
-    # They are taken from a file where their own prompt was the same, which is not the one with the documents.
-    again = partial(ragfit.evaluate, trainer, rows=None, max_new_tokens=3, save=tmp_path, closed_book=True)
-    rows = again().rows
-    assert "already" not in repr(again(save=False)) and f"{16 + len(asked)} answers were already" in repr(again())
-    for row in rows:
-        row |= {key: "another" for key in row if key == "closed_book_answered_with"}
-    (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "16 answers were already" in repr(again())

@@ -66,7 +66,24 @@ KINDS = {
     "other text has loss": (
         "warning",
         "Text that the template adds before the output has loss and will be generated.",
-        "Set model.completion_start to a marker that ends behind it, unless that is wanted.",
+        "Leave model.completion_start empty to begin where the inference prompt ends. Where that prompt lacks the text, "
+        "set model.chat_template_kwargs so that it has it too (such as {enable_thinking: false}).",
+    ),
+    "loss behind the prompt": (
+        "warning",
+        "Loss begins behind text that the inference prompt lacks and that nothing teaches the model to write.",
+        "Leave model.completion_start empty, or set model.chat_template_kwargs so that the prompt has that text too "
+        "(such as {enable_thinking: false}).",
+    ),
+    "loss within the prompt": (
+        "note",
+        "Loss begins before the inference prompt ends, so the model learns to write the prompt's end too.",
+        "Leave model.completion_start empty to begin where the inference prompt ends.",
+    ),
+    "prompt tokenized otherwise": (
+        "warning",
+        "The prompt's last tokens are others when it is tokenized alone, as at inference, than before the output.",
+        "Let the template (or the prompt, where nothing stands between it and the output) end without white space.",
     ),
     "first word without loss": (
         "warning",
@@ -88,7 +105,7 @@ KINDS = {
     "dropped: too long": (
         "warning",
         "The row has more tokens than max_sequence_len and is not trained on.",
-        "Raise model.max_sequence_len, or set model.over_length to cut_start or cut_end to cut the prompt.",
+        "Raise model.max_sequence_len, or set model.over_length to cut_documents (or cut_start, cut_end) to cut the prompt.",
     ),
     "supporting document in one place": (
         "warning",
@@ -105,6 +122,16 @@ KINDS = {
         "note",
         "The row's prompt was cut so that the row fits max_sequence_len; its completion is whole.",
         "Raise model.max_sequence_len to keep it whole.",
+    ),
+    "cut: question": (
+        "warning",
+        "The cut took the question or part of it, so the model learns to answer what it was not asked.",
+        "Set model.over_length=cut_documents, or raise model.max_sequence_len.",
+    ),
+    "cut: supporting document": (
+        "warning",
+        "The cut took every document that supports the answer, so the model learns to answer from no source.",
+        "Set model.over_length=cut_documents, which takes the others first, or raise model.max_sequence_len.",
     ),
     "dropped: no loss": (
         "warning",
@@ -135,6 +162,11 @@ KINDS = {
         "warning",
         "The row's own text holds special tokens, which the model reads as control tokens.",
         "Remove them from the data.",
+    ),
+    "added tokens in data": (
+        "note",
+        "The row's own text holds added tokens of the tokenizer, which the model reads and learns as single tokens.",
+        "Remove them from the data, unless they are meant (as <think> in an answer may be).",
     ),
     "dated template": (
         "note",

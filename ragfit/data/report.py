@@ -25,14 +25,27 @@ FIRST = 6  # token texts listed before the rest is only counted
 
 @dataclass(frozen=True)
 class Cut:
-    """How a prompt was cut: `start:stop` of its characters are left of `length`."""
+    """How a prompt was cut: `start:stop` of its `length` characters are left, but for the runs that were removed."""
 
     start: int
     stop: int
     length: int
+    removed: tuple[tuple[int, int], ...] = ()
 
     def apply(self, query: str) -> str:
-        return query[self.start : self.stop]
+        ends = [self.start, *(place for run in self.removed for place in run), self.stop]
+        return "".join(query[begin:end] for begin, end in zip(ends[::2], ends[1::2], strict=True))
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Whether all of `query[begin:end]` is left."""
+        whole = all(end <= left or right <= begin for left, right in self.removed)
+        return self.start <= begin and end <= self.stop and whole
+
+    def __str__(self) -> str:
+        removed = sum(end - begin for begin, end in self.removed)
+        if removed:
+            return f"{removed:,} characters of whole documents were taken out"
+        return f"{self.start:,} characters cut from its start, {self.length - self.stop:,} from its end"
 
 
 @dataclass

@@ -65,7 +65,7 @@ def key_of(cfg: "DictConfig", renderer: Renderer, sources: Mapping[str, Source])
 
 
 def get_or_prepare(key: str | None, make: Make) -> Found:
-    """The rows of a key of `key_of`, prepared where they are not in the cache; prepared and not kept where it is None."""
+    """The rows of a key of `key_of`, prepared where they are not in the cache; not kept where the key is None."""
     if key is None:
         temporary = tempfile.TemporaryDirectory(prefix="ragfit-")
         train, dev, report = _made(make, Path(temporary.name))

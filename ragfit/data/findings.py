@@ -66,7 +66,7 @@ KINDS = {
     "other text has loss": (
         "warning",
         "Text that the template adds before the output has loss and will be generated.",
-        "Leave model.completion_start empty to begin where the inference prompt ends. Where that prompt lacks the text, "
+        "Leave model.completion_start empty to begin where the inference prompt ends. Where the prompt lacks the text, "
         "set model.chat_template_kwargs so that it has it too (such as {enable_thinking: false}).",
     ),
     "loss behind the prompt": (
@@ -105,7 +105,7 @@ KINDS = {
     "dropped: too long": (
         "warning",
         "The row has more tokens than max_sequence_len and is not trained on.",
-        "Raise model.max_sequence_len, or set model.over_length to cut_documents (or cut_start, cut_end) to cut the prompt.",
+        "Raise model.max_sequence_len, or set model.over_length=cut_documents (or cut_start, cut_end) to cut it.",
     ),
     "supporting document in one place": (
         "warning",

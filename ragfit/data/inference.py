@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from ragfit.data.mask import Encoder, Masked
 from ragfit.data.prompt import Rendered, Renderer, added_tokens_pattern
 
+# Findings of text before the output that training and inference do not share.
+OTHER_TEXT = ("other text has loss", "loss behind the prompt", "prompt mismatch")
 Found = tuple[str, str]  # the kind of a finding, and what was seen
 
 

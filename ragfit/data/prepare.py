@@ -18,7 +18,7 @@ from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
 from ragfit.data.findings import KINDS, Checks, Finding
 from ragfit.data.fit import Fitter, TooLong, taken
-from ragfit.data.inference import ControlTokens, against_the_prompt
+from ragfit.data.inference import OTHER_TEXT, ControlTokens, against_the_prompt
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Part, Prepared, Report
@@ -36,7 +36,7 @@ _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """What the explorer changes: `instruction` and `template` are texts, not paths; "" and None are none."""
+    """What the explorer changes. `instruction` and `template` are texts, not paths."""
 
     completion_start: str = ""
     instruction: str = ""
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """A row on its way: its number in the file, its texts, and the dict they come from."""
+    """A row on its way, with its number in its file."""
 
     number: int
     query: str
@@ -86,15 +86,9 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
     knows_stops = tokenizer is None or find_existing(name, "model.model_name_or_path")
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision, bool(model.get("trust_remote_code")))
-    renderer = Renderer(
-        tokenizer,
-        instruction,
-        template,
-        model.get("instruction_in_prompt"),
-        model.get("completion_start"),
-        stop_token_ids(name, revision) if knows_stops else [],
-        model.get("chat_template_kwargs"),
-    )
+    stops = stop_token_ids(name, revision) if knows_stops else []
+    prompt = instruction, template, model.get("instruction_in_prompt"), model.get("completion_start")
+    renderer = Renderer(tokenizer, *prompt, stops, model.get("chat_template_kwargs"))
     preparer = Preparer(cfg, renderer, sources)
     train, dev, report = get_or_prepare(key_of(cfg, renderer, sources) if cache else None, preparer.write)
     report.data_file = str(cfg.data_file)
@@ -129,20 +123,12 @@ class Preparer:
         cfg: the configuration, for its keys and `model.max_sequence_len` and `model.over_length`.
         renderer: the `Renderer`, with the tokenizer and the texts of instruction and template.
         sources: the opened file of each part; opened anew where None.
-        encoder: of the renderer's tokenizer, where there is one already.
     """
 
-    def __init__(
-        self,
-        cfg: DictConfig,
-        renderer: Renderer,
-        sources: Mapping[str, Source] | None = None,
-        encoder: Encoder | None = None,
-    ):
+    def __init__(self, cfg: DictConfig, renderer: Renderer, sources: Mapping[str, Source] | None = None):
         self.cfg, self.renderer, self.checks = cfg, renderer, Checks(renderer)
         self.sources = open_sources(cfg) if sources is None else sources
-        same = encoder is not None and encoder.bos == list(renderer.bos)
-        self.encoder = encoder if same else Encoder(renderer.tokenizer, renderer.bos)
+        self.encoder = Encoder(renderer.tokenizer, renderer.bos)
         limit, policy = cfg.model.get("max_sequence_len") or math.inf, cfg.model.get("over_length") or "drop"
         self.fitter = Fitter(renderer, self.encoder, limit, policy, cfg.output_key)
         self._control = ControlTokens(renderer)
@@ -163,7 +149,7 @@ class Preparer:
             in_file=len(self.sources["train"]),
             **parts,
             **self.checks.counts(),
-            findings=self.checks.findings(),
+            findings=self.findings(),
         )
 
     def run(self, part: str, numbers: list[int], path: Path) -> Part:
@@ -200,23 +186,34 @@ class Preparer:
             RagfitError: the settings cannot be used, or the template refuses the row.
         """
         old, template = self.renderer, settings.template if settings.template.strip() else None
-        renderer = Renderer(
-            old.tokenizer,
-            settings.instruction if settings.instruction.strip() else "",
-            template,
-            settings.instruction_in_prompt,
-            settings.completion_start,
-            old.stop_ids,
-            None if template else old.chat_template_kwargs,
-        )
-        work = Preparer(self.cfg, renderer, self.sources, self.encoder)
+        instruction, kwargs = settings.instruction.strip() and settings.instruction, old.chat_template_kwargs
+        prompt = instruction, template, settings.instruction_in_prompt, settings.completion_start
+        renderer = Renderer(old.tokenizer, *prompt, old.stop_ids, None if template else kwargs)
+        work = Preparer(self.cfg, renderer, self.sources)
         limit, policy = settings.max_sequence_len or math.inf, settings.over_length or "drop"
         work.fitter = replace(work.fitter, limit=limit, policy=policy)
         query, output, source = texts_of(self.sources[part], number, self.cfg)
         row = Row(number, query, output, source, renderer.render(query, output))
         [masked] = work.encoder.encode([row.rendered])
         kept = work._keep(part, row, masked, Part())
-        return *(kept or (row.rendered, masked)), work.checks.findings()
+        return *(kept or (row.rendered, masked)), work.findings()
+
+    def prepare_row(
+        self, part: str, number: int, result: Part
+    ) -> list[Masked]:  # for the merge: goes with views/row.py
+        [batch] = self._batches(part, [number], result)
+        pairs = zip(batch, self.encoder.encode([row.rendered for row in batch]), strict=True)
+        return [kept[1] for row, masked in pairs if (kept := self._keep(part, row, masked, result))]
+
+    def findings(self) -> list[Finding]:
+        """What was found until now, with a variable of the chat template that would mend it, where it has one."""
+        found, kinds = self.checks.findings(), set(OTHER_TEXT)
+        fits = self.renderer.kwargs_that_fit() if any(one.kind in kinds for one in found) else {}
+        for name, value in fits.items():
+            variable = f"{{{name}: {str(value).lower()}}}"
+            fix = f"Set model.chat_template_kwargs={variable}, and leave model.completion_start empty."
+            found = [replace(one, fix=fix) if one.kind in kinds else one for one in found]
+        return found
 
     def _batches(self, part: str, numbers: Iterable[int], result: Part) -> Iterator[list[Row]]:
         """Read and render rows, in batches that are tokenized at once."""
@@ -226,7 +223,7 @@ class Preparer:
             try:
                 row = Row(number, query, output, source, self.renderer.render(query, output))
             except RowRefused as error:
-                self._drop(f"dropped: {error.reason}", part, number, result, str(error))
+                self._drop(f"dropped: {error.reason}", part, number, result, error.problem)
                 continue
             except PromptError as error:
                 where = f"{self.sources[part].where(number)}: {error.where}"

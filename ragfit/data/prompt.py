@@ -206,8 +206,8 @@ class Renderer:
     def _end_of_turn(self, row: Placed) -> tuple[int, str]:
         """Where the turn ends in `row.full`, and the EOS to append there if the template brings no end.
 
-        The turn ends with the first token that is known to end generation; else with one that is taken to; else with
-        the first added token.
+        The turn ends with the first token of `stops`, or with the first added token where there is none. Where that one
+        is not known to end generation, the tokens that follow it at once do so too, up to one that is.
         """
         tail, ends = row.full[row.end :], []
         for match in self._added.finditer(tail) if self._added else ():
@@ -215,9 +215,13 @@ class Renderer:
                 tail = tail[: match.start()]
                 break
             ends.append(match)
-        for texts in (self._known_stops, self.stops, {match.group() for match in ends}):
-            if end := next((match.end() for match in ends if match.group() in texts), None):
-                return row.end + end, ""
+        if ends:
+            first = next((n for n, match in enumerate(ends) if match.group() in self.stops), 0)
+            last = first
+            while ends[last].group() not in self._known_stops and ends[last].end() in [one.start() for one in ends]:
+                last += 1
+            end = ends[last] if ends[last].group() in self._known_stops else ends[first]
+            return row.end + end.end(), ""
         return row.end + len(tail), self.tokenizer.eos_token or ""
 
 

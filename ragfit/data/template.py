@@ -163,9 +163,7 @@ class ChatTemplate:
             return Placed(prompt, full, user_end, *place)
         if not output.strip():
             return Placed(prompt, before + after, user_end, len(before), len(before))
-        problem = (
-            f"The chat template rewrites this answer, which begins {output[:60]!r}, so that its place is not known"
-        )
+        problem = f"The chat template rewrites this answer so that its place is not known: it begins {output[:60]!r}"
         raise PlaceUnknown("", problem, "Change the row, or set template to a file of your own.")
 
 

@@ -63,12 +63,13 @@ def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) 
         settings.instruction_in_prompt,
         settings.completion_start,
         prepared.renderer.stop_ids,
+        None if template else prepared.renderer.chat_template_kwargs,
     )
 
     def run(limit: float) -> "tuple[Preparer, Part, list[Masked]]":
-        work, result = Preparer(prepared.cfg, renderer), Part(rows=1)
-        work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length)
-        return work, result, work.prepare_row(part, prepared.sources[part], number, result)
+        work, result = Preparer(prepared.cfg, renderer, prepared.sources), Part(rows=1)
+        work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length, prepared.cfg.output_key)
+        return work, result, work.prepare_row(part, number, result)
 
     work, result, kept = run(settings.max_sequence_len or math.inf)
     trained = bool(kept)

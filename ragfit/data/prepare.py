@@ -112,8 +112,8 @@ def choose_rows(cfg: DictConfig, sources: Mapping[str, Source]) -> dict[str, lis
         return {"train": train, "dev": list(range(len(sources["dev"])))}
     texts = (texts_of(sources["train"], number, cfg) for number in train)
     questions = [question_of(source, query).strip().casefold() for query, _, source in texts]
-    parts = zip(("train", "dev"), split(questions, cfg.dev_split, cfg.shuffle), strict=True)
-    return {name: [train[position] for position in positions] for name, positions in parts}
+    train, dev = split(train, cfg.dev_split, cfg.shuffle, questions)
+    return {"train": train, "dev": dev}
 
 
 class Preparer:

@@ -178,32 +178,34 @@ def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> 
     return order[:limit].tolist()
 
 
-def split(questions: Sequence[str], share: float, seed: int | None = None) -> tuple[list[int], list[int]]:
-    """Take a development set out of rows: the positions in (train, dev), in order; all rows of a question on one side.
+def split(
+    positions: list[int], share: float, seed: int | None = None, questions: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """Take a development set out of the chosen rows: (train, dev), each in the order of `positions`.
 
     Args:
-        questions: the question of each row.
         share: a share between 0 and 1, or a number of rows; where questions repeat, up to so many are taken.
         seed: what alone decides which rows are drawn.
+        questions: the question of each row; those of one question stand on one side. None where each has its own.
 
     Raises:
         DataError: none is left to train on.
     """
     import numpy as np
 
-    count = max(round(share * len(questions)) if share < 1 else int(share), 1)
+    rows = len(positions)
+    count = max(round(share * rows) if share < 1 else int(share), 1)
     same, drawn = defaultdict(list), set()
-    for position in np.random.default_rng(42 if seed is None else seed).permutation(len(questions)).tolist():
-        same[questions[position]].append(position)
-    for positions in same.values():
-        if len(drawn) + len(positions) <= count:
-            drawn.update(positions)
-    drawn = drawn or set(min(same.values(), key=len, default=()))  # each question has more rows than are wanted
-    if len(drawn) == len(questions) or count >= len(questions):
-        problem = f"{share} takes {max(count, len(drawn))} of {len(questions)} rows and leaves none to train on"
+    for i in np.random.default_rng(42 if seed is None else seed).permutation(rows).tolist():
+        same[questions[i] if questions else i].append(i)
+    for alike in same.values():
+        if len(drawn) + len(alike) <= count:
+            drawn.update(alike)
+    drawn = drawn or set(min(same.values(), key=len))  # each question has more rows than are wanted
+    if count >= rows or len(drawn) == rows:
+        problem = f"{share} takes {max(count, len(drawn))} of {rows} rows and leaves none to train on"
         raise DataError("dev_split", problem, "Lower dev_split, raise limit, or name a separate file.")
-    train = [position for position in range(len(questions)) if position not in drawn]
-    return train, sorted(drawn)
+    return [p for i, p in enumerate(positions) if i not in drawn], [p for i, p in enumerate(positions) if i in drawn]
 
 
 def question_of(row: Mapping, query: str) -> str:  # for the merge: goes with data.words.question_of
@@ -228,7 +230,9 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
         return ""
     if not isinstance(value, str):
         fix = f"Set {config_key} to a key with text{', or a list whose first element is text' * takes_lists}."
-        raise DataError(where, f"{key!r} holds a {type(value).__name__}, not text", fix)
+        raise DataError(
+            where, f"{key!r} holds {'an' if isinstance(value, int) else 'a'} {type(value).__name__}, not text", fix
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -61,10 +61,7 @@ class PromptView(View):
                 "The instruction is not in the prompt: the template drops it. Set model.instruction_in_prompt=true."
             )
         if cut := prepared.report.part(part).cut.get(prepared.report.part(part).kept[index]):
-            self.notes.append(
-                f"The row's prompt was cut to fit model.max_sequence_len: {cut.start:,} characters cut from its start, "
-                f"{cut.length - cut.stop:,} from its end."
-            )
+            self.notes.append(f"The row's prompt was cut to fit model.max_sequence_len: {cut}.")
         if rendered.changed:
             what = became(*rendered.changed)
             self.notes.append(f"The template changed the output: {what}. What it writes is what is learned.")

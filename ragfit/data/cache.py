@@ -48,7 +48,7 @@ def key_of(cfg: "DictConfig", renderer: Renderer, sources: Mapping[str, Source])
     backend = tokenizer.backend_tokenizer
     # Before the added tokens stand truncation and padding, which are never used here.
     files = [backend.to_str().partition('"added_tokens":')[2], backend.encode_special_tokens, tokenizer.chat_template]
-    keys = ("input_key", "output_key", "shuffle", "limit", "dev_split")
+    keys = ("input_key", "output_key", "shuffle", "limit", *(() if isinstance(cfg.dev_split, str) else ("dev_split",)))
     what = {
         "code": [source.decode() for source in _SOURCES],
         "versions": [platform.python_version(), *map(importlib.metadata.version, _LIBRARIES)],

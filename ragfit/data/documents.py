@@ -1,20 +1,24 @@
 """The documents in a row's prompt: where they stand, which of them support the answer, and prompts with others."""
 
 import re
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ragfit.data.listed import document_text, listed_documents, listed_in
+from ragfit.data.listed import listed_documents, listed_in, title_and_text
 from ragfit.data.numbered import Span, numbered_documents
+from ragfit.data.words import CITATION as CITATION  # for the merge: evaluation/, views/ take them from words.py
+from ragfit.data.words import LABELS as LABELS
+from ragfit.data.words import citations, is_label, question_of, word_count, words, words_of
+from ragfit.data.words import renumber as renumber
 
 ANSWER_KEYS = ("short_answers", "answers")
-SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices")
-LABELS = {"yes", "no", "maybe", "true", "false"}
+SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices", "oracle_context")  # the last one is RAFT's
+FINAL = "<ANSWER>:"  # what RAFT writes before an answer's last part
 WORDS = 10  # a longer answer is a sentence, which no document holds word for word
-CITATION = re.compile(r"\[(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\]")
+
+
+# Documents.
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,9 @@ class Passages:
     """A prompt taken apart: the text before its documents, the documents, and the text after them.
 
     Attributes:
+        documents: in the prompt's order, which need not be that of their numbers.
         gaps: what stands between two documents, one less than there are documents.
-        origin: "the prompt" where they are numbered in it, else the row's key that lists them.
+        origin: "the prompt" where they are marked in it, else the row's key that lists them.
     """
 
     before: str
@@ -69,14 +74,14 @@ class Passages:
 
 
 def find_documents(query: str, row: Mapping) -> Passages | None:
-    """The documents of a prompt: those numbered in it (`[1] …`, `Document 1: …`), or else those of the row's own list.
+    """The documents of a prompt: those marked in it (`[1] …`, `Document 1: …`), or else those of the row's own list.
 
     Args:
         query: the prompt's text, cut where it was cut for training.
         row: the row; its list (`ragfit.data.listed`) counts where its texts stand in the prompt word for word.
 
     Returns:
-        Passages; None where there are no documents to be found.
+        Passages; None where there are none, or where it can't be told where each of them begins and ends.
     """
     if spans := numbered_documents(query, row):
         return _passages(query, spans, "the prompt")
@@ -86,66 +91,72 @@ def find_documents(query: str, row: Mapping) -> Passages | None:
     return None
 
 
-def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
-    """(documents, where they were found): those of `find_documents`, or else the row's own list as it is.
-
-    >>> documents_of("Question: who?\\n\\nDocuments:\\n[1] Ada.\\n[2] Bob\\nand Eve.", {})
-    (['Ada.', 'Bob\\nand Eve.'], 'the prompt')
-    """
-    if passages := find_documents(query, row):
-        return [one.text.strip() for one in passages.documents], passages.origin
-    key, documents = next(listed_documents(row), ("nowhere", []))
-    return [document_text(one) for one in documents], key
-
-
 def _passages(query: str, spans: Sequence[Span], origin: str) -> Passages:
     documents = tuple(Document(number, query[left:right], query[right:end]) for number, left, right, end in spans)
     gaps = tuple(query[end:left] for (*_, end), (_, left, *_) in zip(spans, spans[1:], strict=False))
     return Passages(query[: spans[0][1]], documents, gaps, query[spans[-1][3] :], origin)
 
 
-def renumber(answer: str, numbers: Mapping[int, int]) -> str:
-    """An answer whose citations name documents by their new numbers; a document that is not there keeps its own.
+def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
+    """(documents that the model reads, where they were found): those of `find_documents`.
 
-    >>> renumber("Ada [1][3], Bob [2, 1], Eve [1-3].", {1: 2, 2: 1})
-    'Ada [2][3], Bob [1, 2], Eve [2, 1, 3].'
+    >>> documents_of("Question: who?\\n\\nDocuments:\\n[1] Ada.\\n[2] Bob\\nand Eve.", {})
+    (['Ada.', 'Bob\\nand Eve.'], 'the prompt')
+    >>> documents_of("Who?", {"ctxs": ["Ada."]})
+    ([], 'none: the prompt holds nothing of ctxs')
     """
-
-    def one(match: re.Match) -> str:
-        def new(number: re.Match) -> str:
-            return str(numbers.get(int(number[0]), int(number[0])))
-
-        return re.sub(r"\d+", new, _RANGE.sub(_spelt_out, match[0]))
-
-    return CITATION.sub(one, answer)
+    if passages := find_documents(query, row):
+        return [re.sub(r"</\w+>$", "", one.text.strip()).strip() for one in passages.documents], passages.origin
+    return [], f"none: {why}" if (why := missing_documents(query, row) or unread_documents(row)) else "nowhere"
 
 
-_RANGE = re.compile(r"(\d+)\s*[–-]\s*(\d+)")
+BEGINNING = 12  # words by which a document is known in a prompt that writes or cuts it otherwise
 
 
-def _spelt_out(match: re.Match) -> str:
-    first, last = int(match[1]), int(match[2])
-    return ", ".join(map(str, range(first, last + 1) if first < last else (first, last)))
+def missing_documents(query: str, row: Mapping) -> str:
+    """What is wrong where a row lists documents and its prompt holds nothing of any of them; else ""."""
+    keys = []
+    for key, documents in listed_documents(row):
+        texts = [text for _, text in map(title_and_text, documents) if text]
+        if any(text in query for text in texts):
+            return ""
+        said = words_of(query).replace(words_of(question_of(row, " ")), " ")  # which may repeat a title
+        for text in texts:
+            first = words(text[:400])
+            if f" {' '.join(first[:BEGINNING])} " in said or f" {' '.join(words(text[-400:])[-BEGINNING:])} " in said:
+                return ""
+        keys += [key] if texts else []
+    return f"the prompt holds nothing of {' and '.join(keys)}" if keys else ""
 
 
-def citations(text: str) -> set[int]:
-    """The set of document numbers that a text cites: `[1]`, `[1][2]`, `[1, 2]` or `[1-3]`."""
-    groups = (_RANGE.sub(_spelt_out, match[1]) for match in CITATION.finditer(text))
-    return {int(number) for group in groups for number in re.findall(r"\d+", group)}
+def unread_documents(row: Mapping) -> str:
+    """What is wrong where a row lists documents in which no text is found; else ""."""
+    for key, documents in listed_documents(row):
+        if not any(text for _, text in map(title_and_text, documents)):
+            first = documents[0]
+            named = f"a document has {', '.join(map(str, first))}" if isinstance(first, Mapping) else f"{first!r:.40}"
+            return f"no text is found in {key} ({named})"
+    return ""
+
+
+# What supports the answer.
 
 
 def supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> frozenset[int]:
     """The numbers of the documents that support the answer.
 
     They are those that the row names (`SUPPORT_KEYS`: by the numbers that cite them, by their texts, or by true and
-    false for each document) or, where it names none, those that hold an answer of `answers_of` word for word.
-    Labels such as yes are looked for in no document.
+    false for each document), or else those that the expected answer cites, or else those that hold an answer of
+    `answers_of` word for word. Labels such as yes are looked for in no document.
     """
     for key in SUPPORT_KEYS:
-        if isinstance(named := row.get(key), list):
-            return _named(passages, named)
+        named = row.get(key)
+        if isinstance(named, list) or (isinstance(named, str) and named.strip()):
+            return _named(passages, named if isinstance(named, list) else [named])
+    if cited := citations(output) & {one.number for one in passages.documents}:
+        return frozenset(cited)
     answers, _ = answers_of(row, output, output_key)
-    spellings = [text for group in answers for text in group if text.strip() not in LABELS]
+    spellings = [text for group in answers for text in group if not is_label(text)]
     return frozenset(one.number for one in passages.documents if any(text in words_of(one.text) for text in spellings))
 
 
@@ -155,15 +166,59 @@ def _named(passages: Passages, named: Sequence[object]) -> frozenset[int]:
     if any(isinstance(one, bool) for one in named):
         pairs = zip(there, named, strict=True) if len(there) == len(named) else ()
         return frozenset(number for number, one in pairs if one is True)
-    texts = tuple(words_of(one) for one in named if isinstance(one, str) and words_of(one).strip())
-    ending = {one.number for one in passages.documents if texts and words_of(one.text).endswith(texts)}
-    return frozenset(ending | {one for one in named if isinstance(one, int)}) & frozenset(there)
+    texts = [words_of(one) for one in named if isinstance(one, str)]
+    found = {one for one in named if isinstance(one, int)} & set(there)
+    for one in passages.documents:
+        said = words_of(one.text)  # a title and a closing tag may stand around the text
+        if any(text.strip() and text in said and 2 * len(text) >= len(said) for text in texts):
+            found.add(one.number)
+    return frozenset(found)
 
 
 def first_supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> int | None:
     """The place, from 1, of the first document of `supporting`; None where there is none."""
     supports = supporting(passages, row, output, output_key)
     return next((place for place, one in enumerate(passages.documents, 1) if one.number in supports), None)
+
+
+def answers_of(row: Mapping, output: str, output_key: str = "") -> tuple[list[list[str]], str]:
+    """(answers, key): each answer is a list of its spellings as `words_of`; `([], "")` where none is short."""
+    for key in ANSWER_KEYS:
+        value = row.get(key)
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list) or not value:
+            continue
+        # Under short_answers each element is an answer; under answers, plain texts are spellings of one.
+        groups = value if key == "short_answers" or any(isinstance(item, list) for item in value) else [value]
+        answers = [_short(group if isinstance(group, list) else [group]) for group in groups]
+        if answers := [spellings for spellings in answers if spellings]:
+            return answers, key
+    spellings = _short([output.rpartition(FINAL)[2]])
+    return ([spellings], f"the output, {output_key}") if spellings else ([], "")
+
+
+def _short(texts: Sequence[object]) -> list[str]:
+    spelt = [words(text) for text in texts if isinstance(text, str)]
+    return [f" {' '.join(one)} " for one in spelt if 0 < word_count(one) <= WORDS]
+
+
+NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "undefined"}
+_LIST = re.compile(r"\[\s*(?:['\"].*['\"],?)?\s*\]|array\(.*\)", re.DOTALL)
+
+
+def answer_as_data(row: Mapping, output: str) -> str:
+    """An answer that reads as Python, JSON or pandas write a list or a missing value, as a literal; "" where none does.
+
+    >>> answer_as_data({"short_answers": [["Paris"], ["nan"]]}, "Paris")
+    "'nan'"
+    """
+    texts: list[object] = [output, *(row.get(key) for key in ANSWER_KEYS)]
+    for one in texts:  # which grows by the lists in it
+        if isinstance(one, list):
+            texts += one
+        elif isinstance(one, str) and (one.strip() in NOTHING or _LIST.fullmatch(one.strip())):
+            return f"{one.strip()[:60]!r}"
+    return ""
 
 
 FEWEST_ROWS, NEARLY_ALL = 20, 0.9  # from which on a place is called fixed
@@ -180,39 +235,9 @@ def fixed_place(places: Sequence[tuple[int, int]]) -> str:
     'first in 19 of 20 rows'
     """
     places = [(place, count) for place, count in places if count >= FEWEST_DOCUMENTS]
-    named = [(f"at place {place}" if place > 1 else "first") for place, _ in places]
-    named += ["last" for place, count in places if place == count]
     if len(places) < FEWEST_ROWS:
         return ""
+    named = [(f"at place {place}" if place > 1 else "first") for place, _ in places]
+    named += ["last" for place, count in places if place == count]
     name, rows = Counter(named).most_common(1)[0]
     return f"{name} in {rows:,} of {len(places):,} rows" if rows >= NEARLY_ALL * len(places) else ""
-
-
-def answers_of(row: Mapping, output: str, output_key: str = "") -> tuple[list[list[str]], str]:
-    """(answers, key): each answer is a list of its spellings as `words_of`; `([], "")` where none is short."""
-    for key in ANSWER_KEYS:
-        value = row.get(key)
-        value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not value:
-            continue
-        # Under short_answers each element is an answer; under answers, plain texts are spellings of one.
-        groups = value if key == "short_answers" or any(isinstance(item, list) for item in value) else [value]
-        answers = [_short(group if isinstance(group, list) else [group]) for group in groups]
-        if answers := [spellings for spellings in answers if spellings]:
-            return answers, key
-    spellings = _short([output])
-    return ([spellings], f"the output, {output_key}") if spellings else ([], "")
-
-
-def _short(texts: Sequence[object]) -> list[str]:
-    spellings = [words_of(text) for text in texts if isinstance(text, str)]
-    return [text for text in spellings if text.strip() and text.count(" ") - 1 <= WORDS]
-
-
-_DROP = dict.fromkeys(map(ord, string.punctuation + "“”‘’´«»…–—"), " ")
-
-
-def words_of(text: str) -> str:
-    """A text's words in lower case, a space before, between and after them, without punctuation and citations."""
-    text = unicodedata.normalize("NFKC", CITATION.sub(" ", text)).casefold()
-    return f" {' '.join(text.translate(_DROP).split())} "

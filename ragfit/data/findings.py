@@ -1,11 +1,22 @@
-"""What looks wrong: findings over the whole data set, each with its rows, its meaning and its remedy."""
+"""What looks wrong: findings over the whole data set, each with its rows, its meaning and its remedy.
 
-from collections import Counter, defaultdict
+One more finding is an entry of `KINDS` and a line in `Checks.check`; what is seen elsewhere is noted with `Checks.add`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
+from ragfit.data.documents import answer_as_data, missing_documents, unread_documents
+from ragfit.data.kinds import KINDS
 from ragfit.data.mask import Masked
 from ragfit.data.prompt import Rendered, Renderer, added_tokens_pattern
+from ragfit.data.words import question_of, words_of
 from ragfit.draw.text import counted, listed
+
+NO_ROW = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -40,157 +51,6 @@ class Finding:
         return f"{counted(len(self.rows), 'row')} ({names})" if self.rows else "all rows"
 
 
-KINDS = {
-    "instruction not in prompt": (
-        "warning",
-        "The template drops the system message, so the model never reads the instruction.",
-        "Set model.instruction_in_prompt=true, or use a template that keeps it.",
-    ),
-    "prompt mismatch": (
-        "warning",
-        "The training text does not begin with the prompt the model is given at inference, so it learns to continue "
-        "another text.",
-        "Set template to a file of your own, or use a tokenizer whose template renders both alike.",
-    ),
-    "output changed by the template": (
-        "warning",
-        "The template rewrites these outputs (it drops their reasoning, say), and what it writes is learned instead.",
-        "Set template to a file of your own that writes outputs as they stand, or remove from the data what it drops.",
-    ),
-    "marker not before the output": (
-        "warning",
-        "The template writes other text before these outputs (they bring their own reasoning, say), so loss begins "
-        "where the generation prompt or that text ends.",
-        "Set model.completion_start to a marker that stands before every output, or change the rows.",
-    ),
-    "other text has loss": (
-        "warning",
-        "Text that the template adds before the output has loss and will be generated.",
-        "Leave model.completion_start empty to begin where the inference prompt ends. Where the prompt lacks the text, "
-        "set model.chat_template_kwargs so that it has it too (such as {enable_thinking: false}).",
-    ),
-    "loss behind the prompt": (
-        "warning",
-        "Loss begins behind text that the inference prompt lacks and that nothing teaches the model to write.",
-        "Leave model.completion_start empty, or set model.chat_template_kwargs so that the prompt has that text too "
-        "(such as {enable_thinking: false}).",
-    ),
-    "loss within the prompt": (
-        "note",
-        "Loss begins before the inference prompt ends, so the model learns to write the prompt's end too.",
-        "Leave model.completion_start empty to begin where the inference prompt ends.",
-    ),
-    "prompt tokenized otherwise": (
-        "warning",
-        "The prompt's last tokens are others when it is tokenized alone, as at inference, than before the output.",
-        "Let the template (or the prompt, where nothing stands between it and the output) end without white space.",
-    ),
-    "first word without loss": (
-        "warning",
-        "One token holds the prompt's last character and the output's first ones. It counts as prompt, so the output's "
-        "beginning is not learned, and at inference the model cannot say it in the same way.",
-        "Let the template (or the prompt, where nothing stands between it and the output) end without white space.",
-    ),
-    "no end of turn": (
-        "warning",
-        "No token that ends generation (EOS, or one that the model's generation configuration names) has loss, so the "
-        "model does not learn to stop.",
-        "Give the tokenizer an eos_token, or set template to a file that ends with one.",
-    ),
-    "double BOS": (
-        "warning",
-        "The text begins with two BOS tokens, which the model has never seen.",
-        "Remove BOS from the data or the template.",
-    ),
-    "dropped: too long": (
-        "warning",
-        "The row has more tokens than max_sequence_len and is not trained on.",
-        "Raise model.max_sequence_len, or set model.over_length=cut_documents (or cut_start, cut_end) to cut it.",
-    ),
-    "supporting document in one place": (
-        "warning",
-        "In nearly all rows the document with the answer is at the same position, so a model learns the position "
-        "instead of reading.",
-        "Shuffle each row's documents before its prompt is written.",
-    ),
-    "data file changed": (
-        "warning",
-        "The file was written to after it was opened. Lines that were added since are not among these rows.",
-        "Start again once it is whole.",
-    ),
-    "cut": (
-        "note",
-        "The row's prompt was cut so that the row fits max_sequence_len; its completion is whole.",
-        "Raise model.max_sequence_len to keep it whole.",
-    ),
-    "cut: question": (
-        "warning",
-        "The cut took the question or part of it, so the model learns to answer what it was not asked.",
-        "Set model.over_length=cut_documents, or raise model.max_sequence_len.",
-    ),
-    "cut: supporting document": (
-        "warning",
-        "The cut took every document that supports the answer, so the model learns to answer from no source.",
-        "Set model.over_length=cut_documents, which takes the others first, or raise model.max_sequence_len.",
-    ),
-    "dropped: no loss": (
-        "warning",
-        "No token of the row has loss, so there is nothing to learn from it.",
-        "Check output_key and the row.",
-    ),
-    "dropped: place of output unknown": (
-        "warning",
-        "The template rewrites the answer so that its place cannot be known; the row is not trained on.",
-        "Change the rows, or set template to a file of your own.",
-    ),
-    "dropped: refused by the template": (
-        "warning",
-        "The template raises an error for these rows; they are not trained on.",
-        "Change the rows, or set template to a file of your own.",
-    ),
-    "empty output": (
-        "warning",
-        "The output is empty, so the model learns to say nothing.",
-        "Check output_key, or remove the rows.",
-    ),
-    "empty prompt": (
-        "warning",
-        "The prompt is empty, so the model learns to answer whatever it is asked with this output.",
-        "Check input_key, or remove the rows.",
-    ),
-    "special tokens in data": (
-        "warning",
-        "The row's own text holds special tokens, which the model reads as control tokens.",
-        "Remove them from the data.",
-    ),
-    "added tokens in data": (
-        "note",
-        "The row's own text holds added tokens of the tokenizer, which the model reads and learns as single tokens.",
-        "Remove them from the data, unless they are meant (as <think> in an answer may be).",
-    ),
-    "dated template": (
-        "note",
-        "The template writes today's date, so the same rows give other tokens on another day.",
-        "Set template to a file of your own to make runs repeatable.",
-    ),
-    "duplicate rows": (
-        "note",
-        "The same prompt and output occur in more than one row.",
-        "Remove the repetitions from the data file, unless they are wanted.",
-    ),
-    "row in train and dev": (
-        "warning",
-        "The same prompt is trained on and evaluated on, so the dev loss is too optimistic.",
-        "Set dev_split to rows that are not in data_file.",
-    ),
-    "boundary token": (
-        "note",
-        "One token holds the prompt's end and white space that begins the output. It counts as prompt and has no loss.",
-        "Nothing needs to be done, unless that white space matters.",
-    ),
-}
-
-
 def became(given: str, written: str) -> str:
     """What the template made of an output (`Rendered.changed`), in words."""
     given, written = ((text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}") for text in (given, written))
@@ -203,106 +63,107 @@ class Checks:
     """Looks at every row that is trained on, for what looks wrong and for where loss begins and ends.
 
     Attributes:
-        rows: (part, number) of the rows, by the kind of finding.
-        all_rows: the kinds that concern all rows.
-        details: what was seen, by kind.
+        rows: (part, number) of the rows, by the kind of finding; None for a kind that concerns all rows.
+        details: what was seen first, by kind.
     """
 
     def __init__(self, renderer: Renderer):
-        self.rows: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        self.all_rows: set[str] = set()
+        self.rows: dict[str, list[tuple[str, int]] | None] = {}
         self.details: dict[str, str] = {}
         self.renderer, self.tokenizer = renderer, renderer.tokenizer
-        self.first, self.last, self.boundary = Counter(), Counter(), Counter()
-        self._rows, self._queries = set(), set()
+        self._first, self._last, self._boundary, self._last_ids = Counter(), Counter(), Counter(), set()
+        self._texts: dict[int, str] = {}
+        self._pairs, self._questions = set(), set()  # hashes of what is trained on
         self._specials = added_tokens_pattern(self.tokenizer, special_only=True)
         # A turn ends with a token of its own, not with text that looks like one.
         added = self.tokenizer.added_tokens_decoder
         self._ends = {self.tokenizer.eos_token_id, *(token for token in added if str(added[token]) in renderer.stops)}
         if renderer.system == "dropped":
             self.everywhere("instruction not in prompt")
-        if renderer.dated:
-            self.everywhere("dated template")
-        if special := self._special_token_in(renderer.instruction):
-            self.everywhere("special tokens in data", f"{special!r} in the instruction")
+        if control := self._special_token(renderer.instruction):
+            self.everywhere("special tokens in data", f"{control} in the instruction")
 
     def add(self, kind: str, part: str, number: int, detail: str = "") -> None:
-        """Note a row of a part. What the first one says in detail is kept."""
-        if kind not in self.all_rows:
-            self.rows[kind].append((part, number))
+        """Note a row of a part ("train" or "dev") by its number in its file. The first one's detail is kept."""
+        rows = self.rows.setdefault(kind, [])
+        if rows is not None:
+            rows.append((part, number))
         if detail:
             self.details.setdefault(kind, detail)
 
     def everywhere(self, kind: str, detail: str = "") -> None:
         """Note what concerns all rows."""
-        self.all_rows.add(kind)
-        self.rows[kind] = []
-        if detail:
-            self.details[kind] = detail
+        self.rows[kind], self.details[kind] = None, detail
 
     def findings(self) -> list[Finding]:
-        """All findings, warnings first, in the order of `KINDS`."""
-        found = [
-            Finding(kind, severity, meaning, fix, tuple(self.rows[kind]), self.details.get(kind, ""))
-            for kind, (severity, meaning, fix) in KINDS.items()
+        """All findings, in the order of `KINDS`: warnings first."""
+        return [
+            Finding(kind, *said, tuple(self.rows[kind] or ()), self.details.get(kind, ""))
+            for kind, said in KINDS.items()
             if kind in self.rows
         ]
-        return sorted(found, key=lambda finding: finding.severity != "warning")
 
-    def _special_token_in(self, text: str) -> str:
-        match = self._specials.search(text) if self._specials else None
-        return match.group() if match else ""
+    def check(
+        self, part: str, number: int, query: str, output: str, row: Rendered, masked: Masked, source: Mapping = NO_ROW
+    ) -> None:
+        """Look at one row.
 
-    def check(self, part: str, number: int, query: str, output: str, row: Rendered, masked: Masked) -> None:
-        """Look at one row."""
+        Args:
+            query: the row's prompt, before it is cut.
+            source: the row as it stands in its file.
+        """
         ids = masked.input_ids
-        self.first[ids[masked.start]] += 1
-        self.last[ids[masked.end - 1]] += 1
+        first, last = ids[masked.start], ids[masked.end - 1]
+        self._first[self._text_of(first, row.text[row.completion_char :][:9])] += 1
+        self._last[self._text_of(last, row.text[: row.end_char][-1:])] += 1
+        self._last_ids.add(last)
         if masked.boundary:
-            shared = row.text[slice(*masked.boundary)]
-            self.boundary[shared] += 1
-            # A marker token that takes in the template's own white space takes nothing from the output.
-            if masked.boundary[1] > row.output[0]:
-                taken = row.text[max(row.output[0], row.completion_char) : masked.boundary[1]].strip()
-                self.add("first word without loss" if taken else "boundary token", part, number, f"{shared!r}")
-        if not row.matches:
-            self.add("prompt mismatch", part, number)
-        if row.changed:
-            self.add("output changed by the template", part, number, became(*row.changed))
-        if self.renderer.marker and not row.marker:
-            self.add("marker not before the output", part, number)
-        if row.extra:
-            self.add("other text has loss", part, number, f"{row.extra[:40]!r}")
-        if not output.strip():
-            self.add("empty output", part, number)
-        if not query.strip():
-            self.add("empty prompt", part, number)
-        if ids[masked.end - 1] not in self._ends:
-            self.add("no end of turn", part, number)
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            self.add("double BOS", part, number)
-        if special := self._special_token_in(query) or self._special_token_in(output):
-            self.add("special tokens in data", part, number, f"{special!r}")
-        if part == "train":
-            if hash((query, output)) in self._rows:
-                self.add("duplicate rows", part, number)
-            self._rows.add(hash((query, output)))
-            self._queries.add(hash(query))
-        elif hash(query) in self._queries:
-            self.add("row in train and dev", part, number)
-
-    def counts(self) -> dict:
-        """The fields of a `Report` that tell where loss begins and ends."""
-        return {
-            "first_labels": self._texts_of_ids(self.first),
-            "last_labels": self._texts_of_ids(self.last),
-            "last_ids": sorted(self.last),
-            "boundary": self.boundary,
+            self._boundary[row.text[slice(*masked.boundary)]] += 1
+        question = hash(words_of(asked) if (asked := question_of(source, "")) else query)
+        missing = missing_documents(query, source)
+        seen = {  # what each kind of finding has to show, or whether there is one
+            "prompt mismatch": not row.matches,
+            "output changed by the template": row.changed and became(*row.changed),
+            "marker not before the output": self.renderer.marker and not row.marker,
+            "other text has loss": row.extra and f"{row.extra[:40]!r}",
+            "first word without loss": _taken(row, masked),
+            "no end of turn": last not in self._ends,
+            "double BOS": ids[:2] == [self.tokenizer.bos_token_id] * 2,
+            "empty output": not output.strip(),
+            "empty prompt": not query.strip(),
+            "special tokens in data": self._special_token(query) or self._special_token(output),
+            "documents not in the prompt": missing,
+            "documents without text": not missing and unread_documents(source),
+            "answer is the text of a list or of nothing": answer_as_data(source, output),
+            "duplicate rows": part == "train" and hash((query, output)) in self._pairs,
+            "row in train and dev": part == "dev" and question in self._questions,
         }
+        for kind, what in seen.items():
+            if what:
+                self.add(kind, part, number, what if isinstance(what, str) else "")
+        if part == "train":
+            self._pairs.add(hash((query, output)))
+            self._questions.add(question)
 
-    def _texts_of_ids(self, counter: Counter[int]) -> Counter[str]:
-        texts = Counter()
-        for token, count in counter.most_common():  # tokens that are part of a character share the text "\ufffd"
-            texts[self.tokenizer.decode([token], clean_up_tokenization_spaces=False)] += count
-        return texts
+    def _special_token(self, text: str) -> str:
+        found = self._specials.search(text) if self._specials else None
+        return f"{found[0]!r}" if found else ""
+
+    def _text_of(self, token: int, text: str) -> str:
+        """The text of a token; of one that is a part of a character, that character, which begins or ends `text`."""
+        if token not in self._texts:
+            self._texts[token] = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return f"⟨part of {text.strip()[:1]}⟩" if "\ufffd" in self._texts[token] else self._texts[token]
+
+    def counts(self) -> dict[str, Any]:
+        """The fields of a `Report` that tell where loss begins and ends."""
+        ends = {"first_labels": self._first, "last_labels": self._last, "boundary": self._boundary}
+        return {**ends, "last_ids": sorted(self._last_ids)}
+
+
+def _taken(row: Rendered, masked: Masked) -> str:
+    """The token that spans the boundary, where it takes more of the output than white space; else ""."""
+    begin, end = masked.boundary or (0, 0)
+    # A marker token that takes in the template's own white space takes nothing from the output.
+    taken = row.text[max(row.output[0], row.completion_char) : end].strip()
+    return f"{row.text[begin:end]!r}" if taken else ""

@@ -9,7 +9,7 @@ from ragfit.data.documents import Passages, find_documents, supporting
 from ragfit.data.mask import Encoder, Masked
 from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Cut
-from ragfit.data.rows import question_of
+from ragfit.data.words import question_of
 from ragfit.errors import PromptError
 
 Fitted = tuple[Cut | None, Rendered, Masked]  # None where nothing was cut

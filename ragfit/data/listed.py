@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ragfit.data.numbered import Span
@@ -11,7 +10,10 @@ DOCUMENT_KEYS = (
     "positive_passages", "documents", "passages", "contexts", "docs", "ctxs", "retrieved_contexts", "context",
     "CONTEXTS",
 )  # fmt: skip
-TEXTS = ("text", "content", "contents", "paragraph_text", "passage_text", "contexts", "sentences")
+TEXTS = (
+    "text", "content", "contents", "page_content", "paragraph_text", "passage_text", "snippet", "passage", "paragraph",
+    "document", "body", "chunk", "contexts", "sentences",
+)  # fmt: skip
 BETWEEN = (" ", ": ", "\n", ":\n")  # a title and its text
 HEADER = 200  # characters; what stands longer before a document is no header
 CUT = 20  # characters that must be left of a document that was cut with the prompt
@@ -22,90 +24,111 @@ def listed_documents(row: Mapping) -> Iterator[tuple[str, list[object]]]:
 
     >>> list(listed_documents({"context": {"title": ["Ada"], "sentences": [["She wrote.", " It ran."]]}}))
     [('context', [['Ada', ['She wrote.', ' It ran.']]])]
+    >>> list(listed_documents({"context": {"title": [["a", "b"]], "sentences": [["One.", "Two."]]}}))  # RAFT's
+    [('context', [['a', 'One.'], ['b', 'Two.']])]
     """
     for key in DOCUMENT_KEYS:
         value = row.get(key)
         if isinstance(value, Mapping):
-            texts = next((value[name] for name in TEXTS if isinstance(value.get(name), list)), [])
+            texts = next((value[name] for name in TEXTS if isinstance(value.get(name), list)), None)
             titles = value.get("title")
-            paired = isinstance(titles, list) and len(titles) == len(texts)
-            value = [list(pair) for pair in zip(titles, texts, strict=True)] if paired else texts
+            if texts is None:
+                value = [value]
+            elif isinstance(titles, list) and len(titles) == len(texts):
+                lists = all(isinstance(one, list) for one in (*titles, *texts))
+                titles, texts = (sum(titles, []), sum(texts, [])) if lists else (titles, texts)
+                value = [list(pair) for pair in zip(titles, texts, strict=False)]
+            else:
+                value = texts
         value = [value] if isinstance(value, str) and value.strip() else value
         if isinstance(value, list) and value:
-            yield key, value
+            yield key, value[0] if len(value) == 1 and _is_list_of_texts(value[0]) else value
+
+
+def _is_list_of_texts(document: object) -> bool:
+    """Whether an only document is a list of documents: texts, the first of which is no title (it ends a sentence)."""
+    texts = isinstance(document, list) and len(document) > 1 and all(isinstance(one, str) for one in document)
+    return texts and (len(document) > 2 or document[0].rstrip().endswith((".", "!", "?", "。")))
 
 
 def title_and_text(document: object) -> tuple[str, str]:
-    """Those of a document: a text, a mapping, or a title and a text (or its sentences) as HotpotQA has them."""
+    """Those of a document: a text, a mapping, or a title and a text (or its sentences) as HotpotQA has them.
+
+    The text is "" where none is found.
+    """
     if isinstance(document, Mapping):
         text = next((document[key] for key in TEXTS if document.get(key)), "")
-        return str(document.get("title") or "").strip(), _joined(text)
+        title = str(document.get("title") or "").strip()
+        return (title, _joined(text)) if not isinstance(text, Mapping) else title_and_text({"title": title, **text})
     if isinstance(document, list) and len(document) == 2 and isinstance(document[0], str):
         return document[0].strip(), _joined(document[1])
     return "", _joined(document)
 
 
-def document_text(document: object) -> str:
-    """The text of a row's own document, after its title where it has one."""
-    return " ".join(filter(None, title_and_text(document)))
-
-
 def _joined(text: object) -> str:
-    return "".join(map(str, text)).strip() if isinstance(text, list) else "" if text is None else str(text).strip()
+    texts = text if isinstance(text, list) else [text]
+    return "".join(texts).strip() if all(isinstance(one, str) for one in texts) else ""
 
 
 def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
     """Those of a row's own documents that stand in its prompt word for word; [] where their places can't be told.
 
     Each has its title before it, or what stands between it and the document before. The numbers are those in the
-    headers where they rise, else the places.
+    headers (`_numbers`), else the places in the list.
     """
     places = _places(query, documents)
     if not places:
         return []
-    gaps = [query[end:left] for (_, end), (left, _) in zip(places, places[1:], strict=False)]
-    after = query[places[-1][1] :]
+    gaps = [query[end:left] for (_, end, _), (left, _, _) in zip(places, places[1:], strict=False)]
     # What follows every document, such as a closing tag, is a part of it; whole lines or tags alone.
-    closing = os.path.commonprefix([*gaps, after]) if gaps else ""
+    closing = os.path.commonprefix([*gaps, query[places[-1][1] :]]) if gaps else ""
     closing = closing[: max(closing.rfind("\n"), closing.rfind(">")) + 1].rstrip()
     headers = [gap[len(closing) :].lstrip() for gap in gaps]
     if any(len(header) > HEADER for header in headers):
         return []  # a document that the row does not list
     headers.insert(0, _first_header(query[: places[0][0]], headers))
-    numbers = _numbers(headers)
+    numbers = _numbers(headers, len(documents))
     spans = []
-    for place, ((left, end), header) in enumerate(zip(places, headers, strict=True)):
-        match = numbers[place] if numbers else re.match(r"[-*•\s]*", header)
-        number = int(match[0]) if numbers else place + 1
-        lead = match.end() + (len(re.match(r"[\])}.:\"'>\s*-]*", header[match.end() :])[0]) if numbers else 0)
-        spans.append((number, left - len(header), left - len(header) + lead, end + len(closing)))
+    for n, ((left, end, place), header) in enumerate(zip(places, headers, strict=True)):
+        number = numbers[n] if numbers else None
+        marks = r"[\])}.:\"'>\s*-]*" if number else r"[-*•\s]*"
+        lead = re.compile(marks).match(header, number.end() if number else 0).end()
+        start = left - len(header)
+        spans.append((int(number[0]) if number else place, start, start + lead, end + len(closing)))
     return spans
 
 
-def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int]]:
-    """(start, end) of the documents, in the prompt's order; [] where one stands there more often than in the list."""
-    spelt = Counter(pair for pair in map(title_and_text, documents) if pair[1])
+def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int, int]]:
+    """(start, end, place in the list from 1) of the documents, in the prompt's order.
+
+    [] where one stands there more often than in the list.
+    """
+    listed: dict[tuple[str, str], list[int]] = {}
+    for place, pair in enumerate(map(title_and_text, documents), 1):
+        listed.setdefault(pair, []).append(place)
     places, left = [], query
-    for (title, text), count in sorted(spelt.items(), key=lambda one: -len(one[0][1])):  # one may hold another
+    for (title, text), numbers in sorted(listed.items(), key=lambda one: -len(one[0][1])):  # one may hold another
+        if not text:
+            continue
         found: list[tuple[int, int]] = []
         for form in [*(f"{title}{between}{text}" for between in BETWEEN if title), text]:
             found = found or [match.span() for match in re.finditer(re.escape(form), left)]
-        if len(found) > count:
+        if len(found) > len(numbers):
             return []
         found = found or _cut(left, text)
-        for start, end in found:
+        for (start, end), place in zip(found, numbers, strict=False):
             left = f"{left[:start]}{chr(0) * (end - start)}{left[end:]}"
-        places += found
+            places.append((start, end, place))
     return sorted(places)
 
 
 def _cut(query: str, text: str) -> list[tuple[int, int]]:
-    """The document that the prompt ends or begins within, where it was cut."""
+    """The document that the prompt ends or begins within, where it was cut; a prompt that is all of it is none."""
     if len(text) > CUT:
         begin, end = query.rfind(text[:CUT]), query.find(text[-CUT:]) + CUT
-        if begin >= 0 and text.startswith(query[begin:]):
+        if begin > 0 and text.startswith(query[begin:]):
             return [(begin, len(query))]
-        if end >= CUT and text.endswith(query[:end]):
+        if CUT <= end < len(query) and text.endswith(query[:end]):
             return [(0, end)]
     return []
 
@@ -120,14 +143,14 @@ def _first_header(before: str, others: Sequence[str]) -> str:
     return header if len(header) <= HEADER and header.endswith("\n") == others[0].endswith("\n") else ""
 
 
-def _numbers(headers: Sequence[str]) -> list[re.Match] | None:
-    """The number in each header that rises from one to the next; None where there is none."""
+def _numbers(headers: Sequence[str], most: int) -> list[re.Match] | None:
+    """The number in each header, where they rise, or differ and are at most as many as there are documents; or None."""
     every = [list(re.finditer(r"\d+", header)) for header in headers]
-    if not all(every):
-        return None
-    for place in (0, -1):
-        found = [numbers[place] for numbers in every]
+    for which in (0, -1) if all(every) else ():
+        found = [numbers[which] for numbers in every]
         values = [int(one[0]) for one in found]
-        if values[-1] < 1000 and all(one < other for one, other in zip(values, values[1:], strict=False)):
+        if len(set(values)) == len(values) and (
+            max(values) <= most or (values == sorted(values) and values[-1] < 1000)
+        ):
             return found
     return None

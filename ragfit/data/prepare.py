@@ -22,8 +22,9 @@ from ragfit.data.inference import OTHER_TEXT, ControlTokens, against_the_prompt
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Part, Prepared, Report
-from ragfit.data.rows import Source, choose, open_rows, question_of, read_text, split, texts_of
+from ragfit.data.rows import Source, choose, open_rows, read_text, split, texts_of
 from ragfit.data.template import RowRefused
+from ragfit.data.words import question_of
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError, DataError, PromptError
 
@@ -263,7 +264,7 @@ class Preparer:
             self.checks.add("cut", part, number)
             for what in taken(cut, row.query, row.output, row.source, self.cfg.output_key):
                 self.checks.add(f"cut: {what}", part, number)
-        self.checks.check(part, number, row.query, row.output, rendered, masked)
+        self.checks.check(part, number, row.query, row.output, rendered, masked, row.source)
         found = [*against_the_prompt(self.encoder, rendered, masked), *self._control(f"{row.query}\0{row.output}")]
         for kind, detail in dict(reversed(found)).items():
             self.checks.add(kind, part, number, detail)

@@ -75,8 +75,6 @@ class Renderer:
         PromptError: no template, a template that refuses the messages, or a marker that does not occur.
     """
 
-    dated = False  # for the merge: goes with findings.Checks
-
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",

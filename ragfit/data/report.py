@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FIRST = 6  # token texts listed before the rest is only counted
+FIRST = 6  # token texts that are listed, before the rest is only counted
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,11 @@ class Cut:
 
     def holds(self, begin: int, end: int) -> bool:
         """Whether all of `query[begin:end]` is left."""
-        whole = all(end <= left or right <= begin for left, right in self.removed)
-        return self.start <= begin and end <= self.stop and whole
+        apart = all(end <= left or right <= begin for left, right in self.removed)
+        return apart and self.start <= begin and end <= self.stop
 
     def __str__(self) -> str:
-        removed = sum(end - begin for begin, end in self.removed)
-        if removed:
+        if removed := sum(end - begin for begin, end in self.removed):
             return f"{removed:,} characters of whole documents were taken out"
         return f"{self.start:,} characters cut from its start, {self.length - self.stop:,} from its end"
 
@@ -114,7 +113,6 @@ class Report:
     cached: bool = field(default=False, compare=False)
 
     def part(self, name: str) -> Part:
-        """The part of a name: "train" or "dev"."""
         return {"train": self.train, "dev": self.dev}[name]
 
     def __str__(self) -> str:
@@ -134,7 +132,7 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return report_html(self)
+        return ReportView(self).html()
 
 
 @dataclass
@@ -161,7 +159,6 @@ class Prepared:
     sources: dict[str, Source]
 
     def part(self, name: str) -> "Dataset | None":
-        """The prepared rows of a part: "train" or "dev"."""
         return {"train": self.train, "dev": self.dev}[name]
 
     def at(self, index: int, part: str = "train") -> dict[str, list[int]]:
@@ -185,22 +182,18 @@ class Prepared:
 
 
 class ReportView(View):
-    """Rows, tokens and findings of a data set.
-
-    Args:
-        prepared: of `ragfit.prepare`, or its `report`.
-    """
+    """Rows, tokens and findings of a data set, by its `Prepared` or `Report`."""
 
     title = "Data"
 
     def __init__(self, prepared: "Prepared | Report"):
         self.report = prepared.report if isinstance(prepared, Prepared) else prepared
-        before = ", loaded from the cache" if self.report.cached else ""
-        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file{before}"
+        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file"
+        self.aside += ", loaded from the cache" * self.report.cached
 
     def blocks(self) -> list[Block]:
         report = self.report
-        parts = {name: report.part(name) for name in ("train", "dev") if report.part(name).rows}
+        parts = {name: part for name in ("train", "dev") if (part := report.part(name)).rows}
         reasons = dict.fromkeys(reason for part in parts.values() for reason in part.dropped)
         rows = {
             "rows": [f"{part.rows:,}" for part in parts.values()],
@@ -212,50 +205,45 @@ class ReportView(View):
                 (Bar(part.loss_share), f"{part.loss_tokens:,} ({part.loss_share:.1%})") for part in parts.values()
             ],
         }
-        labels = [
+        ends = [
             ["first token with loss", _most_common(report.first_labels)],
             ["last token with loss", _most_common(report.last_labels)],
             ["tokens spanning the boundary", _most_common(report.boundary)],
         ]
         return [
-            *self._findings(),
+            self._findings(),
             Heading("Rows and tokens"),
             Table(["", *parts], [[label, *cells] for label, cells in rows.items()], widths=("220px",)),
             Heading("Where loss begins and ends, over all rows"),
-            Table((), labels, widths=("220px",)),
+            Table((), ends, widths=("220px",)),
         ]
 
-    def _findings(self) -> list[Block]:
+    def _findings(self) -> Block:
         if not self.report.findings:
-            return [Callout((Span("No findings."), " Every check on every row passed."), "good")]
+            return Callout((Span("No findings."), " Every check on every row passed."), "good")
         rows = [
             [
-                (Badge(found.severity, "warning" if found.severity == "warning" else "note"), " ", Span(found.kind)),
+                (Badge(found.severity, found.severity), " ", Span(found.kind)),
                 found.which,
                 (found.meaning, *((" Seen: ", Span(found.detail, "mono")) if found.detail else ())),
                 found.fix,
             ]
             for found in self.report.findings
         ]
-        return [Table(["finding", "rows", "what it means", "what to do"], rows, widths=("18%", "13%", "34%", "35%"))]
+        return Table(["finding", "rows", "what it means", "what to do"], rows, widths=("18%", "13%", "34%", "35%"))
 
 
-def report_html(report: Report) -> str:
-    """The HTML of a report, for its `_repr_html_`."""
-    return str(ReportView(report).html())
+report_html = Report._repr_html_
 
 
 def _dropped(numbers: Sequence[int]) -> Line:
-    if not numbers:
-        return "0"
-    return f"{len(numbers):,} ", Span(f"(row{'s' * (len(numbers) != 1)} {listed(numbers)})", "quiet")
+    listing = Span(f"(row{'s' * (len(numbers) != 1)} {listed(numbers)})", "quiet")
+    return (f"{len(numbers):,} ", listing) if numbers else "0"
 
 
 def _most_common(texts: Counter) -> Line:
     """Texts with their counts, the most frequent first."""
-    parts = []
-    for text, count in texts.most_common(FIRST):
-        parts += [", "] if parts else []
-        parts += [Span(repr(text), "mono"), f" × {count:,}"]
-    more = len(texts) - FIRST
-    return (*parts, f" and {more:,} more") if more > 0 else tuple(parts) or "none"
+    pairs = texts.most_common(FIRST)
+    parts = [part for text, count in pairs for part in (", ", Span(repr(text), "mono"), f" × {count:,}")]
+    more = len(texts) - len(pairs)
+    return (*parts[1:], f" and {more:,} more" if more else "") if pairs else "none"

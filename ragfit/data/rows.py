@@ -10,7 +10,7 @@ import io
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,12 +206,6 @@ def split(
         problem = f"{share} takes {max(count, len(drawn))} of {rows} rows and leaves none to train on"
         raise DataError("dev_split", problem, "Lower dev_split, raise limit, or name a separate file.")
     return [p for i, p in enumerate(positions) if i not in drawn], [p for i, p in enumerate(positions) if i in drawn]
-
-
-def question_of(row: Mapping, query: str) -> str:  # for the merge: goes with data.words.question_of
-    """What a row asks: its `query` or `question`, or else its whole prompt."""
-    asked = (row.get(key) for key in ("query", "question"))
-    return next((text for text in asked if isinstance(text, str) and text.strip()), query)
 
 
 def text_of(row: dict, key: str, where: str, config_key: str) -> str:

@@ -1,19 +1,19 @@
 """How close an answer is to the expected ones: exact match, token F1, answer recall and citations, without torch."""
 
+import math
 import re
-import string
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ragfit.data.documents import CITATION, citations
 from ragfit.data.rows import text_of
+from ragfit.data.words import CITATION, citations, is_label, words
+from ragfit.data.words import question_of as question_of  # for the merge: goes with evaluation/{evaluate,grounding}.py
 
 SHORT_ANSWERS = "short_answers"
+Z = 1.959964  # standard deviations of a normal distribution that hold 95 % of it, both sides together
 _CITATION = re.compile(rf"\s*{CITATION.pattern}")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = ("a", "an", "the")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scores:
     Attributes:
         exact_match: the answer is one of the expected ones.
         f1: the harmonic mean of the precision and recall of its tokens, with the expected answer that it fits best.
-        recall: the share of short answers that it holds.
+        recall: the share of short answers that it holds; None for labels, which an answer holds without meaning them.
         citations: it cites exactly the documents that the trained output cites; None where that cites none.
     """
 
@@ -70,20 +70,15 @@ def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: st
     return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
 
 
-def question_of(row: Mapping, query: str) -> str:
-    """What a row asks: its `query` or `question`, or else its whole prompt."""
-    return next((row[key] for key in ("query", "question") if isinstance(row.get(key), str)), query)
-
-
 def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
     """Score one answer.
 
-    Texts are compared as SQuAD's script does (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250): in lower case,
-    without punctuation, articles and surplus white space; exact match and F1 are the best over the acceptable answers.
-    Recall is the string exact match of ASQA (Stelmakh et al. 2022, https://arxiv.org/abs/2204.06092): a short answer
-    counts where one of its spellings is a part of the answer. Citations such as `[2]` are left out of all three, as in
-    ALCE (Gao et al. 2023, https://arxiv.org/abs/2305.14627), and compared on their own. Articles are English ones, and
-    tokens stand between white space: F1 says little for languages written without it.
+    Exact match and F1 (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250) are the best over the acceptable
+    answers, on texts as `normalize` leaves them, which says what differs from SQuAD's script. Recall is the string
+    exact match of ASQA (Stelmakh et al. 2022, https://arxiv.org/abs/2204.06092), but on whole words: a short answer
+    counts where the words of one of its spellings follow each other in the answer (`art` is not in `party`, and
+    `Monet` is in `Monet's`). It is None where all short answers are labels. Citations such as `[2]` are left out of all three, as in ALCE (Gao et al. 2023,
+    https://arxiv.org/abs/2305.14627), and compared on their own.
 
     Args:
         answer: what a model wrote.
@@ -91,32 +86,69 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
         marker: only what follows its last occurrence counts; the whole answer where it does not occur.
     """
     answer = after_marker(answer, marker)
-    said = normalize(without_citations(answer))
-    expected = [normalize(without_citations(text)) for text in gold.answers]
-    # An empty spelling would be a part of every answer.
-    short = [[text for one in spellings if (text := normalize(without_citations(one)))] for spellings in gold.short]
-    found = [any(text in said for text in spellings) for spellings in short if spellings]
+    said, expected = normalize(answer), [normalize(text) for text in gold.answers]
+    short = [[one for one in spellings if words(one)] for spellings in gold.short]  # an empty one is in every answer
+    held = [any(holds(answer, one) for one in spellings) for spellings in short if spellings]
+    labels = all(is_label(one) for spellings in gold.short for one in spellings)
     cited = citations(gold.answers[0])
     return Scores(
         exact_match=float(said in expected),
         f1=max(token_f1(said, text) for text in expected),
-        recall=sum(found) / len(found) if found else None,
+        recall=sum(held) / len(held) if held and not labels else None,
         citations=float(citations(answer) == cited) if cited else None,
     )
 
 
-def normalize(text: str) -> str:
-    """SQuAD's normalization; a text of nothing but articles (`A`, of several choices) keeps them."""
-    text = text.lower().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
+def normalize(text: str, joined: bool = True) -> str:
+    """A text as SQuAD's script compares it: in lower case, without punctuation, English articles and white space.
+
+    What differs: characters are compared as NFKC, with case folded; punctuation is that of all scripts, quotes, dashes
+    and symbols included, not ASCII's alone; characters of scripts without spaces (Chinese, Japanese, Thai …) are words
+    of their own; citations such as `[2]` are left out; and a text of nothing but articles (`A`, of several choices)
+    keeps them.
+
+    Args:
+        joined: whether punctuation vanishes within a word, as in that script, or stands between two words.
+
+    >>> normalize("The “U.S.” [1]"), normalize("长安。")
+    ('us', '长 安')
+    """
+    said = words(text, joined)
+    return " ".join([word for word in said if word not in _ARTICLES] or said)
+
+
+def holds(answer: str, short: str) -> bool:
+    """Whether the words of a short answer follow each other in an answer, however punctuation is read."""
+    return any(f" {normalize(short, joined)} " in f" {normalize(answer, joined)} " for joined in (True, False))
 
 
 def token_f1(said: str, expected: str) -> float:
     """F1 of two normalized texts; where one is empty, whether both are."""
-    words, wanted = said.split(), expected.split()
-    if not words or not wanted:
-        return float(words == wanted)
-    return 2 * sum((Counter(words) & Counter(wanted)).values()) / (len(words) + len(wanted))
+    tokens, wanted = said.split(), expected.split()
+    if not tokens or not wanted:
+        return float(tokens == wanted)
+    return 2 * sum((Counter(tokens) & Counter(wanted)).values()) / (len(tokens) + len(wanted))
+
+
+def share_interval(hits: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (1927, https://doi.org/10.2307/2276774), which holds for small numbers.
+
+    Args:
+        hits: how many of the rows have something.
+        n: how many rows there are.
+
+    Returns:
+        (low, high), between 0 and 1; (0.0, 1.0) where there are no rows.
+
+    >>> [round(bound, 2) for bound in share_interval(8, 8)]
+    [0.68, 1.0]
+    """
+    if not n:
+        return 0.0, 1.0
+    share, spread = hits / n, Z**2 / n
+    middle = share + spread / 2
+    half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
 def without_citations(text: str) -> str:

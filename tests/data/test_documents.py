@@ -1,49 +1,42 @@
-"""Documents in a prompt: found, left out, exchanged and renumbered; which of them support the answer."""
+"""Documents in a prompt: found, left out, exchanged and renumbered; which support the answer; and the words of texts."""
 
 import doctest
-import json
+import importlib
 import time
 
 import pytest
-from conftest import make_config, make_tokenizer
 
-import ragfit
-import ragfit.data.documents
-import ragfit.data.listed
-from ragfit.data.documents import citations, documents_of, find_documents, fixed_place, renumber, supporting
-from ragfit.views import RagView
+from ragfit.data.documents import (
+    answer_as_data,
+    answers_of,
+    documents_of,
+    find_documents,
+    first_supporting,
+    fixed_place,
+    supporting,
+)
+from ragfit.data.words import is_label, renumber, words, words_of
 
 NUMBERED = "Question: Who?\n\nDocuments:\n[1] Ada wrote it.\n\n[2] Bob\n[7] read it.\n\n[3] Eve."
 LISTED = "Context:\n(1) Ada wrote it.\n(2) Bob read it.\n\nQuestion: Who?"
 ROW = {"documents": [{"title": "Ada", "text": "wrote it."}, "Bob read it.", "Not in the prompt."]}
-
-
-def test_examples():
-    assert doctest.testmod(ragfit.data.documents).failed == doctest.testmod(ragfit.data.listed).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("query", "row", "texts", "numbers", "origin"),
-    [
-        (NUMBERED, {}, ["Ada wrote it.", "Bob\n[7] read it.", "Eve."], [1, 2, 3], "the prompt"),
-        (f"{NUMBERED}\n\nAnswer: ", {}, ["Ada wrote it.", "Bob\n[7] read it.", "Eve."], [1, 2, 3], "the prompt"),
-        ("Passage [1]: Ada.\nPassage [2]: Bob.\n", {}, ["Ada.", "Bob."], [1, 2], "the prompt"),
-        (LISTED, ROW, ["Ada wrote it.", "Bob read it."], [1, 2], "documents"),
-        ("Ada wrote it. Who?", {"contexts": ["Ada wrote it."]}, ["Ada wrote it."], [1], "contexts"),
-    ],
-)
-def test_documents_are_found_and_the_prompt_is_theirs(query, row, texts, numbers, origin):
-    found = find_documents(query, row)
-    assert [one.text for one in found.documents] == texts and [one.number for one in found.documents] == numbers
-    assert found.prompt() == query and found.origin == origin
-
-
 ASKED = "\n\nQuestion: Who?\nAnswer:"
+
+
+@pytest.mark.parametrize("module", ["data.documents", "data.listed", "data.words", "evaluation.metrics"])
+def test_examples(module):
+    assert doctest.testmod(importlib.import_module(f"ragfit.{module}")).failed == 0
+
+
+# --- Marked in the prompt ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("query", "texts", "numbers"),
     [
+        (NUMBERED, ["Ada wrote it.", "Bob\n[7] read it.", "Eve."], [1, 2, 3]),
+        ("[1] One [2].\n[7] is cited.\n[2] Two.", ["One [2].\n[7] is cited.", "Two."], [1, 2]),
+        ("Passage [1]: Ada.\nPassage [2]: Bob.\n", ["Ada.", "Bob."], [1, 2]),
         ("Document [1](Title: A) Ada.\nDocument [2](Title: B) Bob.", ["(Title: A) Ada.", "(Title: B) Bob."], [1, 2]),
         ("Passage 1: Ada.\nPassage 2: Bob.\n[1] is cited.", ["Ada.", "Bob.\n[1] is cited."], [1, 2]),
         ("## Document 1\nAda.\n\n## Document 2\nBob.", ["\nAda.", "\nBob."], [1, 2]),
@@ -52,12 +45,48 @@ ASKED = "\n\nQuestion: Who?\nAnswer:"
         ('<doc id="1">\nAda.\n</doc>\n<doc id="2">\nBob.\n</doc>', ["Ada.\n</doc>", "Bob.\n</doc>"], [1, 2]),
         ("[0] Ada.\r\n[1] Bob.", ["Ada.", "Bob."], [0, 1]),
         ("[1] \n[2] Ada.\n[3] Ada.", ["", "Ada.", "Ada."], [1, 2, 3]),
+        # Reranked, with the numbers they had.
+        ("[3] Eve.\n[1] Ada.\n[2] Bob.", ["Eve.", "Ada.", "Bob."], [3, 1, 2]),
+        ("Document 2: Bob.\n\nDocument 1: Ada.", ["Bob.", "Ada."], [2, 1]),
+        # RAFT's.
+        ("<DOCUMENT>Ada.\nEve.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>\nWho?",
+         ["Ada.\nEve.</DOCUMENT>", "Bob.</DOCUMENT>"], [1, 2]),
+        ("<context>\n[1] Ada.\n[2] Bob.\n</context>", ["Ada.", "Bob."], [1, 2]),
+        ("<context>Ada. Bob.</context>", ["Ada. Bob.</context>"], [1]),
+    ],
+)  # fmt: skip
+def test_documents_that_are_marked(query, texts, numbers):
+    for prompt in (query, query + ASKED):
+        found = find_documents(prompt, {})
+        assert [one.text for one in found.documents] == texts and [one.number for one in found.documents] == numbers
+        assert found.prompt() == prompt and found.origin == "the prompt"
+    assert "Ada" not in found.prompt([]) and found.prompt([]).endswith(ASKED)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "[1] Ada.\n[2] as Bob said.\n[2] Bob.",  # which is the second?
+        "[1] Ada.\nReferences\n[1] X\n[2] Y\n[2] Bob.",
+        "Cite so:\n[1] means the first.\n\n[1] Ada.\n[2] Bob.",
+        "[1] Ada. [2] Bob.",
+        "Use these.\n\n[1] Ada.\n\n[2] Bob.\n\nSo who sang?",  # is the question a part of the last one?
+        "[2] Bob.\n[3] Eve.",  # the first was cut off
+        "[1] Ada.\n[5] Bob.\n[2] Eve.",  # two documents, or three that keep their numbers?
+        "[4] Ada.\n[1] Bob.\n[2] Eve.",
+        "[7] ada\n[1] Bob.\n[2] Eve.",
+        "[2] bob\n[3] eve",
+        "[1] ada.\n[5] bob.\n[2] eve.",
+        "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.",  # the second was cut
+        "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",
+        "1. Ada.\n2. Bob.",  # so are instructions numbered
+        "Who wrote it? [2] is not the first.",
     ],
 )
-def test_numbered_documents(query, texts, numbers):
-    found = find_documents(query + ASKED, {})
-    assert [one.text for one in found.documents] == texts and [one.number for one in found.documents] == numbers
-    assert found.prompt() == query + ASKED and found.prompt([]) == ASKED
+def test_what_cannot_be_read_whole_is_not_read(query):
+    assert find_documents(query, {}) is None and documents_of(query, {}) == ([], "nowhere")
+    if query.startswith("[1] Ada.\n[2] as"):  # the row's own list knows
+        assert [one.text for one in find_documents(query, {"docs": ["Bob."]}).documents] == ["Bob."]
 
 
 @pytest.mark.parametrize(
@@ -75,57 +104,81 @@ def test_a_question_after_the_documents_is_none_of_them(after, row):
     assert found.after == after and [one.text for one in found.documents] == ["Ada.", "Bob."]
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "[1] Ada.\n[2] as Bob said.\n[2] Bob.",  # which is the second?
-        "[1] Ada.\nReferences\n[1] X\n[2] Y\n[2] Bob.",
-        "Cite so:\n[1] means the first.\n\n[1] Ada.\n[2] Bob.",
-        "[1] Ada. [2] Bob.",
-        "Use these.\n\n[1] Ada.\n\n[2] Bob.\n\nSo who sang?",  # is the question a part of the last one?
-        "[2] Bob.\n[3] Eve.",  # the first was cut off
-        "1. Ada.\n2. Bob.",  # so are instructions numbered
-    ],
-)
-def test_what_cannot_be_told_is_not_guessed(query):
-    assert find_documents(query, {}) is None and documents_of(query, {}) == ([], "nowhere")
-    if "Bob." in query:  # the row's own list knows
-        assert [one.text for one in find_documents(query, {"docs": ["Bob."]}).documents] in (["Bob."], ["[2] Bob."])
-
-
 def test_many_empty_lines_take_no_time():
     started = time.perf_counter()
     assert find_documents(f"Question: Who?\n\n[1] Ada.{chr(10) * 20_000}End", {}).documents[0].text.startswith("Ada.")
     assert time.perf_counter() - started < 5  # quadratic, it was a minute
 
 
-CONTEXT = {"title": ["Ada", "Bob"], "sentences": [["She wrote.", " It ran."], ["He read."]]}
+# --- Listed in the row ------------------------------------------------------------------------------------------------
+
+DPR = {"ctxs": [{"title": "Ada", "text": "A."}, {"title": "Bob", "text": "B."}]}
+HOTPOT = {"title": ["Ada", "Bob"], "sentences": [["She wrote.", " It ran."], ["He read."]]}
 SPELT = ["Ada: She wrote. It ran.", "Bob: He read."]
+TWO = ["One.", "Two."]
 
 
 @pytest.mark.parametrize(
-    ("query", "row", "texts"),
+    ("texts", "row"),
     [
-        ("\n".join(SPELT), {"context": CONTEXT}, SPELT),  # HotpotQA on the hub
-        ("\n".join(SPELT), {"context": [["Ada", ["She wrote.", " It ran."]], ["Bob", ["He read."]]]}, SPELT),
-        ("Ada\nA.\n\nBob\nB.", {"ctxs": [{"title": "Ada", "text": "A."}, {"title": "Bob", "text": "B."}]},
-         ["Ada\nA.", "Bob\nB."]),  # DPR
-        ("Title: Ada Text: A.\nTitle: Bob Text: B.", {"ctxs": [{"title": "Ada", "text": "A."}, {"title": "Bob", "text": "B."}]},
-         ["Title: Ada Text: A.", "Title: Bob Text: B."]),
-        ("One.\nTwo.", {"CONTEXTS": ["One.", "Two."]}, ["One.", "Two."]),  # PubMedQA
-        ("One.\nTwo.", {"context": {"contexts": ["One.", "Two."]}}, ["One.", "Two."]),
-        ("One.", {"context": "One."}, ["One."]),  # SQuAD
-        ("One.\n\nOne.\n\nTwo.", {"docs": ["One.", "One.", "Two.\n"]}, ["One.", "One.", "Two."]),
-        ("<D>One.</D>\n<D>Two.</D>\nEnd", {"docs": ["One.", "Two."]}, ["<D>One.</D>", "<D>Two.</D>"]),
+        (SPELT, {"context": HOTPOT}),  # as on the hub
+        (SPELT, {"context": [["Ada", ["She wrote.", " It ran."]], ["Bob", ["He read."]]]}),
+        (["Ada\nA.", "Bob\nB."], DPR),
+        (["Title: Ada Text: A.", "Title: Bob Text: B."], DPR),
+        (TWO, {"CONTEXTS": TWO}),  # PubMedQA
+        (TWO, {"context": {"contexts": TWO}}),
+        (TWO, {"contexts": [TWO]}),
+        (TWO, {"context": {"title": [["placeholder_title"] * 2], "sentences": [TWO]}}),  # RAFT
+        (TWO, {"documents": [{"page_content": text, "metadata": {}} for text in TWO]}),  # LangChain
+        (TWO, {"documents": [{"title": "t", "snippet": text} for text in TWO]}),
+        (TWO, {"documents": [{"document": {"text": text}, "score": 0.5} for text in TWO]}),
+        (["One."], {"context": "One."}),  # SQuAD
+        (["One."], {"context": {"title": "A", "text": "One."}}),
+        (["One.", "One.", "Two."], {"docs": ["One.", "One.", "Two.\n"]}),
+        (["<D>One.</D>", "<D>Two.</D>"], {"docs": TWO}),
     ],
-)  # fmt: skip
-def test_lists_of_other_forms(query, row, texts):
-    found = find_documents(query + ASKED, row)
-    documents = found.documents
-    bare = [one.header + one.text for one in documents]
-    assert bare == texts and found.prompt() == query + ASKED
-    for dropped, kept in zip(documents, texts[::-1], strict=True) if len(texts) == 2 else ():
-        assert found.prompt([one for one in documents if one is not dropped]).startswith(kept)
+)
+def test_documents_that_the_row_lists(texts, row):
+    query = "\n".join(texts) + ASKED
+    found = find_documents(query, row)
+    assert [one.header + one.text for one in found.documents] == texts
+    assert found.prompt() == query and found.origin in row
+    if len(texts) == 2:
+        assert found.prompt(found.documents[1:]).startswith(texts[1])
+
+
+LONG = "How old is the tower bridge that leads over the river Thames in London?"
+
+
+@pytest.mark.parametrize(
+    ("query", "row", "why"),
+    [
+        ("Who is Ada?", {"ctxs": ["Ada wrote it."]}, "none: the prompt holds nothing of ctxs"),
+        ("[1] Ada\n[2] Bob", DPR, "the prompt"),  # titles alone, which a finding tells
+        (
+            "Who?",
+            {"documents": [{"id": 3, "score": 1}]},
+            "none: no text is found in documents (a document has id, score)",
+        ),
+        ("Who is 3?", {"docs": [3, 4]}, "none: no text is found in docs (3)"),
+        ("Who?", {"docs": []}, "nowhere"),
+        # A document may begin as the question does.
+        (LONG, {"query": LONG, "docs": [f"{LONG} It is so since 1894."]}, "none: the prompt holds nothing of docs"),
+        # Which of them is the question's, and is the long one a document?
+        ("Who is Ada?\n- Ada\n- Bob", {"docs": ["Ada", "Bob"]}, "nowhere"),
+        (f"- Ada wrote it.\n- {'It is not in the list. ' * 9}\n- Bob.", {"docs": ["Ada wrote it.", "Bob."]}, "nowhere"),
+    ],
+)
+def test_what_the_model_does_not_read_is_not_said_to_be_read(query, row, why):
+    documents, where = documents_of(query, row)
+    assert where == why and (not documents or where == "the prompt")
+
+
+def test_documents_without_numbers_have_their_places_in_the_list():
+    row = {"ctxs": ["Ada.", "Not in the prompt.", "Eve."], "positive_indices": [1]}
+    found = find_documents("Eve.\n\nAda.\n\nQuestion: Who?", row)
+    assert [(one.number, one.text) for one in found.documents] == [(3, "Eve."), (1, "Ada.")]
+    assert supporting(found, row, "Eve") == {1} and first_supporting(found, row, "Eve") == 2
 
 
 def test_a_title_stays_with_its_document():
@@ -136,44 +189,17 @@ def test_a_title_stays_with_its_document():
     assert found.prompt(moved) == "Doc (1) Apollo 11: it landed.\nDoc (2) Apollo 11: it flew."
 
 
-@pytest.mark.parametrize(
-    ("query", "documents"),
-    [
-        ("Who is Ada?\n- Ada\n- Bob", ["Ada", "Bob"]),  # the question's or the document's?
-        (f"- Ada wrote it.\n- {'A text that the row does not list. ' * 9}\n- Bob.", ["Ada wrote it.", "Bob."]),
-    ],
-)
-def test_a_list_that_is_not_the_prompts(query, documents):
-    assert find_documents(query, {"docs": documents}) is None
-
-
 def test_a_listed_document_is_found_where_the_prompt_is_cut():
     documents = ["Ada wrote the first program.", "Bob read it in the city of Paris."]
     query = "- " + "\n- ".join(documents)
-    assert [one.text for one in find_documents(query[:-5], {"docs": documents}).documents] == [
-        documents[0], documents[1][:-5],
-    ]  # fmt: skip
-    assert [one.text for one in find_documents(query[6:], {"docs": documents}).documents] == [
-        documents[0][4:], documents[1],
-    ]  # fmt: skip
+    for cut, texts in (
+        (query[:-5], [documents[0], documents[1][:-5]]),
+        (query[6:], [documents[0][4:], documents[1]]),
+    ):
+        assert [one.text for one in find_documents(cut, {"docs": documents}).documents] == texts
 
 
-@pytest.mark.parametrize(
-    ("named", "expected"),
-    [([True, False, True], {1, 3}), ([True, False], set()), (["Bob\n[7] read it."], {2}), (["read"], set()), ([0], set())],
-)  # fmt: skip
-def test_supporting_documents_named_otherwise(named, expected):
-    assert supporting(find_documents(NUMBERED, {}), {"positive_indices": named}, "Ada") == expected
-
-
-@pytest.mark.parametrize(("text", "numbers"), [("a [1-3]", {1, 2, 3}), ("a [2–3, 7]", {2, 3, 7}), ("a [3-1]", {1, 3})])
-def test_ranges_are_citations(text, numbers):
-    assert citations(text) == numbers
-
-
-@pytest.mark.parametrize("row", [{}, {"documents": ["Somewhere else."]}, {"documents": "Ada"}, {"documents": []}])
-def test_no_documents(row):
-    assert find_documents("Who wrote it? [2] is not the first.", row) is None
+# --- Other prompts ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,15 +219,26 @@ def test_a_document_left_out_leaves_the_numbers_of_the_others(query, row, chosen
 def test_other_documents_are_numbered_anew():
     found = find_documents(LISTED, ROW)
     fresh = found.numbered(["Zoe sang.", "Ada wrote it.", "Bob read it."])
-    assert found.prompt(fresh) == ("Context:\n(1) Zoe sang.\n(2) Ada wrote it.\n(3) Bob read it.\n\nQuestion: Who?")
+    assert found.prompt(fresh) == "Context:\n(1) Zoe sang.\n(2) Ada wrote it.\n(3) Bob read it.\n\nQuestion: Who?"
     assert renumber("Ada [1], as Bob says [1, 2][9].", {1: 2, 2: 3}) == "Ada [2], as Bob says [2, 3][9]."
+
+
+# --- What supports the answer -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("row", "output", "expected"),
     [
-        ({"positive_indices": [3, 1, 8]}, "Ada", {1, 3}),  # named, and there is no eighth
-        ({}, "ada [2]", {1}),
+        ({"positive_indices": [3, 1, 8]}, "Ada [2]", {1, 3}),  # named, and there is no eighth
+        ({"positive_indices": [True, False, True]}, "Ada", {1, 3}),
+        ({"positive_indices": [True, False]}, "Ada", set()),
+        ({"positive_indices": ["Bob\n[7] read it."]}, "Ada", {2}),
+        ({"positive_indices": ["read"]}, "Ada", set()),
+        ({"positive_indices": [0]}, "Ada", set()),
+        ({"oracle_context": "Ada wrote it."}, "Bob", {1}),  # RAFT's
+        ({}, "It was Ada [2], as [9] says", {2}),  # cited
+        ({}, "ada", {1}),
+        ({}, "##begin_quote##It is so.##end_quote## <ANSWER>: Eve", {3}),
         ({"short_answers": [["Bob", "Robert"], ["Eve"]]}, "Both.", {2, 3}),
         ({"answers": ["yes"]}, "yes", set()),
         ({}, "Somebody else", set()),
@@ -212,35 +249,81 @@ def test_supporting_documents(row, output, expected):
 
 
 @pytest.mark.parametrize(
-    ("places", "expected"),
+    ("document", "other", "answer"),
     [
-        ([(1, 4)] * 18 + [(2, 4)] * 2, "first in 18 of 20 rows"),
-        ([(n % 5 + 3, n % 5 + 3) for n in range(20)], "last in 20 of 20 rows"),
-        ([(2, 4)] * 20, "at place 2 in 20 of 20 rows"),
-        ([(1, 4)] * 17 + [(2, 4)] * 3, ""),
-        ([(1, 4)] * 19, ""),
-        ([(1, 2)] * 20, ""),  # of two, one is always the first
+        ("唐朝的都城是长安。", "洛阳是一座城市。", "长安"),
+        ("日本の首都は東京です。", "大阪は都市です。", "東京"),
+        ("เมืองหลวงคือกรุงเทพมหานคร", "เชียงใหม่อยู่ทางเหนือ", "กรุงเทพ"),
+        ("Die Hauptstadt ist „Wien“.", "Wiener Walzer", "WIEN"),
+        ("It is called the ﬁrst — 1914–18.", "In 191418 it was.", "1914-18"),
     ],
 )
-def test_a_fixed_place(places, expected):
-    assert fixed_place(places) == expected
+def test_answers_stand_in_documents_of_any_script(document, other, answer):
+    found = find_documents(f"Q: ?\n\n[1] {other}\n[2] {document}", {})
+    assert supporting(found, {}, answer) == {2}
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_the_place_is_a_finding_and_is_shown(tmp_path, shuffled):
-    rows = []
-    for n in range(24):
-        documents = [f"Number {n} is the answer.", *(f"Text {n} {k}." for k in range(3))]
-        place = n % 4 if shuffled else 0
-        documents[0], documents[place] = documents[place], documents[0]
-        prompt = f"Which {n}?\n" + "\n".join(f"[{k}] {text}" for k, text in enumerate(documents, 1))
-        rows.append({"prompt": prompt, "answers": [f"number {n}"]})
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepared = ragfit.prepare(make_config(path), make_tokenizer())
-    found = [one.detail for one in prepared.report.findings if one.kind == "supporting document in one place"]
-    assert found == ([] if shuffled else ["first in 24 of 24 rows"])
-    first = "6 of 24 (25%)" if shuffled else "24 of 24 (100%)"
-    text = " ".join(str(RagView(prepared)).split())
-    assert f"supporting document comes first {first}" in text
-    assert ("1: 25%, 2: 25%, 3: 25%, 4: 25%" if shuffled else "1: 100%") in text
+@pytest.mark.parametrize(
+    ("row", "output", "answers", "key"),
+    [
+        ({"short_answers": [["Joe", "Joe Miller"], ["Rome"]]}, "x", [[" joe ", " joe miller "], [" rome "]],
+         "short_answers"),
+        ({"short_answers": ["Joe", "Rome"]}, "x", [[" joe "], [" rome "]], "short_answers"),
+        ({"short_answers": [], "answers": ["Joe", "Joey"]}, "x", [[" joe ", " joey "]], "answers"),
+        ({"answers": ["Mars [2][3]"]}, "x", [[" mars "]], "answers"),
+        ({"answers": ["word " * 30]}, "In 1843.", [[" in 1843 "]], "the output, answer"),
+        ({"answers": None}, "word " * 30, [], ""),
+    ],
+)  # fmt: skip
+def test_answers_of(row, output, answers, key):
+    assert answers_of(row, output, "answer") == (answers, key)
+
+
+def test_answers_that_are_data():
+    for text in (
+        "['Paris', 'paris']",
+        '["Paris"]',
+        "['a' 'b']",
+        "[]",
+        "array(['x'], dtype=object)",
+        "nan",
+        " None",
+        "null",
+    ):
+        assert answer_as_data({}, text) and answer_as_data({"short_answers": [["ok"], [text]]}, "Paris")
+    for text in ("Paris", "[1]", "[1, 2]", "Nan Goldin", "none", "", "He said ['x'] there", '{"answer": "Paris"}'):
+        assert not answer_as_data({"answers": [text, None, 3]}, text)
+
+
+def test_a_fixed_place():
+    assert fixed_place([(1, 4)] * 18 + [(2, 4)] * 2) == "first in 18 of 20 rows"
+    assert fixed_place([(n % 5 + 3, n % 5 + 3) for n in range(20)]) == "last in 20 of 20 rows"
+    assert fixed_place([(2, 4)] * 20) == "at place 2 in 20 of 20 rows"
+    # It moves; too few rows; and of two documents one is always the first.
+    assert fixed_place([(1, 4)] * 17 + [(2, 4)] * 3) == fixed_place([(1, 4)] * 19) == fixed_place([(1, 2)] * 20) == ""
+
+
+# --- Words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The U.S., “1843”!", "the u s 1843"),
+        ("party [1][2–3]", "party"),
+        ("don’t – don't — don´t", "don t don t don t"),
+        ("Ｔｏｋｙｏ　２０２０、ﬁn。", "tokyo 2020 fin"),
+        ("STRASSE straße Ισοσ ΙΣΟΣ", "strasse strasse ισοσ ισοσ"),
+        ("20 °C, 20℃ −5€", "20 ° c 20 ° c 5"),
+        ("हिन्दी।", "हिन्दी"),  # marks belong to their letters
+        ("a\u200bb so\u00adft 👍\ufe0f", "a b soft 👍"),
+        ("2008年北京", "2008 年 北 京"),
+        ("กี่ ປີ ឆ្នាំ မြို့", "กี่ ປີ ឆ្ នាំ မြို့"),
+    ],
+)
+def test_words(text, expected):
+    assert " ".join(words(text)) == expected and words_of(text) == f" {expected} "
+
+
+def test_labels():
+    assert all(map(is_label, ("Yes.", "no", "A", "(b)"))) and not any(map(is_label, ("Paris", "7", "长", "", "no one")))

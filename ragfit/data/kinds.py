@@ -1,0 +1,119 @@
+"""The kinds of findings: what each means for training, and what mends it."""
+
+WARNINGS = {
+    "instruction not in prompt": (
+        "The template drops the system message, so the model never reads the instruction.",
+        "Set model.instruction_in_prompt=true, or use a template that keeps it.",
+    ),
+    "prompt mismatch": (
+        "The training text does not begin with the prompt of inference, so the model learns to continue another text.",
+        "Set template to a file of your own, or use a tokenizer whose template renders both alike.",
+    ),
+    "output changed by the template": (
+        "The template rewrites these outputs (it drops their reasoning, say), and what it writes is learned instead.",
+        "Set template to a file of your own that writes outputs as they stand, or remove from the data what it drops.",
+    ),
+    "marker not before the output": (
+        "The template writes other text before these outputs (their own reasoning, say), so loss begins elsewhere.",
+        "Set model.completion_start to a marker that stands before every output, or change the rows.",
+    ),
+    "other text has loss": (
+        "Text that the template adds before the output has loss and will be generated.",
+        "Leave model.completion_start empty to begin where the inference prompt ends. Where that lacks the text, set "
+        "model.chat_template_kwargs so that it has it too (such as {enable_thinking: false}).",
+    ),
+    "loss behind the prompt": (
+        "Loss begins behind text that the inference prompt lacks and that nothing teaches the model to write.",
+        "Leave model.completion_start empty, or set model.chat_template_kwargs so that the prompt has that text too "
+        "(such as {enable_thinking: false}).",
+    ),
+    "prompt tokenized otherwise": (
+        "The prompt's last tokens are others when it is tokenized alone, as at inference, than before the output.",
+        "Let the template (or the prompt, where nothing stands between it and the output) end without white space.",
+    ),
+    "first word without loss": (
+        "One token holds the prompt's last character and the output's first ones, and counts as prompt, so the "
+        "output's beginning is not learned.",
+        "Let the template (or the prompt, where nothing stands between it and the output) end without white space.",
+    ),
+    "no end of turn": (
+        "No token that ends generation (EOS, or what the model stops at) has loss, so it does not learn to stop.",
+        "Give the tokenizer an eos_token, or set template to a file that ends with one.",
+    ),
+    "double BOS": (
+        "The text begins with two BOS tokens, which the model has never seen.",
+        "Remove BOS from the data or the template.",
+    ),
+    "dropped: too long": (
+        "The row has more tokens than max_sequence_len and is not trained on.",
+        "Raise model.max_sequence_len, or set model.over_length=cut_documents to leave documents out of the prompt.",
+    ),
+    "cut: question": (
+        "The cut took the question or part of it, so the model learns to answer what it was not asked.",
+        "Set model.over_length=cut_documents, or raise model.max_sequence_len.",
+    ),
+    "cut: supporting document": (
+        "The cut took every document that supports the answer, so the model learns to answer from no source.",
+        "Set model.over_length=cut_documents, which takes the others first, or raise model.max_sequence_len.",
+    ),
+    "dropped: no loss": (
+        "No token of the row has loss, so there is nothing to learn from it.",
+        "Check output_key and the row.",
+    ),
+    "dropped: place of output unknown": (
+        "The template rewrites the answer so that its place cannot be known; the row is not trained on.",
+        "Change the rows, or set template to a file of your own.",
+    ),
+    "dropped: refused by the template": (
+        "The template raises an error for these rows; they are not trained on.",
+        "Change the rows, or set template to a file of your own.",
+    ),
+    "empty output": (
+        "The output is empty, so the model learns to say nothing.",
+        "Check output_key, or remove the rows.",
+    ),
+    "empty prompt": (
+        "The prompt is empty, so the model learns to answer whatever it is asked with this output.",
+        "Check input_key, or remove the rows.",
+    ),
+    "special tokens in data": (
+        "The row's own text holds special tokens, which the model reads as control tokens.",
+        "Remove them from the data.",
+    ),
+    "documents not in the prompt": (
+        "The row lists documents of which its prompt holds nothing, so the model learns to answer without reading.",
+        "Write the documents' texts into the prompt (input_key), or leave the list out of the data.",
+    ),
+    "answer is the text of a list or of nothing": (
+        "An answer reads as a program writes a list or a missing value, and that is what is learned or expected.",
+        "Write the answers themselves: a JSON list of texts, and no row where there is none.",
+    ),
+    "row in train and dev": (
+        "The same question (or prompt, where there is none) is trained on and evaluated on: the dev loss is too good.",
+        "Set dev_split to rows that are not in data_file.",
+    ),
+}
+NOTES = {
+    "cut": (
+        "The row's prompt was cut so that the row fits max_sequence_len; its completion is whole.",
+        "Raise model.max_sequence_len to keep it whole.",
+    ),
+    "loss within the prompt": (
+        "Loss begins before the inference prompt ends, so the model learns to write the prompt's end too.",
+        "Leave model.completion_start empty to begin where the inference prompt ends.",
+    ),
+    "added tokens in data": (
+        "The row's own text holds added tokens of the tokenizer, which the model reads and learns as single tokens.",
+        "Remove them from the data, unless they are meant (as <think> in an answer may be).",
+    ),
+    "documents without text": (
+        "The row lists documents in which no text is found, so it is not known whether its prompt holds them.",
+        "Call each document's text `text`.",
+    ),
+    "duplicate rows": (
+        "The same prompt and output occur in more than one row.",
+        "Remove the repetitions from the data file, unless they are wanted.",
+    ),
+}
+KINDS = {kind: ("warning", *said) for kind, said in WARNINGS.items()}
+KINDS |= {kind: ("note", *said) for kind, said in NOTES.items()}

@@ -225,7 +225,7 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
     if not isinstance(value, str):
         fix = f"Set {config_key} to a key with text{', or a list whose first element is text' * takes_lists}."
         raise DataError(
-            where, f"{key!r} holds {'an' if isinstance(value, int) else 'a'} {type(value).__name__}, not text", fix
+            where, f"{key!r} holds {'an' if type(value) is int else 'a'} {type(value).__name__}, not text", fix
         )
     try:
         value.encode("utf-8")

@@ -411,6 +411,7 @@ def make_config(data_file, **settings):
         "instruction_in_prompt": False,
         "max_sequence_len": None,
         "over_length": None,
+        "chat_template_kwargs": None,
     }
     data = {
         "instruction": None,

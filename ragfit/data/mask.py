@@ -4,16 +4,12 @@ The only place where labels are made. Each text is tokenized once, as a whole, a
 if it starts at or after the completion's first character and before the end of the assistant's turn.
 """
 
-import array
-import hashlib
-import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragfit.data.prompt import Rendered
-from ragfit.errors import PromptError
+from ragfit.errors import ConfigError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +18,8 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """The label of a token without loss, as in `torch.nn.CrossEntropyLoss(ignore_index=-100)`."""
+
+_NEAR = 200  # characters before the end of a prompt that decide how its last tokens are split
 
 
 @dataclass(frozen=True)
@@ -41,78 +39,83 @@ class Masked:
     end: int
     boundary: tuple[int, int] | None = None
 
-    def labels(self, ignore_index: int = IGNORE_INDEX) -> list[int]:
-        """A label for each id: the id itself where there is loss, `ignore_index` elsewhere."""
+    def labels(self) -> list[int]:
+        """A label for each id: the id itself where there is loss, `IGNORE_INDEX` elsewhere."""
         ids, start, end = self.input_ids, self.start, max(self.start, self.end)
-        return [ignore_index] * start + ids[start:end] + [ignore_index] * (len(ids) - end)
+        return [IGNORE_INDEX] * start + ids[start:end] + [IGNORE_INDEX] * (len(ids) - end)
 
 
-def to_arrow(rows: list[Masked]) -> "tuple[pa.ListArray, pa.ListArray]":
-    """Ids and labels of many rows as two Arrow arrays, without a Python list of labels for each.
-
-    Returns:
-        (input_ids, labels): two `pyarrow.ListArray` of int32, one list a row; labels as `Masked.labels` gives them.
-    """
+def to_arrow(rows: list[Masked]) -> "pa.RecordBatch":
+    """Many rows as the columns `input_ids` and `labels` (lists of int32), without a Python list of labels for each."""
     import numpy as np
     import pyarrow as pa
 
-    ids, offsets = array.array("i"), np.zeros(len(rows) + 1, np.int32)
-    for row, masked in enumerate(rows, 1):
-        ids.fromlist(masked.input_ids)
-        offsets[row] = len(ids)
-    ids = np.frombuffer(ids, np.int32) if len(ids) else np.empty(0, np.int32)
-    labels = np.full(len(ids), IGNORE_INDEX, np.int32)
-    for begin, masked in zip(offsets[:-1], rows, strict=True):
-        learned = slice(begin + masked.start, begin + max(masked.start, masked.end))
-        labels[learned] = ids[learned]
-    return pa.ListArray.from_arrays(offsets, ids), pa.ListArray.from_arrays(offsets, labels)
+    ids = pa.array([row.input_ids for row in rows], pa.list_(pa.int32()))
+    flat = ids.values.to_numpy()
+    labels = np.full(len(flat), IGNORE_INDEX, np.int32)
+    for begin, row in zip(ids.offsets.to_pylist(), rows, strict=False):
+        learned = slice(begin + row.start, begin + max(row.start, row.end))
+        labels[learned] = flat[learned]
+    return pa.record_batch([ids, pa.ListArray.from_arrays(ids.offsets, labels)], ["input_ids", "labels"])
 
 
 class Encoder:
     """Tokenizes rendered rows and finds the run of tokens with loss.
 
     Args:
-        tokenizer: a `transformers` tokenizer.
+        tokenizer: a fast `transformers` tokenizer, which gives offsets.
         bos: ids to put before each text's own.
+
+    Raises:
+        ConfigError: the tokenizer is a slow one.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", bos: Sequence[int] = ()):
-        self.tokenizer = tokenizer
-        self.bos = list(bos)
-        self.backend = exact_backend(tokenizer)
-        self._alone = threading.Lock()  # a tokenizer in Python may not take two texts at once
-        if self.backend is not None:
-            self._encode_whole()
+        from transformers import PreTrainedTokenizerFast
+
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            problem = f"its tokenizer ({type(tokenizer).__name__}) does not tell which characters each token stands for"
+            fix = "Use a model with a fast tokenizer (a tokenizer.json)."
+            raise ConfigError("model.model_name_or_path", problem, fix)
+        self.tokenizer, self.bos = tokenizer, list(bos)
+        self._backend = _with_whole_offsets(tokenizer.backend_tokenizer)
+
+    @property
+    def backend(self) -> "Tokenizer":
+        """The Rust tokenizer, which neither cuts nor pads, whatever tokenizer.json or an earlier call has set."""
+        # Asked first, because nothing may be set while another thread encodes.
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
+        return self._backend
 
     def encode(self, rows: list[Rendered]) -> list[Masked]:
         """Encode rendered rows. Several threads may do so at once."""
-        if self.backend is None:
-            with self._alone:
-                return [self._encode_slow(row) for row in rows]
-        self._encode_whole()
         encodings = self.backend.encode_batch([row.text for row in rows], add_special_tokens=False)
         return [self._mask(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
 
-    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Ids and the (start, end) characters of each token of a text; `(ids, None)` for a slow tokenizer."""
-        if self.backend is None:
-            with self._alone:
-                return self.tokenizer.encode(text, add_special_tokens=False), None
-        self._encode_whole()
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and the (start, end) characters of each token of a text."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def _encode_whole(self) -> None:
-        """Truncation or padding stored in tokenizer.json would cut or fill the texts without a word."""
-        # Asked first, because nothing may be set while another thread encodes.
-        if self.backend.truncation is not None:
-            self.backend.no_truncation()
-        if self.backend.padding is not None:
-            self.backend.no_padding()
+    def begins_as_alone(self, row: Rendered, masked: Masked) -> bool:
+        """Whether the ids before the first with loss are those of the prompt tokenized alone, as inference does it.
+
+        Both texts are the same there, so their tokens can differ near the prompt's end only.
+        """
+        ids, spans = self.spans(row.prompt[-_NEAR:])
+        if len(row.prompt) > _NEAR:
+            ids = [token for token, (begin, _) in zip(ids, spans, strict=True) if begin >= _NEAR // 2]
+            if ids and masked.input_ids[: masked.start][-len(ids) :] == ids:
+                return True
+            ids = self.spans(row.prompt)[0]
+        return masked.input_ids[: masked.start] == self.bos + ids
 
     def _mask(self, row: Rendered, encoding: "Encoding") -> Masked:
-        start = first_token_from(encoding, row.completion_char, len(row.text))
-        end = first_token_from(encoding, row.end_char, len(row.text))
+        start = _first_token_from(encoding, row.completion_char, len(row.text))
+        end = _first_token_from(encoding, row.end_char, len(row.text))
         boundary = None
         if 0 < start <= len(encoding):
             left, right = encoding.token_to_chars(start - 1) or (0, 0)
@@ -121,88 +124,33 @@ class Encoder:
         shift = len(self.bos)
         return Masked(self.bos + encoding.ids, start + shift, end + shift, boundary)
 
-    def _encode_slow(self, row: Rendered) -> Masked:
-        """Without offsets: the texts up to a place, encoded alone, must be the beginning of the whole's ids.
 
-        Where they are not, a token spans the place; the tokens that both have in common end before it.
-        """
-        ids = self.tokenizer.encode(row.text, add_special_tokens=False)
-        start, boundary = self._slow_place(ids, row.text, row.completion_char)
-        end, _ = self._slow_place(ids, row.text, row.end_char)
-        shift = len(self.bos)
-        return Masked(self.bos + list(ids), start + shift, end + shift, boundary)
-
-    def _slow_place(self, ids: list[int], text: str, char: int) -> tuple[int, tuple[int, int] | None]:
-        head = list(self.tokenizer.encode(text[:char], add_special_tokens=False))
-        differ = (i for i, (own, other) in enumerate(zip(head, ids, strict=False)) if own != other)
-        shared = next(differ, min(len(head), len(ids)))
-        if shared == len(head):
-            return shared, None
-        # The token that spans the place is the next one, or one of a few where a character takes several.
-        before = self._decode(ids[:shared])
-        for position in range(shared + 1, min(shared + 9, len(ids) + 1)):
-            decoded = self._decode(ids[:position])
-            if len(decoded) >= char and decoded == text[: len(decoded)]:
-                before = self._decode(ids[: position - 1])
-                return position, (len(before), len(decoded)) if len(decoded) > char else None
-        # A special token may drop the white space before it.
-        if before == text[: len(before)] and not text[len(before) : char].strip():
-            return shared, None
-        raise PromptError(
-            "model.model_name_or_path",
-            f"{type(self.tokenizer).__name__} gives no offsets, and its tokens do not decode to the text they came "
-            f"from, so the completion's place is not known near {text[max(0, char - 20) : char + 20]!r}",
-            "Use a model with a fast tokenizer (a tokenizer.json).",
-        )
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def first_token_from(encoding: "Encoding", char: int, length: int) -> int:
+def _first_token_from(encoding: "Encoding", char: int, length: int) -> int:
     """The first token that starts at or after a character; `len(encoding)` where there is none."""
     # `encoding.offsets` would copy the places of all tokens, which costs a tenth of preparing.
-    # Characters that the normalizer drops belong to no token.
     while char < length:
         token = encoding.char_to_token(char)
-        if token is not None:
-            start = encoding.token_to_chars(token)[0]
-            if start >= char:
-                return token
-            # It begins before the place: the next token that begins later is the first one behind it.
+        if token is not None:  # which may begin before the character
             while token < len(encoding) and encoding.token_to_chars(token)[0] < char:
                 token += 1
             return token
-        char += 1
+        char += 1  # the normalizer has dropped it
     return len(encoding)
 
 
-_exact = weakref.WeakKeyDictionary()  # tokenizer -> (what it was copied from, the copy)
+def _with_whole_offsets(backend: "Tokenizer") -> "Tokenizer":
+    """A tokenizer whose offsets cover each token's whole text.
 
-
-def exact_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
-    """The Rust tokenizer with offsets that cover each token's whole text, or None for a slow tokenizer.
-
-    A byte-level post-processor may trim white space from the offsets (`trim_offsets`). A token " a" whose space
-    is the prompt's last character would then look as if it began with the completion.
+    A post-processor may trim white space from them. A token " a" whose space is the prompt's last character would then
+    look as if it began with the completion.
     """
-    from transformers import PreTrainedTokenizerFast
-
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return None
-    backend = tokenizer.backend_tokenizer
-    processor = backend.post_processor
-    if processor is None or b'"trim_offsets":true' not in bytes(processor.__getstate__()).replace(b" ", b""):
-        return backend
     from tokenizers import Tokenizer, processors
 
-    state = backend.to_str()
-    made_from = hashlib.blake2b(state.encode()).digest(), backend.encode_special_tokens
-    if tokenizer in _exact and _exact[tokenizer][0] == made_from:
-        return _exact[tokenizer][1]
-    exact = Tokenizer.from_str(state)
+    state = bytes(backend.post_processor.__getstate__()) if backend.post_processor else b""
+    if b'"trim_offsets":true' not in state.replace(b" ", b""):
+        return backend
+    exact = Tokenizer.from_str(backend.to_str())
     exact.encode_special_tokens = backend.encode_special_tokens  # not part of the serialized form
     # Only special tokens and offsets are a post-processor's work, and no special tokens are asked for here.
     exact.post_processor = processors.ByteLevel(trim_offsets=False)
-    _exact[tokenizer] = made_from, exact
     return exact

@@ -4,24 +4,27 @@ The notebooks, the command line and the trainer all take its result, so what a n
 """
 
 import math
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from ragfit.config.explain import explained
+from ragfit.config.load import resolved
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
-from ragfit.data.findings import KINDS, Checks
-from ragfit.data.fit import Fitter, TooLong
+from ragfit.data.findings import KINDS, Checks, Finding
+from ragfit.data.fit import Fitter, TooLong, taken
+from ragfit.data.inference import OTHER_TEXT, ControlTokens, against_the_prompt
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Rendered, Renderer
-from ragfit.data.report import Cut, Part, Prepared, Report
+from ragfit.data.report import Part, Prepared, Report
 from ragfit.data.rows import Source, choose, open_rows, read_text, split, texts_of
 from ragfit.data.template import RowRefused
+from ragfit.data.words import question_of
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError, DataError, PromptError
 
@@ -30,8 +33,29 @@ if TYPE_CHECKING:
 
 # Rows that are tokenized at once: enough for all cores, few enough that the offsets of long rows need no gigabytes.
 _BATCH_ROWS, _BATCH_CHARACTERS = 256, 2**20
-_AHEAD = 2  # batches that are tokenized while others are rendered and labelled
-Batch = list[tuple[int, str, str, dict, Cut, Rendered]]  # number, query, output, source, cut and text of each row
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the explorer changes. `instruction` and `template` are texts, not paths."""
+
+    completion_start: str = ""
+    instruction: str = ""
+    instruction_in_prompt: bool = False
+    template: str = ""
+    max_sequence_len: int | None = None
+    over_length: str = "drop"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row on its way, with its number in its file."""
+
+    number: int
+    query: str
+    output: str
+    source: dict
+    rendered: Rendered
 
 
 @explained("Preparing the rows")
@@ -54,177 +78,193 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
             raise ConfigError(key, "it is not set", f"Set it, for instance {key}={example}.")
     instruction = read_text(cfg.instruction, "instruction") if cfg.instruction else ""
     template = read_text(cfg.template, "template") if cfg.template else None
-    chosen = _choose_rows(cfg)
+    sources = open_sources(cfg)
     from ragfit.models.tokenizer import load_tokenizer, stop_token_ids
 
-    model = cfg.model
+    model = resolved(cfg, "model")
     name, revision = model.get("model_name_or_path"), model.get("revision")
     # With a tokenizer at hand, nothing is asked of the hub.
     knows_stops = tokenizer is None or find_existing(name, "model.model_name_or_path")
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision, bool(model.get("trust_remote_code")))
-    stop_ids = stop_token_ids(name, revision) if knows_stops else []
-    in_prompt, marker = model.get("instruction_in_prompt"), model.get("completion_start")
-    renderer = Renderer(tokenizer, instruction, template, in_prompt, marker, stop_ids)
-    train, dev, report = get_or_prepare(
-        key_of(cfg, renderer, list(chosen.values())) if cache else None,
-        lambda folder: _write_rows(cfg, renderer, chosen, folder),
-        [rows for rows, _ in chosen.values()],
-    )
+    stops = stop_token_ids(name, revision) if knows_stops else []
+    prompt = instruction, template, model.get("instruction_in_prompt"), model.get("completion_start")
+    renderer = Renderer(tokenizer, *prompt, stops, model.get("chat_template_kwargs"))
+    preparer = Preparer(cfg, renderer, sources)
+    train, dev, report = get_or_prepare(key_of(cfg, renderer, sources) if cache else None, preparer.write)
     report.data_file = str(cfg.data_file)
-    return Prepared(
-        train=train,
-        dev=dev,
-        report=report,
-        tokenizer=tokenizer,
-        renderer=renderer,
-        encoder=Encoder(tokenizer, renderer.bos),
-        instruction=instruction,
-        cfg=cfg,
-        sources={name: rows for name, (rows, _) in chosen.items()},
-    )
+    return Prepared(train, dev, report, tokenizer, renderer, preparer.encoder, instruction, cfg, sources)
 
 
-def _choose_rows(cfg: DictConfig) -> dict[str, tuple[Source, list[int]]]:
-    """The source and the numbers of the rows of each part."""
-    rows, share = _open("data_file", cfg), cfg.get("dev_split")
-    train = choose(len(rows), cfg.shuffle, cfg.limit)
-    if share is None:
-        return {"train": (rows, train)}
-    if isinstance(share, str):
-        dev_rows = _open("dev_split", cfg)
-        return {"train": (rows, train), "dev": (dev_rows, list(range(len(dev_rows))))}
-    train, dev = split(train, share, cfg.shuffle)
-    return {"train": (rows, train), "dev": (rows, dev)}
+def open_sources(cfg: DictConfig) -> dict[str, Source]:
+    """The opened file of each part; train and dev have the same one where `dev_split` is a share or a number."""
+    rows = open_rows(cfg.data_file)
+    if cfg.get("dev_split") is None:
+        return {"train": rows}
+    return {"train": rows, "dev": open_rows(cfg.dev_split, "dev_split") if isinstance(cfg.dev_split, str) else rows}
 
 
-def _open(key: str, cfg: DictConfig) -> Source:
-    rows = open_rows(cfg[key], key)
-    if not len(rows):
-        raise DataError(cfg[key], "the file has no rows", f"Check {key}.")
-    return rows
-
-
-def _write_rows(
-    cfg: DictConfig, renderer: Renderer, chosen: dict[str, tuple[Source, list[int]]], folder: Path
-) -> Report:
-    """Prepare the parts into Arrow files, and report on them."""
-    preparer, parts = Preparer(cfg, renderer), {"dev": Part()}
-    for name, (rows, numbers) in chosen.items():
-        parts[name] = part = preparer.run(name, rows, numbers, folder / f"{name}.arrow")
-        if name == "train" and not part.kept:
-            reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in part.dropped.items())
-            advice = " ".join(KINDS[f"dropped: {reason}"][2] for reason in part.dropped)
-            raise DataError(cfg.data_file, f"none of its {part.rows} rows can be trained on ({reasons})", advice)
-    return Report(
-        data_file=str(cfg.data_file),
-        in_file=len(chosen["train"][0]),
-        **parts,
-        **preparer.checks.counts(),
-        findings=preparer.checks.findings(),
-    )
+def choose_rows(cfg: DictConfig, sources: Mapping[str, Source]) -> dict[str, list[int]]:
+    """The numbers of the rows of each part."""
+    train = choose(len(sources["train"]), cfg.shuffle, cfg.limit)
+    if "dev" not in sources:
+        return {"train": train}
+    if isinstance(cfg.dev_split, str):
+        return {"train": train, "dev": list(range(len(sources["dev"])))}
+    texts = (texts_of(sources["train"], number, cfg) for number in train)
+    questions = [question_of(source, query).strip().casefold() for query, _, source in texts]
+    train, dev = split(train, cfg.dev_split, cfg.shuffle, questions)
+    return {"train": train, "dev": dev}
 
 
 class Preparer:
-    """Prepares parts, and gathers what is found on the way.
+    """Prepares rows, and gathers what is found on the way.
 
     Args:
         cfg: the configuration, for its keys and `model.max_sequence_len` and `model.over_length`.
         renderer: the `Renderer`, with the tokenizer and the texts of instruction and template.
+        sources: the opened file of each part; opened anew where None.
     """
 
-    def __init__(self, cfg: DictConfig, renderer: Renderer):
+    def __init__(self, cfg: DictConfig, renderer: Renderer, sources: Mapping[str, Source] | None = None):
         self.cfg, self.renderer, self.checks = cfg, renderer, Checks(renderer)
+        self.sources = open_sources(cfg) if sources is None else sources
         self.encoder = Encoder(renderer.tokenizer, renderer.bos)
         limit, policy = cfg.model.get("max_sequence_len") or math.inf, cfg.model.get("over_length") or "drop"
-        self.fitter = Fitter(renderer, self.encoder, limit, policy)
+        self.fitter = Fitter(renderer, self.encoder, limit, policy, cfg.output_key)
+        self._control = ControlTokens(renderer)
 
-    def run(self, part: str, rows: Source, numbers: list[int], path: Path) -> Part:
-        """Prepare the rows of a part into an Arrow file."""
+    def write(self, folder: Path) -> Report:
+        """Prepare all rows into `train.arrow` and `dev.arrow` of a folder, and report on them."""
+        parts = {"dev": Part()}
+        for name, numbers in choose_rows(self.cfg, self.sources).items():
+            parts[name] = part = self.run(name, numbers, folder / f"{name}.arrow")
+            if name == "train" and not part.kept:
+                reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in part.dropped.items())
+                advice = " ".join(KINDS[f"dropped: {reason}"][2] for reason in part.dropped)
+                raise DataError(
+                    self.cfg.data_file, f"none of its {part.rows} rows can be trained on ({reasons})", advice
+                )
+        return Report(
+            data_file=str(self.cfg.data_file),
+            in_file=len(self.sources["train"]),
+            **parts,
+            **self.checks.counts(),
+            findings=self.findings(),
+        )
+
+    def run(self, part: str, numbers: list[int], path: Path) -> Part:
+        """Prepare rows of a part into an Arrow file."""
         import pyarrow as pa
 
         result = Part(rows=len(numbers))
-        ids_type = pa.list_(pa.int32())
-        schema = pa.schema([("input_ids", ids_type), ("labels", ids_type)])
         # A bar for a second of work would only be noise in a notebook.
         few = len(numbers) < 2000
         with (
             progress_bar(total=len(numbers), desc=f"preparing {part}", unit="row", disable=few) as progress,
             pa.OSFile(str(path), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as writer,
-            ThreadPoolExecutor(_AHEAD) as ahead,
+            pa.ipc.new_stream(sink, to_arrow([]).schema) as writer,
         ):
-
-            def finish(batch: Batch, encoded: Future[list[Masked]]) -> None:
-                if kept := self._label(part, batch, encoded.result(), result):
-                    writer.write_batch(pa.record_batch(list(to_arrow(kept)), schema=schema))
+            for batch, encoded in self._encoded(self._batches(part, numbers, result)):
+                pairs = zip(batch, encoded, strict=True)
+                kept = [one for row, masked in pairs if (one := self._keep(part, row, masked, result))]
+                writer.write_batch(to_arrow([masked for _, masked in kept]))
                 progress.update(len(result.kept) + sum(map(len, result.dropped.values())) - progress.n)
-
-            # While batches are tokenized, which needs no Python, the next one is read and rendered.
-            left, waiting = iter(numbers), deque()
-            while batch := self._render(part, rows, left, result):
-                waiting.append((batch, ahead.submit(self._encode, batch)))
-                if len(waiting) > _AHEAD:
-                    finish(*waiting.popleft())
-            while waiting:
-                finish(*waiting.popleft())
         return result
 
-    def prepare_row(self, part: str, rows: Source, number: int, result: Part) -> list[Masked]:
-        """Prepare one row; an empty list where it is dropped."""
-        batch = self._render(part, rows, iter([number]), result)
-        return self._label(part, batch, self._encode(batch), result)
+    def one(self, number: int, part: str, settings: Settings) -> tuple[Rendered, Masked, list[Finding]]:
+        """Prepare one row under other settings.
 
-    def _render(self, part: str, rows: Source, numbers: Iterator[int], result: Part) -> Batch:
-        """Read and render rows until they fill a batch; an empty list where there are none left."""
+        Args:
+            number: the row's number in its file.
+            settings: a `Settings`, or any object with its attributes.
+
+        Returns:
+            (text, ids with loss, findings); among the findings is one whose kind begins with "dropped: " where the row
+            is not trained on. One that is too long comes as it is.
+
+        Raises:
+            RagfitError: the settings cannot be used, or the template refuses the row.
+        """
+        old, template = self.renderer, settings.template if settings.template.strip() else None
+        instruction, kwargs = settings.instruction.strip() and settings.instruction, old.chat_template_kwargs
+        prompt = instruction, template, settings.instruction_in_prompt, settings.completion_start
+        renderer = Renderer(old.tokenizer, *prompt, old.stop_ids, None if template else kwargs)
+        work = Preparer(self.cfg, renderer, self.sources)
+        limit, policy = settings.max_sequence_len or math.inf, settings.over_length or "drop"
+        work.fitter = replace(work.fitter, limit=limit, policy=policy)
+        query, output, source = texts_of(self.sources[part], number, self.cfg)
+        row = Row(number, query, output, source, renderer.render(query, output))
+        [masked] = work.encoder.encode([row.rendered])
+        kept = work._keep(part, row, masked, Part())
+        return *(kept or (row.rendered, masked)), work.findings()
+
+    def findings(self) -> list[Finding]:
+        """What was found until now, with a variable of the chat template that would mend it, where it has one."""
+        found, kinds = self.checks.findings(), set(OTHER_TEXT)
+        fits = self.renderer.kwargs_that_fit() if any(one.kind in kinds for one in found) else {}
+        for name, value in fits.items():
+            variable = f"{{{name}: {str(value).lower()}}}"
+            fix = f"Set model.chat_template_kwargs={variable}, and leave model.completion_start empty."
+            found = [replace(one, fix=fix) if one.kind in kinds else one for one in found]
+        return found
+
+    def _batches(self, part: str, numbers: Iterable[int], result: Part) -> Iterator[list[Row]]:
+        """Read and render rows, in batches that are tokenized at once."""
         batch, size = [], 0
         for number in numbers:
-            query, output, source = texts_of(rows, number, self.cfg)
+            query, output, source = texts_of(self.sources[part], number, self.cfg)
             try:
-                cut = self.fitter.shorten(query, output)
-                rendered = self.renderer.render(cut.apply(query), output)
-            except TooLong as error:
-                self._drop_too_long(part, number, error.tokens, result)
-                continue
+                row = Row(number, query, output, source, self.renderer.render(query, output))
             except RowRefused as error:
-                self._drop(f"dropped: {error.reason}", part, number, result, f"{rows.where(number)}: {error}")
+                self._drop(f"dropped: {error.reason}", part, number, result, error.problem)
                 continue
             except PromptError as error:
-                raise PromptError(f"{rows.where(number)}: {error.where}", error.problem, error.fix) from error
-            batch.append((number, query, output, source, cut, rendered))
-            size += max(len(query), len(rendered.text))
+                where = f"{self.sources[part].where(number)}: {error.where}"
+                raise PromptError(where, error.problem, error.fix) from error
+            batch.append(row)
+            size += len(row.rendered.text)
             if len(batch) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
-                break
-        return batch
+                yield batch
+                batch, size = [], 0
+        yield batch
 
-    def _encode(self, batch: Batch) -> list[Masked]:
-        return self.encoder.encode([rendered for *_, rendered in batch])
+    def _encoded(self, batches: Iterable[list[Row]]) -> Iterator[tuple[list[Row], list[Masked]]]:
+        """Batches with their ids. While one is tokenized, which needs no Python, the next is read and rendered."""
+        waiting = None
+        with ThreadPoolExecutor(1) as ahead:
+            for batch in batches:
+                coming = batch, ahead.submit(self.encoder.encode, [row.rendered for row in batch])
+                if waiting:
+                    yield waiting[0], waiting[1].result()
+                waiting = coming
+            yield waiting[0], waiting[1].result()
 
-    def _label(self, part: str, batch: Batch, encoded: list[Masked], result: Part) -> list[Masked]:
-        """What is kept of a batch of tokenized rows."""
-        kept = []
-        for (number, query, output, source, cut, row), masked in zip(batch, encoded, strict=True):
-            try:
-                cut, row, masked = self.fitter.fit(query, output, cut, row, masked)
-            except TooLong as error:
-                self._drop_too_long(part, number, error.tokens, result)
-                continue
-            if cut.stop - cut.start < cut.length:
-                result.cut[number] = cut
-                self.checks.add("cut", part, number)
-            if masked.end <= masked.start:
-                self._drop("dropped: no loss", part, number, result)
-                continue
-            self.checks.check(part, number, query, output, row, masked, source)
-            result.kept.append(number)
-            result.lengths.append((masked.start + len(masked.input_ids) - masked.end, masked.end - masked.start))
-            kept.append(masked)
-        return kept
+    def _keep(self, part: str, row: Row, masked: Masked, result: Part) -> tuple[Rendered, Masked] | None:
+        """A tokenized row as it is trained on, counted and looked at; None where it is dropped."""
+        number = row.number
+        try:
+            cut, rendered, masked = self.fitter.fit(row.query, row.output, row.source, row.rendered, masked)
+        except TooLong as error:
+            result.rejected_lengths.append(error.tokens)
+            self._drop("dropped: too long", part, number, result)
+            return None
+        if masked.end <= masked.start:
+            self._drop("dropped: no loss", part, number, result)
+            return None
+        if cut:
+            result.cut[number] = cut
+            self.checks.add("cut", part, number)
+            for what in taken(cut, row.query, row.output, row.source, self.cfg.output_key):
+                self.checks.add(f"cut: {what}", part, number)
+        self.checks.check(part, number, row.query, row.output, rendered, masked, row.source)
+        found = [*against_the_prompt(self.encoder, rendered, masked), *self._control(f"{row.query}\0{row.output}")]
+        for kind, detail in dict(reversed(found)).items():
+            self.checks.add(kind, part, number, detail)
+        result.kept.append(number)
+        result.lengths.append((masked.start + len(masked.input_ids) - masked.end, masked.end - masked.start))
+        return rendered, masked
 
     def _drop(self, kind: str, part: str, number: int, result: Part, detail: str = "") -> None:
         result.dropped.setdefault(kind.removeprefix("dropped: "), []).append(number)
         self.checks.add(kind, part, number, detail)
-
-    def _drop_too_long(self, part: str, number: int, tokens: int, result: Part) -> None:
-        result.rejected_lengths.append(tokens)
-        self._drop("dropped: too long", part, number, result)

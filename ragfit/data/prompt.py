@@ -2,11 +2,11 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ragfit.data.template import ChatTemplate, Placed, TextTemplate, stripped
+from ragfit.data.template import KWARGS_KEY, ChatTemplate, Placed, TextTemplate, stripped
 from ragfit.errors import PromptError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Renderer:
         completion_start: the marker that ends right where loss begins, or "" to begin where the generation
             prompt ends.
         stop_ids: the ids that the model's generation configuration stops at, where it is known.
+        chat_template_kwargs: variables of the chat template, at inference as in training.
 
     Attributes:
         marker: `completion_start` as it stands in the text (`\\n` and `\\t` of a shell are a newline and a tab).
@@ -65,9 +66,9 @@ class Renderer:
             (it stands in the prompt), "none" (there is none).
         head, middle, tail: the template's text before the row's prompt, between it and the output, and after that.
         generation: the template's text after the row's prompt at inference.
+        header: of that text, what begins the assistant's turn; "" where it is not known.
         suggestion: a marker that this template has in every row's text, or "".
         stops: the texts of the tokens that end generation.
-        dated: whether the text changes with the date.
         bos: ids to put before the text's own (a custom template with a tokenizer that adds BOS by itself).
 
     Raises:
@@ -82,29 +83,30 @@ class Renderer:
         instruction_in_prompt: bool = False,
         completion_start: str = "",
         stop_ids: Sequence[int] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, tuple(stop_ids)
-        self.instruction = instruction or ""
+        self.instruction, self.chat_template_kwargs = instruction or "", dict(chat_template_kwargs or {})
         in_prompt = bool(instruction_in_prompt and self.instruction)
         if template is None:
-            writer = ChatTemplate(tokenizer, self.instruction, in_prompt)
+            writer = ChatTemplate(tokenizer, self.instruction, in_prompt, self.chat_template_kwargs)
+        elif self.chat_template_kwargs:
+            raise PromptError(KWARGS_KEY, "a template of your own reads no variables", "Leave one of the two out.")
         else:
             writer = TextTemplate(tokenizer, template, self.instruction, in_prompt)
-        self._place, self._header = writer.render, writer.header
-        self.in_prompt, self.system, self.dated, self.bos = writer.in_prompt, writer.system, writer.dated, writer.bos
+        self.in_prompt, self.system, self.bos, self.header = writer.in_prompt, writer.system, writer.bos, writer.header
         self.head, self.middle, self.tail, self.generation = writer.head, writer.middle, writer.tail, writer.generation
-        self._added = added_tokens_pattern(tokenizer)
-        self.stops = self._stops()
+        self._writer, self._added = writer, added_tokens_pattern(tokenizer)
+        self._known_stops, self.stops = self._stops()
         self.marker = completion_start or ""
-        spelt_out = self.marker.replace("\\n", "\n").replace("\\t", "\t")
-        if self.marker not in self.middle and spelt_out in self.middle:
-            self.marker = spelt_out  # a shell passes `assistant\n` on as a backslash and an n
+        if self.marker not in self.middle:  # a shell passes `assistant\n` on as a backslash and an n
+            self.marker = self.marker.replace("\\n", "\n").replace("\\t", "\t")
         # Where the template has text of its own between prompt and output, a wrong marker shows before any row is
         # read. A row may lack a right one: its answer may bring the reasoning that the template would write.
         self._has_text_between = template is None or bool(self.middle.strip())
         self.suggestion = ""
         if self._has_text_between:
-            row = self._place("question", "answer")
+            row = writer.render("question", "answer")
             markers = (text for text in self._suggestions() if text.strip() and self._find_marker(text, row))
             self.suggestion = next(markers, "")
             if self.marker and not self._find_marker(self.marker, row):
@@ -121,7 +123,7 @@ class Renderer:
             PromptError: the marker does not occur.
             RowRefused: the template refuses the row, or rewrites its output so that its place is unknown.
         """
-        row = self._place(query, output)
+        row = self._writer.render(query, output)
         matches = row.full.startswith(row.prompt)
         marker = self._find_marker(self.marker, row) if self.marker else None
         if self.marker and not marker and not self._has_text_between:
@@ -141,6 +143,10 @@ class Renderer:
             changed=_difference(output.strip(), row.full[row.start : row.end].strip()),
         )
 
+    def kwargs_that_fit(self) -> dict[str, bool]:
+        """`chat_template_kwargs` under which the inference prompt ends as the training text before an answer, or {}."""
+        return self._writer.kwargs_that_fit() if self.middle != self.generation else {}
+
     # The marker.
 
     def _find_marker(self, marker: str, row: Placed) -> tuple[int, int] | None:
@@ -159,13 +165,13 @@ class Renderer:
 
         Where the training text has another one (without the `<think>` of the prompt, say), its piece from that token.
         """
-        text, middle = self._header or self.generation, self.middle
+        text, middle = self.header or self.generation, self.middle
         tokens = list(self._added.finditer(text)) if self._added else []
         if tokens:
-            first = tokens[0 if self._header else -1]
+            first = tokens[0 if self.header else -1]
             text = text[first.start() :]
             middle = middle[max(middle.rfind(first.group()), 0) :]
-        return [text if self._header else text.strip(), middle, middle.strip()]
+        return [text if self.header else text.strip(), middle, middle.strip()]
 
     def _no_marker(self, row: Placed) -> PromptError:
         """The error of a marker that does not occur."""
@@ -183,33 +189,38 @@ class Renderer:
 
     # The end of the assistant's turn.
 
-    def _stops(self) -> set[str]:
-        """The texts of the tokens that end generation: EOS and those that the model's generation configuration names.
+    def _stops(self) -> tuple[set[str], set[str]]:
+        """The texts of the tokens that are known to end generation, and of those that are taken to end a turn.
 
-        Where that is not known, the token that ends the user's turn is taken to end the assistant's too.
+        The former are EOS and those that the model's generation configuration names. Where there is none, the token
+        that ends the user's turn is taken to end the assistant's too.
         """
         added = self.tokenizer.added_tokens_decoder
-        stops = {self.tokenizer.eos_token, *(str(added[number]) for number in self.stop_ids if number in added)}
-        if not self.stop_ids and self._added:
-            written = self._added.findall(self.middle)
-            if written and written[0] not in self._header:
-                stops.add(written[0])
-        return stops - {None, ""}
+        known = {self.tokenizer.eos_token, *(str(added[number]) for number in self.stop_ids if number in added)}
+        known -= {None, ""}
+        written = self._added.findall(self.middle) if self._added and not self.stop_ids else []
+        return known, known | {text for text in written[:1] if text not in self.header}
 
     def _end_of_turn(self, row: Placed) -> tuple[int, str]:
         """Where the turn ends in `row.full`, and the EOS to append there if the template brings no end.
 
-        The turn ends with the first token that generation stops at, or with the first added token where there is none.
+        The turn ends with the first token of `stops`, or with the first added token where there is none. Where that one
+        is not known to end generation, the tokens that follow it at once do so too, up to one that is.
         """
-        first, tail = None, row.full[row.end :]
+        tail, ends = row.full[row.end :], []
         for match in self._added.finditer(tail) if self._added else ():
-            if match.group() in self.stops:
-                return row.end + match.end(), ""
-            if match.group() in self._header:  # a new turn begins
+            if match.group() in self.header and match.group() not in self._known_stops:  # a new turn begins
                 tail = tail[: match.start()]
                 break
-            first = first or match.end()
-        return (row.end + first, "") if first else (row.end + len(tail), self.tokenizer.eos_token or "")
+            ends.append(match)
+        if ends:
+            first = next((n for n, match in enumerate(ends) if match.group() in self.stops), 0)
+            last = first
+            while ends[last].group() not in self._known_stops and ends[last].end() in [one.start() for one in ends]:
+                last += 1
+            end = ends[last] if ends[last].group() in self._known_stops else ends[first]
+            return row.end + end.end(), ""
+        return row.end + len(tail), self.tokenizer.eos_token or ""
 
 
 def added_tokens_pattern(tokenizer: "PreTrainedTokenizerBase", special_only: bool = False) -> re.Pattern | None:

@@ -6,20 +6,19 @@ large file does not wait for the rest, and the file is never held in memory.
 
 import array
 import gzip
+import io
 import json
-import os
-import shutil
-import tempfile
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from ragfit.config.paths import check_reachable, find_existing, find_file
+from ragfit.config.paths import find_existing, find_file
 from ragfit.config.values import short_repr
+from ragfit.draw.text import in_one_line, listed
 from ragfit.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -31,103 +30,53 @@ _BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF
 
 
 class JsonlRows(Sequence):
-    """The rows of a JSONL file (plain or gzipped), read on demand: `rows[i]` is a dict."""
+    """The rows of a JSONL file (plain, or gzipped and then held in memory), read on demand: `rows[i]` is a dict."""
 
     def __init__(self, path: Path):
         self.name = str(path)
-        self._file = _open_plain(path)
-        self._state, self._hash = self._stat(), xxhash.xxh3_128()
-        # Offsets and line numbers of the lines that are not blank; 16 bytes a row.
-        self._offsets, self._lines = array.array("Q"), array.array("Q")
-        offset = 0
+        self._file = path.open("rb")
+        if self._file.peek(2)[:2] == b"\x1f\x8b":
+            try:
+                self._file = io.BytesIO(gzip.decompress(self._file.read()))
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise DataError(path, f"it is a damaged gzip file: {error}", "Write it again.") from error
+        # Offsets, lengths and line numbers of the lines that are not blank.
+        self._places, self._hash, offset = array.array("Q"), xxhash.xxh3_128(), 0
         for number, line in enumerate(self._file, 1):
             self._hash.update(line)
             if line.removeprefix(_BOM).strip():
-                self._offsets.append(offset)
-                self._lines.append(number)
+                self._places.extend((offset, len(line), number))
             offset += len(line)
-        self._end = offset
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places) // 3
 
     def where(self, i: int) -> str:
         """The file and the line of a row, for messages."""
-        return f"{self.name}, line {self._lines[i]}"
+        return f"{self.name}, line {self._places[3 * i + 2]}"
 
-    def digest(self, keys: list[str]) -> str:
+    def digest(self) -> str:
         """A hash of the whole content, as it was when the file was opened."""
         return self._hash.hexdigest()
-
-    def unchanged(self) -> bool:
-        """Whether nothing was written to the file since it was opened."""
-        return self._stat() == self._state
-
-    def _stat(self) -> tuple[int, int, int]:
-        # The time of the last change of any kind cannot be set back, as the time of the last write can.
-        stat = os.fstat(self._file.fileno())
-        return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        # pread leaves no file position behind, so forked workers can share the file.
-        end = self._offsets[i + 1] if i + 1 < len(self) else self._end
-        line = os.pread(self._file.fileno(), end - self._offsets[i], self._offsets[i])
+        self._file.seek(self._places[3 * i])
+        line, where = self._file.read(self._places[3 * i + 1]), self.where(i)
+        fix = 'Each line must be one JSON object such as {"prompt": …, "answers": …}.'
+        if line.removeprefix(_BOM).lstrip().startswith(b"["):
+            fix += " This looks like one JSON array; write one object a line instead."
         try:
-            return _parse(line.rstrip())  # blank lines that follow belong to no row
-        except DataError as error:
-            if self.unchanged():
-                raise DataError(self.where(i), error.problem, error.fix) from error
-            problem = "the file was written to since it was opened, and this row is not what it was"
-            raise DataError(self.where(i), problem, "Start again, and leave the file as it is meanwhile.") from error
-
-
-def _open_plain(path: Path) -> BinaryIO:
-    """A file's content as it is read; that of a gzipped file, which its first bytes tell, unpacked."""
-    file = path.open("rb")
-    if file.peek(2)[:2] != b"\x1f\x8b":
-        return file
-    try:
-        plain = tempfile.TemporaryFile()  # noqa: SIM115  (read as long as the rows are)
-        with gzip.open(file) as packed:
-            shutil.copyfileobj(packed, plain)
-        plain.seek(0)
-        return plain
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(path, f"it is a damaged gzip file: {error}", "Write it again.") from error
-    except OSError as error:
-        problem = f"it cannot be unpacked into the temporary folder: {error.strerror}"
-        raise DataError(path, problem, "Free room there, or set TMPDIR to another folder.") from error
-
-
-def _parse(line: bytes) -> dict:
-    """The row of a line, or a `DataError` that says what is wrong with it."""
-    fix = 'Each line must be one JSON object such as {"prompt": …, "answers": …}.'
-    if line.removeprefix(_BOM).lstrip().startswith(b"["):
-        fix += " This looks like one JSON array; write one object a line instead."
-    try:
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once)
-    except DataError:
-        raise
-    except UnicodeDecodeError as error:
-        raise DataError("", f"byte {error.start + 1} of the line is not UTF-8", "Save the file as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise DataError("", f"not JSON ({error.msg}, column {error.colno})", fix) from error
-    except (RecursionError, ValueError) as error:  # nested very deeply, or a number of thousands of digits
-        raise DataError("", f"not JSON that can be read ({first_line(error)})", fix) from error
-    if not isinstance(row, dict):
-        raise DataError("", f"a JSON {_kind(row)}, not an object", fix)
-    return row
-
-
-def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object, of whose equal keys Python would keep the last without a word."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise DataError("", f"the key {short_repr(twice)} is there twice", "Keep one of them.")
-    return row
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            problem = f"byte {error.start + 1} of the line is not UTF-8"
+            raise DataError(where, problem, "Save the file as UTF-8.") from error
+        except (RecursionError, ValueError) as error:  # among them numbers of thousands of digits
+            raise DataError(where, f"not JSON that can be read: {first_line(error)}", fix) from error
+        if not isinstance(row, dict):
+            raise DataError(where, f"a JSON {type(row).__name__}, not an object", fix)
+        return row
 
 
 class TableRows(Sequence):
@@ -143,22 +92,17 @@ class TableRows(Sequence):
         """The file and the row's number, for messages."""
         return f"{self.name}, row {i}"
 
-    def digest(self, keys: list[str]) -> str:
-        """A hash of the columns that are used, whatever file or hub they came from."""
+    def digest(self) -> str:
+        """A hash of all columns, whatever file or hub they came from."""
         import pyarrow as pa
 
         hasher = xxhash.xxh3_128()
-        columns = self._dataset.select_columns([key for key in keys if key in self._dataset.column_names])
-        for table in columns.with_format("arrow").iter(1000):
+        for table in self._dataset.with_format("arrow").iter(1000):
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table.combine_chunks())
             hasher.update(sink.getvalue())
         return hasher.hexdigest()
-
-    def unchanged(self) -> bool:
-        """True: the rows are a copy in the cache of `datasets`, which is never written again."""
-        return True
 
     def __getitem__(self, i: int) -> dict:
         return self._dataset[int(i)]
@@ -171,31 +115,34 @@ def open_rows(name: str | Path, key: str = "data_file") -> Source:
     """Open the data file that a key names, or the data set on the hub where no such file exists.
 
     Args:
-        name: a path, or a data set as `org/name` or `org/name:split` (`train` by default).
+        name: a path, or a data set as `org/name`, `org/name:split` or `org/name:configuration:split` (the split is
+            `train` where none is named).
 
     Raises:
         ConfigError: there is no such file.
-        DataError: the file is damaged or has another format, or the data set cannot be loaded.
+        DataError: the file is damaged, empty or of another format, or the data set cannot be loaded.
     """
     text = str(name)
     is_path = text.endswith(SUFFIXES) or text.startswith((".", "/", "~")) or "/" not in text
     if not is_path and find_existing(name, key) is None:
-        return TableRows(_load_from_hub(text, key), text)
-    path = find_file(name, key)
-    if path.name.endswith(".parquet"):
-        return TableRows(_load_parquet(path), str(path))
-    if not path.name.endswith(SUFFIXES):
-        raise DataError(path, "its format is not known", f"Use one of {', '.join(SUFFIXES)}.")
-    return JsonlRows(path)
+        rows = TableRows(_load_from_hub(text, key), text)
+    else:
+        path = find_file(name, key)
+        if not path.name.endswith(SUFFIXES):
+            raise DataError(path, "its format is not known", f"Use one of {', '.join(SUFFIXES)}.")
+        rows = TableRows(_load_parquet(path), str(path)) if path.suffix == ".parquet" else JsonlRows(path)
+    if not len(rows):
+        raise DataError(name, "the file has no rows", f"Check {key}.")
+    return rows
 
 
 def _load_parquet(path: Path) -> "Dataset":
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException
 
-    try:  # `datasets` fails on a table without rows
-        return Dataset.from_parquet(str(path)) if parquet.read_metadata(path).num_rows else Dataset.from_dict({})
+    try:
+        return Dataset.from_parquet(str(path))
     except (OSError, ValueError, ArrowException, DatasetsError) as error:
         problem = "it is not a readable Parquet file: " + first_line(error.__cause__ or error)
         raise DataError(path, problem, "Write it again.") from error
@@ -205,13 +152,17 @@ def _load_from_hub(name: str, key: str) -> "Dataset":
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    repository, _, split = name.partition(":")
-    check_reachable(repository, key, "dataset")
+    repository, *configuration, split = name.split(":") if ":" in name else (name, "train")
     try:
-        return load_dataset(repository, split=split or "train")
-    except (OSError, ValueError, DatasetsError) as error:
-        problem = f"there is no file {name}, and no data set of that name could be loaded: {first_line(error)}"
-        raise DataError(key, problem, f"Check {key}, or the network if it names a data set.") from error
+        return load_dataset(repository, *configuration, split=split or "train")
+    except (
+        OSError,
+        ValueError,
+        DatasetsError,
+    ) as error:  # whose text lists the configurations or splits that are there
+        problem = f"there is no file {name}, and no data set of that name could be loaded: {in_one_line(error, 600)}"
+        fix = f"Write {key} as org/name:configuration:split, or check the network."
+        raise DataError(key, problem, fix) from error
 
 
 def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> list[int]:
@@ -227,43 +178,55 @@ def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> 
     return order[:limit].tolist()
 
 
-def split(positions: list[int], share: float, seed: int | None = None) -> tuple[list[int], list[int]]:
+def split(
+    positions: list[int], share: float, seed: int | None = None, questions: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
     """Take a development set out of the chosen rows: (train, dev), each in the order of `positions`.
 
     Args:
-        share: a share between 0 and 1, or a number of rows.
+        share: a share between 0 and 1, or a number of rows; where questions repeat, up to so many are taken.
         seed: what alone decides which rows are drawn.
+        questions: the question of each row; those of one question stand on one side. None where each has its own.
+
+    Raises:
+        DataError: none is left to train on.
     """
     import numpy as np
 
-    count = max(round(share * len(positions)) if share < 1 else int(share), 1)
-    if count >= len(positions):
-        problem = f"{share} takes {count} of {len(positions)} rows and leaves none to train on"
+    rows = len(positions)
+    count = max(round(share * rows) if share < 1 else int(share), 1)
+    same, drawn = defaultdict(list), set()
+    for i in np.random.default_rng(42 if seed is None else seed).permutation(rows).tolist():
+        same[questions[i] if questions else i].append(i)
+    for alike in same.values():
+        if len(drawn) + len(alike) <= count:
+            drawn.update(alike)
+    drawn = drawn or set(min(same.values(), key=len))  # each question has more rows than are wanted
+    if count >= rows or len(drawn) == rows:
+        problem = f"{share} takes {max(count, len(drawn))} of {rows} rows and leaves none to train on"
         raise DataError("dev_split", problem, "Lower dev_split, raise limit, or name a separate file.")
-    drawn = set(np.random.default_rng(42 if seed is None else seed).permutation(len(positions))[:count].tolist())
-    train = [p for i, p in enumerate(positions) if i not in drawn]
-    return train, [p for i, p in enumerate(positions) if i in drawn]
+    return [p for i, p in enumerate(positions) if i not in drawn], [p for i, p in enumerate(positions) if i in drawn]
 
 
 def text_of(row: dict, key: str, where: str, config_key: str) -> str:
-    """The text under `key`: a string, or the first element of a list (of lists); empty or null gives "".
+    """The text under `key`; under an `output_key` also the first text of a list (of lists). Empty or null gives "".
 
     Raises:
         DataError: the key is missing, or holds something else.
     """
     if key not in row:
-        keys = ", ".join(map(short_repr, list(row)[:20])) + (f", … ({len(row):,} keys)" if len(row) > 20 else "")
-        problem = f"there is no key {key!r}; the row has {keys or 'no keys'}"
+        problem = f"there is no key {key!r}; the row has {listed([*map(short_repr, row)], 20) or 'no keys'}"
         raise DataError(where, problem, f"Set {config_key} to one of them.")
-    value = row[key]
-    while isinstance(value, (list, tuple)):
+    value, takes_lists = row[key], config_key != "input_key"
+    while takes_lists and isinstance(value, (list, tuple)):
         value = value[0] if len(value) else ""
     if value is None:
         return ""
     if not isinstance(value, str):
-        problem = f"{key!r} holds {'an' if isinstance(value, dict) else 'a'} {_kind(value)}, not text"
-        fix = f"Set {config_key} to a key with text, or a list whose first element is text."
-        raise DataError(where, problem, fix)
+        fix = f"Set {config_key} to a key with text{', or a list whose first element is text' * takes_lists}."
+        raise DataError(
+            where, f"{key!r} holds {'an' if type(value) is int else 'a'} {type(value).__name__}, not text", fix
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -293,8 +256,3 @@ def read_text(name: str | Path, key: str) -> str:
     if not text.strip():
         raise DataError(f"{path} ({key})", "the file is empty", f"Write the text there, or leave {key} empty.")
     return text
-
-
-def _kind(value: object) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null" if value is None else type(value).__name__)

@@ -4,10 +4,13 @@ The places of prompt and output in the text are known from rendering, never sear
 rendered once with stand-ins for them, which shows the template's own text before, between and after them.
 """
 
+import contextlib
 import os
+import re
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragfit.errors import PromptError
 
@@ -15,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUERY, _OUTPUT, _SYSTEM = "qRAGFITqueryq", "oRAGFIToutputo", "sRAGFITsystems"
-Messages = list[dict[str, str]]  # each with role and content
+_OWN_TEMPLATE = "Set template to a file of your own with the placeholders {query} and {output}"
+KWARGS_KEY = "model.chat_template_kwargs"
 
 
 class RowRefused(PromptError):
@@ -56,33 +60,41 @@ class ChatTemplate:
         tokenizer: a `transformers` tokenizer.
         instruction: the system instruction, or "".
         in_prompt: whether the instruction stands before the prompt instead of in a system message.
+        kwargs: variables of the template, given in every rendering (`enable_thinking`, say).
 
     Attributes:
-        head, middle, tail, generation, system, dated: as in `ragfit.data.prompt.Renderer`.
+        head, middle, tail, generation, system: as in `ragfit.data.prompt.Renderer`.
         header: what `add_generation_prompt` adds, the header of the assistant's turn; "" where that is not known.
         bos: empty; a chat template writes BOS itself.
 
     Raises:
-        PromptError: there is no template, or it cannot be used for a prompt and an answer.
+        PromptError: there is no template, it cannot be used for a prompt and an answer, or it reads no such variable.
     """
 
     bos = ()
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str = "", in_prompt: bool = False):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        instruction: str = "",
+        in_prompt: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ):
         self.tokenizer, self.instruction, self.in_prompt = tokenizer, instruction, in_prompt
-        if not getattr(tokenizer, "chat_template", None):  # MistralCommonBackend has no such attribute
-            fix = (
-                "Set template to a file with the placeholders {query} and {output}, "
-                "or use the instruction-tuned variant of the model."
-            )
+        self.kwargs = dict(kwargs or {})
+        self._source = str(getattr(tokenizer, "chat_template", None) or "")  # some tokenizers have no such attribute
+        if not self._source:
+            fix = f"{_OWN_TEMPLATE}, or use the model's instruction-tuned variant."
             raise PromptError("", "The tokenizer has no chat template", fix)
+        for name in self.kwargs:
+            if not re.search(rf"\b{re.escape(str(name))}\b", self._source):
+                raise PromptError(KWARGS_KEY, f"the chat template reads no variable {name!r}", "Correct its name.")
         messages = self._messages(_QUERY)
-        text = self._text_of_stand_ins(messages)
+        text = self._answered(messages, _OUTPUT)
         start = text.rfind(_QUERY, 0, text.rfind(_OUTPUT))
         if text.count(_OUTPUT) != 1 or start < 0:
             problem = "The chat template does not render the user's and the assistant's message one after the other"
-            fix = "Set template to a file of your own with the placeholders {query} and {output}."
-            raise PromptError("", problem, fix)
+            raise PromptError("", problem, f"{_OWN_TEMPLATE}.")
         self.head = text[:start]
         self.middle, self.tail = text[start + len(_QUERY) :].split(_OUTPUT)
         prompt, without_header = self._apply(messages, generation=True), self._apply(messages)
@@ -92,45 +104,40 @@ class ChatTemplate:
         if instruction and not in_prompt:
             stand_in = {"role": "system", "content": _SYSTEM}
             self.system = "kept" if _SYSTEM in self._answered([stand_in, *messages[1:]], _OUTPUT) else "dropped"
-        try:
-            # A template that calls this one fails: transformers gives a template plain values only.
-            self.dated = self._answered(messages, _OUTPUT, strftime_now="") != text
-        except PromptError:
-            self.dated = True
 
-    def _messages(self, query: str) -> Messages:
+    def _messages(self, query: str) -> list[dict]:
         if self.in_prompt:
             return [{"role": "user", "content": f"{self.instruction}\n{query}"}]
         system = [{"role": "system", "content": self.instruction}] if self.instruction else []
         return [*system, {"role": "user", "content": query}]
 
-    def _apply(self, messages: Messages, generation: bool = False, **kwargs) -> str:
+    def _apply(self, messages: list[dict], generation: bool = False) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation, **kwargs
-            )
+            given = {"tokenize": False, "add_generation_prompt": generation}
+            return self.tokenizer.apply_chat_template(messages, **given, **self.kwargs)
         except Exception as error:  # a template is a program of its author's, which may raise anything
             problem = f"The chat template cannot render these messages: {error}"
             fix = "Check the tokenizer's template, or set template to a file of your own."
+            if messages[0]["role"] == "system":
+                fix = "If it refuses a system message, set model.instruction_in_prompt=true to put it into the prompt."
             raise PromptError("", problem, fix) from error
 
-    def _answered(self, messages: Messages, output: str, **kwargs) -> str:
-        return self._apply([*messages, {"role": "assistant", "content": output}], **kwargs)
+    def _answered(self, messages: list[dict], output: str) -> str:
+        return self._apply([*messages, {"role": "assistant", "content": output}])
 
-    def _text_of_stand_ins(self, messages: Messages) -> str:
-        """The text of messages and a stand-in for the output; says so where the system message is refused."""
-        try:
-            return self._answered(messages, _OUTPUT)
-        except PromptError as error:
-            if messages[0]["role"] != "system":
-                raise
-            try:
-                self._answered(messages[1:], _OUTPUT)
-            except PromptError:
-                raise error from None
-            problem = "The chat template refuses a system message, so the instruction cannot be given as one"
-            fix = "Set model.instruction_in_prompt=true to put it into the prompt."
-            raise PromptError("", f"{problem} ({error.__cause__})", fix) from error
+    def kwargs_that_fit(self) -> dict[str, bool]:
+        """A variable under which all that the template writes before an answer stands in the prompt too, or {}.
+
+        Qwen3 writes an empty think block before an answer, which the prompt has under `enable_thinking=False` alone.
+        """
+        for name in dict.fromkeys(re.findall(r"\b[a-z_]*(?:think|reason)[a-z_]*\b", self._source)):
+            for value in (False, True):
+                kwargs = {**self.kwargs, name: value}
+                with contextlib.suppress(PromptError):
+                    other = ChatTemplate(self.tokenizer, self.instruction, self.in_prompt, kwargs)
+                    if other.middle == other.generation:
+                        return {name: value}
+        return {}
 
     def render(self, query: str, output: str) -> Placed:
         """Write a row.
@@ -138,50 +145,43 @@ class ChatTemplate:
         Raises:
             RowRefused: the template refuses the row, or rewrites its output so that its place is unknown.
         """
-        messages = self._messages(query)
+        messages, full = self._messages(query), ""
         try:
             prompt = self._apply(messages, generation=True)
-            full = self._answered_or_refused(messages, output)
-            # An answer that quotes the template's text could be taken for it, where the template drops the answer.
-            for variant in stripped(output) if full is not None and self.middle not in output else ():
-                if full.endswith(self.middle + variant + self.tail):
-                    end = len(full) - len(self.tail)
-                    start = end - len(variant)
-                    return Placed(prompt, full, start - len(self.middle), start, end)
-            # The template treats this answer in its own way (a </think> in it, say): ask it with a stand-in instead.
+            # A template may refuse an empty answer, which gets the turn of any other answer then.
+            with contextlib.nullcontext() if output.strip() else contextlib.suppress(PromptError):
+                full = self._answered(messages, output)
+            if place := _at_the_end(full, self.middle, output, self.tail):
+                return Placed(prompt, full, place[0] - len(self.middle), *place)
             before, _, after = self._answered(messages, _OUTPUT).rpartition(_OUTPUT)
         except PromptError as error:
             raise RowRefused(*error.args) from error
         user_end = len(before) - len(self.middle) if before.endswith(self.middle) else None
         if user_end is None and prompt.endswith(self.generation) and before.startswith(prompt):
             user_end = len(prompt) - len(self.generation)
-        place = full and _place_of_output(full, before, after, user_end, output)
-        if place:
+        if place := _by_a_stand_in(full, before, after, user_end, output):
             return Placed(prompt, full, user_end, *place)
         if not output.strip():
-            # Some templates refuse an empty answer or leave its turn open: it gets the turn of any other answer.
             return Placed(prompt, before + after, user_end, len(before), len(before))
-        raise PlaceUnknown(
-            "",
-            "The chat template rewrites this answer so that its place in the text cannot be known: "
-            f"it begins {output[:60]!r}",
-            "Change the row, or set template to a file of your own.",
-        )
-
-    def _answered_or_refused(self, messages: Messages, output: str) -> str | None:
-        """The training text of messages and an output, or None where the template refuses an empty one."""
-        try:
-            return self._answered(messages, output)
-        except PromptError:
-            if output.strip():
-                raise
-            return None
+        problem = f"The chat template rewrites this answer so that its place is not known: it begins {output[:60]!r}"
+        raise PlaceUnknown("", problem, "Change the row, or set template to a file of your own.")
 
 
-def _place_of_output(full: str, before: str, after: str, user_end: int | None, output: str) -> tuple[int, int] | None:
-    """(start, end) of an output in the text, known from the text around a stand-in, or None."""
+def _at_the_end(full: str, middle: str, output: str, tail: str) -> tuple[int, int] | None:
+    """(start, end) of an output in a text that ends with the template's middle, the output and the template's tail."""
+    if middle in output:
+        return None  # it could be taken for the template's own text, where the template drops the output
+    for variant in stripped(output):
+        if full and full.endswith(middle + variant + tail):
+            end = len(full) - len(tail)
+            return end - len(variant), end
+    return None
+
+
+def _by_a_stand_in(full: str, before: str, after: str, user_end: int | None, output: str) -> tuple[int, int] | None:
+    """(start, end) of an output that the template treats in its own way, from the text around a stand-in for it."""
     end = len(full) - len(after)
-    if not full.endswith(after):
+    if not full or not full.endswith(after):
         return None
     if full.startswith(before) and len(before) <= end:
         return len(before), end
@@ -211,7 +211,7 @@ class TextTemplate:
         PromptError: a placeholder is missing, unknown, there twice or in the wrong order, or a brace is alone.
     """
 
-    header, dated = "", False
+    header = ""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, instruction: str = "", in_prompt: bool = False):
         parts = _parse(text)
@@ -239,20 +239,16 @@ class TextTemplate:
 
 def _parse(template: str) -> list[tuple[str, str | None]]:
     """[(literal, the placeholder that follows it or None)], in order."""
-    double = "double the braces that are not placeholders ({{ and }})."
+    fix = (
+        "Write {query} once and, after it, {output} once, {instruction} before both if it is wanted, and double all "
+        "other braces ({{ and }})."
+    )
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise PromptError("template", str(error), double.capitalize()) from error
-    for _, name, form, conversion in pieces:
-        if name not in (None, "query", "output", "instruction") or form or conversion:
-            problem = f"unknown placeholder {{{name}}}"
-            raise PromptError("template", problem, f"Use {{query}} and {{output}}, and {double}")
-    names = [name for _, name, *_ in pieces if name]
-    if [name for name in names if name != "instruction"] != ["query", "output"]:
-        raise PromptError(
-            "template", "it needs {query} once and, after it, {output} once", "Write each in single braces."
-        )
-    if names[-2:] != ["query", "output"]:
-        raise PromptError("template", "{instruction} must stand before {query}", "Move it there.")
+        raise PromptError("template", str(error), fix) from error
+    names = [name for _, name, *_ in pieces if name is not None]
+    formats = any(form or conversion for _, _, form, conversion in pieces)
+    if names[-2:] != ["query", "output"] or set(names[:-2]) - {"instruction"} or formats:
+        raise PromptError("template", f"its placeholders are {names}", fix)
     return [(literal, name) for literal, name, *_ in pieces]

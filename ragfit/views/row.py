@@ -1,35 +1,16 @@
 """Any row of the data under any settings, prepared by the code of `ragfit.prepare`: what training would see."""
 
-import math
-from dataclasses import dataclass
-
-from ragfit.data.findings import Finding
-from ragfit.data.fit import Fitter
-from ragfit.data.mask import Masked
-from ragfit.data.prepare import Part, Preparer
-from ragfit.data.prompt import Rendered, Renderer
+from ragfit.data.prepare import Preparer, Settings
 from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Block, Callout, Note, Span
 from ragfit.draw.view import View
-from ragfit.errors import ConfigError, RagfitError
+from ragfit.errors import RagfitError
 from ragfit.views.prompt import PromptView
 from ragfit.views.shown import ShownRow
 from ragfit.views.tokens import TokenView
 
 # Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
 _BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
-
-
-@dataclass(frozen=True)
-class Settings:  # for the merge: goes with the Settings of data/prepare.py
-    """What decides how a row becomes text and labels; `instruction` and `template` are texts, not paths."""
-
-    completion_start: str = ""
-    instruction: str = ""
-    instruction_in_prompt: bool = False
-    template: str = ""
-    max_sequence_len: int | None = None
-    over_length: str = "drop"
 
 
 def settings_of(prepared: Prepared) -> Settings:
@@ -57,39 +38,11 @@ def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) 
     Raises:
         RagfitError: the settings cannot be used, or the template refuses the row.
     """
-    rendered, masked, findings = _one(prepared, number, part, settings)
+    work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
+    rendered, masked, findings = work.one(number, part, settings)
     own = (part, number)
     findings += [found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and own in found.rows]
     return ShownRow(rendered, masked.input_ids, masked.labels(), findings, settings.instruction)
-
-
-def _one(
-    prepared: Prepared, number: int, part: str, settings: Settings
-) -> tuple[Rendered, Masked, list[Finding]]:  # for the merge: goes with Preparer.one, which is all that is left of it
-    # return Preparer(prepared.cfg, prepared.renderer, prepared.sources, prepared.encoder).one(number, part, settings)
-    renderer = Renderer(
-        prepared.tokenizer,
-        settings.instruction if settings.instruction.strip() else "",
-        settings.template if settings.template.strip() else None,
-        settings.instruction_in_prompt,
-        settings.completion_start,
-        prepared.renderer.stop_ids,
-    )
-    findings = None
-    for limit in (settings.max_sequence_len or math.inf, math.inf):
-        work, result = Preparer(prepared.cfg, renderer), Part(rows=1)
-        work.fitter = Fitter(renderer, work.encoder, limit, settings.over_length)
-        kept = work.prepare_row(part, prepared.sources[part], number, result)
-        findings = work.checks.findings() if findings is None else findings
-        if kept or not result.rejected_lengths:
-            break
-    if not kept:
-        raise ConfigError(f"row {number}", findings[0].kind, findings[0].detail or findings[0].fix)
-    from ragfit.data.rows import texts_of
-
-    query, output, _ = texts_of(prepared.sources[part], number, prepared.cfg)
-    cut = result.cut.get(number)
-    return renderer.render(cut.apply(query) if cut else query, output), kept[0], findings
 
 
 class RowView(View):

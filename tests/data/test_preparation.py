@@ -16,17 +16,17 @@ from conftest import (
     NO_SYSTEM,
     make_config,
     make_tokenizer,
+    real_folder,
     real_rows,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ragfit
-from ragfit.collator import DataCollatorForCompletionOnlyLM
 from ragfit.data.fit import Fitter, TooLong
 from ragfit.data.mask import Encoder
+from ragfit.data.prepare import Preparer, Settings
 from ragfit.data.prompt import Renderer
-from ragfit.data.report import Cut
 from ragfit.data.rows import choose, split
 from ragfit.errors import ConfigError, DataError, PromptError
 
@@ -84,15 +84,6 @@ def test_the_dataset_is_what_the_renderer_and_the_encoder_make(prepare, kind, te
     assert prepared.train["labels"][:] == [m.labels() for m in masked]
 
 
-def test_more_rows_than_a_batch_keep_their_order(prepare):
-    rows = [{"prompt": f"q{i}", "answers": f"{i}"} for i in range(600)]
-    prepared = prepare(rows)
-    assert [text.split("<|im_start|>assistant\n")[1] for text in texts(prepared)] == [
-        f"{i}<|im_end|>\n" for i in range(600)
-    ]
-    assert prepared.report.train.kept == list(range(600))
-
-
 @pytest.mark.parametrize(
     ("settings", "train", "dev"),
     [
@@ -135,16 +126,6 @@ def test_columns_named_like_the_trainers_are_only_data(prepare):
     assert prepared.train[0]["labels"].count(-100) == len(prepared.train[0]["input_ids"]) - 2  # "7" and its end
     prepared = prepare([{"labels": "Where?", "input_ids": "7"}], input_key="labels", output_key="input_ids")
     assert "Where?" in texts(prepared)[0] and prepared.row(0)[:2] == ("Where?", "7")
-
-
-def test_the_batch_is_the_datasets_rows(prepare):
-    pytest.importorskip("torch")
-    prepared = prepare()
-    rows = [prepared.train[i] for i in range(3)]
-    batch = DataCollatorForCompletionOnlyLM(tokenizer=prepared.tokenizer)(rows)
-    for i, row in enumerate(rows):
-        assert batch["input_ids"][i][: len(row["input_ids"])].tolist() == row["input_ids"]
-        assert batch["labels"][i][: len(row["labels"])].tolist() == row["labels"]
 
 
 def test_bos_of_a_template_of_ones_own_is_in_the_rows(prepare):
@@ -190,13 +171,6 @@ def test_the_report_counts(prepare):
     )
 
 
-def test_tokens_that_are_parts_of_a_character_are_counted_together(prepare):
-    # "é" and "東" begin with different bytes, and neither token is a character.
-    rows = [{"prompt": "q", "answers": answer} for answer in ("é", "東", "東", "7")]
-    report = prepare(rows, make_tokenizer("metaspace")).report
-    assert sum(report.first_labels.values()) == 4 and report.first_labels["7"] == 1
-
-
 def test_an_empty_output_learns_to_end(prepare):
     prepared = prepare([{"prompt": "Where?", "answers": answers} for answers in ([], None, "", [[]])])
     for row in prepared.train:
@@ -228,7 +202,7 @@ def test_the_rows_outlive_their_file(prepare):
         (ROWS, {"input_key": None}, ConfigError, "input_key: it is not set. Set it, for instance input_key=prompt."),
         (ROWS, {"dev_split": []}, DataError, "dev.jsonl: the file has no rows. Check dev_split."),
         ([*ROWS[:3], {"prompt": "x"}], {}, DataError, "line 4: there is no key 'answers'; the row has 'prompt'. Set output_key"),
-        ([*ROWS[:3], {"prompt": "x", "answers": 7}], {}, DataError, "line 4: 'answers' holds a number, not text"),
+        ([*ROWS[:3], {"prompt": "x", "answers": 7}], {}, DataError, "line 4: 'answers' holds an int, not text"),
         (ROWS, {"max_sequence_len": 5, "over_length": "cut_end"}, DataError, "none of its 10 rows can be trained on (10 too long). Raise"),
         (
             ROWS, {"template": "{query}{output}", "completion_start": "Answer:"}, PromptError,
@@ -258,22 +232,9 @@ def test_a_row_that_speaks_of_its_place_in_the_text_is_not_dropped_for_it(prepar
 
 # --- Rows that are too long -------------------------------------------------------------------------------------------
 
-WORDS = [
-    "Rome",
-    "was",
-    "founded",
-    "in",
-    "753",
-    "BC.",
-    "東京は日本の首都です。",
-    "Is",
-    "it?",
-    "\n\n",
-    "two",
+WORDS = ["Rome", "was", "founded", "in", "753", "BC.", "東京は日本の首都です。", "Is", "it?", "\n\n", "two", "é"] + [
     "",
     "spaces\t👩\u200d👩\u200d👧",
-    "é",
-    "",
 ]
 _fitters = {}
 
@@ -305,16 +266,15 @@ def test_only_the_rows_own_prompt_is_cut(kind, template, policy, query, output, 
     masked = encoder.encode([row])[0]
     bare = encoder.encode([renderer.render("", output)])[0]
     limit = max(1, round(len(bare.input_ids) - 3 + share * (len(masked.input_ids) - len(bare.input_ids) + 3)))
-    whole = Cut(0, len(query), len(query))
     try:
-        cut, fitted, result = Fitter(renderer, encoder, limit, policy).fit(query, output, whole, row, masked)
+        cut, fitted, result = Fitter(renderer, encoder, limit, policy).fit(query, output, {}, row, masked)
     except TooLong as error:
         # Nothing of the prompt would have been left. What is left of a cut may weigh a token more than nothing.
         assert len(bare.input_ids) + 3 > limit
         assert error.tokens == len(masked.input_ids)
         return
     assert len(result.input_ids) <= limit
-    left = cut.apply(query)
+    left = cut.apply(query) if cut else query
     assert fitted == renderer.render(left, output)
     assert query.endswith(left) if policy == "cut_start" else query.startswith(left)
     # The completion, the instruction and the template's text are the same, and so are the tokens with loss.
@@ -322,7 +282,7 @@ def test_only_the_rows_own_prompt_is_cut(kind, template, policy, query, output, 
     assert fitted.text[: row.text.index("Be brief.") + 9 if "Be brief." in row.text else 0] in row.text
     assert result.input_ids[result.start : result.end] == masked.input_ids[masked.start : masked.end]
     if len(masked.input_ids) <= limit:
-        assert cut == whole and result == masked
+        assert cut is None and result == masked
     else:
         assert len(left) < len(query)
         # As few tokens as possible, but for characters of several tokens and white space that the template strips.
@@ -345,17 +305,6 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
     assert "1 cut" in str(prepared.report)
 
 
-def test_a_row_that_fits_nowhere_leaves_nothing_behind_for_the_dev_row_of_its_number(prepare):
-    # The training row is cut to a piece before it is tokenized, and dropped for its answer.
-    rows = [{"prompt": "word " * 4000, "answers": "7" * 300}, *ROWS]
-    dev = [{"prompt": " ".join(f"Word{i}." for i in range(200)), "answers": "753"}]
-    prepared = prepare(rows, max_sequence_len=120, over_length="cut_start", dev_split=dev)
-    assert prepared.report.train.dropped == {"too long": [0]} and list(prepared.report.dev.cut) == [0]
-    query, _, _ = prepared.row(0, "dev")
-    assert query and dev[0]["prompt"].endswith(query)
-    assert prepared.tokenizer.decode(prepared.dev[0]["input_ids"]) == prepared.rendered(0, "dev").text
-
-
 def test_a_row_just_as_long_as_the_limit_stays(prepare):
     length = len(prepare(ROWS[:1]).train[0]["input_ids"])
     assert prepare(ROWS[:1], max_sequence_len=length).report.train.kept == [0]
@@ -369,14 +318,6 @@ def test_a_row_just_as_long_as_the_limit_stays(prepare):
 def test_no_token_more_than_needed_is_cut(prepare, policy, limit):
     # Each digit is a token of its own, so the limit can be met exactly.
     prepared = prepare([{"prompt": "0123456789" * 20, "answers": "7"}], max_sequence_len=limit, over_length=policy)
-    assert len(prepared.train[0]["input_ids"]) == limit
-
-
-@pytest.mark.parametrize(("policy", "prompt"), [("cut_end", "{}" + "\n" * 2000), ("cut_start", "\n" * 2000 + "{}")])
-def test_white_space_that_the_template_strips_is_not_cut_for_words(prepare, policy, prompt):
-    tokenizer, rows = make_tokenizer("digits", "trims"), [{"prompt": prompt.format("0123456789" * 20), "answers": "7"}]
-    limit = len(prepare(rows, tokenizer).train[0]["input_ids"]) - 2
-    prepared = prepare(rows, tokenizer, max_sequence_len=limit, over_length=policy)
     assert len(prepared.train[0]["input_ids"]) == limit
 
 
@@ -396,20 +337,6 @@ def test_a_completion_is_never_cut(prepare):
     for policy in ("drop", "cut_end", "cut_start"):
         prepared = prepare(rows, max_sequence_len=150, over_length=policy)
         assert prepared.report.train.dropped == {"too long": [1]} and prepared.report.train.rejected_lengths[0] > 300
-
-
-def test_without_offsets_rows_are_cut_too(prepare):
-    from transformers import ByT5Tokenizer
-
-    rows = [{"prompt": "word é " * 60, "answers": "Rome"}]
-    for policy in ("cut_end", "cut_start"):
-        prepared = prepare(
-            rows, ByT5Tokenizer(), template="Q: {query}\nA: {output}", max_sequence_len=80, over_length=policy
-        )
-        assert 70 <= len(prepared.train[0]["input_ids"]) <= 80
-        assert (
-            prepared.tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == "Rome</s>"
-        )
 
 
 # --- Tokenizers -------------------------------------------------------------------------------------------------------
@@ -472,27 +399,197 @@ def test_a_folder_without_a_tokenizer(tmp_path, write_rows):
 # --- Many rows at once ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["digits", "trimming", "baked", "metaspace", "slow"])
+@pytest.mark.parametrize("kind", ["digits", "trimming", "baked", "metaspace"])
 def test_batches_in_flight_are_what_each_row_is_alone(prepare, monkeypatch, kind):
-    """Rows are rendered, tokenized and cut in several threads; none of it may depend on the rows around."""
-    from transformers import ByT5Tokenizer
-
+    """Rows are rendered, tokenized and cut in two threads; none of it may depend on the rows around."""
     import ragfit.data.prepare as preparation
-    from ragfit.data.prepare import Part, Preparer
 
     rows = [
         {"prompt": f"Document {i}. " + "word é " * (i * 7 % 90), "answers": f"{i} BC" * (i % 3)} for i in range(300)
     ]
     monkeypatch.setattr(preparation, "_BATCH_ROWS", 7)
     monkeypatch.setattr(preparation, "_BATCH_CHARACTERS", 2000)
-    tokenizer = ByT5Tokenizer() if kind == "slow" else make_tokenizer(kind)
-    template = {"template": "Q: {query}\nA: {output}"} if kind == "slow" else {}
-    prepared = prepare(rows, tokenizer, max_sequence_len=150, over_length="cut_end", **template)
+    prepared = prepare(rows, make_tokenizer(kind), max_sequence_len=150, over_length="cut_end")
     assert prepared.report.train.kept == list(range(300)) and prepared.report.train.cut
-    work = Preparer(prepared.cfg, prepared.renderer)
+    work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
+    as_it_is = Settings(max_sequence_len=150, over_length="cut_end")
     for number, row in enumerate(prepared.train):
-        alone = work.prepare_row("train", prepared.sources["train"], number, Part())[0]
+        rendered, alone, _ = work.one(number, "train", as_it_is)
         assert (row["input_ids"], row["labels"]) == (alone.input_ids, alone.labels())
+        assert rendered == prepared.rendered(number)
+
+
+def test_a_slow_tokenizer_is_one_clear_error(prepare):
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(ConfigError, match=r"model_name_or_path: .*ByT5Tokenizer.* Use a model with a fast tokenizer"):
+        prepare(ROWS, ByT5Tokenizer(), template="Q: {query}\nA: {output}")
+
+
+# --- One row under other settings -------------------------------------------------------------------------------------
+
+
+def test_one_row_under_other_settings(prepare):
+    prepared = prepare(instruction="Be brief.")
+    work = Preparer(prepared.cfg, prepared.renderer)  # opens the file itself
+
+    def one(number=3, **settings):
+        row, masked, found = work.one(number, "train", Settings(**settings))
+        return row, masked, [finding.kind for finding in found]
+
+    row, masked, found = one(template="Q: {query}\nA:{output}", completion_start="A:")
+    assert row.text == "Q: Document 3. Where?\nA:73 BC</s>" and found == []
+    assert prepared.tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "73 BC</s>"
+    row, masked, found = one(max_sequence_len=10)
+    assert found == ["dropped: too long"] and "Document 3. Where?" in row.text and len(masked.input_ids) > 10
+    limit = len(masked.input_ids) - 2
+    row, masked, found = one(max_sequence_len=limit, over_length="cut_start")
+    assert "cut" in found and len(masked.input_ids) == limit and "Where?<|im_end|>" in row.text
+    assert "Be brief.\nDocument 3." in one(instruction="Be brief.", instruction_in_prompt=True)[0].text
+    with pytest.raises(PromptError, match="does not occur"):
+        one(completion_start="### Answer")
+    assert prepared.report == prepare(instruction="Be brief.").report  # nothing of it is counted
+
+
+# --- As at inference --------------------------------------------------------------------------------------------------
+
+THINKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+)
+HEADER, BLOCK = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("marker", "kwargs", "learned", "kind"),
+    [
+        ("", None, f"{BLOCK}Rome<|im_end|>", "other text has loss"),
+        (HEADER, None, f"{BLOCK}Rome<|im_end|>", "other text has loss"),
+        (HEADER + BLOCK, None, "Rome<|im_end|>", "loss behind the prompt"),
+        ("", {"enable_thinking": False}, "Rome<|im_end|>", None),
+        (HEADER + BLOCK, {"enable_thinking": False}, "Rome<|im_end|>", None),
+        ("</think>", {"enable_thinking": False}, "\n\nRome<|im_end|>", "loss within the prompt"),
+    ],
+)
+@pytest.mark.parametrize("real", [False, True])
+def test_what_the_inference_prompt_lacks(prepare, real, marker, kwargs, learned, kind):
+    from ragfit.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(str(real_folder() / "qwen3")) if real else make_tokenizer("metaspace", THINKS)
+    rows = [{"prompt": "Where? " + "word " * 60, "answers": "Rome"}]
+    prepared = prepare(rows, tokenizer, completion_start=marker, chat_template_kwargs=kwargs)
+    assert tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == learned
+    found = {one.kind: one.fix for one in prepared.report.findings}
+    assert set(found) == ({kind} if kind else set())
+    if kwargs is None:
+        assert "Set model.chat_template_kwargs={enable_thinking: false}, and leave" in found[kind]
+    prompt = prepared.rendered(0).prompt
+    assert prompt.endswith(HEADER + BLOCK * bool(kwargs))
+    if kind is None:
+        alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        start = next(i for i, label in enumerate(prepared.train[0]["labels"]) if label != -100)
+        assert prepared.train[0]["input_ids"][:start] == alone
+
+
+@pytest.mark.parametrize("length", [1, 80])
+def test_a_prompt_whose_last_tokens_are_others_before_the_answer(prepare, length):
+    # GPT-2's rule splits two line breaks before a word, and keeps them together at the end of a text.
+    rows = [{"prompt": "Where? " * length, "answers": answer} for answer in ("Rome", "")]
+    report = prepare(rows, make_tokenizer("trimming", "llama-3")).report
+    assert [
+        (one.kind, one.rows) for one in report.findings if one.severity == "warning" and one.kind != "empty output"
+    ] == [("prompt tokenized otherwise", (("train", 0),))]
+    assert "prompt tokenized otherwise" not in str(prepare(rows, make_tokenizer("metaspace", "llama-3")).report)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "settings", "message"),
+    [
+        ({"enable_thinkin": False}, {}, "chat_template_kwargs: the chat template reads no variable 'enable_thinkin'"),
+        ({"enable_thinking": False}, {"template": "{query}{output}"}, "chat_template_kwargs: a template of your own"),
+    ],
+)
+def test_kwargs_that_nothing_reads(prepare, kwargs, settings, message):
+    with pytest.raises(PromptError, match=message):
+        prepare(ROWS, make_tokenizer("digits", THINKS), chat_template_kwargs=kwargs, **settings)
+
+
+def test_added_tokens_in_a_rows_text_are_found_special_or_not(prepare):
+    from tokenizers import AddedToken
+
+    tokenizer = make_tokenizer("digits")
+    tokenizer.add_tokens([AddedToken("<doc>", special=False), AddedToken("<|im_end|>", special=False)])
+    rows = [
+        {"prompt": f"Where? {text}", "answers": f"{answer}Rome"}
+        for text, answer in (("<doc>", ""), ("", "<doc>"), ("<|im_end|>", ""), ("", ""))
+    ]
+    found = {one.kind: one for one in prepare(rows, tokenizer).report.findings}
+    assert found["added tokens in data"].rows == (("train", 0), ("train", 1))
+    assert found["added tokens in data"].severity == "note" and found["added tokens in data"].detail == "'<doc>'"
+    assert found["special tokens in data"].rows == (("train", 2),)
+
+
+# --- Documents are cut whole ------------------------------------------------------------------------------------------
+
+DOCUMENTS = [f"[{k}] Town {k} was founded in 110{k} by {'many ' * 12}people." for k in range(1, 6)]
+QUESTION = "When was town 3 founded?"
+FIRST, LAST = f"Question: {QUESTION}\n\nDocuments:\n{{}}", f"Documents:\n{{}}\n\nQuestion: {QUESTION}"
+
+
+def cut_row(prepare, form, policy, limit, **row):
+    rows = [{"prompt": form.format("\n".join(DOCUMENTS)), "answers": ["1103"], **row}]
+    prepared = prepare(rows, max_sequence_len=limit, over_length=policy)
+    return prepared, prepared.row(0)[0], {one.kind for one in prepared.report.findings}
+
+
+@pytest.mark.parametrize("form", [FIRST, LAST])
+@pytest.mark.parametrize(("limit", "left"), [(400, [1, 2, 3, 4, 5]), (260, [1, 2, 3]), (150, [3]), (60, [])])
+def test_whole_documents_go_and_the_supporting_one_last(prepare, form, limit, left):
+    prepared, query, found = cut_row(prepare, form, "cut_documents", limit)
+    assert [k for k in range(1, 6) if DOCUMENTS[k - 1] in query] == left
+    assert query == form.format("\n".join(DOCUMENTS[k - 1] for k in left))
+    assert found == {"cut"} - ({"cut"} if len(left) == 5 else set()) | (
+        {"cut: supporting document"} if not left else set()
+    )
+    assert len(prepared.train[0]["input_ids"]) <= limit
+    assert prepared.tokenizer.decode(prepared.train[0]["input_ids"]) == prepared.rendered(0).text
+
+
+@pytest.mark.parametrize("named", [{}, {"question": QUESTION}])
+@pytest.mark.parametrize(
+    ("form", "policy", "limit", "taken"),
+    [
+        (FIRST, "cut_start", 150, {"question", "supporting document"}),
+        (FIRST, "cut_end", 150, {"supporting document"}),
+        (FIRST, "cut_end", 300, set()),
+        (LAST, "cut_end", 300, {"question"}),
+        (LAST, "cut_start", 300, set()),
+        (LAST, "cut_start", 150, {"supporting document"}),
+    ],
+)
+def test_a_cut_that_takes_the_question_or_the_supporting_document_says_so(prepare, form, policy, limit, taken, named):
+    _, _, found = cut_row(prepare, form, policy, limit, **named)
+    assert found == {"cut", *(f"cut: {what}" for what in taken)}
+
+
+def test_a_prompt_without_documents_is_dropped_rather_than_cut(prepare):
+    rows = [*ROWS, {"prompt": "word " * 200, "answers": "7"}]
+    report = prepare(rows, max_sequence_len=120, over_length="cut_documents").report
+    assert report.train.dropped == {"too long": [10]} and "model.over_length=cut_documents" in str(report)
+
+
+# --- Where a turn ends, and what a shell makes of a marker ------------------------------------------------------------
+
+
+def test_a_line_break_of_a_shell_is_one_where_the_marker_stands_in_the_row(prepare):
+    rows = [{"prompt": "Where?\nAnswer:\n", "answers": "Rome"}]
+    prepared = prepare(rows, template="{query}{output}", completion_start="Answer:\\n")
+    assert prepared.tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == "Rome</s>"
+
+
+# --- Progress ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_bar_shows_for_many_rows_and_none_for_few(prepare, capsys):
@@ -500,8 +597,3 @@ def test_a_bar_shows_for_many_rows_and_none_for_few(prepare, capsys):
     assert re.search(r"preparing train: 100%.* 2000/2000 ", capsys.readouterr().err)
     prepare(ROWS)
     assert capsys.readouterr().err == ""
-
-
-def test_the_bar_counts_dropped_rows_too(prepare, capsys):
-    prepare([{"prompt": f"q{i}" + " word" * (i % 2 * 40), "answers": "a"} for i in range(2000)], max_sequence_len=60)
-    assert re.search(r"preparing train: 100%.* 2000/2000 ", capsys.readouterr().err)

@@ -75,15 +75,10 @@ def test_what_becomes_of_the_instruction(template, system):
 
 
 def test_a_template_that_refuses_the_system_message_names_the_key():
-    with pytest.raises(PromptError, match="refuses a system message.*Set model.instruction_in_prompt=true"):
+    with pytest.raises(PromptError, match="refuses a system message, set model.instruction_in_prompt=true"):
         renderer("mistral", "Be brief.")
     row = renderer("mistral", "Be brief.", instruction_in_prompt=True).render("Where?", "Rome")
     assert row.text == "<s>[INST] Be brief.\nWhere? [/INST]Rome</s>"
-
-
-@pytest.mark.parametrize("template", CHAT_TEMPLATES)
-def test_which_templates_change_with_the_date(template):
-    assert renderer(template).dated == (template == "dated")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +222,15 @@ TURN = "{% for m in messages %}{{ m.role + ':' + m.content + TAIL }}{% endfor %}
         ("eos_token", "'assistant:'", "Rome</s>", ""),
         ("' ' + eos_token + '\\n'", "'assistant:'", "Rome </s>", "\n"),
         ("'<|end|>\\n' + eos_token", "'assistant:'", "Rome<|end|>", "\n</s>"),
+        # Both tokens of an end have loss, up to EOS, whatever ends the user's turn.
+        ("'<|end|>' + (eos_token if m.role == 'assistant' else '') + '\\n'", "'assistant:'", "Rome<|end|></s>", "\n"),
+        (
+            "'<|end|>' + ('<|eot_id|>' + eos_token if m.role == 'assistant' else '')",
+            "'assistant:'",
+            "Rome<|end|><|eot_id|></s>",
+            "",
+        ),
+        ("'<|end|>' + ('<|eot_id|>' if m.role == 'assistant' else '')", "'assistant:'", "Rome<|end|>", "<|eot_id|>"),
         # Text that looks like an end of turn but is no token: EOS follows it.
         ("'<end_of_turn>'", "'assistant:'", "Rome<end_of_turn></s>", ""),
     ],
@@ -298,25 +302,6 @@ def test_templates_that_cannot_be_used(template, problem):
         renderer(template)
 
 
-def test_a_template_that_needs_a_bos_token_the_tokenizer_lacks():
-    tokenizer = make_tokenizer(template="mistral", bos_token=None)
-    try:
-        row = renderer(tokenizer=tokenizer).render("Where?", "Rome")
-    except PromptError as error:
-        assert "cannot render" in str(error)
-    else:
-        assert row.text == "[INST] Where? [/INST]Rome</s>"
-
-
-def test_a_template_may_take_strings_or_parts():
-    template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content is string %}{{ m.content }}{% else %}"
-        "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-    )
-    assert parts(renderer(template).render("Where?", "Rome"))[1] == "Rome<|im_end|>"
-
-
 # --- Templates of one's own -------------------------------------------------------------------------------------------
 
 
@@ -345,31 +330,16 @@ def test_a_template_of_ones_own(custom, text, completion):
 
 
 @pytest.mark.parametrize(
-    ("custom", "problem"),
+    "custom",
     [
-        ("{query}", "needs {query} once and, after it, {output} once"),
-        ("{output}", "needs {query} once"),
-        ("plain", "needs {query} once"),
-        ("{query}{query}{output}", "needs {query} once"),
-        ("{query}{output}{output}", "needs {query} once"),
-        ("{output}{query}", "needs {query} once"),
-        ("{query}{output}{question}", "unknown placeholder {question}"),
-        ("{query}{output}{}", "unknown placeholder {}"),
-        ("{query}{output}{0}", "unknown placeholder {0}"),
-        ("{query!r}{output}", "unknown placeholder {query}"),
-        ("{query:>10}{output}", "unknown placeholder {query}"),
-        ("{query.x}{output}", "unknown placeholder {query.x}"),
-        ("{query}{output", "Double the braces"),
-        ("{query}{output}}", "Double the braces"),
-        ('{"q": "{query}"}{output}', "double the braces"),
-        ("{query}{instruction}{output}", "{instruction} must stand before {query}"),
-        ("{query}{output}{instruction}", "{instruction} must stand before {query}"),
+        "{query}", "{output}", "plain", "{query}{query}{output}", "{query}{output}{output}", "{output}{query}",
+        "{query}{output}{question}", "{query}{output}{}", "{query}{output}{0}", "{query!r}{output}", "{query:>10}{output}",
+        "{query.x}{output}", "{query}{output", "{query}{output}}", '{"q": "{query}"}{output}', "{query}{instruction}{output}",
+        "{query}{output}{instruction}",
     ],
-)
-def test_templates_of_ones_own_that_are_wrong(custom, problem):
-    import re
-
-    with pytest.raises(PromptError, match=re.escape(problem)):
+)  # fmt: skip
+def test_templates_of_ones_own_that_are_wrong(custom):
+    with pytest.raises(PromptError, match=r"^template: .* Write \{query\} once and, after it, \{output\} once"):
         renderer(custom=custom)
 
 
@@ -444,7 +414,6 @@ def test_real_prompts_are_the_tokenizers_own(real_tokenizers):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Where? "}][refuses:]
     given = Renderer(tokenizer, "" if refuses else "Be brief.")
     assert given.system == ("none" if refuses else "dropped" if "apr2024" in tokenizer.kit_name else "kept")
-    assert not given.dated
     row = given.render(" Where? ", "Rome")
     assert row.matches
     assert row.prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -26,7 +26,7 @@ _HOME = {
     "load_checkpoint": "training.reload",
     "evaluate": "evaluation.evaluate",
     "grounding": "evaluation.grounding",
-    "dev_loss": "evaluation.generate",
+    "dev_loss": "evaluation.losses",
     "run_status": "runs.status",
     "merge_checkpoint": "runs.merge",
     "table_of_runs": "runs.table",

@@ -71,7 +71,3 @@ def first_line(error: BaseException) -> str:
 def for_terminal(error: BaseException, where: str = "") -> str:
     """What a command says as it ends with an error of the kit's: one line."""
     return f"error: {where}{in_one_line(error, 2000)}"
-
-
-def whole_text(error: BaseException) -> str:  # for the merge: goes with models/adapter.py
-    return in_one_line(error).rstrip(". ")

@@ -60,7 +60,3 @@ def explained(doing: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
         if advice and not hasattr(error, "__notes__"):  # a block within this one may have said it
             error.add_note(f"{doing} failed. {advice}.")
         raise
-
-
-def tried(attempt, keys, *rest):  # noqa: ANN001, ANN201  # for the merge: goes with training/arguments.py and trial.py
-    return attempt(keys)

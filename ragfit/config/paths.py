@@ -77,7 +77,3 @@ def cache_folder() -> Path:
 def is_demo(name: Any) -> bool:
     """Whether a model name asks for the demo model: it begins with `demo:`, known or not."""
     return isinstance(name, str) and name.startswith(DEMO_PREFIX)
-
-
-def check_reachable(*names: str) -> None:  # for the merge: goes with models/tokenizer, models/adapter and data/rows
-    """Nothing any more."""

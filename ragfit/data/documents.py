@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ragfit.data.listed import listed_documents, listed_in, title_and_text
 from ragfit.data.numbered import Span, numbered_documents
-from ragfit.data.words import CITATION as CITATION  # for the merge: evaluation/, views/ take them from words.py
 from ragfit.data.words import LABELS as LABELS
 from ragfit.data.words import citations, is_label, question_of, word_count, words, words_of
 from ragfit.data.words import renumber as renumber

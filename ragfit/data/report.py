@@ -233,9 +233,6 @@ class ReportView(View):
         return Table(["finding", "rows", "what it means", "what to do"], rows, widths=("18%", "13%", "34%", "35%"))
 
 
-report_html = Report._repr_html_
-
-
 def _dropped(numbers: Sequence[int]) -> Line:
     listing = Span(f"(row{'s' * (len(numbers) != 1)} {listed(numbers)})", "quiet")
     return (f"{len(numbers):,} ", listing) if numbers else "0"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from ragfit.config.keys import short_repr
 from ragfit.config.paths import find_existing, find_file
-from ragfit.config.values import short_repr
 from ragfit.draw.text import in_one_line, listed
 from ragfit.errors import DataError, first_line
 

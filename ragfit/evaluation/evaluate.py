@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from ragfit.config.explain import explained
 from ragfit.config.paths import PathText
 from ragfit.data.documents import find_documents
+from ragfit.data.words import question_of
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
 from ragfit.evaluation.losses import dev_loss
-from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, question_of, scores
+from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
 from ragfit.evaluation.results import CLOSED_BOOK, data_of, label_scores, results_folder, save_results, summarize
 from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.load import resolved
 from ragfit.draw.progress import progress_bar
-from ragfit.evaluation.losses import dev_loss, inference  # noqa: F401  for the merge: dev_loss goes with its importers
+from ragfit.evaluation.losses import inference
 
 if TYPE_CHECKING:
     import torch

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.paths import PathText
 from ragfit.data.documents import citations
+from ragfit.data.words import question_of
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
-from ragfit.evaluation.metrics import question_of, share_interval
+from ragfit.evaluation.metrics import share_interval
 from ragfit.evaluation.probes import Text, probes, taken_apart
 from ragfit.evaluation.reading import Reading, read
 from ragfit.evaluation.results import MODELS, data_of, results_folder, save_results

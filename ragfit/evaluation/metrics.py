@@ -8,7 +8,6 @@ from typing import Any
 
 from ragfit.data.rows import text_of
 from ragfit.data.words import CITATION, citations, is_label, words
-from ragfit.data.words import question_of as question_of  # for the merge: goes with evaluation/{evaluate,grounding}.py
 
 SHORT_ANSWERS = "short_answers"
 Z = 1.959964  # standard deviations of a normal distribution that hold 95 % of it, both sides together

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from ragfit.data.documents import CITATION
 from ragfit.data.mask import IGNORE_INDEX, Masked
 from ragfit.data.prompt import Rendered
+from ragfit.data.words import CITATION
 from ragfit.evaluation.generate import inference
 from ragfit.evaluation.losses import losses_at
 from ragfit.models.load import forward_arguments

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ragfit.config.paths import check_reachable, find_model
+from ragfit.config.paths import find_model
 from ragfit.errors import ConfigError
 from ragfit.models import fingerprint
 
@@ -125,8 +125,6 @@ def find_adapter(adapter: str) -> str:
         ConfigError: there is none, or it is of a kind that cannot be used.
     """
     source = str(find_model(adapter, "model.trained_adapter") or adapter)
-    if not Path(source).is_dir():
-        check_reachable(source, "model.trained_adapter")
     _config(source, lambda reason: _not_usable(adapter, reason))
     return source
 

@@ -55,26 +55,3 @@ def base_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
 def forward_arguments(model: "PreTrainedModel | PeftModel") -> Container[str]:
     """The names of the arguments that a model's forward pass takes."""
     return inspect.signature(base_of(model).forward).parameters
-
-
-def weights_digest(model: "PreTrainedModel | PeftModel") -> str:
-    """A digest of a model's weights and of its active adapter's: the same for the same weights in another process.
-
-    Of each tensor at most 4,096 values are taken, spread evenly, so that it takes no time whatever the model's size: a
-    step of training changes nearly all values.
-    """
-    import torch
-    import xxhash
-    from peft import PeftModel, get_peft_model_state_dict
-
-    weights = dict(base_of(model).named_parameters())
-    if isinstance(model, PeftModel):
-        weights = {name: one for name, one in weights.items() if not model.peft_config.keys() & set(name.split("."))}
-        weights |= get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-    digest = xxhash.xxh3_128()
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        if not weight.is_meta:  # offloaded to a disk
-            some = weight.detach().flatten()[:: -(-weight.numel() // 4096) or 1]
-            digest.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

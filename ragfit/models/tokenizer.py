@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragfit.config.paths import check_reachable, find_model, is_demo
+from ragfit.config.paths import find_model, is_demo
 from ragfit.errors import ConfigError, first_line
 from ragfit.models.demo import MODEL_KEY, model_folder
 
@@ -31,8 +31,6 @@ def load_tokenizer(
         ConfigError: no tokenizer there.
     """
     folder = model_folder(name) if is_demo(name) else find_model(name)
-    if folder is None:
-        check_reachable(name, MODEL_KEY)
     source = str(folder or name)
     try:
         if not trust_remote_code and is_generic(source, revision):

@@ -1,9 +1,6 @@
 """The small files that a run leaves in its output folder: their names, and what they measure."""
 
-import json
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 CONFIG, STATUS, LOG, EVALUATION = "ragfit.yaml", "status.json", "trainer_state.json", "evaluation.json"
 GROUNDING = "grounding.json"
@@ -24,18 +21,3 @@ OF_LABELS = {
 def now() -> str:
     """The time as it is written into these files."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# for the merge: what follows goes with the old runs/status.py, runs/table.py and runs/seeds.py
-
-
-def read_json(path: Path, shape: dict) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def read_rows(path: Path, shape: dict) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -30,7 +30,7 @@ SEEDS = {"train.seed", "train.data_seed"}
 DATA = {"data_file", "dev_split", "limit", "shuffle", "input_key", "output_key", "answers"}  # other rows, other figures
 STATES = {"finished": ("✓", "good"), "running": ("…", "note")}
 # Different for every run by necessity, or no setting at all.
-_NOT_COMPARED = ("train.output_dir", "train.run_name", "train.report_to", "resume_checkpoint", "translated")
+_NOT_COMPARED = ("train.output_dir", "train.run_name", "train.report_to", "resume_checkpoint")
 
 
 def table_of_runs(*roots: str | PathLike) -> "DataFrame":

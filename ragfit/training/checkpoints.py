@@ -32,7 +32,7 @@ STAGING = ".saving"  # a folder of checkpoints that are being written
 # Keys that say where a run goes and what is seen of it, not what is learned. What chooses and renders the rows is
 # compared by the rows themselves.
 MAY_CHANGE = (
-    "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "translated", "data_file",
+    "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "data_file",
     "input_key", "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation",
     "model.completion_start", "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length",
     "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",

@@ -19,7 +19,7 @@ from ragfit.data.prepare import prepare
 from ragfit.data.report import Prepared
 from ragfit.draw.progress import say
 from ragfit.errors import Interrupted, RagfitError
-from ragfit.evaluation.generate import dev_loss
+from ragfit.evaluation.losses import dev_loss
 from ragfit.evaluation.results import save_loss
 from ragfit.files import write_whole
 from ragfit.models.load import load_model

@@ -12,7 +12,6 @@ _HOME = {
     "BatchView": "views.batch",
     "PromptView": "views.prompt",
     "ReportView": "data.report",
-    "report_html": "data.report",
     "LengthsView": "views.lengths",
     "DifferencesView": "views.differences",
     "PreflightView": "training.preflight",
@@ -27,7 +26,7 @@ _HOME = {
     "rows_with_findings": "views.row",
     "explore": "views.explorer",
     "RagView": "views.documents",
-    "token_losses": "evaluation.token_losses",
+    "token_losses": "evaluation.losses",
     "load_tuned": "training.reload",
 }
 
@@ -38,10 +37,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"ragfit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'ragfit.views' has no attribute {name!r}")
-
-
-def failure_on_top() -> None:  # for the merge: goes with notebooks/train.ipynb and grounding.ipynb
-    """Does nothing: papermill's own banner links to the cell that failed."""
 
 
 def __dir__() -> list[str]:

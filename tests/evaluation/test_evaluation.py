@@ -274,8 +274,6 @@ def test_an_adapter_by_default_is_of_these_rows_and_this_base(trained, tiny_llam
 
 def test_a_base_that_is_another_is_refused(trained, tiny_llama, tmp_path):
     _, _, checkpoint = trained
-    if not (checkpoint / "fingerprint.json").is_file():
-        pytest.skip("for the merge: ragfit.models.fingerprint")
     other = AutoModelForCausalLM.from_pretrained(tiny_llama)
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight.mul_(-1)

@@ -8,8 +8,8 @@ from tiny_runs import losses, tiny_trainer
 
 import ragfit
 from gpu.on_device import FLOAT32, ON_CPU, only_cuda
+from ragfit.evaluation.losses import token_losses
 from ragfit.evaluation.reading import read
-from ragfit.evaluation.token_losses import token_losses
 
 
 def test_the_kits_own_step_is_taken_on_a_cpu_alone(config):

@@ -110,9 +110,10 @@ def test_the_logits_are_never_there_as_a_whole(tmp_path, keys):
 
 def test_the_trial_leaves_nothing_behind(config):
     """Nor does its optimizer, which bitsandbytes would keep the embeddings for."""
+    from ragfit.training.trial import try_run
+
     from ragfit.training.arguments import training_arguments
     from ragfit.training.packing import training_rows
-    from ragfit.training.trial import try_run
 
     cfg = config()
     prepared = ragfit.prepare(cfg)

@@ -18,8 +18,8 @@ from gpu.on_device import (
     token_costs,
 )
 from ragfit.evaluation.generate import generate
+from ragfit.evaluation.losses import token_losses
 from ragfit.evaluation.reading import read
-from ragfit.evaluation.token_losses import token_losses
 
 # Overrides, and how far loss and gradients may be from float32's, as a share. A label one place off, a row that sees
 # another or a lost scale are above 0.3. The quantized models are compared with their own weights, dequantized.

@@ -158,10 +158,8 @@ class Preparer:
         import pyarrow as pa
 
         result = Part(rows=len(numbers))
-        # A bar for a second of work would only be noise in a notebook.
-        few = len(numbers) < 2000
         with (
-            progress_bar(total=len(numbers), desc=f"preparing {part}", unit="row", disable=few) as progress,
+            progress_bar(total=len(numbers), desc=f"preparing {part}", unit="row") as progress,
             pa.OSFile(str(path), "wb") as sink,
             pa.ipc.new_stream(sink, to_arrow([]).schema) as writer,
         ):

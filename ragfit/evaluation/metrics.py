@@ -76,8 +76,8 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
     answers, on texts as `normalize` leaves them, which says what differs from SQuAD's script. Recall is the string
     exact match of ASQA (Stelmakh et al. 2022, https://arxiv.org/abs/2204.06092), but on whole words: a short answer
     counts where the words of one of its spellings follow each other in the answer (`art` is not in `party`, and
-    `Monet` is in `Monet's`). It is None where all short answers are labels. Citations such as `[2]` are left out of all three, as in ALCE (Gao et al. 2023,
-    https://arxiv.org/abs/2305.14627), and compared on their own.
+    `Monet` is in `Monet's`). It is None where all short answers are labels. Citations such as `[2]` are left out of all
+    three, as in ALCE (Gao et al. 2023, https://arxiv.org/abs/2305.14627), and compared on their own.
 
     Args:
         answer: what a model wrote.

@@ -40,14 +40,14 @@ def load_tokenizer(
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise not_found(name, error) from error
+    except (OSError, ValueError) as error:  # the latter of a tokenizer that has no tokenizer.json
+        raise not_found(name, error, "tokenizer") from error
 
 
-def not_found(name: str, error: OSError) -> ConfigError:
+def not_found(name: str, error: Exception, what: str = "model") -> ConfigError:
     """transformers' error names neither the key nor, without a network, the model."""
     fix = "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
-    return ConfigError(MODEL_KEY, f"no model could be loaded from {name!r}: {first_line(error)}", fix)
+    return ConfigError(MODEL_KEY, f"no {what} could be loaded from {name!r}: {first_line(error)}", fix)
 
 
 def is_generic(source: str, revision: str | None = None) -> bool:

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 OWN = ("early_stopping_patience", "early_stopping_threshold", "stop_on_nan")  # keys of `train` that are this kit's
-# Keys of TRL that would undo what this kit has prepared, or that nothing here reads, and why they are refused.
-LABELLED = "this kit labels the rows"
-WRITTEN = "the rows are written with the tokenizer of model.model_name_or_path, or with template"
-UNREAD = "nothing reads it here: a run trains, and evaluates as train.eval_strategy says"
-REFUSED = {
-    "assistant_only_loss": LABELLED, "chat_template_path": WRITTEN, "eos_token": WRITTEN, "do_train": UNREAD,
-    "do_eval": UNREAD, "do_predict": UNREAD,
-}  # fmt: skip
 
 
 class Arguments(SFTConfig):
@@ -67,9 +59,6 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
         ValueError: of transformers or TRL, for a value that they refuse.
     """
     given = {key: value for key, value in resolved(cfg, "train").items() if value is not None}
-    for key, why in REFUSED.items():
-        if given.get(key):
-            raise ConfigError(f"train.{key}", f"it is set, but {why}", f"Remove train.{key}.")
     packing.check_keys(given)
     _evaluate(given, prepared)
     for suffix in ("", "_kwargs"):  # the name that transformers 6 keeps
@@ -117,9 +106,6 @@ def _evaluate(given: dict[str, Any], prepared: Prepared) -> None:
             raise ConfigError("train.eval_strategy", f"{strategy} needs a dev set", fix)
     if given.get("early_stopping_patience") is None:
         return
-    if strategy == "no":
-        fix = "Set dev_split to a share, such as 0.1, and train.eval_strategy=steps with train.eval_steps."
-        raise ConfigError("train.early_stopping_patience", "it waits for a dev loss, and none is measured", fix)
     given.setdefault("metric_for_best_model", "eval_loss")
     if given.setdefault("load_best_model_at_end", True):  # which needs a checkpoint of each evaluated step
         given |= {"save_strategy": strategy, "save_steps": given.get("eval_steps", given.get("logging_steps", 10))}

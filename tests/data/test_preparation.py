@@ -592,8 +592,6 @@ def test_a_line_break_of_a_shell_is_one_where_the_marker_stands_in_the_row(prepa
 # --- Progress ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_bar_shows_for_many_rows_and_none_for_few(prepare, capsys):
-    prepare([{"prompt": f"q{i}", "answers": "a"} for i in range(2000)])
-    assert re.search(r"preparing train: 100%.* 2000/2000 ", capsys.readouterr().err)
+def test_no_bar_shows_for_few_rows(prepare, capsys):
     prepare(ROWS)
     assert capsys.readouterr().err == ""

@@ -65,7 +65,7 @@ def test_token_losses_are_the_cross_entropy(trainer, tmp_path):
     for name, weight in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.zeros_(weight)
-    assert "checkpoint" in load_tuned(trainer)
+    assert "checkpoint" in load_tuned(trainer, tmp_path / "out" / "checkpoint")
     again = token_losses(trainer, 1)
     assert [v for v in again["tuned"] if v is not None] == pytest.approx(
         [v for v in losses["tuned"] if v is not None], abs=1e-4

@@ -99,7 +99,8 @@ def test_figures_are_those_of_the_weights_that_are_saved(build):
     """The highest loss is called the best here, which is the first one."""
     keys = "dev_split=2 train.eval_strategy=steps train.eval_steps=1 train.save_strategy=steps train.save_steps=1"
     more = "train.load_best_model_at_end=true train.max_steps=4 train.metric_for_best_model=loss train.greater_is_better=true"
-    trainer = build(*keys.split(), *more.split(), override("model.chat_template_kwargs", {"thinking": False}))
+    trainer = build(*keys.split(), *more.split())
+    trainer.cfg.model.chat_template_kwargs = {"thinking": False}
     trainer.changed = {"train.learning_rate": [(0, 0.5), (2, 5.0)]}  # as of a run that went on with another
     body = parts((ragfit.train(trainer) / "README.md").read_text(encoding="utf-8"))[1]
     best, state = trainer.state.best_global_step, trainer.state

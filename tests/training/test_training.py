@@ -75,7 +75,6 @@ TRAIN_KEYS = [
     (["train.output_dir=null"], {"output_dir": "./trained_models"}),
     # What the rows need, whatever is asked for.
     ([], {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}),
-    (["train.dataset_kwargs={skip_prepare_dataset: false}"], {"dataset_kwargs": {"skip_prepare_dataset": True}}),
     (["model.max_sequence_len=null", "train.max_length=512"], {"max_length": None}),
 ]  # fmt: skip
 
@@ -99,9 +98,9 @@ def test_every_key_of_train_in_the_shipped_files_is_in_the_arguments(config):
 
 
 REFUSED = {
-    "train.assistant_only_loss=true": "train.assistant_only_loss: it is set, but .* Remove train.assistant_only_loss",
-    "train.eos_token='<|im_end|>'": "train.eos_token: it is set, but the rows are written with the tokenizer of",
-    "train.chat_template_path=other.jinja": "train.chat_template_path: it is set, but .* Remove train.chat_template_path",
+    "train.assistant_only_loss=true": "train.assistant_only_loss: it is set, but nothing reads it",
+    "train.eos_token='<|im_end|>'": "train.eos_token: it is set, but nothing reads it",
+    "train.chat_template_path=other.jinja": "train.chat_template_path: it is set, but nothing reads it",
     "train.do_predict=true": "train.do_predict: it is set, but nothing reads it",
     "train.eval_strategy=steps": "train.eval_strategy: steps needs a dev set. Set dev_split",
     "train.fp16=true": "train.fp16: it is set, but there is no GPU",
@@ -347,7 +346,7 @@ def test_the_checkpoint_loads_with_peft_and_transformers_alone(config, tiny_phi3
     assert folder == out / "checkpoint"
     assert plain_files(folder) == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "ragfit.yaml", "instruction.txt",
-        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "fingerprint.json",
     }  # fmt: skip
     assert (folder / "instruction.txt").read_text(encoding="utf-8") == "Be brief: 東京."
     assert load_config(folder / "ragfit.yaml") == cfg

@@ -95,7 +95,7 @@ def test_rows_with_findings_are_shown_once_each(setup):
     ("settings", "said"),
     [
         (Settings(completion_start="<|nope|>"), "'<|nope|>' does not occur"),
-        (Settings(template="no placeholders"), "it needs {query} once"),
+        (Settings(template="no placeholders"), "Write {query} once"),
     ],
 )
 def test_settings_that_cannot_be_used_are_a_callout(setup, settings, said):

@@ -29,10 +29,6 @@ class RagfitError(Exception):
 class ConfigError(RagfitError, ValueError):
     """A configuration key or value that cannot be used."""
 
-    @property
-    def key(self) -> str:
-        return self.where
-
     def in_file(self, place: object) -> "ConfigError":
         """The same error with the place that the key was given in."""
         return type(self)(self.where, f"{self.problem} ({place})", self.fix)

@@ -5,10 +5,9 @@ is none of these is an error, earlier names are translated, and a value has the 
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterable
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf
@@ -23,11 +22,9 @@ from ragfit.config.keys import (
     get,
     is_hf_train,
     is_known,
-    known_keys,
+    is_text,
     parent_and_name,
-    short_repr,
     simple_type,
-    takes_nothing,
     typed,
     unknown_key,
 )
@@ -42,7 +39,7 @@ OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 _NODES = {bool: BooleanNode, int: IntegerNode, float: FloatNode}
 
 
-def finish(cfg: DictConfig, source: str | PathLike | None = None, overrides: Iterable[str] = ()) -> DictConfig:
+def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: Iterable[str] = ()) -> DictConfig:
     """Translate earlier names, give values their types, refuse what is unknown or not read, add missing data keys.
 
     Args:
@@ -66,25 +63,19 @@ def _finish(tree: dict[str, Any], given: set[str]) -> DictConfig:
             raise ConfigError(part, f"{tree[part]!r}, not keys and values", f"Write keys under {part}:, indented.")
     hf_train = _translate(tree, given)
     given |= {RENAMED[key] for key in given & RENAMED.keys()}
-    _check_names(tree, hf_train)
-    own_data = "data_file" in given and "dev_split" not in given and tree.get("data_file")
-    if own_data and isinstance(tree.get("dev_split"), str):
+    dev = tree.get("dev_split")
+    if "data_file" in given and "dev_split" not in given and tree.get("data_file") and isinstance(dev, str):
         # The configuration's dev rows belong to its own data file.
-        logger.warning("dev_split: %s is not taken over beside a data_file of yours.", tree["dev_split"])
+        logger.warning("dev_split: %s is not taken over beside a data_file of yours.", dev)
         tree["dev_split"] = None
-    try:
-        values = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        problem = f"it cannot be resolved: {first_line(error)}"
-        fix = "Give the value, or correct the ${…}; NAME of the environment is ${oc.env:NAME}."
-        raise ConfigError(error.full_key or "the configuration", problem, fix) from error
-    for key in known_keys():
-        if hf_train or not key.startswith("model.") or key.removeprefix("model.") in PROMPT_KEYS:
-            _give_type(tree, values, key)
-    _put_right(tree, values, given)
+    _give_types(tree, hf_train, given)
+    _put_right(tree, given)
+    values = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     _check_together(values, hf_train)
-    data = {key: tree.get(key) for key in DATA_KEYS}
-    return OmegaConf.create({"model": tree["model"], "train": tree["train"], **data})
+    for key in refuse_unread(values, given):
+        place, name = parent_and_name(tree, key)
+        del place[name]
+    return OmegaConf.create({"model": tree["model"], "train": tree["train"], **{k: tree.get(k) for k in DATA_KEYS}})
 
 
 def _translate(tree: dict[str, Any], given: set[str]) -> bool:
@@ -114,68 +105,58 @@ def _translate(tree: dict[str, Any], given: set[str]) -> bool:
     return hf_train
 
 
-def _check_names(tree: dict[str, Any], hf_train: bool) -> None:
+def _give_types(tree: dict[str, Any], hf_train: bool, given: set[str]) -> None:
+    """Check names, and check and convert values, in place; what stands there as `${…}` stays so."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        problem = f"it cannot be resolved: {first_line(error)}"
+        fix = "Give the value, or correct the ${…}; NAME of the environment is ${oc.env:NAME}."
+        raise ConfigError(error.full_key or "the configuration", problem, fix) from error
     for part in ("", *STRICT):
         mapping = get(tree, part) if part else tree
-        for name in mapping if isinstance(mapping, dict) else ():
+        for name in list(mapping) if isinstance(mapping, dict) else ():
             key = f"{part}.{name}".lstrip(".")
             if not is_known(key, not hf_train):
                 raise unknown_key(key)
             if "." in str(name):
-                above, _, last = key.rpartition(".")
-                raise ConfigError(key, "a key with dots", f"Write {last} as a key below {above}:, indented.")
+                raise ConfigError(key, "a key with dots", "Write its last part below the others, indented.")
+            if mapping[name] is None and part in ("train", "model.lora"):
+                del mapping[name]  # `key:` left empty means that it is not set
+            elif hf_train or part not in ("model", "model.lora") or name in PROMPT_KEYS:
+                _give_type(mapping, name, key, get(values, key), key in given)
 
 
-def _give_type(tree: dict[str, Any], values: dict[str, Any], key: str) -> None:
-    """Check and convert the value of a key in both trees; what stands in `tree` as `${…}` stays so."""
-    (place, name), (written, _) = parent_and_name(values, key), parent_and_name(tree, key)
-    if name not in place:
-        return
-    value, text = place[name], written.get(name)
-    if value is None and not takes_nothing(key):  # `key:` left empty means that it is not set
-        del place[name]
-        written.pop(name, None)
-        return
-    if value is False and name.endswith("_strategy"):
-        value = "no"  # YAML reads `no` as false
-    place[name] = typed(key, value)
-    kind = simple_type(key)
-    if "${" not in str(text) and name in written and not isinstance(text, dict):
-        written[name] = place[name]
-    elif isinstance(text, str) and kind:  # then OmegaConf gives it its type wherever it is read
-        written[name] = _NODES[kind](text)
+def _give_type(mapping: dict[str, Any], name: str, key: str, value: Any, is_given: bool) -> None:
+    written, kind = mapping[name], simple_type(key)
+    follows = "${" in str(written)
+    if is_text(key) and type(value) in (int, float) and not follows and not is_given:
+        # YAML has read it as a number, which need not be what was written: 0123456 is an octal one.
+        raise ConfigError(key, f"{value!r} is a number, and this takes text", "Write it in quotes.")
+    value = typed(key, "no" if value is False and name.endswith("_strategy") else value)  # YAML reads `no` as false
+    if not follows and not isinstance(written, dict):
+        mapping[name] = value
+    elif isinstance(written, str) and kind:  # then OmegaConf gives it its type wherever it is read
+        mapping[name] = _NODES[kind](written)
 
 
-def _put_right(tree: dict[str, Any], values: dict[str, Any], given: set[str]) -> None:
-    """Set in both trees what other keys decide."""
-    train = values["train"]
-
-    def put(key: str, value: Any) -> None:
-        for whole in (tree, values):
-            mapping, name = parent_and_name(whole, key)
-            mapping[name] = value
-
-    if isinstance(values.get("shuffle"), bool):
-        put("shuffle", 42 if values["shuffle"] else None)
-    marker = tree["model"].get("completion_start")
+def _put_right(tree: dict[str, Any], given: set[str]) -> None:
+    """Set what other keys decide."""
+    model, train = tree["model"], tree["train"]
+    if isinstance(tree.get("shuffle"), bool):
+        tree["shuffle"] = 42 if tree["shuffle"] else None
+    marker = model.get("completion_start")
     if marker and "${" not in marker:
-        put("model.completion_start", marker.replace("\\n", "\n"))  # as a shell or 'single quotes' leave it
-    if not train.get("output_dir"):
-        put("train.output_dir", OUTPUT_DIR)
-    elif train["output_dir"].startswith("~"):
-        put("train.output_dir", str(Path(train["output_dir"]).expanduser()))
+        model["completion_start"] = marker.replace("\\n", "\n")  # as a shell or 'single quotes' leave it
+    train["output_dir"] = os.path.expanduser(train.get("output_dir") or OUTPUT_DIR)  # noqa: PTH111  (keeps ./)
     if train.get("report_to") in (None, "", "none", [], ["none"]):
-        put("train.report_to", "wandb" if values.get("use_wandb") else "none")
+        train["report_to"] = "wandb" if OmegaConf.create(tree).get("use_wandb") else "none"
     # Steps that the user gives, beside a strategy that the user has not turned off.
     if "train.save_steps" in given and "train.save_strategy" not in given and train.get("save_strategy") == "no":
-        put("train.save_strategy", "steps")
+        train["save_strategy"] = "steps"
     off = train.get("eval_strategy") is None or train["eval_strategy"] == "no" and "train.eval_steps" in given
-    if off and train.get("eval_steps") and values.get("dev_split") and "train.eval_strategy" not in given:
-        put("train.eval_strategy", "steps")
-    for key in refuse_unread(values, given):
-        for whole in (tree, values):
-            mapping, name = parent_and_name(whole, key)
-            mapping.pop(name)
+    if off and train.get("eval_steps") and tree.get("dev_split") and "train.eval_strategy" not in given:
+        train["eval_strategy"] = "steps"
 
 
 def _check_together(values: dict[str, Any], hf_train: bool) -> None:
@@ -185,15 +166,13 @@ def _check_together(values: dict[str, Any], hf_train: bool) -> None:
         fix = "Set a share between 0 and 1, a number of rows, or the path of a data file."
         raise ConfigError("dev_split", f"{share} is not allowed", fix)
     if text and values.get("input_key") == text:
-        problem = f"{short_repr(text)}, as input_key is, so the model would learn to repeat its prompt"
+        problem = f"{text!r}, as input_key is, so the model would learn to repeat its prompt"
         raise ConfigError("output_key", problem, "Set output_key to the key of a row with the text to learn.")
     if train.get("num_train_epochs") == 0 and (train.get("max_steps") or 0) <= 0:
         fix = "Set a number above 0, or train.max_steps."
         raise ConfigError("train.num_train_epochs", "0, so nothing would be trained", fix)
     if hf_train and not model.get("model_name_or_path"):
         raise ConfigError("model.model_name_or_path", "it is not set", "Set a model's name on the hub, or its folder.")
-    if hf_train and model.get("load_in_4bit") and model.get("load_in_8bit"):
-        raise ConfigError("model.load_in_4bit", "true, as model.load_in_8bit is", "Set one to false.")
 
 
 def resolved(cfg: DictConfig, part: str) -> dict[str, Any]:

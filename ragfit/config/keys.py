@@ -10,7 +10,7 @@ import functools
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import yaml
@@ -82,18 +82,14 @@ RENAMED = {
     "train.max_length": "model.max_sequence_len",  # with packing it is the length of a pack, and stays
 }
 # Where the libraries declare their fields, base classes first.
-_SOURCES = {
-    "train": (
-        ("transformers", "training_args.py", "TrainingArguments"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-    ),
-    "model.lora": (
-        ("peft", "config.py", "PeftConfigMixin"),
-        ("peft", "config.py", "PeftConfig"),
-        ("peft", "tuners/lora/config.py", "LoraConfig"),
-    ),
-}
+_SOURCES = (
+    ("train", "transformers", "training_args.py", "TrainingArguments"),
+    ("train", "trl", "trainer/base_config.py", "_BaseConfig"),
+    ("train", "trl", "trainer/sft_config.py", "SFTConfig"),
+    ("model.lora", "peft", "config.py", "PeftConfigMixin"),
+    ("model.lora", "peft", "config.py", "PeftConfig"),
+    ("model.lora", "peft", "tuners/lora/config.py", "LoraConfig"),
+)
 
 
 class _Names(dict):
@@ -103,43 +99,38 @@ class _Names(dict):
         return dict if name.endswith("Config") else str
 
 
-def _fields(package: str, file: str, name: str) -> dict[str, Any]:
-    """The fields of a dataclass in a library's source, with their types."""
+def _fields(part: str, package: str, file: str, name: str) -> dict[str, Any]:
+    """The fields of a dataclass in a library's source as keys of a part, with their types."""
     folder = importlib.util.find_spec(package).submodule_search_locations[0]
-    names = _Names(bool=bool, int=int, float=float, str=str, list=list, dict=dict, tuple=tuple, Any=Any)
-    names |= {"Literal": Literal, "Optional": Optional, "Union": Union}
+    names = _Names({kind.__name__: kind for kind in (bool, int, float, str, list, dict, tuple)})
+    names |= {"Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union}
     tree = ast.parse(Path(folder, file).read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    annotated = ((node.target.id, ast.unparse(node.annotation)) for node in body if isinstance(node, ast.AnnAssign))
-    return {field: eval(kind, {}, _Names(names)) for field, kind in annotated if "ClassVar" not in kind}
+    annotated = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
+    return {f"{part}.{k}": eval(kind, {}, _Names(names)) for k, kind in annotated.items() if "ClassVar" not in kind}
 
 
 @functools.cache
 def known_keys() -> dict[str, Any]:
     """Every dotted key of a configuration with its type, without earlier names."""
-    library = {
-        f"{part}.{field}": kind
-        for part, sources in _SOURCES.items()
-        for source in sources
-        for field, kind in _fields(*source).items()
-    }
-    return {
-        **DATA_KEYS,
-        "model": dict,
-        "train": dict,
-        **{f"model.{key}": kind for key, kind in MODEL_KEYS.items()},
-        **library,
-        **OWN_KEYS,
-    }
+    known = {**DATA_KEYS, "model": dict, "train": dict, **{f"model.{key}": kind for key, kind in MODEL_KEYS.items()}}
+    for source in _SOURCES:
+        known |= _fields(*source)
+    return known | OWN_KEYS
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
     """The members of a union, without annotations; a type that is none by itself."""
     if get_origin(kind) is Annotated:
         return _parts(get_args(kind)[0])
-    if get_origin(kind) in (Union, type(int | str)):
+    if get_origin(kind) in (Union, UnionType):
         return tuple(member for part in get_args(kind) for member in _parts(part))
     return (kind,)
+
+
+def _kinds(key: str) -> set[Any]:
+    """The types that a key takes, without what stands in their brackets."""
+    return {get_origin(kind) or kind for kind in _parts(known_keys().get(key))}
 
 
 def is_known(key: str, any_model: bool = False) -> bool:
@@ -150,25 +141,20 @@ def is_known(key: str, any_model: bool = False) -> bool:
     """
     if key in known_keys() or key in RENAMED or any_model and key.startswith("model."):
         return True
-    parts = key.split(".")
-    above = [".".join(parts[:n]) for n in range(1, len(parts))]
-    kinds = [kind for k in above if k not in STRICT for kind in _parts(known_keys().get(k))]
-    return any(kind is Any or (get_origin(kind) or kind) in (dict, list) for kind in kinds)
+    above = key.rpartition(".")[0]
+    if above in known_keys():
+        return above not in STRICT and bool(_kinds(above) & {Any, dict, list})
+    return bool(above) and is_known(above)
 
 
 def is_text(key: str) -> bool:
     """Whether a key takes text alone, so that what looks like a number or a list is text too."""
-    return set(_parts(known_keys().get(key))) <= {str, NoneType} and key in known_keys()
-
-
-def takes_nothing(key: str) -> bool:
-    """Whether a key's value may be None."""
-    return bool({NoneType, Any} & set(_parts(known_keys().get(key))))
+    return key in known_keys() and _kinds(key) <= {str, NoneType}
 
 
 def simple_type(key: str) -> type | None:
     """`int`, `float` or `bool` where a key takes nothing else, but perhaps None."""
-    kinds = set(_parts(known_keys().get(key))) - {NoneType}
+    kinds = _kinds(key) - {NoneType}
     return kinds.pop() if len(kinds) == 1 and kinds < {int, float, bool} else None
 
 
@@ -200,20 +186,17 @@ def typed(key: str, value: Any) -> Any:
     Raises:
         ConfigError: it is not of that type.
     """
-    kinds = _parts(known_keys().get(key, Any))
     readings = [None, ""] if value == "" else [value]
     if isinstance(value, str) and not is_text(key):
         with contextlib.suppress(yaml.YAMLError, ValueError):
             readings.insert(0, yaml.safe_load(value))
-    if isinstance(value, float) and is_text(key):
-        raise ConfigError(key, f"{value!r} is a number, and this takes text", "Write it in quotes.")
     for reading in readings:
-        if isinstance(reading, bool) and not any(kind in (bool, Any) or get_origin(kind) is Literal for kind in kinds):
+        if isinstance(reading, bool) and not _kinds(key) & {bool, Any, Literal}:
             continue  # pydantic would take true for 1
         with contextlib.suppress(ValidationError):
             found = _adapter(key).validate_python(reading)
             return reading if isinstance(found, float) and isinstance(reading, int) else found
-    wanted = " or ".join(dict.fromkeys(_words(kind) for kind in kinds))
+    wanted = " or ".join(dict.fromkeys(map(_words, _parts(known_keys().get(key)))))
     raise ConfigError(key, f"{short_repr(value, key)} is not allowed", f"It takes {wanted}.")
 
 
@@ -221,7 +204,7 @@ def _words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "empty"}
-    return names.get(kind) or ("a list" if (get_origin(kind) or kind) is list else "keys and values")
+    return names.get(kind) or ("keys and values" if (get_origin(kind) or kind) is dict else "a list")
 
 
 def short_repr(value: Any, key: str = "") -> str:

@@ -3,7 +3,6 @@
 `read_config` reads the file, `compose_config` puts the overrides on it, and `finish` checks what came of it.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ragfit.config.finish import OUTPUT_DIR, finish, resolved
 from ragfit.config.keys import short_repr
 from ragfit.config.overrides import normalize_overrides
-from ragfit.config.paths import CONFIGS, find_existing, find_file
+from ragfit.config.paths import CONFIGS, find_existing
 from ragfit.config.save import leaves
 from ragfit.errors import ConfigError, first_line
 
@@ -32,20 +31,13 @@ def find_config(config: str | os.PathLike) -> Path:
     """The YAML file of a configuration's name (`paper/training-asqa`) or path."""
     text = os.fspath(config)
     stem = re.sub(r"\.ya?ml$", "", text)
-    if stem != text and find_existing(text, "config"):
-        return find_file(text, "config")
-    folders = list(dict.fromkeys((Path.cwd() / "configs", CONFIGS)))
-    for folder in folders:
-        if stem and (folder / f"{stem}.yaml").is_file():
-            return folder / f"{stem}.yaml"
+    for name in (*[text] * (stem != text), f"configs/{stem}.yaml"):
+        if (path := find_existing(name)) and path.is_file():
+            return path
+    folders = dict.fromkeys((Path.cwd() / "configs", CONFIGS))
     names = sorted({p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")})
-    near = difflib.get_close_matches(stem, names, 1, 0.5) or [n for n in names if n.endswith(f"/{stem}")]
-    meant = f"Did you mean {near[0]}? " if near else ""
-    raise ConfigError(
-        "config",
-        f"there is no configuration {short_repr(text)} in {' or '.join(map(str, folders))}",
-        f"{meant}Give a path ending in .yaml or one of: {', '.join(names) or '(none found)'}.",
-    )
+    problem = f"there is no configuration {short_repr(text)} in {' or '.join(map(str, folders))}"
+    raise ConfigError("config", problem, f"Give a path ending in .yaml or one of: {', '.join(names)}.")
 
 
 def load_config(config: str | os.PathLike = "training", overrides: str | Iterable[str] = ()) -> DictConfig:

@@ -14,7 +14,6 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 from omegaconf import DictConfig
@@ -89,22 +88,16 @@ def from_parameters(namespace: Mapping[str, Any], extra: Iterable[str] = ()) -> 
             raise ConfigError(name, f"{count!r} is not a number of rows", "Give a whole number, or None for all.")
     values = {key: namespace[key] for key in DATA_KEYS if namespace.get(key) not in (None, "")}
     for part in ("model", "train"):
-        value = namespace.get(part)
-        if not isinstance(value, Overrides | dict | None):
-            fix = f"Set single keys, such as -p {part}.some_key value, or a mapping."
-            raise ConfigError(part, f"{value!r} is not keys and values", fix)
-        values |= value._values if isinstance(value, Overrides) else _flat(part, value or {})
+        value = namespace.get(part) or {}
+        values |= value._values if isinstance(value, Overrides) else _flat(part, value)
     for key in plain_secrets(values):
         logger.warning("%s: a notebook keeps its parameters, this secret too; write ${oc.env:NAME} instead.", key)
     given = [override(key, value, environment=True) for key, value in values.items()]
     given += split_overrides(namespace.get("overrides"))
     config = namespace.get("config") or None
-    if not isinstance(config, str | PathLike | None):
-        fix = "Set a name under configs/ or the path of a YAML file."
-        raise ConfigError("config", f"{config!r} is neither text nor a path", fix)
     data = any(re.match(r"\+{0,2}data_file=(?!$|null$)", text) for text in given)
     name = config or ("training" if data else "demo")
-    return Chosen(str(name), tuple(given), load_config(name, given), not config and not data)
+    return Chosen(str(name), tuple(given), load_config(str(name), given), not config and not data)
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from hydra.core.override_parser.types import Override, OverrideType, Quote, Quot
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ragfit.config.keys import get, is_hf_train, is_known, is_text, unknown_key
+from ragfit.config.keys import get, is_hf_train, is_known, is_text, short_repr, unknown_key
 from ragfit.errors import ConfigError
 from ragfit.secrets import plain_secrets
+
+_KEY = re.compile(r"(?!(?i:null|true|false|inf|nan)$)[A-Za-z_][\w./-]*")  # which Hydra reads as text without quotes
 
 
 def override(key: str, value: Any, environment: bool = False) -> str:
@@ -26,37 +28,23 @@ def override(key: str, value: Any, environment: bool = False) -> str:
     "model.completion_start='<|assistant|>'"
     """
 
-    def write(value: Any) -> str:
-        if value is None or isinstance(value, bool):
-            return {None: "null", True: "true", False: "false"}[value]
-        if isinstance(value, int | float):
-            return repr(value)
-        if isinstance(value, list):
-            return f"[{','.join(map(write, value))}]"
-        if isinstance(value, dict):
-            keys = {k: re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", k) if isinstance(k, str) else repr(k) for k in value}
-            return "{" + ",".join(f"{keys[k]}:{write(v)}" for k, v in value.items()) + "}"
-        if not isinstance(value, str):
-            fix = "Use text, a number, a list or a mapping."
-            raise ConfigError(key, f"an object of type {type(value).__name__} is not a value", fix)
-        return QuotedString(value, Quote.single).with_quotes()
+    def write(part: Any) -> str:
+        if part is None or isinstance(part, bool):
+            return {None: "null", True: "true", False: "false"}[part]
+        if isinstance(part, int | float):
+            return repr(part)
+        if isinstance(part, str | os.PathLike):
+            # OmegaConf would follow `${`.
+            escaped = re.sub(r"(\\*)\$\{" + r"(?!oc\.env:)" * environment, r"\1\1\\${", os.fspath(part))
+            return QuotedString(escaped, Quote.single).with_quotes()
+        if isinstance(part, list | tuple):
+            return f"[{','.join(map(write, part))}]"
+        if isinstance(part, dict) and all(_KEY.fullmatch(str(name)) for name in part):
+            return "{" + ",".join(f"{name}:{write(inner)}" for name, inner in part.items()) + "}"
+        fix = "Give text, numbers, lists or mappings; other keys can stand in a YAML file."
+        raise ConfigError(key, f"an override cannot express {short_repr(value, key)}", fix)
 
-    text = f"{key}={write(literal(value, environment))}"
-    with contextlib.suppress(HydraException):
-        if "{" not in text or repr(_parse(text).value()) == repr(literal(value, environment)):
-            return text
-    raise ConfigError(key, f"Hydra's overrides cannot express a key of {value!r}", "Write it in a YAML file.")
-
-
-def literal(tree: Any, environment: bool = False) -> Any:
-    """Plain values with `${` escaped, which OmegaConf would follow; with `environment`, `${oc.env:` is left to it."""
-    if isinstance(tree, dict):
-        return {key: literal(value, environment) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [literal(value, environment) for value in tree]
-    if isinstance(tree, os.PathLike):
-        return literal(os.fspath(tree), environment)
-    return re.sub(r"(\\*)\$\{" + r"(?!oc\.env:)" * environment, r"\1\1\\${", tree) if isinstance(tree, str) else tree
+    return f"{key}={write(value)}"
 
 
 def split_overrides(text: str | list[str] | tuple[str, ...] | None) -> list[str]:
@@ -87,10 +75,9 @@ def normalize_overrides(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
     Raises:
         ConfigError: an override that cannot be read, or a key that does not exist, with the nearest real one.
     """
-    tree = OmegaConf.to_container(cfg, resolve=False)
-    parsed = [_parse_text(text) for text in overrides]
+    parsed = [_parse(text) for text in overrides]
     targets = [o.value() for _, o in parsed if o.key_or_group == "model._target_"]
-    any_model = not is_hf_train((targets or [get(tree, "model._target_")])[-1])
+    any_model = not is_hf_train((targets or [get(OmegaConf.to_container(cfg, resolve=False), "model._target_")])[-1])
     normal = []
     for text, o in parsed:
         key = o.key_or_group
@@ -115,36 +102,32 @@ def given_keys(overrides: Iterable[str]) -> set[str]:
     return {text.lstrip("+~").partition("=")[0] for text in overrides}
 
 
-def _parse(text: str) -> Override:
-    return OverridesParser.create().parse_override(text)
-
-
-def _parse_text(text: str) -> tuple[str, Override]:
+def _parse(text: str) -> tuple[str, Override]:
     """An override as Hydra reads it; `key=<|assistant|>`, which its grammar refuses, with the value quoted."""
+    parser = OverridesParser.create()
     try:
-        return text, _parse(text)
+        return text, parser.parse_override(text)
     except (HydraException, ValueError) as error:  # a number of 5,000 digits is a ValueError
         match = re.fullmatch(r"(\+{0,2}[\w.]+)=(.*)", text, re.DOTALL)
         if match and (is_text(match[1].lstrip("+")) or match[2][:1] not in "'\"[{"):
             quoted = override(match[1], match[2])
-            return quoted, _parse(quoted)
+            return quoted, parser.parse_override(quoted)
         shown = re.sub("=.*", "=…", text, flags=re.DOTALL)  # the value may be a secret under a misspelt key
         fix = "Write key=value, close brackets and quotes, and quote text: key='a, b'."
         raise ConfigError("", f"The override {shown!r} cannot be read: it is not in Hydra's grammar", fix) from error
 
 
-def refuse_secrets(words: Iterable[str], keeps: str) -> None:
-    """Raise a ConfigError for an override that gives a secret as it is; `keeps` is a clause that says what keeps it."""
-    for word in words:
-        key, _, value = word.lstrip("+~-").partition("=")
-        with contextlib.suppress(ConfigError):
-            parsed = _parse_text(word)[1]
-            value = value if parsed.is_sweep_override() else parsed.value()
-        refuse_plain(plain_secrets({key: value}), keeps)
+def refuse_secrets(cfg: DictConfig, overrides: Iterable[str], keeps: str) -> None:
+    """Raise a ConfigError for a secret as it is in a configuration or in overrides.
 
-
-def refuse_plain(keys: Iterable[str], keeps: str) -> None:
-    """Raise a ConfigError for the first of the keys that hold a secret as it is."""
-    for key in keys:
+    Args:
+        keeps: a clause that says what would keep it.
+    """
+    trees = [OmegaConf.to_container(cfg, resolve=False)]
+    for text in overrides:
+        parsed = _parse(text)[1]
+        value = text.partition("=")[2] if parsed.is_sweep_override() else parsed.value()
+        trees.append({parsed.key_or_group: value})
+    for key in (key for tree in trees for key in plain_secrets(tree)):
         instead = "log in with hf auth login, or write ${oc.env:NAME} as the value and set NAME in the environment."
         raise ConfigError(key, f"{keeps}, and this is a secret", f"Remove it; {instead}")

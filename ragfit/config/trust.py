@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ragfit.config.keys import PROMPT_KEYS, is_hf_train
+from ragfit.config.keys import PROMPT_KEYS, get, is_hf_train
 from ragfit.config.load import compose_config, finish, read_yaml
 from ragfit.config.overrides import given_keys, normalize_overrides
 from ragfit.config.save import recorded_rows
@@ -29,24 +29,20 @@ _BELIEVED = {
         *("model_name_or_path", "trained_adapter", "revision", "dtype", "device_map", "attn_implementation"),
         *("load_in_8bit", "load_in_4bit", "quantization_config", *PROMPT_KEYS),
     ),
-    "model.lora": (
-        *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules"),
-        *("modules_to_save", "bias", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "rank_pattern"),
-        *("alpha_pattern", "init_lora_weights", "peft_type", "task_type", "lora_bias", "target_parameters"),
-        *("trainable_token_indices", "layer_replication"),
-    ),
+    # All else is in the adapter's own file.
+    "model.lora": ("r", "target_modules", "target_parameters", "exclude_modules"),
     "model.generation": (
-        *("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
-        *("repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "early_stopping"),
-        *("bad_words_ids", "suppress_tokens", "bos_token_id", "eos_token_id", "pad_token_id"),
+        *("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams"),
+        *("repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
     ),
     "train": (
-        *("per_device_eval_batch_size", "seed", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32"),
-        *("use_cpu", "loss_type", "label_smoothing_factor", "pad_to_multiple_of"),
+        *("per_device_eval_batch_size", "seed", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "use_cpu"),
+        *("loss_type", "label_smoothing_factor"),
     ),
 }
 # The other keys of training, and how a run was tracked, mean nothing here and go without a word.
-_QUIET = ("train", "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity")
+_QUIET = ("train.", "model.lora.", "resume_checkpoint.", "hfhub_tag.", "use_wandb.", "experiment.", "wandb_entity.")
 
 
 def believed(checkpoint: str | PathLike) -> tuple[dict[str, Any], list[str]]:
@@ -74,19 +70,19 @@ def believed(checkpoint: str | PathLike) -> tuple[dict[str, Any], list[str]]:
             if name in _BELIEVED and isinstance(value, dict):
                 if inner := walk(value, f"{name}."):
                     counted[key] = inner
-            elif name in ("data_file", "dev_split") and isinstance(value, str):
-                if rows := _own_rows(checkpoint, name, value):
-                    counted[key] = rows
-                else:
-                    set_aside.append(name)
-            elif last in _BELIEVED.get(part, ()) and _is_plain(name, value):
+                continue
+            if name in ("data_file", "dev_split") and isinstance(value, str):
+                value = _own_rows(checkpoint, name, value)
+            elif last not in _BELIEVED.get(part, ()) or not _is_plain(name, value):
+                value = None
+            if value is not None:
                 counted[key] = value
-            elif value in (None, False, "", "none", [], {}) or name == "model._target_" and is_hf_train(value):
-                pass  # what it would be without it
-            elif name.partition(".")[0] not in _QUIET:
+            elif mapping[key] not in (None, False, "", "none", [], {}) and not f"{name}.".startswith(_QUIET):
                 set_aside.append(name)
         return counted
 
+    if is_hf_train(get(whole, "model._target_")):
+        whole.get("model", {}).pop("_target_", None)
     tree = walk({key: value for key, value in whole.items() if key not in ("instruction", "template")})
     for key in ("instruction", "template"):
         own = own_file(checkpoint, f"{key}.txt")

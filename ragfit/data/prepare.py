@@ -84,7 +84,7 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
     model = resolved(cfg, "model")
     name, revision = model.get("model_name_or_path"), model.get("revision")
     # With a tokenizer at hand, nothing is asked of the hub.
-    knows_stops = tokenizer is None or find_existing(name, "model.model_name_or_path")
+    knows_stops = tokenizer is None or find_existing(name)
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision, bool(model.get("trust_remote_code")))
     stops = stop_token_ids(name, revision) if knows_stops else []

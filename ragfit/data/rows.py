@@ -124,7 +124,7 @@ def open_rows(name: str | Path, key: str = "data_file") -> Source:
     """
     text = str(name)
     is_path = text.endswith(SUFFIXES) or text.startswith((".", "/", "~")) or "/" not in text
-    if not is_path and find_existing(name, key) is None:
+    if not is_path and find_existing(name) is None:
         rows = TableRows(_load_from_hub(text, key), text)
     else:
         path = find_file(name, key)

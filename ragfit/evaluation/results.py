@@ -123,7 +123,7 @@ def results_folder(trainer: "SFTTrainer", save: PathText | Literal[False] | None
     folder = trainer.args.output_dir if save is None and trainer.state.global_step else save
     if not folder or not trainer.is_world_process_zero():
         return None
-    folder = user_path(folder, "save")
+    folder = user_path(folder)
     own = folder / "checkpoint" / "ragfit.yaml"
     if own.is_file() and other_keys(trainer, own):
         folder /= f"evaluation-{Path(data_of(trainer)).name.partition('.')[0]}"

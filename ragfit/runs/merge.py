@@ -55,7 +55,7 @@ def merge_checkpoint(
     from ragfit.models.adapter import find_adapter, merge_adapter
     from ragfit.models.tokenizer import load_tokenizer
 
-    folder, out = find_path(checkpoint, "checkpoint"), user_path(out, "out")
+    folder, out = find_path(checkpoint, "checkpoint"), user_path(out)
     if not (folder / "adapter_config.json").is_file():
         whole = "holds a whole model" if any(folder.glob("*.safetensors")) else "holds no adapter_config.json"
         fix = "Name the folder checkpoint of a run's train.output_dir, with an adapter in it."

@@ -54,7 +54,7 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
     import pandas
 
     folders = {}
-    for root in (user_path(root, "folder") for root in roots):
+    for root in (user_path(root) for root in roots):
         for folder in sorted((path.parent for path in root.rglob(STATUS)), key=_natural):
             name = os.path.relpath(folder, root) if len(roots) == 1 else str(folder)
             folders.setdefault(folder.resolve(), root.resolve().name if name == "." else name)

@@ -11,14 +11,13 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from ragfit.config.load import OUTPUT_DIR, finish, normalize_overrides, read_config
-from ragfit.config.overrides import refuse_plain, refuse_secrets
+from ragfit.config.overrides import refuse_secrets
 from ragfit.config.paths import CONFIGS, find_path, user_path
 from ragfit.config.save import keep_config
 from ragfit.draw.progress import print_any_text
 from ragfit.errors import Interrupted, RagfitError, for_terminal
 from ragfit.runs.records import now
 from ragfit.runs.status import RunStatus, read
-from ragfit.secrets import plain_secrets
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,13 +28,11 @@ def main(argv: list[str] | None = None) -> None:
     print_any_text()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        refuse_secrets(argv, "a command line is kept by shells and in Hydra's files")
         args = get_args_parser().parse_intermixed_args(argv)  # overrides may stand on both sides of an option
         source, options = _config_file(args), _options(args)
         cfg = read_config(source)
         if options or any(word.lstrip("+~").startswith("hydra") for word in args.overrides):
-            keys = plain_secrets(OmegaConf.to_container(cfg, resolve=False))
-            refuse_plain(keys, f"Hydra writes or shows all of {source} with these options")
+            refuse_secrets(cfg, args.overrides, f"Hydra writes or shows all of {source} with these options")
         overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, cfg)
     except RagfitError as error:
         sys.exit(for_terminal(error))
@@ -91,7 +88,7 @@ def _config_file(args: argparse.Namespace) -> Path:
     if args.config_dir:
         return find_path(args.config_dir, "--config-dir").resolve() / name
     paths = (Path("configs").resolve() / name, CONFIGS / name)
-    return next((path for path in paths if user_path(path, "--config-name").is_file()), paths[1])
+    return next((path for path in paths if user_path(path).is_file()), paths[1])
 
 
 def _options(args: argparse.Namespace) -> list[str]:

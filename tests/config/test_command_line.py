@@ -86,25 +86,11 @@ def test_the_documented_command(place):
 
 
 @pytest.mark.slow
-def test_several_runs(place):
-    """Overrides on both sides of --multirun; each run has a folder of its own."""
-    words = "-cn paper/training-asqa data_file=asqa.jsonl output_key=answers train.output_dir=out model.model_name_or_path=phi3"
-    more = "train.max_steps=1 limit=4 model.load_in_8bit=false train.optim=adamw_torch train.save_strategy=no"
-    before = names(place)
-    result = forked_command(*words.split(), "--multirun", *more.split(), "model.lora.r=2,3", cwd=place)
-    assert result.returncode == 0, result.stderr
-    assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
-    ranks = [json.loads((place / "out" / n / "checkpoint" / "adapter_config.json").read_text())["r"] for n in "01"]
-    assert ranks == [2, 3]
-    assert load_config(place / "out" / "1" / "checkpoint" / "ragfit.yaml").train.output_dir == "out/1"
-
-
-@pytest.mark.slow
 def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
     """A run that is refused has its folder beside the others', and what the environment holds is in none."""
     monkeypatch.setenv("CANARY", "cAnary7x")
     lines = "model: {model_name_or_path: phi3, lora: {r: 4}}\ntrain: {output_dir: out, max_steps: 1, run_name: '${oc.env:CANARY}-${model.lora.r}'}\n"
-    lines += "data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\nexperiment: 3\n"
+    lines += "data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\nexperiment: '3'\n"
     (place / "own.yaml").write_text(lines)
     before = names(place)
     result = forked_command(
@@ -143,25 +129,14 @@ def test_help_and_the_configuration_are_shown_at_once(tmp_path):
 
 
 ERRORS = [
-    (
-        "data_file=x.jsonl trane.output_dir=x",
-        "error: trane.output_dir: unknown key (an override). Did you mean train.output_dir?",
-    ),
-    (
-        "model.lora.rank=4",
-        "error: model.lora.rank: unknown key (an override). Did you mean model.lora.",
-    ),
-    ("+epochs=3", "error: epochs: unknown key (an override). Did you mean train.num_train_epochs?"),
-    (
-        "~train.optimm",
-        "error: train.optimm: unknown key (an override). Did you mean train.optim?",
-    ),
-    ("model.lora.target_modules=[qkv_proj", "error: The override 'model.lora.target_modules=…' cannot be read: "),
-    ("-cn paper/training-aqsa", "error: config: there is no configuration "),
-    ("-cp no/such/folder", "error: --config-path: there is no 'no/such/folder' at "),
-    ("--config-dir no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
-    ("-cp=configs --config-dir=no/such/folder", "error: --config-dir: there is no 'no/such/folder' at "),
-]
+    ("data_file=x.jsonl trane.output_dir=x", "trane.output_dir: unknown key (an override). Did you mean train.output_dir?"),
+    ("model.lora.rank=4", "model.lora.rank: unknown key (an override). Did you mean model.lora."),
+    ("+epochs=3", "epochs: unknown key (an override). Did you mean train.num_train_epochs?"),
+    ("model.lora.target_modules=[qkv_proj", "The override 'model.lora.target_modules=…' cannot be read: "),
+    ("-cn paper/training-aqsa", "config: there is no configuration "),
+    ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' at "),
+    ("--config-dir no/such/folder", "--config-dir: there is no 'no/such/folder' at "),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "message"), ERRORS, ids=[words[:60] for words, _ in ERRORS])
@@ -170,20 +145,17 @@ def test_errors_end_with_a_sentence(words, message, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main(words.split())
     # Python prints the text of a SystemExit to stderr and exits with 1.
-    assert isinstance(caught.value.code, str) and caught.value.code.startswith(message)
+    assert isinstance(caught.value.code, str) and caught.value.code.startswith(f"error: {message}")
 
 
 FOLDERS = [
     ("", "project/configs/training.yaml"),
-    ("-cn demo", "project/configs/demo.yaml"),
     ("-cn demo.yaml", "project/configs/demo.yaml"),
     ("-cp configs/paper -cn training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("--config-path=configs/paper --config-name=training-asqa", "project/configs/paper/training-asqa.yaml"),
-    ("-cp=configs/paper -cn=training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("--config-pa configs/paper --config-n training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("-cp=mine -cn=own --config-dir=configs", "here/mine/own.yaml"),
     ("-cn paper/training-asqa", "project/configs/paper/training-asqa.yaml"),
-    ("-cp mine -cn own", "here/mine/own.yaml"),
     ("-cd mine -cn own", "here/mine/own.yaml"),
     ("-cp ./mine -cn own.yaml", "here/mine/own.yaml"),
     ("-cn local", "here/configs/local.yaml"),
@@ -205,13 +177,17 @@ def test_where_a_configuration_is_looked_for(words, expected, tmp_path, monkeypa
     assert OmegaConf.create(capsys.readouterr().out) == OmegaConf.load(source)
 
 
-@pytest.mark.parametrize("word", ["train.hub_token=mine,other", "model.generation={api_key: mine}"])
-def test_a_sweep_refuses_a_secret_before_anything_is_written(word, tmp_path, monkeypatch, capfd):
-    """Hydra writes the configuration of a sweep."""
+WRITTEN = ["--multirun train.seed=1,2", "hydra.output_subdir=.hydra", "--cfg job"]
+WRITTEN += ["-cn=demo --multirun train.hub_token=mine,other", "-cn=demo --multirun model.generation.api_key=mine"]
+
+
+@pytest.mark.parametrize("words", WRITTEN)
+def test_hydra_is_given_no_secret_to_write_or_show(words, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="and this is a secret. Remove it; log in with hf auth login") as caught:
-        main(["--multirun", word])
-    assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == []
+    (tmp_path / "own.yaml").write_text("model: {model_name_or_path: x}\ntrain: {hub_token: mine}\n")
+    with pytest.raises(SystemExit, match="Hydra writes or shows all of .*, and this is a secret. Remove it") as caught:
+        main(words.split() if "demo" in words else ["-cp=.", "-cn=own", *words.split()])
+    assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == ["own.yaml"]
 
 
 @pytest.mark.parametrize("words", ["train.hub_tokn=mine", "train.hub_tokn='mine", "model.generation={api_key: mine"])
@@ -220,16 +196,6 @@ def test_the_value_of_an_override_is_in_no_error(words, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main([words])
     assert str(caught.value.code).startswith("error: ") and "mine" not in caught.value.code
-
-
-@pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.output_subdir=.hydra", "--cfg job"])
-def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.yaml").write_text("model: {model_name_or_path: x}\ntrain: {hub_token: mine}\n")
-    with pytest.raises(SystemExit) as caught:
-        main(["-cp=.", "-cn=own", *options.split()])
-    assert str(caught.value.code).startswith("error: train.hub_token: Hydra writes or shows all of ")
-    assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == ["own.yaml"]
 
 
 @pytest.mark.slow

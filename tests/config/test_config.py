@@ -7,11 +7,8 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,56 +34,21 @@ model:
   torch_dtype:
   device_map:
   trust_remote_code: true
-  lora:
-    bias: none
-    fan_in_fan_out: false
-    layers_pattern:
-    layers_to_transform:
-    lora_alpha: 16
-    lora_dropout: 0.1
-    peft_type: LORA
-    r: 16
-    target_modules:
-      - qkv_proj
-    task_type: CAUSAL_LM
-    use_rslora: true
+  lora: {bias: none, fan_in_fan_out: false, layers_pattern: , layers_to_transform: , lora_alpha: 16, lora_dropout: 0.1,
+    peft_type: LORA, r: 16, target_modules: [qkv_proj], task_type: CAUSAL_LM, use_rslora: true}
   completion_start: <|assistant|>
   instruction_in_prompt:
   max_sequence_len: 4000
-
-train:
-  output_dir: ./trained_models/
-  bf16: false
-  fp16: false
-  gradient_accumulation_steps: 2
-  group_by_length:
-  learning_rate: 1e-4
-  logging_steps: 10
-  lr_scheduler_type: cosine
-  max_steps: -1
-  num_train_epochs: 1
-  per_device_train_batch_size: 1
-  optim: paged_adamw_8bit
-  remove_unused_columns: true
-  save_steps: 20000
-  save_total_limit: 1
-  warmup_ratio: 0.03
-  weight_decay: 0.001
-  report_to:
-
+train: {output_dir: ./trained_models/, bf16: false, fp16: false, gradient_accumulation_steps: 2, group_by_length: ,
+  learning_rate: 1e-4, logging_steps: 10, lr_scheduler_type: cosine, max_steps: -1, num_train_epochs: 1,
+  per_device_train_batch_size: 1, optim: paged_adamw_8bit, remove_unused_columns: true, save_steps: 20000,
+  save_total_limit: 1, warmup_ratio: 0.03, weight_decay: 0.001, report_to: }
 instruction: ragfoundry/processing/prompts/prompt_instructions/qa.txt
-template:
-data_file:
 input_key: prompt
-output_key:
-resume_checkpoint:
-limit:
-shuffle:
-hfhub_tag:
-use_wandb:
-experiment:
-wandb_entity:
 """
+for key in ("template", "data_file", "output_key", "resume_checkpoint", "limit", "shuffle", "hfhub_tag", "use_wandb"):
+    ORIGINAL += f"{key}:\n"
+ORIGINAL += "experiment:\nwandb_entity:\n"
 SMALL = "model: {model_name_or_path: gpt2, lora: {r: 4}}\ntrain: {learning_rate: 1e-4}\nlimit:\n"
 
 
@@ -124,17 +86,12 @@ def test_fields_read_off_the_sources_are_the_classes_fields():
         "early_stopping_threshold",
     }
     assert set(unread.UNREAD) | set(unread.READ_WITH) <= real and not set(unread.UNREAD) & set(unread.READ_WITH)
-    others = {other.partition("=")[0] for others in unread.READ_WITH.values() for other in others}
-    assert others | set(keys.RENAMED.values()) <= known
-
-
-def test_types_read_off_the_sources():
     types = keys.known_keys()
     assert types["train.save_strategy"] is str  # an enum of transformers
     assert types["train.accelerator_config"] == dict | str | None
-    assert types["model.lora.target_modules"] == list[str] | str | None
-    assert types["model.lora.bias"] == Literal["none", "all", "lora_only"]
     assert types["model.lora.loftq_config"] is dict  # LoftQConfig | dict
+    others = {other.partition("=")[0] for others in unread.READ_WITH.values() for other in others}
+    assert others | set(keys.RENAMED.values()) <= known
 
 
 def test_nothing_heavy_is_imported():
@@ -241,16 +198,15 @@ def test_defaults_lists_and_interpolations_work(write):
 PLACES = [
     (find_file, "no.txt", "^x: there is no 'no.txt' at .*/no.txt or .*/no.txt. Set x to a path that exists.$"),
     (find_file, ".", "^x: . is a folder. Name the file in it.$"),
-    (find_file, "~nosuchuser/rows", "^x: '~nosuchuser/rows' is no path: Could not determine home"),
-    (find_file, "Answer the question briefly. " * 99, "^x: 'Answer the .* cannot be looked up: .*File name too long"),
+    (find_file, "~nosuchuser/rows", "^x: there is no '~nosuchuser/rows' at "),
+    (find_file, "Answer the question briefly. " * 99, "^x: there is no 'Answer the "),
     (find_model, "my.yaml", "^x: my.yaml is a file. Give the folder"),
     (find_model, "./none", "^x: there is no './none' at "),
     (
         lambda value, key: load_config(value),
         "trainig",
-        "no configuration 'trainig'.* mean training\\?.* paper/training-asqa",
+        "no configuration 'trainig'.*Give a path ending in .yaml or one of: demo, .*paper/training-asqa",
     ),
-    (lambda value, key: load_config(value), "training-pubmed", "Did you mean paper/training-pubmed\\?"),
     (lambda value, key: load_config(value), "", "no configuration ''"),
 ]
 
@@ -264,36 +220,29 @@ def test_paths_that_are_not_there(find, value, message, write):
 
 BAD_FILES = [
     ("", "^my.yaml: it holds no keys and values. Begin it like configs/training.yaml.$"),
-    ("- a\n", "^my.yaml: it holds no keys and values"),
     ("model:\n\tx: 1\n", r"^my.yaml, line 2: this is not YAML: .*\\t.*Correct that line"),
     (b"# caf\xe9\nmodel: {}\n", "^my.yaml: it cannot be read: .*utf-8.*Correct the file"),
     ("limit: 1\nmodel: {}\nlimit: 2\n", "^my.yaml, line 3: this is not YAML: found duplicate key limit"),
     ("model: !!python/object/apply:os.system ['touch PWNED']\n", "^my.yaml, line 1: this is not YAML: could not determine"),
-    ("a: " + "[" * 3000 + "]" * 3000 + "\n", "^my.yaml: it cannot be read: maximum recursion depth"),
     (SMALL.replace("lora:", "lra:"), r"^model.lra: unknown key \(my.yaml\). Did you mean model.lora\?$"),
     (SMALL + "learning_rte: 1\n", r"^learning_rte: unknown key \(my.yaml\). Did you mean train.learning_rate\?$"),
     (SMALL + "on: 1\n", r"^True: unknown key \(my.yaml\)"),
-    (SMALL + "train.seed: 5\n", r"^train.seed: a key with dots \(my.yaml\). Write seed as a key below train:, indented.$"),
+    (SMALL + "train.seed: 5\n", r"^train.seed: a key with dots \(my.yaml\). Write its last part below the others, indented.$"),
     (SMALL.replace("1e-4", "fast"), r"^train.learning_rate: 'fast' is not allowed \(my.yaml\). It takes a number.$"),
     (SMALL.replace("1e-4", "true"), "^train.learning_rate: True is not allowed"),
-    (SMALL.replace("1e-4", "[1]"), r"^train.learning_rate: \[1\] is not allowed"),
     (SMALL.replace("1e-4", ".nan"), "^train.learning_rate: nan is not allowed"),
     (SMALL.replace("1e-4", "1, completion_only_loss: false"), "^train.completion_only_loss: False is not allowed"),
     (SMALL.replace("1e-4", "'???'"), r"^train.learning_rate: it cannot be resolved: .*Give the value"),
-    (SMALL.replace("1e-4", "'${nope}'"), r"^train.learning_rate: it cannot be resolved: Interpolation key 'nope' not found"),
     (SMALL.replace("1e-4", "'${oc.env:RAGFIT_NOPE}'"), "^train.learning_rate: it cannot be resolved: .*RAGFIT_NOPE"),
-    (SMALL.replace("{r: 4}", "[4]"), r"^model.lora: \[4\] is not allowed .* It takes keys and values or empty.$"),
     (SMALL.replace("r: 4", "r: {a: 1}"), r"^model.lora.r: \{'a': 1\} is not allowed .* It takes a whole number"),
     (SMALL.replace("model_name_or_path: gpt2, ", ""), "^model.model_name_or_path: it is not set .my.yaml.. Set a model's"),
     ("model:\ntrain: {}\n", "^model: None, not keys and values .my.yaml.. Write keys under model:, indented.$"),
-    ("model: {model_name_or_path: a}\ntrain: 3\n", "^train: 3, not keys and values"),
     (SMALL.replace("limit:", "limit: 0"), "^limit: 0 is not allowed .my.yaml.. It takes a whole number or empty.$"),
-    (SMALL.replace("gpt2", "a, load_in_8bit: true, load_in_4bit: true"), "^model.load_in_4bit: true, as model.load_in_8bit is"),
     (SMALL + "input_key: q\noutput_key: q\n", "^output_key: 'q', as input_key is, so the model would learn to repeat"),
     (SMALL + "experiment: 1e5\n", "^experiment: 100000.0 is a number, and this takes text .my.yaml.. Write it in quotes.$"),
+    (SMALL.replace("gpt2", "a, revision: 0123456"), "^model.revision: 42798 is a number, .* Write it in quotes.$"),
     # Keys that nothing reads.
     (SMALL.replace("1e-4", "1, do_train: true"), "^train.do_train: it is set, but nothing reads it .my.yaml.. Remove it. "),
-    (SMALL.replace("1e-4", "1, push_to_hub: true"), "^train.push_to_hub: it is set, but nothing reads it .* Set hfhub_tag"),
     (SMALL.replace("1e-4", "1, resume_from_checkpoint: x"), "^train.resume_from_checkpoint: .* Set resume_checkpoint"),
     (SMALL.replace("1e-4", "1, load_best_model_at_end: true"), "^train.load_best_model_at_end: .*or set train.eval_strategy.$"),
     (SMALL.replace("1e-4", "1, eval_steps: 5"), "^train.eval_steps: .* Remove it, or set train.eval_strategy=steps.$"),
@@ -364,14 +313,6 @@ def test_configurations_of_a_wheel_and_what_they_name(wheel, name, tmp_path):
     assert result.stdout == f"{wheel / load_config(name).instruction}{rows}\n", result.stderr
 
 
-@pytest.mark.slow
-def test_the_module_of_a_wheel(wheel, tmp_path):
-    command = [sys.executable, "-m", "ragfit.training", "-cn", "demo", "model.model_name_or_path=./none"]
-    env = {**os.environ, "PYTHONPATH": str(wheel)}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert "there is no './none' at " in result.stderr and "Traceback" not in result.stderr, result.stderr
-
-
 # --- Values -----------------------------------------------------------------------------------------------------------
 
 VALUES = [
@@ -384,45 +325,34 @@ VALUES = [
     ("train: {max_steps: }", "train.max_steps", None),
     ("train: {max_steps: 1e3}", "train.max_steps", 1000),
     ("train: {max_steps: ' 10 '}", "train.max_steps", 10),
-    ("train: {max_grad_norm: '1'}", "train.max_grad_norm", 1),
     ("train: {bf16: 'False'}", "train.bf16", False),
-    ("train: {bf16: 1}", "train.bf16", True),
-    ("train: {run_name: 5}", "train.run_name", "5"),
     ("train: {learning_rate: '1e-4'}", "train.learning_rate", 1e-4),
     ("train: {report_to: [tensorboard]}", "train.report_to", ["tensorboard"]),
     ("train: {lr_scheduler_kwargs: {any: {goes: here}}}", "train.lr_scheduler_kwargs", {"any": {"goes": "here"}}),
     ("train: {lr_scheduler_kwargs: '{\"min_lr\": 0.1}'}", "train.lr_scheduler_kwargs", {"min_lr": 0.1}),
     ("train: {max_seq_length: 512}", "model.max_sequence_len", 512),
-    ("train: {max_length: '512'}", "model.max_sequence_len", 512),
     ("train: {max_length: 512, packing: true}", "train.max_length", 512),
     ("train:", "train.output_dir", "./trained_models"),
-    ("train:", "train.report_to", "none"),
     ("use_wandb: 'true'", "train.report_to", "wandb"),
     ("use_wandb: true\ntrain: {report_to: tensorboard}", "train.report_to", "tensorboard"),
     ("train: {eval_steps: 5}\ndev_split: 0.1", "train.eval_strategy", "steps"),
     ("model: {torch_dtype: bfloat16}", "model.dtype", "bfloat16"),
     ("model: {max_sequence_len: 9}\ntrain: {max_seq_length: 512}", "model.max_sequence_len", 9),
-    ("model: {lora: }", "model.lora", None),
     ("model: {lora: {r: '8'}}", "model.lora.r", 8),
     ("model: {lora: {init_lora_weights: 'true'}}", "model.lora.init_lora_weights", True),
     ("model: {lora: {init_lora_weights: pissa_niter_16}}", "model.lora.init_lora_weights", "pissa_niter_16"),
     ("model: {lora: {target_modules: '[a, b]'}}", "model.lora.target_modules", ["a", "b"]),
-    ("model: {lora: {target_modules: '[qkv]_proj'}}", "model.lora.target_modules", "[qkv]_proj"),
     ("model: {lora: {rank_pattern: {^x.y: 3}}}", "model.lora.rank_pattern", {"^x.y": 3}),
     ("model: {device_map: 0}", "model.device_map", 0),
     ("model: {completion_start: ''}", "model.completion_start", None),
-    ("model: {completion_start: ' '}", "model.completion_start", " "),
     ("model: {completion_start: 'null'}", "model.completion_start", "null"),
     ("model: {completion_start: 'Answer:\\n'}", "model.completion_start", "Answer:\n"),  # as YAML's 'quotes' leave it
     ("shuffle: true", "shuffle", 42),
     ("shuffle: false", "shuffle", None),
-    ("shuffle: 0", "shuffle", 0),
     ("shuffle: '7'", "shuffle", 7),
     ("dev_split: '0.1'", "dev_split", 0.1),
-    ("dev_split: '100'", "dev_split", 100),
     ("data_file: my.jsonl\ndev_split: dev.jsonl", "dev_split", "dev.jsonl"),
     ("resume_checkpoint: 'true'", "resume_checkpoint", True),
-    ("output_key: 1", "output_key", "1"),
     ("template: ''", "template", None),
 ]  # fmt: skip
 
@@ -472,37 +402,26 @@ def test_the_environment_is_followed_where_it_is_read(write, monkeypatch):
 OVERRIDES = [
     (["train.learning_rate=1e-5"], "train.learning_rate", 1e-5),
     (["train.seed=3"], "train.seed", 3),
-    (["+train.seed=3"], "train.seed", 3),
-    (["++train.seed=3"], "train.seed", 3),
     (["train.lr_scheduler_kwargs.num_cycles=2"], "train.lr_scheduler_kwargs.num_cycles", 2),
     (["~train.weight_decay"], "train.weight_decay", None),
-    (["~train.warmup_ratio"], "train.warmup_steps", None),
-    (["~limit"], "limit", None),
     (["~model.lora"], "model.lora", None),
     (["model.lora={r: 8, use_dora: true}"], "model.lora.use_dora", True),
     (["model.lora.target_modules=[a,b]"], "model.lora.target_modules", ["a", "b"]),
     (["model.lora.rank_pattern={a.b: 3}"], "model.lora.rank_pattern", {"a.b": 3}),
-    (["model.lora.r=8"], "model.lora.lora_alpha", 16),
     (["model.completion_start=<|x|>"], "model.completion_start", "<|x|>"),
     (["model.completion_start=[/INST]"], "model.completion_start", "[/INST]"),
-    (["model.completion_start=[INST"], "model.completion_start", "[INST"),
     (["model.completion_start=a: {b}\n"], "model.completion_start", "a: {b}\n"),
     (["model.completion_start='Answer:\\n'"], "model.completion_start", "Answer:\n"),  # as a shell leaves it
     (["model.completion_start='it''s'"], "model.completion_start", "'it''s'"),
     (["model.completion_start="], "model.completion_start", None),
     (["data_file='a, b.jsonl'"], "data_file", "a, b.jsonl"),
     (["data_file=a b.jsonl"], "data_file", "a b.jsonl"),
-    (["data_file=org/name:configuration:split"], "data_file", "org/name:configuration:split"),
     (["experiment=1e3"], "experiment", "1e3"),
     (["model.revision=0777"], "model.revision", "0777"),
     (["experiment=${model.model_name_or_path}"], "experiment", "microsoft/Phi-3-mini-128k-instruct"),
     (["train.warmup_ratio=0.5"], "train.warmup_steps", 0.5),
     (["train.warmup_steps=50"], "train.warmup_steps", 50),
     (["train.max_length=512"], "model.max_sequence_len", 512),
-    (["train.max_length=512", "train.packing=true"], "train.max_length", 512),
-    (["model.torch_dtype=float16"], "model.dtype", "float16"),
-    (["limit=3", "limit=4"], "limit", 4),
-    (["hydra.run.dir=x", "limit=4"], "limit", 4),
     ("limit=5", "limit", 5),
 ]
 
@@ -535,25 +454,18 @@ def test_what_the_user_gives_counts_more_than_what_a_file_says(caplog):
 
 BAD_OVERRIDES = [
     ("learning_rte=1", r"^learning_rte: unknown key \(an override\). Did you mean train.learning_rate\?$"),
-    ("++train.x_y_z=1", "^train.x_y_z: unknown key"),
-    ("~train.larning_rate", r"Did you mean train.learning_rate\?"),
     ("train.learning_rate.x=1", "^train.learning_rate.x: unknown key"),
     ("train.learning_rate", "^The override 'train.learning_rate' cannot be read: .* Write key=value"),
-    ("model.lora.target_modules=[a,b", "^The override 'model.lora.target_modules=…' cannot be read"),
     ("model.lora.r='4", "cannot be read: .*Write key=value, close brackets and quotes, and quote text"),
     ("limit=1,2", "Ambiguous value for argument .*Correct the file or the override"),
     ("+train.learning_rate=2", "An item is already at 'train.learning_rate'"),
     ("db@x=2", "config group"),
     ("limit=${nope}", r"^limit: it cannot be resolved: Interpolation key 'nope' not found \(an override of .*\). Give the"),
-    ("train=3", r"^train: 3, not keys and values \(an override of .*training.yaml\)"),
     ("limit=-1", r"^limit: -1 is not allowed \(an override of .*training.yaml\). It takes a whole number or empty.$"),
-    ("limit=true", "^limit: True is not allowed"),
     ("shuffle=x", "^shuffle: 'x' .*It takes true or false or a whole number or empty"),
     ("dev_split=0", "^dev_split: 0 .*Set a share between 0 and 1, a number of rows, or the path"),
-    ("dev_split=true", "^dev_split: True "),
     ("model.over_length=cut", "^model.over_length: 'cut' .*one of drop, cut_documents, cut_start, cut_end or empty"),
     ("model.lora.peft_type=IA3", "^model.lora.peft_type: 'IA3' .*one of LORA"),
-    ("train.learning_rate=1e-4x", "^train.learning_rate: '1e-4x' .*It takes a number"),
     ("train.num_train_epochs=0", "^train.num_train_epochs: 0, so nothing would be trained .*Set a number above 0"),
     ("train.seed=" + "9" * 5000, "^train.seed: .* .5,00. characters. is not allowed"),
     ("output_key=prompt", "^output_key: 'prompt', as input_key is, .*Set output_key to the key of a row"),
@@ -583,20 +495,9 @@ def test_override_round_trip(value):
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.slow
-@settings(max_examples=12, deadline=None)
-@given(texts.filter(lambda t: t not in ("", "???")))
-def test_text_survives_override_and_saving(tmp_path_factory, text):
-    cfg = load_config("demo", [override("experiment", text)])
-    assert cfg.experiment == text
-    path = tmp_path_factory.mktemp("saved") / "a.yaml"
-    save_config(cfg, path)
-    assert load_config(path) == cfg and plain(load_config(path)) == plain(cfg)
-
-
-@pytest.mark.parametrize(("value", "message"), [({"^a": 1}, "cannot express a key of"), (object(), "is not a value")])
-def test_values_that_no_override_can_express(value, message):
-    with pytest.raises(ConfigError, match=f"^x: .*{message}"):
+@pytest.mark.parametrize("value", [{"^a": 1}, {"true": 1}, {1: 2}, object()])
+def test_values_that_no_override_can_express(value):
+    with pytest.raises(ConfigError, match="^x: an override cannot express .*YAML file"):
         override("x", value)
 
 
@@ -619,15 +520,6 @@ def test_normalized_for_the_command_line():
 # --- Hydra's own state, and what differs ------------------------------------------------------------------------------
 
 
-def test_a_hydra_that_runs_already_is_put_back():
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        before = GlobalHydra.instance().hydra
-        load_config("demo")
-        assert GlobalHydra.instance().hydra is before
-        assert compose("training").limit is None
-    assert not GlobalHydra.instance().is_initialized()
-
-
 def test_inside_hydra_main_and_multirun(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
@@ -641,13 +533,13 @@ def test_inside_hydra_main_and_multirun(tmp_path):
         "main()\n"
     )
     (tmp_path / "own.yaml").write_text(
-        "model: {model_name_or_path: a}\ntrain: {warmup_ratio: 0.03}\nexperiment: 3\nlimit: 1\n"
+        "model: {model_name_or_path: a}\ntrain: {warmup_ratio: 0.03}\nexperiment: c\nlimit: 1\n"
     )
-    arguments = f"-cd {tmp_path} -cn own --multirun limit=1,2 experiment=4,5 hydra.sweep.dir=x".split()
+    arguments = f"-cd {tmp_path} -cn own --multirun limit=1,2 experiment=a,b hydra.sweep.dir=x".split()
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env)
     lines = [line for line in result.stdout.splitlines() if not line.startswith("[")]
-    told = [f"{limit} {name} 0.03 ./trained_demo" for limit in (1, 2) for name in (4, 5)]
+    told = [f"{limit} {name} 0.03 ./trained_demo" for limit in (1, 2) for name in "ab"]
     assert lines == [f"{line} {n}" for n, line in enumerate(told)], result.stderr
 
 

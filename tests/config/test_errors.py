@@ -46,7 +46,7 @@ def test_an_error_says_where_what_and_what_to_do():
     said = "data_file: there is no 'x.jsonl'. Set data_file to a path that exists."
     assert (str(error), for_terminal(error, "run 1: ")) == (said, f"error: run 1: {said}")
     assert error._render_traceback_() == [f"MissingPath: {said}"]
-    assert isinstance(error, FileNotFoundError | ConfigError) and error.key == "data_file"
+    assert isinstance(error, FileNotFoundError | ConfigError)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again)) == (MissingPath, said)
     assert str(error.in_file("my.yaml")).startswith("data_file: there is no 'x.jsonl' (my.yaml). Set data_file")

@@ -3,12 +3,12 @@
 A command is a function below: the first line of its docstring says what it does, and what it returns is the exit code.
 """
 
-import argparse
 import json
 import logging
 import os
 import signal
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,32 @@ from typing import Any
 from ragfit.draw.progress import print_any_text
 from ragfit.errors import ConfigError, RagfitError, for_terminal
 
-CONFIG = ("--config", "-cn", "--config-name")
+# What the commands take.
+ARGUMENTS = {
+    "overrides": {"nargs": "*", "help": "overrides, such as data_file=rows.jsonl model.load_in_8bit=false"},
+    "checkpoint": {"help": "the folder checkpoint of a run's train.output_dir"},
+    "folders": {"nargs": "+", "help": "a run's train.output_dir, or a folder that holds some"},
+    "folder": {"help": "the run's train.output_dir"},
+    "repository": {"help": "its name on the hub, such as org/name"},
+    "out_folder": {"help": "a new folder for the merged model"},
+    "--config|-cn|--config-name": {"help": "a name under configs/ or a YAML file; the demo, with a data_file training"},
+    "--row": {"type": int, "default": 0, "help": "which of the prepared rows to show; the first by default"},
+    "--part": {"choices": ("train", "dev"), "default": "train"},
+    "--json": {"action": "store_true", "help": "all that was found, and the row token by token, as JSON"},
+    "--data": {"help": "rows to take; the run's own dev set by default"},
+    "--out": {"help": "folder for what is found; the run's own, with --data a folder evaluation-NAME in it"},
+    "--rows": {"type": int, "help": "take so many rows; by default all to evaluate, 30 for grounding"},
+    "--marker": {"help": "compare only what follows this text in an answer, such as '<ANSWER>:'"},
+    "--closed-book": {"action": "store_true", "help": "answer a second time without the documents"},
+    "--parts": {"help": "what is asked, such as drop,without; all five questions by default"},
+    "--base": {"help": "the base model's folder or name, where it has moved"},
+    "--dtype": {"help": "the type of the merged weights, such as bfloat16; the base's own by default"},
+    "--trust-remote-code": {"action": "store_true", "help": "run code that comes with the base model"},
+}
 
 
-def look(words: list[str]) -> None:
+def look(args: Namespace) -> None:
     """What the model will read and learn from: report, findings, a row's tokens."""
-    parser = _parser(look)
-    parser.add_argument("overrides", nargs="*", help="overrides, such as data_file=rows.jsonl output_key=answers")
-    parser.add_argument(*CONFIG, help="a name under configs/ or a YAML file; the demo, with a data_file training")
-    parser.add_argument("--row", type=int, default=0, help="which of the prepared rows to show; the first by default")
-    parser.add_argument("--part", choices=("train", "dev"), default="train")
-    parser.add_argument("--json", action="store_true", help="all that was found, and the row token by token, as JSON")
-    args = parser.parse_intermixed_args(words)
     from ragfit.config.notebook import from_parameters
     from ragfit.data.prepare import prepare
     from ragfit.draw.text import wrapped
@@ -47,7 +61,7 @@ def look(words: list[str]) -> None:
 
 def train(words: list[str]) -> None:
     """Train, with every override of Hydra's."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")  # a name or a file, as the other commands take it
     given, words = parser.parse_known_args(words)
     from ragfit.config.load import find_config
@@ -59,53 +73,38 @@ def train(words: list[str]) -> None:
     main(words)
 
 
-def evaluate(words: list[str]) -> None:
+def evaluate(args: Namespace) -> None:
     """Base against tuned on a checkpoint of an earlier run."""
-    parser = _parser(evaluate)
-    parser.add_argument("--rows", type=int, help="answer so many rows; all by default")
-    parser.add_argument("--marker", help="compare only what follows this text in an answer, such as '<ANSWER>:'")
-    parser.add_argument("--closed-book", action="store_true", help="answer a second time without the documents")
-    args, trainer, out = _of_checkpoint(parser, words)
+    trainer, out = _of_checkpoint(args)
     from ragfit.evaluation.evaluate import evaluate as compare
 
     print(compare(trainer, args.rows, args.marker, save=out, closed_book=args.closed_book))
 
 
-def grounding(words: list[str]) -> None:
+def grounding(args: Namespace) -> None:
     """Which documents the answers come from, base against tuned, on a checkpoint of an earlier run."""
-    parser = _parser(grounding)
-    parser.add_argument("--rows", type=int, default=30, help="read so many rows; 30 by default")
-    parser.add_argument("--parts", help="what is asked, such as drop,without; all five questions by default")
-    args, trainer, out = _of_checkpoint(parser, words)
+    trainer, out = _of_checkpoint(args)
     from ragfit.evaluation.grounding import PARTS
     from ragfit.evaluation.grounding import grounding as ask
 
-    print(ask(trainer, args.rows, args.parts.split(",") if args.parts else PARTS, save=out))
-
-
-def _of_checkpoint(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, Any, Path]:
-    """The arguments of a command about a finished run, the trainer that they name, and the folder for what is found."""
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument("overrides", nargs="*", help="overrides of the run's, such as model.load_in_8bit=false")
-    parser.add_argument("--data", help="rows to take; the run's own dev set by default")
-    parser.add_argument(
-        "--out", help="folder for what is found; the run's own, with --data a folder evaluation-NAME in it"
+    print(
+        ask(trainer, 30 if args.rows is None else args.rows, args.parts.split(",") if args.parts else PARTS, save=out)
     )
-    args = parser.parse_intermixed_args(words)
+
+
+def _of_checkpoint(args: Namespace) -> tuple[Any, Path]:
+    """The trainer of a finished run, and the folder for what is found."""
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)  # fails before hours of work
     from ragfit.training.reload import load_checkpoint
 
     trainer = load_checkpoint(args.checkpoint, args.data, args.overrides)
     run, name = Path(trainer.args.output_dir), Path(args.data or "").name.partition(".")[0]
-    return args, trainer, Path(args.out) if args.out else run / f"evaluation-{name}" if name else run
+    return trainer, Path(args.out) if args.out else run / f"evaluation-{name}" if name else run
 
 
-def status(words: list[str]) -> int:
+def status(args: Namespace) -> int:
     """What became of a run; the exit code is 0 where it goes on or is finished, 1 where it ended otherwise."""
-    parser = _parser(status)
-    parser.add_argument("folder", help="the run's train.output_dir")
-    args = parser.parse_args(words)
     from ragfit.runs.status import run_status
 
     view = run_status(args.folder)
@@ -113,39 +112,25 @@ def status(words: list[str]) -> int:
     return 0 if view.state in ("running", "finished") else 1
 
 
-def runs(words: list[str]) -> None:
+def runs(args: Namespace) -> None:
     """A table of runs."""
-    parser = _parser(runs)
-    parser.add_argument("folders", nargs="+", help="a run's train.output_dir, or a folder that holds some")
-    args = parser.parse_args(words)
     from ragfit.runs.table import table_of_runs
     from ragfit.views import RunsView
 
     print(RunsView(table_of_runs(*args.folders)))
 
 
-def merge(words: list[str]) -> None:
+def merge(args: Namespace) -> None:
     """An adapter and its base as one model."""
-    parser = _parser(merge)
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument("out", help="a new folder for the merged model")
-    parser.add_argument("--base", help="the base model's folder or name, where it has moved")
-    parser.add_argument("--dtype", help="the type of the merged weights, such as bfloat16; the base's own by default")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
-    args = parser.parse_args(words)
     from ragfit.runs.merge import merge_checkpoint
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written is removed
-    out = merge_checkpoint(args.checkpoint, args.out, args.base, args.dtype, args.trust_remote_code)
+    out = merge_checkpoint(args.checkpoint, args.out_folder, args.base, args.dtype, args.trust_remote_code)
     print(f"saved {out}; it loads with AutoModelForCausalLM.from_pretrained")
 
 
-def push(words: list[str]) -> int:
+def push(args: Namespace) -> int:
     """A checkpoint to the hub, as a private repository."""
-    parser = _parser(push)
-    parser.add_argument("checkpoint", help="the folder checkpoint of a run's train.output_dir")
-    parser.add_argument("repository", help="its name on the hub, such as org/name")
-    args = parser.parse_args(words)
     from ragfit.runs import hub
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -157,13 +142,17 @@ def push(words: list[str]) -> int:
     return 0 if hub.push(folder, args.repository) else 1
 
 
-COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    command.__name__: command for command in (look, train, evaluate, grounding, status, runs, merge, push)
+# Each command with what it takes of `ARGUMENTS`.
+COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "look": (look, "overrides --config|-cn|--config-name --row --part --json"),
+    "train": (train, ""),
+    "evaluate": (evaluate, "checkpoint overrides --data --out --rows --marker --closed-book"),
+    "grounding": (grounding, "checkpoint overrides --data --out --rows --parts"),
+    "status": (status, "folder"),
+    "runs": (runs, "folders"),
+    "merge": (merge, "checkpoint out_folder --base --dtype --trust-remote-code"),
+    "push": (push, "checkpoint repository"),
 }
-
-
-def _parser(command: Callable) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(f"python -m ragfit {command.__name__}", description=command.__doc__)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -171,14 +160,18 @@ def main(argv: list[str] | None = None) -> None:
     print_any_text()
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name not in COMMANDS:
-        about = [f"  {key:<10}{command.__doc__.splitlines()[0]}" for key, command in COMMANDS.items()]
+        about = [f"  {key:<10}{command.__doc__.splitlines()[0]}" for key, (command, _) in COMMANDS.items()]
         usage = "\n".join(["usage: python -m ragfit COMMAND …", "", *about])
         if name not in ("--help", "-h"):
             sys.exit(f"{usage}\nerror: there is no command {name!r}. Take one of these.")
         print(usage)
         return
+    command, names = COMMANDS[name]
+    parser = ArgumentParser(f"python -m ragfit {name}", description=command.__doc__)
+    for argument in names.split():
+        parser.add_argument(*argument.split("|"), **ARGUMENTS[argument])
     try:
-        code = COMMANDS[name](words)
+        code = command(parser.parse_intermixed_args(words) if names else words)
     except RagfitError as error:
         sys.exit(for_terminal(error))
     if code:

@@ -57,10 +57,7 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
 
 
 def _finish(tree: dict[str, Any], given: set[str]) -> DictConfig:
-    tree = {"model": {}, **tree, "train": tree.get("train") or {}}
-    for part in ("model", "train"):
-        if not isinstance(tree[part], dict):
-            raise ConfigError(part, f"{tree[part]!r}, not keys and values", f"Write keys under {part}:, indented.")
+    tree |= {part: typed(part, tree.get(part) or {}) for part in ("model", "train")}
     hf_train = _translate(tree, given)
     given |= {RENAMED[key] for key in given & RENAMED.keys()}
     dev = tree.get("dev_split")

@@ -24,19 +24,13 @@ STRICT = ("model", "train", "model.lora")  # mappings whose keys are checked; th
 
 Count = Annotated[int, Field(ge=1)]
 DATA_KEYS: dict[str, Any] = {
-    "instruction": str | None,
-    "template": str | None,
-    "data_file": str | None,
-    "input_key": str | None,
-    "output_key": str | None,
+    **dict.fromkeys(("instruction", "template", "data_file", "input_key", "output_key"), str | None),
     "resume_checkpoint": bool | str | None,
     "limit": Count | None,
     "shuffle": bool | Annotated[int, Field(ge=0, lt=2**32)] | None,
     "dev_split": int | float | str | None,
-    "hfhub_tag": str | None,
     "use_wandb": bool | None,
-    "experiment": str | None,
-    "wandb_entity": str | None,
+    **dict.fromkeys(("hfhub_tag", "experiment", "wandb_entity"), str | None),
 }
 # Read from `model` when rows are prepared, whatever class `_target_` names.
 PROMPT_KEYS: dict[str, Any] = {
@@ -48,18 +42,10 @@ PROMPT_KEYS: dict[str, Any] = {
 }
 MODEL_KEYS: dict[str, Any] = {
     "_target_": str,
-    "model_name_or_path": str | None,
-    "load_in_4bit": bool | None,
-    "load_in_8bit": bool | None,
-    "quantization_config": dict | None,
-    "dtype": str | None,
+    **dict.fromkeys(("model_name_or_path", "revision", "trained_adapter", "dtype", "attn_implementation"), str | None),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "trust_remote_code"), bool | None),
+    **dict.fromkeys(("quantization_config", "lora", "generation"), dict | None),
     "device_map": str | int | dict | None,
-    "trust_remote_code": bool | None,
-    "attn_implementation": str | None,
-    "revision": str | None,
-    "lora": dict | None,
-    "trained_adapter": str | None,
-    "generation": dict | None,
     **PROMPT_KEYS,
 }
 # Keys of `train` that are this kit's own, and what works of what the libraries declare.

@@ -120,7 +120,7 @@ def test_overrides_in_one_text(text, parts):
         ({"overrides": "[limit=3]"}, "cannot be read"),
         ({"overrides": {"limit": 3}}, r"overrides: \{'limit': 3\} is not text"),
         ({"config": "trainig"}, r"no configuration 'trainig'.* or one of: demo"),
-        ({"model": "gpt2"}, r"model: 'gpt2', not keys and values"),
+        ({"model": "gpt2"}, r"model: 'gpt2' is not allowed .*It takes keys and values"),
         ({"train": {"learning_rat": 1}}, r"Did you mean train.learning_rate\?"),
         ({"model": {"lora": {"alpha": 2}}}, r"model.lora.alpha: unknown key .an override.. .* model.lora.lora_alpha"),
         (

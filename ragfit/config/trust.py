@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ragfit.config.keys import PROMPT_KEYS, get, is_hf_train
+from ragfit.config.keys import PROMPT_KEYS, is_hf_train, parent_and_name
 from ragfit.config.load import compose_config, finish, read_yaml
 from ragfit.config.overrides import given_keys, normalize_overrides
 from ragfit.config.save import recorded_rows
@@ -81,8 +81,9 @@ def believed(checkpoint: str | PathLike) -> tuple[dict[str, Any], list[str]]:
                 set_aside.append(name)
         return counted
 
-    if is_hf_train(get(whole, "model._target_")):
-        whole.get("model", {}).pop("_target_", None)
+    place, name = parent_and_name(whole, "model._target_")
+    if is_hf_train(place.get(name)):
+        place.pop(name, None)
     tree = walk({key: value for key, value in whole.items() if key not in ("instruction", "template")})
     for key in ("instruction", "template"):
         own = own_file(checkpoint, f"{key}.txt")

@@ -163,7 +163,7 @@ class LossCurve(View):
         return blocks
 
     def _figure(self) -> "Figure":
-        from ragfit.draw.figure import figure, finish, legend_below
+        from ragfit.draw.figure import count_on, figure, finish, legend_below
 
         drawn = figure(2.6)
         axis = drawn.subplots()
@@ -177,6 +177,7 @@ class LossCurve(View):
         axis.set_xlim(0, self.state.max_steps * 1.02)  # with room for the last point
         axis.set_xlabel("step")
         finish(axis, "mean loss of the completion tokens (nats)")
+        count_on(axis, "x")
         legend_below(drawn)
         return drawn
 

@@ -103,6 +103,7 @@ class Explorer:
             rows = {found.kind: {n for name, n in found.rows if name == part} for found in report.findings}
             options = {f"{kind} ({counted(len(of), 'row')})": of for kind, of in rows.items() if of}
             self.finding.options = {f"any or none ({counted(len(numbers), 'row')})": frozenset(), **options}
+            self.finding.index = 0  # a new Dropdown would show none of them
         having, text, row = self.finding.value, self.search.value.casefold(), self.prepared.row
         self.found = [n for n in numbers if not having or n in having]
         if text:

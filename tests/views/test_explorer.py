@@ -125,6 +125,7 @@ def explorer(setup):
 def test_choosing_rows(explorer):
     one = explorer("prompt")
     assert one.number.value == 0 and "1 of 6 rows" in one.count.value
+    assert one.finding.label == "any or none (6 rows)"
     one.number.value = 3
     assert "Prompt of train, row 3 of its file" in one.view.value and "4 of 6 rows" in one.count.value
     one.number.value = 900

@@ -326,7 +326,6 @@ def test_grounding_of_a_trained_run_is_saved_beside_its_evaluation(trained, tiny
     text = outputs(execute("grounding.ipynb", trained[0].parent, parameters))
     assert f"Saved in {folder / 'grounding.jsonl'}" in text
     assert json.loads((folder / "grounding.json").read_text())["loss_all"]["tuned"]["rows"] == 2
-    assert "## Grounding" in (folder / "checkpoint" / "README.md").read_text()
 
     # The checkpoint alone brings its configuration and rows; figures of other rows go into a folder of their own.
     before = (folder / "grounding.json").read_text()

@@ -16,7 +16,6 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
@@ -67,7 +66,6 @@ def grounding(
     from peft import PeftModel
 
     from ragfit.evaluation.grounding_view import GroundingView
-    from ragfit.runs.card import tell_grounding
 
     if rows is not None and rows < 1:
         raise ConfigError("rows", f"it is {rows!r}", "Give the number of rows to read, or None for all.")
@@ -108,10 +106,7 @@ def grounding(
         "written": now(),
         **summarize(table, seed),
     }
-    saved = save_results(folder, "grounding", summary, table) if folder else None
-    if saved and folder.resolve() == Path(trainer.args.output_dir).resolve():
-        tell_grounding(folder / "checkpoint", summary)
-    return GroundingView(table, summary, saved)
+    return GroundingView(table, summary, save_results(folder, "grounding", summary, table) if folder else None)
 
 
 def measure(trainer: "SFTTrainer", groups: Sequence[dict[str, Text]]) -> dict[str, Any]:

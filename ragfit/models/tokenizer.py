@@ -11,27 +11,23 @@ from ragfit.models.demo import MODEL_KEY, model_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# transformers' names for "take tokenizer.json as it stands".
-GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+def resolve(name: str, key: str = MODEL_KEY) -> str:
+    """The folder or hub name to load a model from, which a key of the configuration names."""
+    return str(model_folder(name) if is_demo(name) else find_model(name, key) or name)
 
 
 def load_tokenizer(
     name: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a model.
+    """Load the tokenizer of a model: a folder, a name on the hub, or `demo:…`.
 
     `AutoTokenizer` imports torch, which takes seconds, and a look at a prompt should not wait for it.
-
-    Args:
-        name: a folder, a name on the hub, or `demo:…`.
-        revision: the commit, branch or tag on the hub.
-        trust_remote_code: run code that comes with the tokenizer.
 
     Raises:
         ConfigError: no tokenizer there.
     """
-    folder = model_folder(name) if is_demo(name) else find_model(name)
-    source = str(folder or name)
+    source = resolve(name)
     try:
         if not trust_remote_code and is_generic(source, revision):
             from transformers import PreTrainedTokenizerFast
@@ -59,7 +55,8 @@ def is_generic(source: str, revision: str | None = None) -> bool:
     if model_file(source, "tokenizer.json", revision) is None:
         return False
     tokenizer, model = (_json(source, name, revision) for name in ("tokenizer_config.json", "config.json"))
-    named = tokenizer.get("tokenizer_class") in GENERIC and "auto_map" not in tokenizer
+    generic = ("PreTrainedTokenizerFast", "TokenizersBackend")  # transformers' names for "tokenizer.json as it stands"
+    named = tokenizer.get("tokenizer_class") in generic and "auto_map" not in tokenizer
     return named and (not model or model.get("model_type") == "llama" and "model_name" not in model)
 
 
@@ -75,13 +72,9 @@ def stop_token_ids(name: str | None, revision: str | None = None) -> list[int]:
 
 
 def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
-    """The content of a model's file; {} where there is none, or a broken one, which loading the model complains of."""
+    """The content of a model's file; {} where there is none."""
     path = model_file(source, name, revision)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path else {}
 
 
 def model_file(source: str, name: str, revision: str | None = None) -> Path | None:

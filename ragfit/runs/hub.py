@@ -26,7 +26,7 @@ def check_tag(tag: str) -> None:
     from huggingface_hub.utils import validate_repo_id
 
     try:
-        validate_repo_id(str(tag))
+        validate_repo_id(tag)
     except HFValidationError as error:
         problem = f"{tag!r} is not a repository name ({error})"
         raise ConfigError("hfhub_tag", problem, "Set hfhub_tag to name or org/name.") from error
@@ -41,28 +41,22 @@ def push(folder: Path, tag: str, token: str | None = None) -> str | None:
         token: a token of the hub; the one of `hf auth login` or of the environment where None.
 
     Returns:
-        The address of the repository, or None where the push failed: the folder is untouched, and the log says
-        how to push it later.
+        The address of the repository, or None where the push failed: the log says how to push it later.
     """
     from huggingface_hub import HfApi, get_session
 
     try:
         get_session().timeout = SILENCE
         api = HfApi(token=token)
-        repo = api.create_repo(str(tag), private=True, exist_ok=True)
+        repo = api.create_repo(tag, private=True, exist_ok=True)
         if not api.model_info(repo.repo_id).private:
             raise ValueError("the repository exists and is public: make it private, or choose another name")
-        message = "Upload adapter trained with ragfit"
-        api.upload_folder(
-            repo_id=repo.repo_id, folder_path=str(folder), ignore_patterns=LEFT_OUT, commit_message=message
-        )
+        api.upload_folder(repo_id=repo.repo_id, folder_path=folder, ignore_patterns=LEFT_OUT)
     except Exception as error:  # the hub's client and its uploader have no common class, and none may lose the run
-        reason = first_line(error) + (f": {first_line(error.__cause__)}" if error.__cause__ else "")
-        later = f"python -m ragfit push {shlex.join([str(folder), str(tag)])}"
-        logger.error(
-            "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: %s",
-            tag, mask(reason, [token] if token else []), folder, later,
-        )  # fmt: skip
+        reason = mask(first_line(error.__cause__ or error), [token] if token else [])
+        later = f"python -m ragfit push {shlex.join([str(folder), tag])}"
+        said = "hfhub_tag: pushing to %s failed (%s). The adapter is safe in %s; push it later with: %s"
+        logger.error(said, tag, reason, folder, later)
         return None
     logger.info("Pushed %s to %s", folder, repo)
     return str(repo)

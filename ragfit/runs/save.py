@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragfit.config.save import save_config
-from ragfit.config.trust import believed
-from ragfit.draw.blocks import Block, Callout, Span, Table
+from ragfit.draw.blocks import Block, Span, Table
 from ragfit.draw.progress import say
 from ragfit.draw.view import View
 from ragfit.errors import RagfitError
 from ragfit.files import next_free, part_of, sync
-from ragfit.runs.card import name_base, write_card
+from ragfit.runs.card import model_card, name_base
 from ragfit.runs.records import CONFIG
 
 if TYPE_CHECKING:
@@ -21,16 +20,14 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 logger = logging.getLogger(__name__)
-_HOLDS = {
+HOLDS = {
     "adapter_model.safetensors": "the trained adapter",
     "adapter_config.json": "its LoRA settings and the base model's name",
     "model.safetensors": "the trained weights",
     "tokenizer.json": "the tokenizer",
-    "tokenizer_config.json": "its special tokens",
     "chat_template.jinja": "the chat template",
     "instruction.txt": "the instruction, which inference needs again",
     "template.txt": "the custom template, which inference needs again",
-    "config.json": "the model's shape",
     "fingerprint.json": "what base and tuned model make of the ends of two rows, compared where they are loaded again",
     "README.md": "the model card",
     "ragfit.yaml": "the configuration; ragfit.load_config reads it",
@@ -51,9 +48,6 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
         keep_same: leave an earlier one as it is where its weights are the same.
         weights: a whole state dict of the model, where processes hold parts of it. Then there is no fingerprint.
 
-    Returns:
-        The folder.
-
     Raises:
         RagfitError: a trained weight is not a finite number.
         OSError: the disk is full, or the folder cannot be written.
@@ -64,15 +58,24 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
         problem = f"the training has diverged ({broken} holds NaN or infinity), so nothing is saved as {target}"
         fix = "Lower train.learning_rate or train.max_grad_norm; a checkpoint-N of an earlier step may be sound."
         raise RagfitError("train.learning_rate", problem, fix)
+    cfg, prepared = trainer.cfg, trainer.prepared
     with part_of(target) as part:
         model.save_pretrained(part, state_dict=weights)
-        _write(trainer, part)
+        prepared.tokenizer.save_pretrained(part)
+        save_config(cfg, part / CONFIG)
+        (part / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
+        if prepared.renderer.template is not None:
+            (part / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
+        name_base(part, cfg)
+        (part / "README.md").unlink(missing_ok=True)  # PEFT's own
+        _try(part / "README.md", lambda path: path.write_text(model_card(trainer), "utf-8", "backslashreplace"))
         if weights is None:
-            _try("fingerprint.json", lambda: _fingerprint(trainer, part, model))
+            _try(part / "fingerprint.json", lambda path: _fingerprint(trainer, path.parent, model))
         else:
             say("Of a model in parts (FSDP, DeepSpeed) no fingerprint.json is written.")
         sync(part)
-        if keep_same and _same_weights(part, target):
+        names = [path.name for path in part.glob("*.safetensors")]
+        if keep_same and filecmp.cmpfiles(part, target, names, shallow=False)[0] == names:
             return target
         if target.exists():
             kept = next_free(target.parent, target.name)
@@ -80,18 +83,6 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
             say(f"Kept the earlier {target} as {kept.name}.")
         part.rename(target)
     return target
-
-
-def _write(trainer: "SFTTrainer", folder: Path) -> None:
-    cfg, prepared = trainer.cfg, trainer.prepared
-    prepared.tokenizer.save_pretrained(folder)
-    save_config(cfg, folder / CONFIG)
-    (folder / "instruction.txt").write_text(prepared.instruction, encoding="utf-8")
-    if prepared.renderer.template is not None:
-        (folder / "template.txt").write_text(prepared.renderer.template, encoding="utf-8")
-    name_base(folder, cfg)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own
-    _try("README.md", lambda: write_card(folder, trainer))
 
 
 def _fingerprint(trainer: "SFTTrainer", folder: Path, model: "torch.nn.Module") -> None:
@@ -103,42 +94,24 @@ def _fingerprint(trainer: "SFTTrainer", folder: Path, model: "torch.nn.Module") 
     fingerprint.write(folder, model, fingerprint.rows_for(prepared), ends)
 
 
-def _try(name: str, write: Callable[[], None]) -> None:
+def _try(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file that describes a trained adapter, which is not lost where the description has a fault."""
     try:
-        write()
+        write(path)
     except Exception as error:
-        logger.warning("%s could not be written (%s: %s).", name, type(error).__name__, error)
-
-
-def _same_weights(folder: Path, other: Path) -> bool:
-    names = {path.name for path in [*folder.glob("*.safetensors"), *other.glob("*.safetensors")]}
-    return len(filecmp.cmpfiles(folder, other, names, shallow=False)[0]) == len(names)
+        logger.warning("%s could not be written (%s: %s).", path.name, type(error).__name__, error)
 
 
 class SavedView(View):
     """The files of a folder `checkpoint` that a run left, with their sizes and what they hold."""
 
     def __init__(self, folder: str | Path):
-        self.title, self.folder = f"Saved in {folder}", folder
-        self.earlier = believed(folder)[0].get("model", {}).get("trained_adapter")
+        self.title = f"Saved in {folder}"
         files = sorted(path for path in Path(folder).iterdir() if path.is_file())
-        self.rows = [[Span(file.name, "mono"), _size(file), _HOLDS.get(file.name, "")] for file in files]
+        self.rows = [
+            [Span(file.name, "mono"), f"{file.stat().st_size / 1000:,.1f} kB", HOLDS.get(file.name, "")]
+            for file in files
+        ]
 
     def blocks(self) -> list[Block]:
-        on_top = (
-            f"This adapter was trained on top of the adapter {self.earlier}, merged into the base model: the base "
-            "alone is not what it belongs to. "
-            f"python -m ragfit merge {self.folder} NEW_FOLDER merges both, in that order."
-        )
-        table = Table(["file", "size", "what it holds"], self.rows, right=(1,))
-        return [Callout(on_top), table] if self.earlier else [table]
-
-
-def _size(file: Path) -> str:
-    size = file.stat().st_size
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        return [Table(["file", "size", "what it holds"], self.rows, right=(1,))]

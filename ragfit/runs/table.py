@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from ragfit.draw.text import counted
 from ragfit.draw.view import View
 from ragfit.errors import ConfigError
 from ragfit.runs.records import CONFIG, EVALUATION, GROUNDING, LOG, METRICS, OF_LABELS, STATUS
-from ragfit.runs.status import run_status
+from ragfit.runs.status import read, run_state
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,8 +44,8 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
         and `problem`; `step`, that of the weights that are saved; `train_loss`, the last that was logged up to it;
         `dev_loss`; of the tuned model each of `METRICS` and `OF_LABELS`, with `answers`, the number of rows that they
         were measured on; `grounded`, the share of rows whose answer depends most on a supporting document; and
-        `seconds` of training. What a run does not have is empty, and a column that no run has is left out. All figures
-        are of the saved weights: what was measured before the run began, or at another step, does not count.
+        `seconds` of training. All figures are of the saved weights; what a run does not have is empty, and a column
+        that no run has is left out.
 
     Raises:
         ConfigError: no root holds a run.
@@ -55,16 +54,15 @@ def table_of_runs(*roots: str | PathLike) -> "DataFrame":
 
     folders = {}
     for root in (user_path(root) for root in roots):
-        for folder in sorted((path.parent for path in root.rglob(STATUS)), key=_natural):
+        for folder in sorted((path.parent for path in root.rglob(STATUS) if read(path.parent)), key=_natural):
             name = os.path.relpath(folder, root) if len(roots) == 1 else str(folder)
             folders.setdefault(folder.resolve(), root.resolve().name if name == "." else name)
     if not folders:
         fix = "Name a run's train.output_dir, or a folder that holds some."
         raise ConfigError("folder", f"there is no run in {', '.join(map(str, roots))}", fix)
     index = pandas.Index(list(folders.values()), name="run")
-    settings = [_config(folder) for folder in folders]
-    outcomes = [_outcome(folder, config) for folder, config in zip(folders, settings, strict=True)]
-    configs, outcome = pandas.DataFrame(settings, index), pandas.DataFrame(outcomes, index)
+    configs = pandas.DataFrame([_config(folder) for folder in folders], index)
+    outcome = pandas.DataFrame([_outcome(folder) for folder in folders], index)
     told = configs.dropna(how="all").astype(str)  # a run that left no configuration says nothing about a key
     varied = [key for key in told if told[key].nunique() > 1]
     return configs[varied].join(outcome.dropna(axis=1, how="all"))
@@ -91,29 +89,23 @@ def _json(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _outcome(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _outcome(folder: Path) -> dict[str, Any]:
     """What became of a run, and the figures of the weights that it saved."""
-    state = None
-    with contextlib.suppress(ConfigError):  # a file that no run wrote
-        state = run_status(folder).state
-    facts, log, evaluation, grounding = (_json(folder / name) for name in (STATUS, LOG, EVALUATION, GROUNDING))
-    began = facts.get("started", "")
+    facts, evaluation, grounding = read(folder), _json(folder / EVALUATION), _json(folder / GROUNDING)
+    state, saved = run_state(facts)[0], facts.get("saved_step")
     # What an earlier run left in the same folder does not count.
-    if log and began and (folder / LOG).stat().st_mtime < int(datetime.fromisoformat(began).timestamp()):
-        log = {}
-    evaluation, grounding = (found if found.get("written", "") >= began else {} for found in (evaluation, grounding))
-    best = log.get("best_global_step") if config.get("train.load_best_model_at_end") else None
-    step = facts.get("saved_step") or best or log.get("global_step", facts.get("step"))
-    history = log.get("log_history", [])
-    logged = [entry for entry in history if entry["step"] <= (step or 0)]
+    evaluation, grounding = (
+        found if found.get("written", "") >= facts["started"] else {} for found in (evaluation, grounding)
+    )
+    history = [] if saved is None else _json(folder / LOG).get("log_history", [])
     tuned = {key: (evaluation.get(key) or {}).get("tuned") for key in ("dev_loss", *METRICS, *OF_LABELS)}
-    if tuned["dev_loss"] is None:
-        tuned["dev_loss"] = _last("eval_loss", [entry for entry in logged if entry["step"] == step])
+    if tuned["dev_loss"] is None and saved is not None:
+        tuned["dev_loss"] = facts.get("dev_loss")
     return {
         "state": state,
         "problem": facts.get("reason") if state not in ("finished", "running") else None,
-        "step": step,
-        "train_loss": _last("loss", logged),
+        "step": facts.get("step") if saved is None else saved,
+        "train_loss": _last("loss", [entry for entry in history if entry["step"] <= saved]),
         **tuned,
         "answers": evaluation.get("rows") or None,
         "grounded": grounding.get("top_is_supporting", {}).get("tuned", {}).get("mean"),
@@ -136,8 +128,7 @@ class RunsView(View):
         self.frame, self.title = frame, counted(len(frame), "run")
         self.settings = list(frame)[: list(frame).index("state")]
         self.figures = [column for column in (*LOW, *HIGH) if column in frame]
-        # Figures of other rows are not compared (on how many `grounded` stands is not known here), and of a figure that
-        # is the same everywhere none is the best.
+        # Figures of other rows are not compared (how many `grounded` stands on is not known here).
         alike = not DATA & set(self.settings) and ("answers" not in frame or frame["answers"].nunique() == 1)
         compared = [one for one in self.figures if alike and frame[one].nunique() > 1 and one != "grounded"]
         self.best = {column: frame[column].min() if column in LOW else frame[column].max() for column in compared}

@@ -102,11 +102,7 @@ def load_tuned(trainer: "RagfitTrainer", checkpoint: str | Path | None = None) -
     if TUNED in model.peft_config:
         model.set_adapter(next(name for name in model.peft_config if name != TUNED))
         model.delete_adapter(TUNED)
-    load_adapter(model, folder, lambda reason: ConfigError(
-        "checkpoint",
-        f"the adapter in {folder} could not be put on {trainer.cfg.model.model_name_or_path}: {reason}",
-        "Name an adapter of this model, or take it from another copy.",
-    ), TUNED)  # fmt: skip
+    load_adapter(model, folder, "checkpoint", TUNED)
     model.set_adapter(TUNED)
     check(folder, model, "base")
     check(folder, model, "tuned")

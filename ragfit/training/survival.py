@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from ragfit.config.save import without_secrets
-from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.errors import RagfitError, first_line
 from ragfit.models.adapter import load_adapter
 from ragfit.training import checkpoints
 
@@ -151,11 +151,8 @@ class SurvivingTrainer(SFTTrainer):
         """Trainer accepts missing keys, and an adapter in bfloat16, as a run in 4 bits has it, becomes float32."""
         adapter = any(Path(resume_from_checkpoint).glob("adapter_model.*"))
         if model is None and adapter and isinstance(self.model, PeftModel):
-            load_adapter(self.model, resume_from_checkpoint, lambda reason: ConfigError(
-                "resume_checkpoint",
-                f"the adapter in {resume_from_checkpoint} does not fit this run's: {reason}",
-                "Name a checkpoint of this run, or leave resume_checkpoint empty to start anew.",
-            ), self.model.active_adapter, is_trainable=True)  # fmt: skip
+            name = self.model.active_adapter
+            load_adapter(self.model, resume_from_checkpoint, "resume_checkpoint", name, is_trainable=True)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -235,23 +235,6 @@ def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
     assert ragfit.table_of_runs(copied)["grounded"].tolist() == [measured["top_is_supporting"]["tuned"]["mean"]]
 
 
-def test_the_card_tells_of_it_once(trainer, tmp_path):
-    from ragfit.runs.card import tell_grounding
-
-    card = tmp_path / "README.md"
-    head = "# A\n\n```text\n## Training\n## Grounding\n## Versions\n```\n\n## Training\n\n| | |\n\n"
-    card.write_text(f"{head}## Versions\n\nragfit\n")
-    summary = grounding(trainer, rows=3, parts=["drop"], save=False).summary
-    for times in (1, 2):
-        tell_grounding(tmp_path, {**summary, "rows": times})
-    said = card.read_text()
-    tuned = summary["top_is_supporting"]["tuned"]["mean"]
-    assert said.startswith(f"{head}## Grounding\n\nOn 2 dev rows.\n") and said.endswith("\n\n## Versions\n\nragfit\n")
-    assert said.count("## Grounding") == 2 and f"tuned {tuned:.2f}" in said
-    tell_grounding(tmp_path / "nowhere", summary)
-    assert not (tmp_path / "nowhere").exists()
-
-
 @pytest.mark.slow
 def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
     """The tuned model answers again without documents, where they can be found; rows without them have no such answer."""

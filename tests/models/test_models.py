@@ -16,7 +16,6 @@ import ragfit
 from ragfit.config.load import load_config
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
-from ragfit.models.adapter import linear_layers
 from ragfit.models.hf import HFTrain, bf16_is_fast, choose_dtype, skeleton
 from ragfit.models.load import load_model
 
@@ -48,18 +47,7 @@ class TwoAttributes:
         self.seen = {"completion_start": completion_start, "scale": scale, "nested": nested}
 
 
-class NoTokenizer:
-    def __init__(self, **keys):
-        self.model = torch.nn.Linear(2, 2)
-
-
 # --- _target_ -----------------------------------------------------------------------------------------------------
-
-
-def target_config(tmp_path, target, **keys):
-    path = tmp_path / "own.yaml"
-    path.write_text(json.dumps({"model": {"_target_": target, **keys}}), encoding="utf-8")
-    return load_config(path)
 
 
 def test_another_class_is_made_from_the_keys_of_model_and_trains(tmp_path, tiny_llama, rows):
@@ -78,18 +66,12 @@ def test_another_class_is_made_from_the_keys_of_model_and_trains(tmp_path, tiny_
     assert any(not torch.equal(tensor, before[name]) for name, tensor in adapter_weights(trainer.model).items())
 
 
-@pytest.mark.parametrize(
-    ("target", "keys", "message"),
-    [
-        ("ragfit.models.hf.HFTrian", {}, "HFTrian"),
-        ("no.such.module.Model", {}, "No module named"),
-        (f"{__name__}.TwoAttributes", {"folder": "x", "rank": 3}, "rank"),
-        (f"{__name__}.NoTokenizer", {}, "has no attributes 'model' and 'tokenizer'"),
-    ],
-)
-def test_a_class_that_cannot_be_made(tmp_path, target, keys, message):
-    with pytest.raises(ConfigError, match=f"^model._target_: .*{message}"):
-        load_model(target_config(tmp_path, target, **keys))
+@pytest.mark.parametrize("target", ["ragfit.models.hf.HFTrian", "no.such.module.Model", "Model"])
+def test_there_is_no_such_class(tmp_path, target):
+    path = tmp_path / "own.yaml"
+    path.write_text(json.dumps({"model": {"_target_": target}}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"^model._target_: there is no {target}: "):
+        load_model(load_config(path))
 
 
 # --- What is loaded -----------------------------------------------------------------------------------------------
@@ -138,18 +120,10 @@ def test_trust_remote_code_is_off_unless_set(tmp_path, tiny_llama):
     assert (tmp_path / "ran").exists() and type(loaded.model).__name__ == "OwnModel"
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        ("bfloat16", torch.bfloat16),
-        ("torch.float16", torch.float16),
-        (torch.bfloat16, torch.bfloat16),
-        (None, AUTO),
-        ("auto", AUTO),
-    ],
-)
-def test_dtype(dtype, expected):
-    assert choose_dtype(dtype) == expected
+def test_dtype():
+    wanted = {"bfloat16": torch.bfloat16, "torch.float16": torch.float16, torch.bfloat16: torch.bfloat16}
+    for dtype, expected in {**wanted, None: AUTO, "auto": AUTO}.items():
+        assert choose_dtype(dtype) == expected
 
 
 def test_weights_have_the_type_asked_for(tiny_phi3):
@@ -161,15 +135,12 @@ def test_weights_have_the_type_asked_for(tiny_phi3):
         HFTrain(str(tiny_phi3), dtype="int8")
 
 
-def test_where_the_layers_go(tiny_llama, rows, tmp_path):
+def test_where_the_layers_go(tiny_llama):
     for device_map, device in (("meta", "meta"), ({"": "meta"}, "meta"), ("cpu", "cpu"), (None, "cpu")):
         device = "cuda" if device_map is None and torch.cuda.is_available() else device
         model = HFTrain(str(tiny_llama), device_map=device_map, attn_implementation="eager").model
         assert {p.device.type for p in model.parameters()} == {device}
         assert model.config._attn_implementation == "eager"
-    trainer = tiny_trainer(tiny_config(tiny_llama, rows, tmp_path, "model.device_map=auto", "train.max_steps=1"))
-    trainer.train()
-    assert trainer.state.global_step == 1
 
 
 # --- Quantization -------------------------------------------------------------------------------------------------
@@ -203,14 +174,15 @@ def test_quantized_layers_train_with_the_paged_optimizer(name, tiny_phi3, rows, 
 
 
 def test_quantization_that_cannot_be(tiny_phi3):
-    for keys in ({"load_in_8bit": True}, {"load_in_4bit": True}, {"quantization_config": {"load_in_4bit": True}}):
+    for keys in ({"load_in_8bit": True}, {"quantization_config": {"load_in_4bit": True}}):
         with pytest.raises(ConfigError, match="^model.lora: it is empty, but quantized weights cannot be trained"):
             HFTrain("/nothing/is/loaded", lora=None, **keys)
     with pytest.raises(ValueError, match="load_in_4bit and load_in_8bit are both True"):
         HFTrain(str(tiny_phi3), lora=LORA, load_in_4bit=True, load_in_8bit=True)
-    for keys in ({"load_in_4bits": True}, {"bnb_4bit_quant_type": "nf4"}):
-        with pytest.raises(ConfigError, match="^model.quantization_config: it quantizes nothing, or has unknown keys"):
-            HFTrain(str(tiny_phi3), lora=LORA, quantization_config=keys)
+    with pytest.raises(
+        ConfigError, match="^model.quantization_config: it has no load_in_4bits. The keys are .*load_in"
+    ):
+        HFTrain(str(tiny_phi3), lora=LORA, quantization_config={"load_in_4bits": True})
 
 
 def test_a_look_at_the_dev_loss_leaves_4bit_gradients_alone(tmp_path):
@@ -264,9 +236,7 @@ def test_lora_keys_reach_peft_and_the_model(tiny_phi3):
 @pytest.mark.parametrize(
     ("key", "value", "missing"),
     [
-        ("target_modules", ["q_proj"], "q_proj"),
         ("target_modules", ["qkv_proj", "v_proj"], "v_proj"),
-        ("target_modules", "q_proj", "q_proj"),
         ("modules_to_save", ["lm_head", "nope"], "nope"),
     ],
 )
@@ -279,9 +249,10 @@ def test_names_that_match_nothing_list_the_linear_layers(broken_phi3, key, value
     )
 
 
-def test_what_peft_refuses_is_said_before_the_weights_are_read(broken_phi3):
-    with pytest.raises(TypeError, match="rank") as caught:
-        HFTrain(str(broken_phi3), lora={**LORA, "rank": 3})
+@pytest.mark.parametrize(("keys", "kind"), [({"rank": 3}, TypeError), ({"target_modules": "q_proj"}, ValueError)])
+def test_what_peft_refuses_is_said_before_the_weights_are_read(broken_phi3, keys, kind):
+    with pytest.raises(kind, match="rank|q_proj") as caught:
+        HFTrain(str(broken_phi3), lora={**LORA, **keys})
     assert "model.lora" in caught.value.__notes__[0]
 
 
@@ -297,11 +268,8 @@ def test_without_lora_all_weights_are_trained_and_saved_as_a_model(tiny_llama, r
     assert set(json.loads((folder / "fingerprint.json").read_text())) == {"rows", "tuned", "ends"}
 
 
-def test_the_skeleton_has_the_models_layers_and_no_weights(tiny_llama):
-    model = skeleton(str(tiny_llama))
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
-    assert linear_layers(model) == names
+def test_the_skeleton_has_no_weights(tiny_llama):
+    assert {p.device.type for p in skeleton(str(tiny_llama)).parameters()} == {"meta"}
 
 
 def test_a_trained_adapter_is_merged_before_the_new_one(tiny_phi3, tmp_path):

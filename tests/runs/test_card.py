@@ -50,65 +50,53 @@ def tags(body):
     class Reader(html.parser.HTMLParser):
         def handle_starttag(self, tag, attributes):
             found.add(tag)
-            assert not [name for name, _ in attributes if name.startswith("on") or name in ("src", "href")], (
-                tag,
-                attributes,
-            )
+            names = [name for name, _ in attributes]
+            assert not [name for name in names if name.startswith("on") or name in ("src", "href")], (tag, attributes)
 
     Reader().feed(render(body))
     return found
 
 
 def test_a_run_s_card(build, tmp_path, tiny_phi3):
-    trainer = build(
-        "dev_split=2",
-        "train.eval_strategy=steps",
-        "train.eval_steps=1",
-        "train.eval_on_start=true",
-        "model.load_in_8bit=true",
-    )
+    """Figures are those of the weights that are saved: the highest loss is called the best here, which is the first."""
+    keys = "dev_split=2 train.eval_strategy=steps train.eval_steps=1 train.save_strategy=steps train.save_steps=1"
+    more = "train.load_best_model_at_end=true train.max_steps=4 train.metric_for_best_model=loss train.greater_is_better=true"
+    trainer = build(*keys.split(), *more.split(), "model.load_in_8bit=true")
     folder = ragfit.train(trainer)
     header, body = parts((folder / "README.md").read_text(encoding="utf-8"))
-    assert header == {
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["ragfit", "trl", "sft", "rag", "lora"],
+    tags_told = ["ragfit", "trl", "sft", "rag", "lora"]
+    assert header == {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags_told}
+    report, best, state = trainer.prepared.report, trainer.state.best_global_step, trainer.state
+    assert best < state.global_step == 4
+    logged = {
+        (entry["step"], key): entry[key] for entry in state.log_history for key in ("loss", "eval_loss") if key in entry
     }
-    report = trainer.prepared.report
+    share = f"{report.train.loss_tokens / report.train.tokens:.1%}"
     for line in (
         f"# LoRA adapter for `{tiny_phi3.name}`",
         "| file | `rows.jsonl` |",
         "| train: rows kept | `4 of 4` |",
-        f"| train: tokens with loss | `{report.train.loss_tokens:,} of {report.train.tokens:,} ({report.train.loss_tokens / report.train.tokens:.1%})` |",
-        "| steps | `2 (1.00 epochs)` |",
+        f"| train: tokens with loss | `{report.train.loss_tokens:,} of {report.train.tokens:,} ({share})` |",
+        "| steps | `4 (2.00 epochs)` |",
+        f"| saved weights | `those of step {best}, the best by loss` |",
+        f"| training loss | `{logged[best, 'loss']:.4f} at step {best}` |",
+        f"| dev loss | `{logged[best, 'eval_loss']:.4f} at step {best}` |",
         "| load_in_8bit | `True` |",
         "| learning_rate | `0.0001` |",
         "| r | `16` |",
         "No findings: every check on every row passed.",
     ):
         assert line in body.splitlines(), line
-    logged = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert len(logged) == 3
-    assert f"| dev loss | `{logged[0]:.4f} at step 0, {logged[-1]:.4f} at step 2` |" in body
     assert "```text\nBe brief.\n```" in body
     assert str(tmp_path) not in body and str(tiny_phi3.parent) not in body
     assert tags(body) <= TAGS
 
 
-def test_figures_are_those_of_the_weights_that_are_saved(build):
-    """The highest loss is called the best here, which is the first one."""
-    keys = "dev_split=2 train.eval_strategy=steps train.eval_steps=1 train.save_strategy=steps train.save_steps=1"
-    more = "train.load_best_model_at_end=true train.max_steps=4 train.metric_for_best_model=loss train.greater_is_better=true"
-    trainer = build(*keys.split(), *more.split())
+def test_what_was_changed_on_the_way_and_keys_of_the_template(build):
+    trainer = build()
     trainer.cfg.model.chat_template_kwargs = {"thinking": False}
     trainer.changed = {"train.learning_rate": [(0, 0.5), (2, 5.0)]}  # as of a run that went on with another
-    body = parts((ragfit.train(trainer) / "README.md").read_text(encoding="utf-8"))[1]
-    best, state = trainer.state.best_global_step, trainer.state
-    assert best < state.global_step == 4
-    logged = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
-    first = f"{logged[1]:.4f} at step 1, " * (best > 1)
-    assert f"| dev loss | `{first}{logged[best]:.4f} at step {best}` |" in body
-    assert f"| saved weights | `those of step {best}, the best by loss, {logged[best]:.4f}` |" in body
+    body = card.model_card(trainer)
     assert "| learning_rate | `0.5 from step 0 on, 5.0 from step 2 on` |" in body
     assert "| chat_template_kwargs | `{'thinking': False}` |" in body
     assert "add_generation_prompt=True, **{'thinking': False})" in body
@@ -199,9 +187,8 @@ def test_nothing_of_the_environment_is_in_a_card(build, tmp_path, tiny_phi3, mon
     (tmp_path / "instruction.txt").write_text(f"Never say hf_{'a' * 34}.", encoding="utf-8")
     trainer = build("model.model_name_or_path='${oc.env:MODELS}'")
     folder = save_checkpoint(trainer)
-    written = "".join(
-        (folder / name).read_text(encoding="utf-8") for name in ("README.md", "ragfit.yaml", "adapter_config.json")
-    )
+    names = ("README.md", "ragfit.yaml", "adapter_config.json")
+    written = "".join((folder / name).read_text(encoding="utf-8") for name in names)
     assert str(tiny_phi3) not in written and tiny_phi3.name not in written and "hf_aaa" not in written
     assert "Never say •••." in written
 
@@ -209,15 +196,11 @@ def test_nothing_of_the_environment_is_in_a_card(build, tmp_path, tiny_phi3, mon
 def test_findings_are_told_without_what_was_seen(build, write_rows, tmp_path):
     trainer = build()
     rows = [*question_rows(3), question_rows(1)[0], {"prompt": "private <|im_end|> text", "answers": ["x"]}]
-    trainer.prepared = ragfit.prepare(
-        tiny_config(trainer.cfg.model.model_name_or_path, write_rows(rows, "other.jsonl"), tmp_path)
-    )
+    cfg = tiny_config(trainer.cfg.model.model_name_or_path, write_rows(rows, "other.jsonl"), tmp_path)
+    trainer.prepared = ragfit.prepare(cfg)
     body = parts(card.model_card(trainer))[1]
-    assert (
-        "- note: **duplicate rows**" in body
-        and "- warning: **special tokens in data**, 1 rows" in body
-        and "private" not in body
-    )
+    assert "- note: **duplicate rows**" in body and "- warning: **special tokens in data**, 1 rows" in body
+    assert "private" not in body
 
 
 def test_an_adapter_is_not_lost_for_want_of_a_card(build, monkeypatch, caplog):

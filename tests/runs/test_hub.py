@@ -1,16 +1,16 @@
 """Pushing an adapter: the real client of the Hugging Face hub against a stand-in on loopback."""
 
 import logging
-import re
 import subprocess
 import sys
 
 import pytest
-from hub_standin import Hub, hub
+from hub_standin import hub
 from omegaconf import OmegaConf
 from tiny_runs import question_rows, tiny_config, tiny_trainer
 
 import ragfit
+from ragfit.__main__ import main
 from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError
 from ragfit.runs import status
@@ -39,16 +39,17 @@ def python(env, *arguments):
 
 
 def test_pushing_a_folder_later(folder):
+    """Without what a trainer's checkpoint holds beside the weights: some of it is pickled, with the arguments' token."""
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "trainer_state.json", ".env", ".cache/x"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"secret")
     with hub() as there:
         result = python(there.environment(), "-m", "ragfit", "push", folder, "org/my-adapter")
-        again = python(there.environment(), "-m", "ragfit", "push", folder, "org/my-adapter")
-    assert result.returncode == again.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     assert f"Pushed {folder} to {there.url}/org/my-adapter" in result.stderr
     assert there.files == {"org/my-adapter": CONTENT}
-    assert [(body["organization"], body["name"], body["visibility"]) for body in there.created] == [
-        ("org", "my-adapter", "private")
-    ] * 2
-    assert there.tokens == {"hf_dummy"} and there.unknown == []
+    told = [(body["organization"], body["name"], body["visibility"]) for body in there.created]
+    assert told == [("org", "my-adapter", "private")] and there.tokens == {"hf_dummy"} and there.unknown == []
 
 
 @pytest.mark.slow
@@ -67,41 +68,30 @@ def test_a_run_pushes_what_it_saved(tiny_phi3, write_rows, tmp_path):
         "tokenizer_config.json", "chat_template.jinja", "README.md", "fingerprint.json",
     }  # fmt: skip
     card = saved["README.md"].decode()
-    assert "# LoRA adapter for" in card and 'snapshot_download("my-adapter")' in card and "| training loss |" in card
+    assert "# LoRA adapter for" in card and "| training loss |" in card
     assert not [name for name, content in saved.items() if str(tmp_path).encode() in content and name != "ragfit.yaml"]
     assert there.created[0]["visibility"] == "private" and there.unknown == []
     assert there.tokens == {"hf_own"}  # train.hub_token goes before the environment's
     assert not [name for name, content in saved.items() if b"hf_own" in content]
 
 
-NO_LOGIN = {"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent/token"}
+FAILING = {
+    "no login": ({"status": 401}, {"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent/token"}, "401"),
+    "in the middle": ({"status": 403, "failing": "/large/"}, {}, "403"),
+    "public": ({"public": ["org/my-adapter"]}, {}, "exists and is public"),
+}
 
 
-@pytest.mark.parametrize(
-    ("settings", "environment", "reason"),
-    [
-        ({"status": 401}, NO_LOGIN, "401"),
-        ({"status": 500}, {}, "500"),
-        ({"status": 403, "failing": "/large/"}, {}, "403"),
-        ({"public": ["org/my-adapter"]}, {}, "exists and is public"),
-        (None, {}, "(?i)connect"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "environment", "reason"), FAILING.values(), ids=FAILING)
 def test_a_failed_push_says_how_to_push_later(folder, settings, environment, reason):
-    if settings:
-        with hub(**settings) as there:
-            result = python(there.environment(**environment), "-m", "ragfit", "push", folder, "org/my-adapter")
-        assert there.files.get("org/my-adapter", {}) == {}
-    else:
-        nobody = Hub()
-        nobody.url = "http://127.0.0.1:9"  # the discard port: nobody listens
-        result = python(nobody.environment(), "-m", "ragfit", "push", folder, "org/my-adapter")
+    with hub(**settings) as there:
+        result = python(there.environment(**environment), "-m", "ragfit", "push", folder, "org/my-adapter")
+    assert there.files.get("org/my-adapter", {}) == {}
     assert result.returncode == 1 and "Traceback" not in result.stderr
     message = next(line for line in result.stderr.splitlines() if line.startswith("hfhub_tag: "))
     later = f"The adapter is safe in {folder}; push it later with: python -m ragfit push '{folder}' org/my-adapter"
     assert message.startswith("hfhub_tag: pushing to org/my-adapter failed (") and message.endswith(later)
-    assert re.search(reason, message)
-    assert "hf_dummy" not in result.stderr + result.stdout
+    assert reason in message and "hf_dummy" not in result.stderr + result.stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
 
 
@@ -110,23 +100,6 @@ def test_a_hub_that_never_answers(folder):
     with hub("silence", failing="/repos/create") as there:
         result = python(there.environment(), "-c", code, folder, "org/my-adapter")
     assert result.returncode == 1 and "timed out" in result.stderr and "push it later with" in result.stderr
-
-
-def test_what_a_trainer_s_checkpoint_holds_beside_weights_is_not_pushed(folder):
-    for name in (
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
-        "training_args.bin",
-        "trainer_state.json",
-        ".env",
-        ".cache/x",
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"secret")
-    with hub() as there:
-        result = python(there.environment(), "-m", "ragfit", "push", folder, "my-adapter")
-    assert result.returncode == 0 and there.files == {"somebody/my-adapter": CONTENT}
 
 
 @pytest.mark.slow
@@ -138,27 +111,19 @@ def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, 
         folder = ragfit.train(trainer)
     assert (folder / "adapter_model.safetensors").is_file()
     assert status.read(tmp_path / "out")["state"] == "finished"
-    assert (
-        "pushing to org/my-adapter failed" in caplog.text
-        and f"python -m ragfit push {folder} org/my-adapter" in caplog.text
-    )
+    assert "pushing to org/my-adapter failed" in caplog.text
+    assert f"python -m ragfit push {folder} org/my-adapter" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("there", "tag", "said"),
-    [
-        (False, "org/name", "error: checkpoint: .* holds no adapter and no model. Name the folder checkpoint"),
-        (True, "a/b/c", "error: hfhub_tag: 'a/b/c' is not a repository name"),
-    ],
-)
-def test_nothing_to_push_and_nowhere_to(folder, there, tag, said):
-    result = python(None, "-m", "ragfit", "push", folder if there else folder / "nothing", tag)
-    assert result.returncode == 1 and re.match(said, result.stderr) and "push it later" not in result.stderr
-
-
-def test_names_that_a_repository_can_have():
+def test_nothing_to_push_and_nowhere_to(folder):
+    for words, said in (
+        ((folder / "nothing", "org/name"), "checkpoint: .* holds no adapter and no model. Name the folder checkpoint"),
+        ((folder, "a/b/c"), "hfhub_tag: 'a/b/c' is not a repository name"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: {said}"):
+            main(["push", *map(str, words)])
     for tag in ("name", "org/name", "my.org/name-1_b"):
         check_tag(tag)
-    for tag in ("a/b/c", "no name", "org/", "-name", "name.git", "x" * 97):
+    for tag in ("no name", "org/", "name.git"):
         with pytest.raises(ConfigError, match="hfhub_tag: .* is not a repository name"):
             check_tag(tag)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 
-import forked
 import pytest
 import torch
 from peft import PeftModel, PromptTuningConfig, get_peft_model
@@ -16,12 +15,12 @@ from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # no
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ragfit
+from ragfit.__main__ import main
 from ragfit.config.overrides import override
 from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError
 from ragfit.models.hf import HFTrain
 from ragfit.runs.merge import merge_checkpoint
-from ragfit.views import SavedView
 
 FAST = ["train.learning_rate=0.05", "train.warmup_ratio=0", "train.max_steps=4", "train.lr_scheduler_type=constant"]
 
@@ -99,9 +98,7 @@ def test_an_earlier_adapter_is_merged_first(run, tiny_llama, ids, tmp_path):
     evaluated = ragfit.load_checkpoint(tmp_path / "merged").model  # into which nothing is merged again
     assert_same(logits(evaluated, ids), expected)
     assert (logits(plain(tiny_llama, second), ids) - expected).abs().max() > 0.01  # alone it is another model
-    view = SavedView(second)  # which is said where the adapter is shown
-    assert f"on top of the adapter {first}" in repr(view) and "ragfit merge" in view.html()
-    assert "on top of" not in repr(SavedView(first))
+    assert "on top of the adapter" in (second / "README.md").read_text()
     shutil.rmtree(first.parent)
     with pytest.raises(ConfigError, match="^model.trained_adapter: there is no .*first"):
         merge_checkpoint(second, tmp_path / "again")
@@ -131,19 +128,17 @@ def test_any_peft_folder_will_do(run, tiny_llama, ids, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_adapter_trained_on_8_bit_weights(run, tiny_llama, ids, tmp_path):
+def test_an_adapter_trained_on_8_bit_weights(run, tiny_llama, ids, tmp_path, monkeypatch, capsys):
     """By the command line; the base is loaded in full."""
     checkpoint = run("model.load_in_8bit=true")
-    result = forked.command("ragfit", "merge", str(checkpoint), "merged", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "trained on quantized weights" in result.stderr and "saved merged" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *handler: None)  # it would stay for the next tests
+    main(["merge", str(checkpoint), "merged"])
+    said = capsys.readouterr()
+    assert "trained on quantized weights" in said.err and "saved merged" in said.out
     merged = load(tmp_path / "merged")
     assert getattr(merged.config, "quantization_config", None) is None
     assert_same(logits(merged, ids), logits(plain(tiny_llama, checkpoint), ids))
-
-
-def edit(path, **keys):
-    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
 def test_what_is_refused(run, tiny_llama, tmp_path):
@@ -161,13 +156,9 @@ def test_what_is_refused(run, tiny_llama, tmp_path):
     (taken / "file").write_text("mine")
     refused(checkpoint, taken, "^out: .*taken exists and is not empty. Name a new folder")
     refused(checkpoint, taken / "file", "file exists and is not empty")
-    refused(tiny_llama, new, "^checkpoint: .* holds a whole model")
-    refused(taken, new, "holds no adapter_config.json")
+    refused(tiny_llama, new, "^checkpoint: .* holds no adapter_config.json. .* a whole model needs no merging")
     refused(tmp_path / "nowhere", new, "checkpoint: there is no")
     refused(checkpoint, new, "float33.*type of torch", dtype="float33")
-    quantized = shutil.copytree(tiny_llama, tmp_path / "quantized")
-    edit(quantized / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    refused(checkpoint, new, "is stored quantized", base=str(quantized))
     other = shutil.copytree(tiny_llama, tmp_path / "other")
     doubled = {name: 2 * weight for name, weight in load_file(other / "model.safetensors").items()}
     save_file(doubled, other / "model.safetensors", metadata={"format": "pt"})
@@ -180,14 +171,12 @@ def test_what_is_refused(run, tiny_llama, tmp_path):
     refused(checkpoint, new, "NaN", Exception)  # PEFT's own
     weights.write_bytes(b"cut")
     refused(checkpoint, new, "header", Exception)  # safetensors' own class
-    weights.unlink()
-    refused(checkpoint, new, "it has no adapter_model.safetensors. .*another copy")
     for kind in ({"peft_type": "SHADOW", "shadow_model": "other"}, {"peft_type": "XLORA", "adapters": {"a": "other"}}):
         settings.write_text(json.dumps(kind | ({"hidden_size": 16} if "adapters" in kind else {})))
-        refused(checkpoint, new, f"of the kind {kind['peft_type']}, whose settings name other models")
+        refused(checkpoint, new, f"^checkpoint: .* of the kind {kind['peft_type']}, which cannot be merged")
     prompt = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     get_peft_model(load(tiny_llama), prompt).save_pretrained(tmp_path / "prompt")
-    refused(tmp_path / "prompt", new, "PROMPT_TUNING, which changes no weights", base=str(tiny_llama))
+    refused(tmp_path / "prompt", new, "PROMPT_TUNING, which cannot be merged", base=str(tiny_llama))
 
 
 # What became of an adapter's keys, and what is said of it.
@@ -208,7 +197,7 @@ def test_keys_that_do_not_match_where_there_is_no_fingerprint(kind, run, tiny_ll
         names = change(key) or []
         new |= {name: weight.clone() for name in ([names] if isinstance(names, str) else names)}
     save_file(new, checkpoint / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=f"could not be merged into .*{message}.*--base"):
+    with pytest.raises(ConfigError, match=f"^checkpoint: the adapter in .* could not be put on .*{message}"):
         merge_checkpoint(checkpoint, tmp_path / "merged")
     assert not list(tmp_path.glob("*merged*"))
     with pytest.raises(ConfigError, match=f"^model.trained_adapter: .*{message}"):
@@ -236,14 +225,3 @@ def test_a_killed_merge_leaves_no_half_model(run, tmp_path):
         process.wait()
         assert len(list(tmp_path.glob("merged.part-*"))) == left and not (tmp_path / "merged").exists()
     assert merge_checkpoint(checkpoint, tmp_path / "merged") == tmp_path / "merged"
-
-
-@pytest.mark.slow
-def test_a_full_disk_leaves_nothing(run, tmp_path):
-    """No file may grow over 8 kB."""
-    limited = "ulimit -f 8; trap '' XFSZ; exec \"$@\""
-    command = ["bash", "-c", limited, "-", sys.executable, "-m", "ragfit", "merge", str(run()), "merged"]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert result.returncode == 1 and "File too large" in result.stderr
-    assert not list(tmp_path.glob("merged*"))

@@ -66,65 +66,56 @@ def test_evaluations_and_several_roots(tiny_llama, rows, tmp_path):
     assert ragfit.table_of_runs(tmp_path / "a" / "run").index.tolist() == ["run"]  # the root is the run
     assert len(ragfit.table_of_runs(tmp_path, tmp_path / "a")) == 2  # each once
 
-    # A later run in the same folder: the evaluation of the earlier one is not its own.
-    status = tmp_path / "a" / "run" / "status.json"
-    later = {"started": "2999-01-01T00:00:00+00:00", "state": "failed", "reason": "no memory"}
-    status.write_text(json.dumps(json.loads(status.read_text()) | later))
-    frame = ragfit.table_of_runs(tmp_path)
-    assert frame.loc["a/run", ["state", "problem"]].tolist() == ["failed", "no memory"]
-    assert frame.loc["a/run", ["train_loss", "dev_loss", "f1"]].isna().all() and frame.loc["b/run", "f1"] > 0
-
 
 STARTED = "2026-01-01T00:00:00+00:00"
 FACTS = {"state": "finished", "started": STARTED, "updated": STARTED, "step": 9, "total_steps": 9, "host": "elsewhere"}
+HISTORY = [
+    {"step": 2, "loss": 3.0},
+    {"step": 4, "loss": 2.0},
+    {"step": 8, "loss": 1.0},
+    {"step": 9, "train_runtime": 7.0},
+]
+LOG = {"log_history": HISTORY}
 
 
-def write_run(folder, config="", log=None, evaluation=None, **facts):
+def write_run(folder, log=None, evaluation=None, **facts):
     folder.mkdir(parents=True)
     (folder / "status.json").write_text(json.dumps(FACTS | facts))
-    (folder / "ragfit.yaml").write_text(config or "model: {lora: {r: 4}}")
+    (folder / "ragfit.yaml").write_text("model: {lora: {r: 4}}")
     for name, content in (("trainer_state.json", log), ("evaluation.json", evaluation)):
         if content is not None:
             (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-LOG = {
-    "global_step": 9,
-    "best_global_step": 4,
-    "log_history": [
-        {"step": 2, "loss": 3.0}, {"step": 4, "loss": 2.0}, {"step": 4, "eval_loss": 1.5},
-        {"step": 8, "loss": 1.0}, {"step": 8, "eval_loss": 2.5}, {"step": 9, "train_runtime": 7.0},
-    ],
-}  # fmt: skip
-
-
 def test_the_figures_are_of_the_weights_that_are_saved(tmp_path):
-    """With `load_best_model_at_end` the best step's; no loss of an earlier step stands in for the last one's."""
-    write_run(tmp_path / "best", "train: {load_best_model_at_end: true}", LOG)
-    write_run(tmp_path / "last", "train: {load_best_model_at_end: false}", LOG)
+    """With `load_best_model_at_end` the best step's; what an earlier run has left in the folder does not count."""
+    write_run(tmp_path / "best", LOG, saved_step=4, dev_loss=1.5)
+    write_run(tmp_path / "last", LOG, saved_step=9)
     measured = {"written": "2026-01-02T00:00:00+00:00", "rows": 4, "dev_loss": {"tuned": 0.5}, "f1": {"tuned": 0.25}}
-    write_run(tmp_path / "measured", "train: {load_best_model_at_end: false}", LOG, measured)
-    write_run(tmp_path / "earlier", "", None, measured | {"written": "2025-12-31T00:00:00+00:00"})
+    write_run(tmp_path / "measured", LOG, measured, saved_step=9, dev_loss=1.5)
+    old = measured | {"written": "2025-12-31T00:00:00+00:00"}
+    write_run(tmp_path / "earlier", LOG, old, state="failed", reason="no memory", dev_loss=1.5)
+    write_run(tmp_path / "damaged", '{"log_hist', '{"rows": NaN', saved_step=9)
     frame = ragfit.table_of_runs(tmp_path).astype(object).where(lambda cell: cell.notna(), None)
-    found = frame[["step", "train_loss", "dev_loss", "f1", "answers"]].T.to_dict("list")
+    found = frame[["step", "train_loss", "dev_loss", "f1", "answers", "problem"]].T.to_dict("list")
     assert found == {
-        "best": [4, 2.0, 1.5, None, None],
-        "last": [9, 1.0, None, None, None],
-        "measured": [9, 1.0, 0.5, 0.25, 4],
-        "earlier": [9, None, None, None, None],
+        "best": [4, 2.0, 1.5, None, None, None],
+        "last": [9, 1.0, None, None, None, None],
+        "measured": [9, 1.0, 0.5, 0.25, 4, None],
+        "earlier": [9, None, None, None, None, "no memory"],
+        "damaged": [9, None, None, None, None, None],
     }
 
 
-def test_a_run_that_left_little_spoils_no_other(tmp_path):
-    write_run(tmp_path / "whole", "", LOG)
-    write_run(tmp_path / "cut", "", '{"global_st', '{"rows": NaN')
+def test_a_run_without_its_configuration_and_folders_that_are_none(tmp_path):
+    write_run(tmp_path / "whole", LOG)
+    write_run(tmp_path / "cut")
     (tmp_path / "cut" / "ragfit.yaml").unlink()
-    for own in ("checkpoint", "checkpoint-4", "evaluation-test"):  # which are no runs
-        (tmp_path / "whole" / own).mkdir()
-        (tmp_path / "whole" / own / "ragfit.yaml").write_text("model: {}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "status.json").write_text("[]")
     frame = ragfit.table_of_runs(tmp_path)
-    assert frame.index.tolist() == ["cut", "whole"] and frame["train_loss"].tolist()[1] == 1.0
-    assert list(frame)[0] == "state"  # and says nothing about their settings
+    assert frame.index.tolist() == ["cut", "whole"]
+    assert list(frame)[0] == "state"  # and says nothing about its settings
     assert_harmless(RunsView(frame)._repr_html_())
 
 

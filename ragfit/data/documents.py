@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ragfit.data.listed import listed_documents, listed_in, title_and_text
 from ragfit.data.numbered import Span, numbered_documents
@@ -15,9 +16,6 @@ ANSWER_KEYS = ("short_answers", "answers")
 SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices", "oracle_context")  # the last one is RAFT's
 FINAL = "<ANSWER>:"  # what RAFT writes before an answer's last part
 WORDS = 10  # a longer answer is a sentence, which no document holds word for word
-
-
-# Documents.
 
 
 @dataclass(frozen=True)
@@ -37,39 +35,48 @@ class Document:
 
 @dataclass(frozen=True)
 class Passages:
-    """A prompt taken apart: the text before its documents, the documents, and the text after them.
+    """A prompt in which it is known where each document begins and ends.
 
     Attributes:
-        documents: in the prompt's order, which need not be that of their numbers.
-        gaps: what stands between two documents, one less than there are documents.
-        origin: "the prompt" where they are marked in it, else the row's key that lists them.
+        query: the prompt.
+        spans: for each document its number, where its header starts, where its text starts and where it ends, in the
+            prompt's order, which need not be that of the numbers.
+        origin: "the prompt" where the documents are marked in it, else the row's key that lists them.
     """
 
-    before: str
-    documents: tuple[Document, ...]
-    gaps: tuple[str, ...]
-    after: str
+    query: str
+    spans: tuple[Span, ...]
     origin: str
 
-    def prompt(self, documents: Sequence[Document] | None = None) -> str:
-        """The prompt with these documents in their place, each under its own header; by default as it was.
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        return tuple(Document(n, self.query[left:at], self.query[at:end]) for n, left, at, end in self.spans)
+
+    @property
+    def before(self) -> str:
+        return self.query[: self.spans[0][1]]
+
+    @property
+    def after(self) -> str:
+        return self.query[self.spans[-1][3] :]
+
+    def prompt(self, documents: Sequence[Document]) -> str:
+        """The prompt with these documents in their place, each under its own header.
 
         >>> passages = find_documents("Who?\\n\\n[1] Ada.\\n[2] Bob.\\n\\nAnswer:", {})
         >>> passages.prompt(passages.documents[1:])
         'Who?\\n\\n[2] Bob.\\n\\nAnswer:'
         """
-        if documents is None or tuple(documents) == self.documents:
-            parts = [f"{one.header}{one.text}{gap}" for one, gap in zip(self.documents, (*self.gaps, ""), strict=True)]
-        else:
-            gap = self.gaps[0] if self.gaps else "\n\n"
-            parts = [gap.join(f"{one.header}{one.text}" for one in documents)]
-        return "".join([self.before, *parts, self.after])
+        if tuple(documents) == self.documents:
+            return self.query  # whose gaps may differ
+        gap = self.query[self.spans[0][3] : self.spans[1][1]] if len(self.spans) > 1 else "\n\n"
+        return self.before + gap.join(f"{one.header}{one.text}" for one in documents) + self.after
 
     def numbered(self, texts: Sequence[str]) -> tuple[Document, ...]:
         """Texts as documents of this prompt, numbered from 1 in their order, under headers such as it has."""
         like = self.documents[0]
-        header = re.sub(rf"(?<!\d){like.number}(?!\d)", "\0", like.header, count=1)
-        return tuple(Document(n, header.replace("\0", str(n)), text) for n, text in enumerate(texts, 1))
+        before, number, behind = like.header.partition(str(like.number))
+        return tuple(Document(n, before + (number and str(n)) + behind, text) for n, text in enumerate(texts, 1))
 
 
 def find_documents(query: str, row: Mapping) -> Passages | None:
@@ -83,30 +90,11 @@ def find_documents(query: str, row: Mapping) -> Passages | None:
         Passages; None where there are none, or where it can't be told where each of them begins and ends.
     """
     if spans := numbered_documents(query, row):
-        return _passages(query, spans, "the prompt")
+        return Passages(query, tuple(spans), "the prompt")
     for key, documents in listed_documents(row):
         if spans := listed_in(query, documents):
-            return _passages(query, spans, key)
+            return Passages(query, tuple(spans), key)
     return None
-
-
-def _passages(query: str, spans: Sequence[Span], origin: str) -> Passages:
-    documents = tuple(Document(number, query[left:right], query[right:end]) for number, left, right, end in spans)
-    gaps = tuple(query[end:left] for (*_, end), (_, left, *_) in zip(spans, spans[1:], strict=False))
-    return Passages(query[: spans[0][1]], documents, gaps, query[spans[-1][3] :], origin)
-
-
-def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
-    """(documents that the model reads, where they were found): those of `find_documents`.
-
-    >>> documents_of("Question: who?\\n\\nDocuments:\\n[1] Ada.\\n[2] Bob\\nand Eve.", {})
-    (['Ada.', 'Bob\\nand Eve.'], 'the prompt')
-    >>> documents_of("Who?", {"ctxs": ["Ada."]})
-    ([], 'none: the prompt holds nothing of ctxs')
-    """
-    if passages := find_documents(query, row):
-        return [re.sub(r"</\w+>$", "", one.text.strip()).strip() for one in passages.documents], passages.origin
-    return [], f"none: {why}" if (why := missing_documents(query, row) or unread_documents(row)) else "nowhere"
 
 
 BEGINNING = 12  # words by which a document is known in a prompt that writes or cuts it otherwise

@@ -143,9 +143,9 @@ class Renderer:
             changed=_difference(output.strip(), row.full[row.start : row.end].strip()),
         )
 
-    def kwargs_that_fit(self) -> dict[str, bool]:
-        """`chat_template_kwargs` under which the inference prompt ends as the training text before an answer, or {}."""
-        return self._writer.kwargs_that_fit() if self.middle != self.generation else {}
+    def kwargs_that_fit(self) -> str:
+        """`chat_template_kwargs` under which the inference prompt ends as the training text before an answer, or ""."""
+        return self._writer.kwargs_that_fit() if self.middle != self.generation else ""
 
     # The marker.
 
@@ -223,10 +223,9 @@ class Renderer:
         return row.end + len(tail), self.tokenizer.eos_token or ""
 
 
-def added_tokens_pattern(tokenizer: "PreTrainedTokenizerBase", special_only: bool = False) -> re.Pattern | None:
+def added_tokens_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern | None:
     """A pattern for the texts of a tokenizer's added tokens, or None where it has none."""
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {str(token) for token in added if token.special or not special_only} | set(tokenizer.all_special_tokens)
+    texts = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens}
     longest_first = sorted((text for text in texts if text.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

@@ -125,8 +125,8 @@ class ChatTemplate:
     def _answered(self, messages: list[dict], output: str) -> str:
         return self._apply([*messages, {"role": "assistant", "content": output}])
 
-    def kwargs_that_fit(self) -> dict[str, bool]:
-        """A variable under which all that the template writes before an answer stands in the prompt too, or {}.
+    def kwargs_that_fit(self) -> str:
+        """A variable under which all that the template writes before an answer stands in the prompt too, or "".
 
         Qwen3 writes an empty think block before an answer, which the prompt has under `enable_thinking=False` alone.
         """
@@ -136,8 +136,8 @@ class ChatTemplate:
                 with contextlib.suppress(PromptError):
                     other = ChatTemplate(self.tokenizer, self.instruction, self.in_prompt, kwargs)
                     if other.middle == other.generation:
-                        return {name: value}
-        return {}
+                        return f"{{{name}: {str(value).lower()}}}"
+        return ""
 
     def render(self, query: str, output: str) -> Placed:
         """Write a row.

@@ -108,10 +108,8 @@ def missing_documents(query: str, row: Mapping) -> str:
         if any(text in query for text in texts):
             return ""
         said = words_of(query).replace(words_of(question_of(row, " ")), " ")  # which may repeat a title
-        for text in texts:
-            first = words(text[:400])
-            if f" {' '.join(first[:BEGINNING])} " in said or f" {' '.join(words(text[-400:])[-BEGINNING:])} " in said:
-                return ""
+        if any(f" {' '.join(words(text[:400])[:BEGINNING])} " in said for text in texts):
+            return ""
         keys += [key] if texts else []
     return f"the prompt holds nothing of {' and '.join(keys)}" if keys else ""
 
@@ -132,9 +130,9 @@ def unread_documents(row: Mapping) -> str:
 def supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> frozenset[int]:
     """The numbers of the documents that support the answer.
 
-    They are those that the row names (`SUPPORT_KEYS`: by the numbers that cite them, by their texts, or by true and
-    false for each document), or else those that the expected answer cites, or else those that hold an answer of
-    `answers_of` word for word. Labels such as yes are looked for in no document.
+    They are those that the row names (`SUPPORT_KEYS`: by the numbers that cite them, or by their texts), or else those
+    that the expected answer cites, or else those that hold an answer of `answers_of` word for word. Labels such as yes
+    are looked for in no document.
     """
     for key in SUPPORT_KEYS:
         named = row.get(key)
@@ -148,13 +146,9 @@ def supporting(passages: Passages, row: Mapping, output: str, output_key: str = 
 
 
 def _named(passages: Passages, named: Sequence[object]) -> frozenset[int]:
-    """The numbers of the documents that a row names, in any of the ways of `supporting`."""
-    there = [one.number for one in passages.documents]
-    if any(isinstance(one, bool) for one in named):
-        pairs = zip(there, named, strict=True) if len(there) == len(named) else ()
-        return frozenset(number for number, one in pairs if one is True)
+    """The numbers of the documents that a row names, by number or by text."""
     texts = [words_of(one) for one in named if isinstance(one, str)]
-    found = {one for one in named if isinstance(one, int)} & set(there)
+    found = {one for one in named if type(one) is int} & {one.number for one in passages.documents}
     for one in passages.documents:
         said = words_of(one.text)  # a title and a closing tag may stand around the text
         if any(text.strip() and text in said and 2 * len(text) >= len(said) for text in texts):

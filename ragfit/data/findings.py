@@ -70,7 +70,9 @@ class Checks:
         # A turn ends with a token of its own, not with text that looks like one.
         self._ends = {self.tokenizer.eos_token_id, *(token for token in added if str(added[token]) in renderer.stops)}
         # Added tokens that control the model, be they called special or not.
-        self._control = {str(token) for token in added.values() if token.special} | set(self.tokenizer.all_special_tokens)
+        self._control = {str(token) for token in added.values() if token.special} | set(
+            self.tokenizer.all_special_tokens
+        )
         self._control |= renderer.stops | set(self._added.findall(renderer.header) if self._added else ())
         if renderer.system == "dropped":
             self.everywhere("instruction not in prompt")
@@ -124,7 +126,7 @@ class Checks:
         missing = missing_documents(query, source)
         seen = {  # what each kind of finding has to show, or whether there is one
             "prompt mismatch": not row.matches,
-            "output changed by the template": row.changed and _became(*row.changed),
+            "output changed by the template": row.changed and "{!r:.70} became {!r:.70}".format(*row.changed),
             "marker not before the output": self.renderer.marker and not row.marker,
             "other text has loss": row.extra and f"{row.extra[:40]!r}",
             "first word without loss": taken and f"{row.text[begin:end]!r}",
@@ -167,7 +169,9 @@ class Checks:
         """The first control token and the first other added token in a text, by the kind of their finding."""
         found: dict[str, str] = {}
         for token in self._added.findall(text) if self._added else ():
-            found.setdefault("special tokens in data" if token in self._control else "added tokens in data", repr(token))
+            found.setdefault(
+                "special tokens in data" if token in self._control else "added tokens in data", repr(token)
+            )
         return found
 
     def _text_of(self, token: int, text: str) -> str:
@@ -180,11 +184,3 @@ class Checks:
         """The fields of a `Report` that tell where loss begins and ends."""
         ends = {"first_labels": self._first, "last_labels": self._last, "boundary": self._boundary}
         return {**ends, "last_ids": sorted(self._last_ids)}
-
-
-def _became(given: str, written: str) -> str:
-    """What the template made of an output (`Rendered.changed`), in words."""
-    given, written = ((text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}") for text in (given, written))
-    if given and written:
-        return f"{given!r} became {written!r}"
-    return f"{given!r} is left out" if given else f"{written!r} is put in"

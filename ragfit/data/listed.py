@@ -40,6 +40,8 @@ def listed_documents(row: Mapping) -> Iterator[tuple[str, list[object]]]:
             else:
                 value = texts
         value = [value] if isinstance(value, str) and value.strip() else value
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+            value = value[0] if all(isinstance(one, str) for one in value[0]) else value  # a list of a list of texts
         if isinstance(value, list) and value:
             yield key, value
 
@@ -74,12 +76,13 @@ def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
     if not places or any(len(header) > HEADER or header.startswith("</") for header in headers):
         return []  # a document that the row does not list stands between two others, or tags close them
     lines = query[: places[0][0]].splitlines(keepends=True)
-    headers.insert(0, "".join(lines[-len(headers[0].splitlines()) :]) if headers and headers[0] else "")
-    numbers = [re.findall(r"\d+", header)[:1] for header in headers]
-    numbered = all(numbers) and len({one for [one] in numbers}) == len(places)
+    first = "".join(lines[-len(headers[0].splitlines()) :]) if headers and headers[0] else ""
+    headers.insert(0, first if len(first) <= HEADER else "")
+    numbers = {int(found[0]) for header in headers if (found := re.search(r"\d+", header))}
+    numbered = len(numbers) == len(headers) and max(numbers) <= len(documents)
     return [
-        (int(numbers[n][0]) if numbered else place, left - len(headers[n]), left, end)
-        for n, (left, end, place) in enumerate(places)
+        (int(re.search(r"\d+", header)[0]) if numbered else place, left - len(header), left, end)
+        for (left, end, place), header in zip(places, headers, strict=True)
     ]
 
 

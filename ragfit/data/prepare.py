@@ -197,7 +197,7 @@ class Preparer:
             try:
                 row = Row(number, query, output, source, self.renderer.render(query, output))
             except RowRefused as error:
-                self._drop(f"dropped: {error.reason}", part, number, result, error.problem)
+                self._drop("dropped: refused by the template", part, number, result, error.problem)
                 continue
             except PromptError as error:
                 where = f"{self.sources[part].where(number)}: {error.where}"

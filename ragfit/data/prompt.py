@@ -161,7 +161,7 @@ class Renderer:
         return (at, at + len(marker)) if at >= 0 else None
 
     def _suggestions(self) -> tuple[str, ...]:
-        """Markers to suggest, the best first: the header of the assistant's turn, or what last stands before outputs."""
+        """Markers to suggest, the best first: the header of the turn, or what stands last before outputs."""
         first = self._added.search(self.header) if self._added else None
         tokens = list(self._added.finditer(self.middle)) if self._added else []
         last = self.middle[tokens[-1].start() :] if tokens else self.middle

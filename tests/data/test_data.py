@@ -129,6 +129,23 @@ def test_parquet(tmp_path):
     assert found == {"prompt": ["a", "b"], "answers": ["x", ""], "nested": ["z", ""], "input_ids": ["i", "j"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("org/name", (("org/name",), {"split": "train"})),
+        ("org/name:dev", (("org/name",), {"split": "dev"})),
+        ("org/name:distractor:dev", (("org/name", "distractor"), {"split": "dev"})),
+        ("org/name:distractor:", (("org/name", "distractor"), {"split": "train"})),
+    ],
+)
+def test_data_sets_of_the_hub(monkeypatch, name, given):
+    from datasets import Dataset
+
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: asked.append((a, k)) or Dataset.from_list(ROWS))
+    assert open_rows(name)[0]["prompt"] == "a" and asked == [given]
+
+
 # --- Texts ------------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +181,12 @@ def test_text_of(value, text):
 def test_what_is_no_text(row, message):
     with pytest.raises(DataError, match=re.escape(message)):
         text_of(row, "k", "f, line 1", "output_key")
+
+
+@pytest.mark.parametrize("value", [["x"], [["x", "y"], ["z"]], [], [{"role": "user", "content": "x"}]])
+def test_a_prompt_is_never_taken_out_of_a_list(value):
+    with pytest.raises(DataError, match="'k' holds a list, not text. Set input_key to a key with text.$"):
+        text_of({"k": value}, "k", "f, line 1", "input_key")
 
 
 @pytest.mark.parametrize(
@@ -232,3 +255,28 @@ def test_a_split_that_leaves_nothing_to_train_on(rows, share):
         DataError, match=f"^dev_split: {share} takes .* of {rows} rows and leaves none to train on. Lower dev_split"
     ):
         split(list(range(rows)), share)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.integers(2, 60), st.floats(0.01, 0.9), st.one_of(st.none(), st.integers(0, 2**32)))
+def test_a_split_keeps_order_and_depends_on_the_seed_alone(count, share, seed):
+    positions = choose(count, seed)
+    try:
+        train, dev = split(positions, share, seed)
+    except DataError:
+        assert round(share * count) >= count
+        return
+    assert not set(train) & set(dev) and set(train) | set(dev) == set(positions)
+    assert train == [p for p in positions if p in set(train)] and dev == [p for p in positions if p in set(dev)]
+    assert split(positions, share, seed) == (train, dev)
+
+
+@pytest.mark.parametrize("share", [0.3, 6, 1, 2])
+def test_rows_of_one_question_stand_on_one_side(share):
+    positions, questions = list(range(100, 120)), [f"q{i // 2}" for i in range(20)]
+    train, dev = split(positions, share, 7, questions)
+    asked = [{questions[p - 100] for p in part} for part in (train, dev)]
+    assert not asked[0] & asked[1] and sorted(train + dev) == positions and dev == sorted(dev)
+    assert len(dev) == {0.3: 6, 6: 6, 1: 2, 2: 2}[share]
+    assert split(positions, share, 7, questions) == (train, dev)
+    assert split(positions, share, 7, positions) == split(positions, share, 7)

@@ -82,6 +82,40 @@ def test_the_dataset_is_what_the_renderer_and_the_encoder_make(prepare, kind, te
     assert prepared.train["labels"][:] == [m.labels() for m in masked]
 
 
+@pytest.mark.parametrize(
+    ("settings", "train", "dev"),
+    [
+        ({}, list(range(10)), []),
+        ({"limit": 3}, [0, 1, 2], []),
+        ({"shuffle": 42}, choose(10, 42), []),
+        ({"shuffle": 42, "limit": 4}, choose(10, 42, 4), []),
+        ({"dev_split": 2}, *split(list(range(10)), 2)),
+        ({"dev_split": 0.3, "shuffle": 7}, *split(choose(10, 7), 0.3, 7)),
+        ({"dev_split": 0.5, "shuffle": 7, "limit": 4}, *split(choose(10, 7, 4), 0.5, 7)),
+        ({"dev_split": [{"prompt": "x", "answers": "y"}] * 2, "limit": 3}, [0, 1, 2], [0, 1]),
+    ],
+)
+def test_which_rows(prepare, settings, train, dev):
+    for _ in range(2):  # the same configuration always chooses the same rows
+        prepared = prepare(**dict(settings))
+        report = prepared.report
+        assert (report.train.kept, report.dev.kept) == (train, dev)
+        assert [prepared.row(number)[0] for number in train] == [ROWS[number]["prompt"] for number in train]
+        assert [ROWS[number]["prompt"] in text for number, text in zip(train, texts(prepared), strict=True)] == [
+            True
+        ] * len(train)
+        assert (len(prepared.dev) if prepared.dev else 0) == len(dev)
+        assert report.in_file == 10
+
+
+def test_bos_of_a_template_of_ones_own_is_in_the_rows(prepare):
+    prepared = prepare(template="{query}\nAnswer:{output}", completion_start="Answer:")
+    bos = prepared.tokenizer.bos_token_id
+    for row in prepared.train:
+        assert row["input_ids"][0] == bos and row["input_ids"].count(bos) == 1 and row["labels"][0] == -100
+    assert texts(prepared)[0] == "<s>Document 0. Where?\nAnswer:70 BC</s>"
+
+
 # --- The report -------------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +150,14 @@ def test_an_empty_output_learns_to_end(prepare):
         assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == "<|im_end|>"
 
 
+def test_a_dev_set_of_which_nothing_is_left(prepare):
+    prepared = prepare(dev_split=[{"prompt": "x" * 500, "answers": "7"}], max_sequence_len=100)
+    assert prepared.dev is None
+    assert prepared.report.dev.dropped == {"too long": [0]} and "dev: 0 of 1 rows kept, 1 too long" in str(
+        prepared.report
+    )
+
+
 # --- What cannot be prepared ------------------------------------------------------------------------------------------
 
 
@@ -136,6 +178,11 @@ def test_an_empty_output_learns_to_end(prepare):
 def test_errors_name_the_line_or_the_key(prepare, rows, settings, error, message):
     with pytest.raises(error, match=re.escape(message)):
         prepare(rows, **settings)
+
+
+def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
+    with pytest.raises(PromptError, match="does not occur"):
+        prepare([{"no": "keys"}], completion_start="### Answer")
 
 
 # --- Rows that are too long -------------------------------------------------------------------------------------------
@@ -197,11 +244,38 @@ def test_only_the_rows_own_prompt_is_cut(kind, template, policy, query, output, 
 
 
 @pytest.mark.parametrize("policy", ["cut_end", "cut_start"])
+def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
+    rows = [*ROWS, {"prompt": " ".join(f"Word{i}." for i in range(200)), "answers": "753"}]
+    prepared = prepare(rows, max_sequence_len=120, over_length=policy, instruction="Be brief.")
+    assert list(prepared.report.train.cut) == [10] and prepared.report.train.kept == list(range(11))
+    cut = prepared.report.train.cut[10]
+    assert cut.length == len(rows[10]["prompt"]) > len(cut.apply(rows[10]["prompt"]))
+    assert 112 <= len(prepared.train[10]["input_ids"]) <= 120
+    query, output, source = prepared.row(10)
+    assert query == cut.apply(rows[10]["prompt"]) and (output, source) == ("753", rows[10])
+    assert texts(prepared)[10] == prepared.rendered(10).text
+    assert texts(prepared)[10].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + query)
+    assert [finding.rows for finding in prepared.report.findings if finding.kind == "cut"] == [(("train", 10),)]
+    assert "1 cut" in str(prepared.report)
+
+
+@pytest.mark.parametrize("policy", ["cut_end", "cut_start"])
 @pytest.mark.parametrize("limit", [40, 61, 100])
 def test_no_token_more_than_needed_is_cut(prepare, policy, limit):
     # Each digit is a token of its own, so the limit can be met exactly.
     prepared = prepare([{"prompt": "0123456789" * 20, "answers": "7"}], max_sequence_len=limit, over_length=policy)
     assert len(prepared.train[0]["input_ids"]) == limit
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("cut_end", [0]), ("cut_start", [0, 1]), ("drop", [0])])
+def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
+    rows = [{"prompt": "Where?\nAnswer:", "answers": " 7"}, {"prompt": "word " * 60 + "\nAnswer:", "answers": " 7"}]
+    prepared = prepare(
+        rows, template="{query}{output}", completion_start="Answer:", max_sequence_len=60, over_length=policy
+    )
+    assert prepared.report.train.kept == kept
+    for row in prepared.train:
+        assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == " 7</s>"
 
 
 # --- Tokenizers -------------------------------------------------------------------------------------------------------

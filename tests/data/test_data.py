@@ -5,6 +5,8 @@ import json
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ragfit.data.rows import choose, open_rows, read_text, split, text_of
 from ragfit.errors import ConfigError, DataError

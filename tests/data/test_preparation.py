@@ -26,6 +26,7 @@ from ragfit.data.fit import Fitter
 from ragfit.data.mask import Encoder
 from ragfit.data.prepare import Preparer, Settings
 from ragfit.data.prompt import Renderer
+from ragfit.data.rows import choose, split
 from ragfit.errors import ConfigError, DataError, PromptError
 
 ROWS = [{"prompt": f"Document {i}. Where?", "answers": [f"7{i} BC"]} for i in range(10)]

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import tempfile
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,10 +66,9 @@ def key_of(cfg: "DictConfig", renderer: Renderer, sources: Mapping[str, Source])
 def get_or_prepare(key: str | None, make: Make) -> Found:
     """The rows of a key of `key_of`, prepared where they are not in the cache; not kept where the key is None."""
     if key is None:
-        temporary = tempfile.TemporaryDirectory(prefix="ragfit-")
-        train, dev, report = _made(make, Path(temporary.name))
-        weakref.finalize(train, temporary.cleanup)
-        return train, dev, report
+        with tempfile.TemporaryDirectory(prefix="ragfit-") as folder:
+            _write(make, Path(folder))
+            return _read(Path(folder), in_memory=True)
     from filelock import FileLock
 
     entry = cache_folder() / "prepared" / key
@@ -79,27 +77,26 @@ def get_or_prepare(key: str | None, make: Make) -> Found:
         cached = entry.is_dir()
         if not cached:
             with part_of(entry) as folder:
-                _made(make, folder)
+                _write(make, folder)
                 folder.replace(entry)
         train, dev, report = _read(entry)
         report.cached = cached
         return train, dev, report
 
 
-def _made(make: Make, folder: Path) -> Found:
+def _write(make: Make, folder: Path) -> None:
     from pydantic import TypeAdapter
 
     (folder / "report.json").write_bytes(TypeAdapter(Report).dump_json(make(folder)))
-    return _read(folder)
 
 
-def _read(folder: Path) -> Found:
+def _read(folder: Path, in_memory: bool = False) -> Found:
     from datasets import Dataset
     from pydantic import TypeAdapter
 
     report = TypeAdapter(Report).validate_json((folder / "report.json").read_bytes())
-    kept = {name: bool(report.part(name).kept) for name in ("train", "dev")}
-    train, dev = (Dataset.from_file(str(folder / f"{name}.arrow")) if some else None for name, some in kept.items())
+    files = [folder / f"{name}.arrow" if report.part(name).kept else None for name in ("train", "dev")]
+    train, dev = (Dataset.from_file(str(file), in_memory=in_memory) if file else None for file in files)
     return train, dev, report
 
 

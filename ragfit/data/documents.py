@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ragfit.data.listed import listed_documents, listed_in, title_and_text
 from ragfit.data.numbered import Span, numbered_documents
@@ -15,9 +16,6 @@ ANSWER_KEYS = ("short_answers", "answers")
 SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices", "oracle_context")  # the last one is RAFT's
 FINAL = "<ANSWER>:"  # what RAFT writes before an answer's last part
 WORDS = 10  # a longer answer is a sentence, which no document holds word for word
-
-
-# Documents.
 
 
 @dataclass(frozen=True)
@@ -37,39 +35,48 @@ class Document:
 
 @dataclass(frozen=True)
 class Passages:
-    """A prompt taken apart: the text before its documents, the documents, and the text after them.
+    """A prompt in which it is known where each document begins and ends.
 
     Attributes:
-        documents: in the prompt's order, which need not be that of their numbers.
-        gaps: what stands between two documents, one less than there are documents.
-        origin: "the prompt" where they are marked in it, else the row's key that lists them.
+        query: the prompt.
+        spans: for each document its number, where its header starts, where its text starts and where it ends, in the
+            prompt's order, which need not be that of the numbers.
+        origin: "the prompt" where the documents are marked in it, else the row's key that lists them.
     """
 
-    before: str
-    documents: tuple[Document, ...]
-    gaps: tuple[str, ...]
-    after: str
+    query: str
+    spans: tuple[Span, ...]
     origin: str
 
-    def prompt(self, documents: Sequence[Document] | None = None) -> str:
-        """The prompt with these documents in their place, each under its own header; by default as it was.
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        return tuple(Document(n, self.query[left:at], self.query[at:end]) for n, left, at, end in self.spans)
+
+    @property
+    def before(self) -> str:
+        return self.query[: self.spans[0][1]]
+
+    @property
+    def after(self) -> str:
+        return self.query[self.spans[-1][3] :]
+
+    def prompt(self, documents: Sequence[Document]) -> str:
+        """The prompt with these documents in their place, each under its own header.
 
         >>> passages = find_documents("Who?\\n\\n[1] Ada.\\n[2] Bob.\\n\\nAnswer:", {})
         >>> passages.prompt(passages.documents[1:])
         'Who?\\n\\n[2] Bob.\\n\\nAnswer:'
         """
-        if documents is None or tuple(documents) == self.documents:
-            parts = [f"{one.header}{one.text}{gap}" for one, gap in zip(self.documents, (*self.gaps, ""), strict=True)]
-        else:
-            gap = self.gaps[0] if self.gaps else "\n\n"
-            parts = [gap.join(f"{one.header}{one.text}" for one in documents)]
-        return "".join([self.before, *parts, self.after])
+        if tuple(documents) == self.documents:
+            return self.query  # whose gaps may differ
+        gap = self.query[self.spans[0][3] : self.spans[1][1]] if len(self.spans) > 1 else "\n\n"
+        return self.before + gap.join(f"{one.header}{one.text}" for one in documents) + self.after
 
     def numbered(self, texts: Sequence[str]) -> tuple[Document, ...]:
         """Texts as documents of this prompt, numbered from 1 in their order, under headers such as it has."""
         like = self.documents[0]
-        header = re.sub(rf"(?<!\d){like.number}(?!\d)", "\0", like.header, count=1)
-        return tuple(Document(n, header.replace("\0", str(n)), text) for n, text in enumerate(texts, 1))
+        before, number, behind = like.header.partition(str(like.number))
+        return tuple(Document(n, before + (number and str(n)) + behind, text) for n, text in enumerate(texts, 1))
 
 
 def find_documents(query: str, row: Mapping) -> Passages | None:
@@ -83,30 +90,11 @@ def find_documents(query: str, row: Mapping) -> Passages | None:
         Passages; None where there are none, or where it can't be told where each of them begins and ends.
     """
     if spans := numbered_documents(query, row):
-        return _passages(query, spans, "the prompt")
+        return Passages(query, tuple(spans), "the prompt")
     for key, documents in listed_documents(row):
         if spans := listed_in(query, documents):
-            return _passages(query, spans, key)
+            return Passages(query, tuple(spans), key)
     return None
-
-
-def _passages(query: str, spans: Sequence[Span], origin: str) -> Passages:
-    documents = tuple(Document(number, query[left:right], query[right:end]) for number, left, right, end in spans)
-    gaps = tuple(query[end:left] for (*_, end), (_, left, *_) in zip(spans, spans[1:], strict=False))
-    return Passages(query[: spans[0][1]], documents, gaps, query[spans[-1][3] :], origin)
-
-
-def documents_of(query: str, row: Mapping) -> tuple[list[str], str]:
-    """(documents that the model reads, where they were found): those of `find_documents`.
-
-    >>> documents_of("Question: who?\\n\\nDocuments:\\n[1] Ada.\\n[2] Bob\\nand Eve.", {})
-    (['Ada.', 'Bob\\nand Eve.'], 'the prompt')
-    >>> documents_of("Who?", {"ctxs": ["Ada."]})
-    ([], 'none: the prompt holds nothing of ctxs')
-    """
-    if passages := find_documents(query, row):
-        return [re.sub(r"</\w+>$", "", one.text.strip()).strip() for one in passages.documents], passages.origin
-    return [], f"none: {why}" if (why := missing_documents(query, row) or unread_documents(row)) else "nowhere"
 
 
 BEGINNING = 12  # words by which a document is known in a prompt that writes or cuts it otherwise
@@ -120,10 +108,8 @@ def missing_documents(query: str, row: Mapping) -> str:
         if any(text in query for text in texts):
             return ""
         said = words_of(query).replace(words_of(question_of(row, " ")), " ")  # which may repeat a title
-        for text in texts:
-            first = words(text[:400])
-            if f" {' '.join(first[:BEGINNING])} " in said or f" {' '.join(words(text[-400:])[-BEGINNING:])} " in said:
-                return ""
+        if any(f" {' '.join(words(text[:400])[:BEGINNING])} " in said for text in texts):
+            return ""
         keys += [key] if texts else []
     return f"the prompt holds nothing of {' and '.join(keys)}" if keys else ""
 
@@ -144,9 +130,9 @@ def unread_documents(row: Mapping) -> str:
 def supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> frozenset[int]:
     """The numbers of the documents that support the answer.
 
-    They are those that the row names (`SUPPORT_KEYS`: by the numbers that cite them, by their texts, or by true and
-    false for each document), or else those that the expected answer cites, or else those that hold an answer of
-    `answers_of` word for word. Labels such as yes are looked for in no document.
+    They are those that the row names (`SUPPORT_KEYS`: by the numbers that cite them, or by their texts), or else those
+    that the expected answer cites, or else those that hold an answer of `answers_of` word for word. Labels such as yes
+    are looked for in no document.
     """
     for key in SUPPORT_KEYS:
         named = row.get(key)
@@ -160,13 +146,9 @@ def supporting(passages: Passages, row: Mapping, output: str, output_key: str = 
 
 
 def _named(passages: Passages, named: Sequence[object]) -> frozenset[int]:
-    """The numbers of the documents that a row names, in any of the ways of `supporting`."""
-    there = [one.number for one in passages.documents]
-    if any(isinstance(one, bool) for one in named):
-        pairs = zip(there, named, strict=True) if len(there) == len(named) else ()
-        return frozenset(number for number, one in pairs if one is True)
+    """The numbers of the documents that a row names, by number or by text."""
     texts = [words_of(one) for one in named if isinstance(one, str)]
-    found = {one for one in named if isinstance(one, int)} & set(there)
+    found = {one for one in named if type(one) is int} & {one.number for one in passages.documents}
     for one in passages.documents:
         said = words_of(one.text)  # a title and a closing tag may stand around the text
         if any(text.strip() and text in said and 2 * len(text) >= len(said) for text in texts):

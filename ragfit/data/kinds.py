@@ -60,12 +60,8 @@ WARNINGS = {
         "No token of the row has loss, so there is nothing to learn from it.",
         "Check output_key and the row.",
     ),
-    "dropped: place of output unknown": (
-        "The template rewrites the answer so that its place cannot be known; the row is not trained on.",
-        "Change the rows, or set template to a file of your own.",
-    ),
     "dropped: refused by the template": (
-        "The template raises an error for these rows; they are not trained on.",
+        "The template raises an error for these rows, or rewrites the answer so that its place cannot be known.",
         "Change the rows, or set template to a file of your own.",
     ),
     "empty output": (

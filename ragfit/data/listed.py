@@ -1,6 +1,5 @@
 """A row's own list of documents, in the forms that data sets have, and where they stand in the row's prompt."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -35,20 +34,16 @@ def listed_documents(row: Mapping) -> Iterator[tuple[str, list[object]]]:
             if texts is None:
                 value = [value]
             elif isinstance(titles, list) and len(titles) == len(texts):
-                lists = all(isinstance(one, list) for one in (*titles, *texts))
-                titles, texts = (sum(titles, []), sum(texts, [])) if lists else (titles, texts)
+                if all(isinstance(one, list) for one in (*titles, *texts)):
+                    titles, texts = sum(titles, []), sum(texts, [])
                 value = [list(pair) for pair in zip(titles, texts, strict=False)]
             else:
                 value = texts
         value = [value] if isinstance(value, str) and value.strip() else value
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+            value = value[0] if all(isinstance(one, str) for one in value[0]) else value  # a list of a list of texts
         if isinstance(value, list) and value:
-            yield key, value[0] if len(value) == 1 and _is_list_of_texts(value[0]) else value
-
-
-def _is_list_of_texts(document: object) -> bool:
-    """Whether an only document is a list of documents: texts, the first of which is no title (it ends a sentence)."""
-    texts = isinstance(document, list) and len(document) > 1 and all(isinstance(one, str) for one in document)
-    return texts and (len(document) > 2 or document[0].rstrip().endswith((".", "!", "?", "。")))
+            yield key, value
 
 
 def title_and_text(document: object) -> tuple[str, str]:
@@ -73,29 +68,22 @@ def _joined(text: object) -> str:
 def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
     """Those of a row's own documents that stand in its prompt word for word; [] where their places can't be told.
 
-    Each has its title before it, or what stands between it and the document before. The numbers are those in the
-    headers (`_numbers`), else the places in the list.
+    The header of each is what stands between it and the document before; the first one's is as many lines as the
+    second's has. Their numbers are those in the headers where each header has one, else the places in the list.
     """
     places = _places(query, documents)
-    if not places:
-        return []
-    gaps = [query[end:left] for (_, end, _), (left, _, _) in zip(places, places[1:], strict=False)]
-    # What follows every document, such as a closing tag, is a part of it; whole lines or tags alone.
-    closing = os.path.commonprefix([*gaps, query[places[-1][1] :]]) if gaps else ""
-    closing = closing[: max(closing.rfind("\n"), closing.rfind(">")) + 1].rstrip()
-    headers = [gap[len(closing) :].lstrip() for gap in gaps]
-    if any(len(header) > HEADER for header in headers):
-        return []  # a document that the row does not list
-    headers.insert(0, _first_header(query[: places[0][0]], headers))
-    numbers = _numbers(headers, len(documents))
-    spans = []
-    for n, ((left, end, place), header) in enumerate(zip(places, headers, strict=True)):
-        number = numbers[n] if numbers else None
-        marks = r"[\])}.:\"'>\s*-]*" if number else r"[-*•\s]*"
-        lead = re.compile(marks).match(header, number.end() if number else 0).end()
-        start = left - len(header)
-        spans.append((int(number[0]) if number else place, start, start + lead, end + len(closing)))
-    return spans
+    headers = [query[end:left].lstrip() for (_, end, _), (left, _, _) in zip(places, places[1:], strict=False)]
+    if not places or any(len(header) > HEADER or header.startswith("</") for header in headers):
+        return []  # a document that the row does not list stands between two others, or tags close them
+    lines = query[: places[0][0]].splitlines(keepends=True)
+    first = "".join(lines[-len(headers[0].splitlines()) :]) if headers and headers[0] else ""
+    headers.insert(0, first if len(first) <= HEADER else "")
+    numbers = {int(found[0]) for header in headers if (found := re.search(r"\d+", header))}
+    numbered = len(numbers) == len(headers) and max(numbers) <= len(documents)
+    return [
+        (int(re.search(r"\d+", header)[0]) if numbered else place, left - len(header), left, end)
+        for (left, end, place), header in zip(places, headers, strict=True)
+    ]
 
 
 def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int, int]]:
@@ -131,26 +119,3 @@ def _cut(query: str, text: str) -> list[tuple[int, int]]:
         if CUT <= end < len(query) and text.endswith(query[:end]):
             return [(0, end)]
     return []
-
-
-def _first_header(before: str, others: Sequence[str]) -> str:
-    """The first document's header: as many lines as the second's, or its number where there is no second."""
-    if not others:
-        match = re.search(r"(?:[A-Za-z]+ )?[\[(#]*\d+[\])}.: ]*$", before)
-        return match[0] if match else ""
-    lines = len(others[0].splitlines())
-    header = "".join(before.splitlines(keepends=True)[-lines:]) if lines else ""
-    return header if len(header) <= HEADER and header.endswith("\n") == others[0].endswith("\n") else ""
-
-
-def _numbers(headers: Sequence[str], most: int) -> list[re.Match] | None:
-    """The number in each header, where they rise, or differ and are at most as many as there are documents; or None."""
-    every = [list(re.finditer(r"\d+", header)) for header in headers]
-    for which in (0, -1) if all(every) else ():
-        found = [numbers[which] for numbers in every]
-        values = [int(one[0]) for one in found]
-        if len(set(values)) == len(values) and (
-            max(values) <= most or (values == sorted(values) and values[-1] < 1000)
-        ):
-            return found
-    return None

@@ -46,17 +46,11 @@ class Masked:
 
 
 def to_arrow(rows: list[Masked]) -> "pa.RecordBatch":
-    """Many rows as the columns `input_ids` and `labels` (lists of int32), without a Python list of labels for each."""
-    import numpy as np
+    """Many rows as the columns `input_ids` and `labels` (lists of int32)."""
     import pyarrow as pa
 
-    ids = pa.array([row.input_ids for row in rows], pa.list_(pa.int32()))
-    flat = ids.values.to_numpy()
-    labels = np.full(len(flat), IGNORE_INDEX, np.int32)
-    for begin, row in zip(ids.offsets.to_pylist(), rows, strict=False):
-        learned = slice(begin + row.start, begin + max(row.start, row.end))
-        labels[learned] = flat[learned]
-    return pa.record_batch([ids, pa.ListArray.from_arrays(ids.offsets, labels)], ["input_ids", "labels"])
+    columns = [row.input_ids for row in rows], [row.labels() for row in rows]
+    return pa.record_batch([pa.array(column, pa.list_(pa.int32())) for column in columns], ["input_ids", "labels"])
 
 
 class Encoder:
@@ -101,17 +95,12 @@ class Encoder:
         return encoding.ids, encoding.offsets
 
     def begins_as_alone(self, row: Rendered, masked: Masked) -> bool:
-        """Whether the ids before the first with loss are those of the prompt tokenized alone, as inference does it.
-
-        Both texts are the same there, so their tokens can differ near the prompt's end only.
-        """
+        """Whether the ids before the first with loss are those of the prompt tokenized alone, as inference does it."""
+        read = masked.input_ids[: masked.start]
+        # The texts are the same there, so their tokens can differ near the prompt's end only.
         ids, spans = self.spans(row.prompt[-_NEAR:])
-        if len(row.prompt) > _NEAR:
-            ids = [token for token, (begin, _) in zip(ids, spans, strict=True) if begin >= _NEAR // 2]
-            if ids and masked.input_ids[: masked.start][-len(ids) :] == ids:
-                return True
-            ids = self.spans(row.prompt)[0]
-        return masked.input_ids[: masked.start] == self.bos + ids
+        near = [token for token, (begin, _) in zip(ids, spans, strict=True) if begin >= _NEAR // 2]
+        return bool(near and read[-len(near) :] == near) or read == self.bos + self.spans(row.prompt)[0]
 
     def _mask(self, row: Rendered, encoding: "Encoding") -> Masked:
         start = _first_token_from(encoding, row.completion_char, len(row.text))

@@ -1,11 +1,11 @@
 """Where documents stand that are marked in a prompt: `[1] …`, `Document 1: …`, `<doc id="1">…</doc>`, `<doc>…</doc>`.
 
-What cannot be told is not guessed, and what cannot be read whole is not read in part: numbers that stand at the start
-of more lines than one, numbers that lack one, or an end of the last document that nothing marks.
+What cannot be told is not guessed, and what cannot be read whole is not read in part: numbers at the start of a line
+that stand there twice, that lack one or do not begin at 0 or 1, or an end of the last document that nothing marks.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 Span = tuple[int, int, int, int]  # a document's number, where its header starts, where its text starts and ends
 
@@ -40,53 +40,22 @@ def numbered_documents(query: str, row: Mapping) -> list[Span]:
     if not found:
         return _tagged(query)
     _, form, matches = min(found, key=lambda one: one[0])  # a form within a document begins after the document's own
-    headers = _headers(query, matches)
-    if form is _BRACKETS and len(headers) == 1 and f"[{int(headers[0]['n']) + 1}]" in query[headers[0].end() :]:
-        return []  # on one line with the next one, or is it a citation?
-    if not headers:
+    numbers = sorted(int(match["n"]) for match in matches)
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
         return []
-    starts = [match.start() for match in headers[1:]]
-    texts = [(match.end(), end) for match, end in zip(headers, [*starts, len(query)], strict=True)]
+    if form is _BRACKETS and len(matches) == 1 and f"[{numbers[0] + 1}]" in query[matches[0].end() :]:
+        return []  # on one line with the next one, or is it a citation?
+    starts = [match.start() for match in matches[1:]]
+    texts = [(match.end(), end) for match, end in zip(matches, [*starts, len(query)], strict=True)]
     last = texts[-1][0]
-    closing = f"</{headers[-1]['tag']}>" if form is _TAGS else ""
+    closing = f"</{matches[-1]['tag']}>" if form is _TAGS else ""
     end = query.find(closing, last) + len(closing) if closing else 0
     end = end if end > last else _end_of_the_last(query, row, texts)
     if end is None:
         return []
     ends = [len(query[:stop].rstrip()) for _, stop in texts[:-1]] + [len(query[:end].rstrip())]
-    return [
-        (int(match["n"]), match.start(), match.end(), max(stop, match.end()))
-        for match, stop in zip(headers, ends, strict=True)
-    ]
-
-
-def _headers(query: str, matches: Sequence[re.Match]) -> list[re.Match]:
-    """Those of the numbers at the start of a line that begin documents; [] where it can't be told."""
-    numbers = [int(match["n"]) for match in matches]
-    first = int(0 not in numbers)
-    if sorted(numbers) == list(range(first, first + len(numbers))):
-        return list(matches)
-    headers: list[re.Match] = []
-    for match, number in zip(matches, numbers, strict=True):
-        if number == first + len(headers):
-            headers.append(match)
-    # A [7] at the start of a line within a document is no new document, if it stands there otherwise than those do.
-    apart = len(headers) > 1 and all(_after_empty_line(query, one) for one in headers[1:])
-    capital = not any(_goes_on(query, one) for one in headers)
-    for other in set(matches) - set(headers):
-        within = (apart and not _after_empty_line(query, other)) or (capital and _goes_on(query, other))
-        if not within or int(other["n"]) < first + len(headers):
-            return []
-    return headers if headers[:1] == [matches[0]] else []
-
-
-def _after_empty_line(query: str, header: re.Match) -> bool:
-    return query.count("\n", len(query[: header.start()].rstrip()), header.start()) > 1
-
-
-def _goes_on(query: str, header: re.Match) -> bool:
-    """Whether a small letter follows, as within a sentence."""
-    return query[header.end() : header.end() + 1].islower()
+    pairs = zip(matches, ends, strict=True)
+    return [(int(match["n"]), match.start(), match.end(), max(stop, match.end())) for match, stop in pairs]
 
 
 def _tagged(query: str) -> list[Span]:
@@ -112,9 +81,8 @@ def _end_of_the_last(query: str, row: Mapping, texts: list[tuple[int, int]]) -> 
     asked_before = asked in before if asked else bool(_ASKED_BEFORE.search(before))
     marks = (_AFTER_THE_LAST,) if asked_before else (_AFTER_THE_LAST, _NEXT_LINE_ASKS)
     ends = [match.start() for mark in marks if (match := mark.search(query, begin))]
-    around = [
-        query.find(f"</{tag}>", begin) for tag in re.findall(r"<(\w+)>", before)
-    ]  # <context>[1] … [2] …</context>
+    # <context>[1] … [2] …</context>
+    around = [query.find(f"</{tag}>", begin) for tag in re.findall(r"<(\w+)>", before)]
     ends += [len(query[:at].rstrip()) for at in around if at > 0]
     if not asked_before:
         if asked and (at := query.rfind(asked, begin)) >= 0:

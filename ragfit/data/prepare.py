@@ -17,8 +17,7 @@ from ragfit.config.load import resolved
 from ragfit.config.paths import find_existing
 from ragfit.data.cache import get_or_prepare, key_of
 from ragfit.data.findings import KINDS, Checks, Finding
-from ragfit.data.fit import Fitter, TooLong, taken
-from ragfit.data.inference import OTHER_TEXT, ControlTokens, against_the_prompt
+from ragfit.data.fit import Fitter, taken
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Part, Prepared, Report
@@ -123,16 +122,15 @@ class Preparer:
     Args:
         cfg: the configuration, for its keys and `model.max_sequence_len` and `model.over_length`.
         renderer: the `Renderer`, with the tokenizer and the texts of instruction and template.
-        sources: the opened file of each part; opened anew where None.
+        sources: the opened file of each part.
     """
 
-    def __init__(self, cfg: DictConfig, renderer: Renderer, sources: Mapping[str, Source] | None = None):
-        self.cfg, self.renderer, self.checks = cfg, renderer, Checks(renderer)
-        self.sources = open_sources(cfg) if sources is None else sources
+    def __init__(self, cfg: DictConfig, renderer: Renderer, sources: Mapping[str, Source]):
+        self.cfg, self.renderer, self.sources = cfg, renderer, sources
         self.encoder = Encoder(renderer.tokenizer, renderer.bos)
+        self.checks = Checks(renderer, self.encoder)
         limit, policy = cfg.model.get("max_sequence_len") or math.inf, cfg.model.get("over_length") or "drop"
         self.fitter = Fitter(renderer, self.encoder, limit, policy, cfg.output_key)
-        self._control = ControlTokens(renderer)
 
     def write(self, folder: Path) -> Report:
         """Prepare all rows into `train.arrow` and `dev.arrow` of a folder, and report on them."""
@@ -141,17 +139,11 @@ class Preparer:
             parts[name] = part = self.run(name, numbers, folder / f"{name}.arrow")
             if name == "train" and not part.kept:
                 reasons = ", ".join(f"{len(numbers)} {reason}" for reason, numbers in part.dropped.items())
+                problem = f"none of its {part.rows} rows can be trained on ({reasons})"
                 advice = " ".join(KINDS[f"dropped: {reason}"][2] for reason in part.dropped)
-                raise DataError(
-                    self.cfg.data_file, f"none of its {part.rows} rows can be trained on ({reasons})", advice
-                )
-        return Report(
-            data_file=str(self.cfg.data_file),
-            in_file=len(self.sources["train"]),
-            **parts,
-            **self.checks.counts(),
-            findings=self.findings(),
-        )
+                raise DataError(self.cfg.data_file, problem, advice)
+        file, rows = str(self.cfg.data_file), len(self.sources["train"])
+        return Report(file, rows, **parts, **self.checks.counts(), findings=self.checks.findings())
 
     def run(self, part: str, numbers: list[int], path: Path) -> Part:
         """Prepare rows of a part into an Arrow file."""
@@ -195,17 +187,7 @@ class Preparer:
         row = Row(number, query, output, source, renderer.render(query, output))
         [masked] = work.encoder.encode([row.rendered])
         kept = work._keep(part, row, masked, Part())
-        return *(kept or (row.rendered, masked)), work.findings()
-
-    def findings(self) -> list[Finding]:
-        """What was found until now, with a variable of the chat template that would mend it, where it has one."""
-        found, kinds = self.checks.findings(), set(OTHER_TEXT)
-        fits = self.renderer.kwargs_that_fit() if any(one.kind in kinds for one in found) else {}
-        for name, value in fits.items():
-            variable = f"{{{name}: {str(value).lower()}}}"
-            fix = f"Set model.chat_template_kwargs={variable}, and leave model.completion_start empty."
-            found = [replace(one, fix=fix) if one.kind in kinds else one for one in found]
-        return found
+        return *(kept or (row.rendered, masked)), work.checks.findings()
 
     def _batches(self, part: str, numbers: Iterable[int], result: Part) -> Iterator[list[Row]]:
         """Read and render rows, in batches that are tokenized at once."""
@@ -215,7 +197,7 @@ class Preparer:
             try:
                 row = Row(number, query, output, source, self.renderer.render(query, output))
             except RowRefused as error:
-                self._drop(f"dropped: {error.reason}", part, number, result, error.problem)
+                self._drop("dropped: refused by the template", part, number, result, error.problem)
                 continue
             except PromptError as error:
                 where = f"{self.sources[part].where(number)}: {error.where}"
@@ -240,25 +222,20 @@ class Preparer:
 
     def _keep(self, part: str, row: Row, masked: Masked, result: Part) -> tuple[Rendered, Masked] | None:
         """A tokenized row as it is trained on, counted and looked at; None where it is dropped."""
-        number = row.number
-        try:
-            cut, rendered, masked = self.fitter.fit(row.query, row.output, row.source, row.rendered, masked)
-        except TooLong as error:
-            result.rejected_lengths.append(error.tokens)
-            self._drop("dropped: too long", part, number, result)
-            return None
+        number, texts = row.number, (row.query, row.output, row.source)
+        fitted = self.fitter.fit(*texts, row.rendered, masked)
+        if fitted is None:
+            result.rejected_lengths.append(len(masked.input_ids))
+            return self._drop("dropped: too long", part, number, result)
+        cut, rendered, masked = fitted
         if masked.end <= masked.start:
-            self._drop("dropped: no loss", part, number, result)
-            return None
+            return self._drop("dropped: no loss", part, number, result)
         if cut:
             result.cut[number] = cut
             self.checks.add("cut", part, number)
-            for what in taken(cut, row.query, row.output, row.source, self.cfg.output_key):
+            for what in taken(cut, *texts, self.cfg.output_key):
                 self.checks.add(f"cut: {what}", part, number)
         self.checks.check(part, number, row.query, row.output, rendered, masked, row.source)
-        found = [*against_the_prompt(self.encoder, rendered, masked), *self._control(f"{row.query}\0{row.output}")]
-        for kind, detail in dict(reversed(found)).items():
-            self.checks.add(kind, part, number, detail)
         result.kept.append(number)
         result.lengths.append((masked.start + len(masked.input_ids) - masked.end, masked.end - masked.start))
         return rendered, masked

@@ -143,9 +143,9 @@ class Renderer:
             changed=_difference(output.strip(), row.full[row.start : row.end].strip()),
         )
 
-    def kwargs_that_fit(self) -> dict[str, bool]:
-        """`chat_template_kwargs` under which the inference prompt ends as the training text before an answer, or {}."""
-        return self._writer.kwargs_that_fit() if self.middle != self.generation else {}
+    def kwargs_that_fit(self) -> str:
+        """`chat_template_kwargs` under which the inference prompt ends as the training text before an answer, or ""."""
+        return self._writer.kwargs_that_fit() if self.middle != self.generation else ""
 
     # The marker.
 
@@ -160,31 +160,22 @@ class Renderer:
             at = end - len(marker) if row.full[:end].endswith(marker) else -1
         return (at, at + len(marker)) if at >= 0 else None
 
-    def _suggestions(self) -> list[str]:
-        """Markers to suggest, the best first: the last piece of the generation prompt that starts with an added token.
-
-        Where the training text has another one (without the `<think>` of the prompt, say), its piece from that token.
-        """
-        text, middle = self.header or self.generation, self.middle
-        tokens = list(self._added.finditer(text)) if self._added else []
-        if tokens:
-            first = tokens[0 if self.header else -1]
-            text = text[first.start() :]
-            middle = middle[max(middle.rfind(first.group()), 0) :]
-        return [text if self.header else text.strip(), middle, middle.strip()]
+    def _suggestions(self) -> tuple[str, ...]:
+        """Markers to suggest, the best first: the header of the turn, or what stands last before outputs."""
+        first = self._added.search(self.header) if self._added else None
+        tokens = list(self._added.finditer(self.middle)) if self._added else []
+        last = self.middle[tokens[-1].start() :] if tokens else self.middle
+        return self.header[first.start() :] if first else self.header, last.strip(), self.middle.strip()
 
     def _no_marker(self, row: Placed) -> PromptError:
         """The error of a marker that does not occur."""
-        around = row.full[max(0, row.start - 60) : row.start + 20]
-        before = row.full[max(0, row.start - 20) : row.start]
-        advice = "Leave model.completion_start"
-        if self.suggestion:
-            advice = f"Set model.completion_start to {self.suggestion!r}, or leave it"
+        around, before = row.full[max(0, row.start - 60) : row.start + 20], row.full[max(0, row.start - 20) : row.start]
+        advice = f"Set model.completion_start to {self.suggestion!r}, or leave it" if self.suggestion else ""
         return PromptError(
             "model.completion_start",
             f"{self.marker!r} does not occur in the template's text before the output. "
             f"There the text reads {around!r} (the output begins after {before!r})",
-            f"{advice} empty to begin where the generation prompt ends.",
+            f"{advice or 'Leave model.completion_start'} empty to begin where the generation prompt ends.",
         )
 
     # The end of the assistant's turn.
@@ -223,10 +214,9 @@ class Renderer:
         return row.end + len(tail), self.tokenizer.eos_token or ""
 
 
-def added_tokens_pattern(tokenizer: "PreTrainedTokenizerBase", special_only: bool = False) -> re.Pattern | None:
+def added_tokens_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern | None:
     """A pattern for the texts of a tokenizer's added tokens, or None where it has none."""
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {str(token) for token in added if token.special or not special_only} | set(tokenizer.all_special_tokens)
+    texts = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens}
     longest_first = sorted((text for text in texts if text.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

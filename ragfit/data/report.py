@@ -25,26 +25,13 @@ FIRST = 6  # token texts that are listed, before the rest is only counted
 
 @dataclass(frozen=True)
 class Cut:
-    """How a prompt was cut: `start:stop` of its `length` characters are left, but for the runs that were removed."""
+    """How a prompt of `length` characters was cut: `left` are the (start, end) of what is left of it."""
 
-    start: int
-    stop: int
+    left: tuple[tuple[int, int], ...]
     length: int
-    removed: tuple[tuple[int, int], ...] = ()
 
     def apply(self, query: str) -> str:
-        ends = [self.start, *(place for run in self.removed for place in run), self.stop]
-        return "".join(query[begin:end] for begin, end in zip(ends[::2], ends[1::2], strict=True))
-
-    def holds(self, begin: int, end: int) -> bool:
-        """Whether all of `query[begin:end]` is left."""
-        apart = all(end <= left or right <= begin for left, right in self.removed)
-        return apart and self.start <= begin and end <= self.stop
-
-    def __str__(self) -> str:
-        if removed := sum(end - begin for begin, end in self.removed):
-            return f"{removed:,} characters of whole documents were taken out"
-        return f"{self.start:,} characters cut from its start, {self.length - self.stop:,} from its end"
+        return "".join(query[start:end] for start, end in self.left)
 
 
 @dataclass

@@ -18,7 +18,7 @@ import xxhash
 
 from ragfit.config.keys import short_repr
 from ragfit.config.paths import find_existing, find_file
-from ragfit.draw.text import in_one_line, listed
+from ragfit.draw.text import listed
 from ragfit.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -64,15 +64,10 @@ class JsonlRows(Sequence):
             raise IndexError(i)
         self._file.seek(self._places[3 * i])
         line, where = self._file.read(self._places[3 * i + 1]), self.where(i)
-        fix = 'Each line must be one JSON object such as {"prompt": …, "answers": …}.'
-        if line.removeprefix(_BOM).lstrip().startswith(b"["):
-            fix += " This looks like one JSON array; write one object a line instead."
+        fix = 'Save the file as UTF-8, with one JSON object a line such as {"prompt": …, "answers": …} (no JSON array).'
         try:
             row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            problem = f"byte {error.start + 1} of the line is not UTF-8"
-            raise DataError(where, problem, "Save the file as UTF-8.") from error
-        except (RecursionError, ValueError) as error:  # among them numbers of thousands of digits
+        except (RecursionError, ValueError) as error:  # among them bytes that are not UTF-8
             raise DataError(where, f"not JSON that can be read: {first_line(error)}", fix) from error
         if not isinstance(row, dict):
             raise DataError(where, f"a JSON {type(row).__name__}, not an object", fix)
@@ -120,49 +115,30 @@ def open_rows(name: str | Path, key: str = "data_file") -> Source:
 
     Raises:
         ConfigError: there is no such file.
-        DataError: the file is damaged, empty or of another format, or the data set cannot be loaded.
+        DataError: the file is damaged, empty or of another format. A data set or Parquet file that cannot be loaded is
+            an error of `datasets`, which lists the configurations and splits that there are.
     """
     text = str(name)
     is_path = text.endswith(SUFFIXES) or text.startswith((".", "/", "~")) or "/" not in text
     if not is_path and find_existing(name) is None:
-        rows = TableRows(_load_from_hub(text, key), text)
+        from datasets import load_dataset
+
+        repository, *configuration, split = text.split(":") if ":" in text else (text, "train")
+        rows = TableRows(load_dataset(repository, *configuration, split=split or "train"), text)
     else:
         path = find_file(name, key)
         if not path.name.endswith(SUFFIXES):
             raise DataError(path, "its format is not known", f"Use one of {', '.join(SUFFIXES)}.")
-        rows = TableRows(_load_parquet(path), str(path)) if path.suffix == ".parquet" else JsonlRows(path)
+        rows = _parquet(path) if path.suffix == ".parquet" else JsonlRows(path)
     if not len(rows):
         raise DataError(name, "the file has no rows", f"Check {key}.")
     return rows
 
 
-def _load_parquet(path: Path) -> "Dataset":
+def _parquet(path: Path) -> TableRows:
     from datasets import Dataset
-    from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException
 
-    try:
-        return Dataset.from_parquet(str(path))
-    except (OSError, ValueError, ArrowException, DatasetsError) as error:
-        problem = "it is not a readable Parquet file: " + first_line(error.__cause__ or error)
-        raise DataError(path, problem, "Write it again.") from error
-
-
-def _load_from_hub(name: str, key: str) -> "Dataset":
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    repository, *configuration, split = name.split(":") if ":" in name else (name, "train")
-    try:
-        return load_dataset(repository, *configuration, split=split or "train")
-    except (
-        OSError,
-        ValueError,
-        DatasetsError,
-    ) as error:  # whose text lists the configurations or splits that are there
-        problem = f"there is no file {name}, and no data set of that name could be loaded: {in_one_line(error, 600)}"
-        fix = f"Write {key} as org/name:configuration:split, or check the network."
-        raise DataError(key, problem, fix) from error
+    return TableRows(Dataset.from_parquet(str(path)), str(path))
 
 
 def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> list[int]:
@@ -246,13 +222,6 @@ def read_text(name: str | Path, key: str) -> str:
 
     Raises:
         ConfigError: there is no such file.
-        DataError: it is not UTF-8, or empty.
+        UnicodeDecodeError: it is not UTF-8.
     """
-    path = find_file(name, key)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} ({key})", f"not UTF-8 at byte {error.start}", "Save it as UTF-8.") from error
-    if not text.strip():
-        raise DataError(f"{path} ({key})", "the file is empty", f"Write the text there, or leave {key} empty.")
-    return text
+    return find_file(name, key).read_text(encoding="utf-8-sig")

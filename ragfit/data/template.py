@@ -23,15 +23,7 @@ KWARGS_KEY = "model.chat_template_kwargs"
 
 
 class RowRefused(PromptError):
-    """The template refuses a row that it takes from other rows. That row is dropped, and the run goes on."""
-
-    reason = "refused by the template"
-
-
-class PlaceUnknown(RowRefused):
-    """The template rewrites a row's answer, so that its place in the text cannot be known."""
-
-    reason = "place of output unknown"
+    """The template refuses a row, or rewrites its output so that its place is unknown: that row alone is dropped."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +117,8 @@ class ChatTemplate:
     def _answered(self, messages: list[dict], output: str) -> str:
         return self._apply([*messages, {"role": "assistant", "content": output}])
 
-    def kwargs_that_fit(self) -> dict[str, bool]:
-        """A variable under which all that the template writes before an answer stands in the prompt too, or {}.
+    def kwargs_that_fit(self) -> str:
+        """A variable under which all that the template writes before an answer stands in the prompt too, or "".
 
         Qwen3 writes an empty think block before an answer, which the prompt has under `enable_thinking=False` alone.
         """
@@ -136,8 +128,8 @@ class ChatTemplate:
                 with contextlib.suppress(PromptError):
                     other = ChatTemplate(self.tokenizer, self.instruction, self.in_prompt, kwargs)
                     if other.middle == other.generation:
-                        return {name: value}
-        return {}
+                        return f"{{{name}: {str(value).lower()}}}"
+        return ""
 
     def render(self, query: str, output: str) -> Placed:
         """Write a row.
@@ -164,7 +156,7 @@ class ChatTemplate:
         if not output.strip():
             return Placed(prompt, before + after, user_end, len(before), len(before))
         problem = f"The chat template rewrites this answer so that its place is not known: it begins {output[:60]!r}"
-        raise PlaceUnknown("", problem, "Change the row, or set template to a file of your own.")
+        raise RowRefused("", problem, "Change the row, or set template to a file of your own.")
 
 
 def _at_the_end(full: str, middle: str, output: str, tail: str) -> tuple[int, int] | None:

@@ -9,15 +9,16 @@ import pytest
 from ragfit.data.documents import (
     answer_as_data,
     answers_of,
-    documents_of,
     find_documents,
     first_supporting,
     fixed_place,
+    missing_documents,
     supporting,
+    unread_documents,
 )
 from ragfit.data.words import is_label, renumber, words, words_of
 
-NUMBERED = "Question: Who?\n\nDocuments:\n[1] Ada wrote it.\n\n[2] Bob\n[7] read it.\n\n[3] Eve."
+NUMBERED = "Question: Who?\n\nDocuments:\n[1] Ada wrote it.\n\n[2] Bob\nread it.\n\n[3] Eve."
 LISTED = "Context:\n(1) Ada wrote it.\n(2) Bob read it.\n\nQuestion: Who?"
 ROW = {"documents": [{"title": "Ada", "text": "wrote it."}, "Bob read it.", "Not in the prompt."]}
 ASKED = "\n\nQuestion: Who?\nAnswer:"
@@ -34,8 +35,7 @@ def test_examples(module):
 @pytest.mark.parametrize(
     ("query", "texts", "numbers"),
     [
-        (NUMBERED, ["Ada wrote it.", "Bob\n[7] read it.", "Eve."], [1, 2, 3]),
-        ("[1] One [2].\n[7] is cited.\n[2] Two.", ["One [2].\n[7] is cited.", "Two."], [1, 2]),
+        (NUMBERED, ["Ada wrote it.", "Bob\nread it.", "Eve."], [1, 2, 3]),
         ("Passage [1]: Ada.\nPassage [2]: Bob.\n", ["Ada.", "Bob."], [1, 2]),
         ("Document [1](Title: A) Ada.\nDocument [2](Title: B) Bob.", ["(Title: A) Ada.", "(Title: B) Bob."], [1, 2]),
         ("Passage 1: Ada.\nPassage 2: Bob.\n[1] is cited.", ["Ada.", "Bob.\n[1] is cited."], [1, 2]),
@@ -59,7 +59,7 @@ def test_documents_that_are_marked(query, texts, numbers):
     for prompt in (query, query + ASKED):
         found = find_documents(prompt, {})
         assert [one.text for one in found.documents] == texts and [one.number for one in found.documents] == numbers
-        assert found.prompt() == prompt and found.origin == "the prompt"
+        assert found.prompt(found.documents) == prompt and found.origin == "the prompt"
     assert "Ada" not in found.prompt([]) and found.prompt([]).endswith(ASKED)
 
 
@@ -74,9 +74,7 @@ def test_documents_that_are_marked(query, texts, numbers):
         "[2] Bob.\n[3] Eve.",  # the first was cut off
         "[1] Ada.\n[5] Bob.\n[2] Eve.",  # two documents, or three that keep their numbers?
         "[4] Ada.\n[1] Bob.\n[2] Eve.",
-        "[7] ada\n[1] Bob.\n[2] Eve.",
-        "[2] bob\n[3] eve",
-        "[1] ada.\n[5] bob.\n[2] eve.",
+        "[1] Ada.\n[7] is cited.\n[2] Bob.",
         "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.",  # the second was cut
         "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",
         "1. Ada.\n2. Bob.",  # so are instructions numbered
@@ -84,7 +82,7 @@ def test_documents_that_are_marked(query, texts, numbers):
     ],
 )
 def test_what_cannot_be_read_whole_is_not_read(query):
-    assert find_documents(query, {}) is None and documents_of(query, {}) == ([], "nowhere")
+    assert find_documents(query, {}) is None
     if query.startswith("[1] Ada.\n[2] as"):  # the row's own list knows
         assert [one.text for one in find_documents(query, {"docs": ["Bob."]}).documents] == ["Bob."]
 
@@ -135,14 +133,13 @@ TWO = ["One.", "Two."]
         (["One."], {"context": "One."}),  # SQuAD
         (["One."], {"context": {"title": "A", "text": "One."}}),
         (["One.", "One.", "Two."], {"docs": ["One.", "One.", "Two.\n"]}),
-        (["<D>One.</D>", "<D>Two.</D>"], {"docs": TWO}),
     ],
 )
 def test_documents_that_the_row_lists(texts, row):
     query = "\n".join(texts) + ASKED
     found = find_documents(query, row)
     assert [one.header + one.text for one in found.documents] == texts
-    assert found.prompt() == query and found.origin in row
+    assert found.prompt(found.documents) == query and found.origin in row
     if len(texts) == 2:
         assert found.prompt(found.documents[1:]).startswith(texts[1])
 
@@ -153,25 +150,23 @@ LONG = "How old is the tower bridge that leads over the river Thames in London?"
 @pytest.mark.parametrize(
     ("query", "row", "why"),
     [
-        ("Who is Ada?", {"ctxs": ["Ada wrote it."]}, "none: the prompt holds nothing of ctxs"),
-        ("[1] Ada\n[2] Bob", DPR, "the prompt"),  # titles alone, which a finding tells
-        (
-            "Who?",
-            {"documents": [{"id": 3, "score": 1}]},
-            "none: no text is found in documents (a document has id, score)",
-        ),
-        ("Who is 3?", {"docs": [3, 4]}, "none: no text is found in docs (3)"),
-        ("Who?", {"docs": []}, "nowhere"),
+        ("Who is Ada?", {"ctxs": ["Ada wrote it."]}, "the prompt holds nothing of ctxs"),
+        ("[1] Ada\n[2] Bob", DPR, "the prompt holds nothing of ctxs"),  # titles alone
+        ("Who?", {"documents": [{"id": 3, "score": 1}]}, "no text is found in documents (a document has id, score)"),
+        ("Who is 3?", {"docs": [3, 4]}, "no text is found in docs (3)"),
+        ("Who?", {"docs": []}, ""),
         # A document may begin as the question does.
-        (LONG, {"query": LONG, "docs": [f"{LONG} It is so since 1894."]}, "none: the prompt holds nothing of docs"),
+        (LONG, {"query": LONG, "docs": [f"{LONG} It is so since 1894."]}, "the prompt holds nothing of docs"),
         # Which of them is the question's, and is the long one a document?
-        ("Who is Ada?\n- Ada\n- Bob", {"docs": ["Ada", "Bob"]}, "nowhere"),
-        (f"- Ada wrote it.\n- {'It is not in the list. ' * 9}\n- Bob.", {"docs": ["Ada wrote it.", "Bob."]}, "nowhere"),
+        ("Who is Ada?\n- Ada\n- Bob", {"docs": ["Ada", "Bob"]}, ""),
+        (f"- Ada wrote it.\n- {'It is not in the list. ' * 9}\n- Bob.", {"docs": ["Ada wrote it.", "Bob."]}, ""),
+        ("<D>One.</D>\n<D>Two.</D>", {"docs": TWO}, ""),  # in tags that are not known
     ],
 )
 def test_what_the_model_does_not_read_is_not_said_to_be_read(query, row, why):
-    documents, where = documents_of(query, row)
-    assert where == why and (not documents or where == "the prompt")
+    found = find_documents(query, row)
+    assert (missing_documents(query, row) or unread_documents(row)) == why
+    assert found is None or found.origin == "the prompt"
 
 
 def test_documents_without_numbers_have_their_places_in_the_list():
@@ -230,9 +225,7 @@ def test_other_documents_are_numbered_anew():
     ("row", "output", "expected"),
     [
         ({"positive_indices": [3, 1, 8]}, "Ada [2]", {1, 3}),  # named, and there is no eighth
-        ({"positive_indices": [True, False, True]}, "Ada", {1, 3}),
-        ({"positive_indices": [True, False]}, "Ada", set()),
-        ({"positive_indices": ["Bob\n[7] read it."]}, "Ada", {2}),
+        ({"positive_indices": ["Bob\nread it."]}, "Ada", {2}),
         ({"positive_indices": ["read"]}, "Ada", set()),
         ({"positive_indices": [0]}, "Ada", set()),
         ({"oracle_context": "Ada wrote it."}, "Bob", {1}),  # RAFT's

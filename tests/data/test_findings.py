@@ -5,6 +5,7 @@ from conftest import CHAT_TEMPLATES, KINDS_OF_TOKENIZER, NO_SYSTEM, make_config,
 
 import ragfit
 from ragfit.data.findings import KINDS, Checks, Finding
+from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
 from ragfit.views import ReportView
 
@@ -54,7 +55,7 @@ CASES = [
     ("cut", {"max_sequence_len": 200, "over_length": "cut_end", "row": {"prompt": "9" * 300}}, [("train", 4)]),
     ("cut", {"max_sequence_len": 200, "over_length": "cut_start", "row": {"prompt": "9" * 300}}, [("train", 4)]),
     ("dropped: no loss", {"custom": "{query}:{output}", "eos_token": None, "row": {"answers": []}}, [("train", 4)]),
-    ("dropped: place of output unknown", {"template": REWRITTEN, "row": {"answers": ["Rome!"]}}, [("train", 4)]),
+    ("dropped: refused by the template", {"template": REWRITTEN, "row": {"answers": ["Rome!"]}}, [("train", 4)]),
     ("dropped: refused by the template", {"template": REFUSING, "row": {"answers": ["no"]}}, [("train", 4)]),
     ("output changed by the template", {"template": WITHOUT_THINKING, "row": {"answers": ["<think>hm</think>9"]}},
      [("train", 4)]),
@@ -180,7 +181,8 @@ def test_a_finding_as_text():
 
 def test_warnings_come_first_and_all_rows_stay_all_rows(monkeypatch):
     monkeypatch.setitem(KINDS, "one's own", ("note", "It is so.", "Do this."))
-    collected = Checks(Renderer(make_tokenizer()))
+    renderer = Renderer(make_tokenizer())
+    collected = Checks(renderer, Encoder(renderer.tokenizer))
     assert collected.findings() == []
     collected.add("cut", "train", 1)
     collected.add("one's own", "dev", 2, "seen")

@@ -17,7 +17,7 @@ from conftest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ragfit.data.mask import Encoder, Masked, to_arrow
+from ragfit.data.mask import Encoder, Masked
 from ragfit.data.prompt import Renderer
 
 # --- The oracle -------------------------------------------------------------------------------------------------------
@@ -351,21 +351,6 @@ def test_the_labelled_tokens_decode_to_the_completion(kind, template, output):
     assert shared + decoded == COMPLETIONS[template](output)
 
 
-# --- Length -----------------------------------------------------------------------------------------------------------
-
-
-def test_twenty_thousand_characters():
-    output = "The capital of France is Paris. 東京 👩‍👩‍👧\n" * 500
-    for kind in KINDS_OF_TOKENIZER:
-        if kind == "whole":
-            continue  # one word of 20,000 characters is slow in any BPE
-        renderer, encoder = tools(kind, "chatml")
-        row = render("chatml", renderer, "Q" * 500, output)
-        masked = encoder.encode([row])[0]
-        assert masked.end > masked.start + 1000
-        assert masked.input_ids[masked.end - 1] == renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
-
-
 # --- Tokenizers unlike others -----------------------------------------------------------------------------------------
 
 
@@ -481,21 +466,3 @@ def test_real_tokenizers_on_tricky_outputs(real_tokenizers):
                 completion = row.text[row.completion_char : row.end_char].removeprefix("<think>\n\n</think>\n\n")
                 assert completion.removesuffix(REAL_ENDS[name]).strip() == output.strip()
             verify("nfc" if "qwen" in name else name, tokenizer, row, masked)
-
-
-# --- For many rows ----------------------------------------------------------------------------------------------------
-
-
-def test_arrow_arrays_hold_the_same_labels():
-    rows = [
-        Masked([5, 6, 7, 8], 1, 3),
-        Masked([], 0, 0),
-        Masked([9], 0, 1),
-        Masked([-100, 2**31 - 1], 1, 1),
-        Masked([1, 2, 3], 2, 1),  # nothing to learn: it ends before it begins
-    ]
-    for some in (rows, rows[1:2], [], rows * 100):
-        ids, labels = to_arrow(some).columns
-        assert str(ids.type) == str(labels.type) == "list<item: int32>"
-        assert ids.to_pylist() == [row.input_ids for row in some]
-        assert labels.to_pylist() == [row.labels() for row in some]

@@ -1,6 +1,5 @@
 """`prepare`: from rows in a file to rows to train on, every one counted."""
 
-import gc
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ragfit
-from ragfit.data.fit import Fitter, TooLong
+from ragfit.data.fit import Fitter
 from ragfit.data.mask import Encoder
 from ragfit.data.prepare import Preparer, Settings
 from ragfit.data.prompt import Renderer
@@ -110,37 +109,12 @@ def test_which_rows(prepare, settings, train, dev):
         assert report.in_file == 10
 
 
-def test_columns_named_like_the_trainers_are_only_data(prepare):
-    rows = [
-        {
-            "prompt": "Where?",
-            "answers": "7",
-            "labels": [1, 2, 3],
-            "input_ids": "no",
-            "attention_mask": None,
-            "length": 3,
-        }
-    ]
-    prepared = prepare(rows)
-    assert prepared.train.column_names == ["input_ids", "labels"]
-    assert prepared.train[0]["labels"].count(-100) == len(prepared.train[0]["input_ids"]) - 2  # "7" and its end
-    prepared = prepare([{"labels": "Where?", "input_ids": "7"}], input_key="labels", output_key="input_ids")
-    assert "Where?" in texts(prepared)[0] and prepared.row(0)[:2] == ("Where?", "7")
-
-
 def test_bos_of_a_template_of_ones_own_is_in_the_rows(prepare):
     prepared = prepare(template="{query}\nAnswer:{output}", completion_start="Answer:")
     bos = prepared.tokenizer.bos_token_id
     for row in prepared.train:
         assert row["input_ids"][0] == bos and row["input_ids"].count(bos) == 1 and row["labels"][0] == -100
     assert texts(prepared)[0] == "<s>Document 0. Where?\nAnswer:70 BC</s>"
-
-
-def test_data_is_never_executed(prepare):
-    rows = [{"prompt": "{{ 7*7 }} {query}", "answers": "{% raw %} {output} {{ cycler }}"}]
-    for custom in ({}, {"template": "{{}}{query}|{output}"}):
-        (text,) = texts(prepare(rows, **custom))
-        assert "{{ 7*7 }} {query}" in text and "{% raw %} {output} {{ cycler }}" in text and "49" not in text
 
 
 # --- The report -------------------------------------------------------------------------------------------------------
@@ -185,14 +159,6 @@ def test_a_dev_set_of_which_nothing_is_left(prepare):
     )
 
 
-def test_the_rows_outlive_their_file(prepare):
-    prepared = prepare()
-    few = prepared.train.select(range(3))
-    del prepared
-    gc.collect()
-    assert len(few[2]["input_ids"]) > 0
-
-
 # --- What cannot be prepared ------------------------------------------------------------------------------------------
 
 
@@ -218,16 +184,6 @@ def test_errors_name_the_line_or_the_key(prepare, rows, settings, error, message
 def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
     with pytest.raises(PromptError, match="does not occur"):
         prepare([{"no": "keys"}], completion_start="### Answer")
-
-
-def test_a_row_that_speaks_of_its_place_in_the_text_is_not_dropped_for_it(prepare):
-    template = "{query}{output}"
-    with pytest.raises(PromptError, match="line 2: model.completion_start: .* Leave model.completion_start empty"):
-        prepare(
-            [{"prompt": "q A:", "answers": "7"}, {"prompt": "its place in the text", "answers": "7"}],
-            template=template,
-            completion_start="A:",
-        )
 
 
 # --- Rows that are too long -------------------------------------------------------------------------------------------
@@ -266,13 +222,12 @@ def test_only_the_rows_own_prompt_is_cut(kind, template, policy, query, output, 
     masked = encoder.encode([row])[0]
     bare = encoder.encode([renderer.render("", output)])[0]
     limit = max(1, round(len(bare.input_ids) - 3 + share * (len(masked.input_ids) - len(bare.input_ids) + 3)))
-    try:
-        cut, fitted, result = Fitter(renderer, encoder, limit, policy).fit(query, output, {}, row, masked)
-    except TooLong as error:
+    found = Fitter(renderer, encoder, limit, policy).fit(query, output, {}, row, masked)
+    if found is None:
         # Nothing of the prompt would have been left. What is left of a cut may weigh a token more than nothing.
         assert len(bare.input_ids) + 3 > limit
-        assert error.tokens == len(masked.input_ids)
         return
+    cut, fitted, result = found
     assert len(result.input_ids) <= limit
     left = cut.apply(query) if cut else query
     assert fitted == renderer.render(left, output)
@@ -295,7 +250,7 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
     prepared = prepare(rows, max_sequence_len=120, over_length=policy, instruction="Be brief.")
     assert list(prepared.report.train.cut) == [10] and prepared.report.train.kept == list(range(11))
     cut = prepared.report.train.cut[10]
-    assert (cut.length, cut.stop - cut.start < cut.length) == (len(rows[10]["prompt"]), True)
+    assert cut.length == len(rows[10]["prompt"]) > len(cut.apply(rows[10]["prompt"]))
     assert 112 <= len(prepared.train[10]["input_ids"]) <= 120
     query, output, source = prepared.row(10)
     assert query == cut.apply(rows[10]["prompt"]) and (output, source) == ("753", rows[10])
@@ -303,14 +258,6 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
     assert texts(prepared)[10].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + query)
     assert [finding.rows for finding in prepared.report.findings if finding.kind == "cut"] == [(("train", 10),)]
     assert "1 cut" in str(prepared.report)
-
-
-def test_a_row_just_as_long_as_the_limit_stays(prepare):
-    length = len(prepare(ROWS[:1]).train[0]["input_ids"])
-    assert prepare(ROWS[:1], max_sequence_len=length).report.train.kept == [0]
-    with pytest.raises(DataError, match="1 too long"):
-        prepare(ROWS[:1], max_sequence_len=length - 1)
-    assert list(prepare(ROWS[:1], max_sequence_len=length - 1, over_length="cut_end").report.train.cut) == [0]
 
 
 @pytest.mark.parametrize("policy", ["cut_end", "cut_start"])
@@ -330,13 +277,6 @@ def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
     assert prepared.report.train.kept == kept
     for row in prepared.train:
         assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == " 7</s>"
-
-
-def test_a_completion_is_never_cut(prepare):
-    rows = [ROWS[0], {"prompt": "Where?", "answers": "7" * 300}]
-    for policy in ("drop", "cut_end", "cut_start"):
-        prepared = prepare(rows, max_sequence_len=150, over_length=policy)
-        assert prepared.report.train.dropped == {"too long": [1]} and prepared.report.train.rejected_lengths[0] > 300
 
 
 # --- Tokenizers -------------------------------------------------------------------------------------------------------
@@ -431,7 +371,7 @@ def test_a_slow_tokenizer_is_one_clear_error(prepare):
 
 def test_one_row_under_other_settings(prepare):
     prepared = prepare(instruction="Be brief.")
-    work = Preparer(prepared.cfg, prepared.renderer)  # opens the file itself
+    work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
 
     def one(number=3, **settings):
         row, masked, found = work.one(number, "train", Settings(**settings))
@@ -587,11 +527,3 @@ def test_a_line_break_of_a_shell_is_one_where_the_marker_stands_in_the_row(prepa
     rows = [{"prompt": "Where?\nAnswer:\n", "answers": "Rome"}]
     prepared = prepare(rows, template="{query}{output}", completion_start="Answer:\\n")
     assert prepared.tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == "Rome</s>"
-
-
-# --- Progress ---------------------------------------------------------------------------------------------------------
-
-
-def test_no_bar_shows_for_few_rows(prepare, capsys):
-    prepare(ROWS)
-    assert capsys.readouterr().err == ""

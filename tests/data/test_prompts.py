@@ -4,7 +4,7 @@ import pytest
 from conftest import BOS, CHAT_TEMPLATES, MARKERS, NO_SYSTEM, make_tokenizer
 
 from ragfit.data.prompt import Renderer
-from ragfit.data.template import PlaceUnknown
+from ragfit.data.template import RowRefused
 from ragfit.errors import PromptError
 
 
@@ -172,7 +172,7 @@ def test_a_row_whose_place_is_unknown_says_so():
     )
     given = renderer(template)
     assert parts(given.render("Where?", "Oslo"))[1] == " Oslo?</s>"
-    with pytest.raises(PlaceUnknown, match="rewrites this answer.*it begins 'Rome'"):
+    with pytest.raises(RowRefused, match="rewrites this answer.*it begins 'Rome'"):
         given.render("Where?", "Rome")
 
 

@@ -75,12 +75,10 @@ def grounding(words: list[str]) -> None:
     """Which documents the answers come from, base against tuned, on a checkpoint of an earlier run."""
     parser = _parser(grounding)
     parser.add_argument("--rows", type=int, default=30, help="read so many rows; 30 by default")
-    parser.add_argument("--parts", help="what is asked, such as drop,without; all five questions by default")
     args, trainer, out = _of_checkpoint(parser, words)
-    from ragfit.evaluation.grounding import PARTS
     from ragfit.evaluation.grounding import grounding as ask
 
-    print(ask(trainer, args.rows, args.parts.split(",") if args.parts else PARTS, save=out))
+    print(ask(trainer, args.rows, save=out))
 
 
 def _of_checkpoint(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, Any, Path]:

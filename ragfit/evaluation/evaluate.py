@@ -11,7 +11,15 @@ from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
 from ragfit.evaluation.losses import dev_loss
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
-from ragfit.evaluation.results import CLOSED_BOOK, data_of, label_scores, results_folder, save_results, summarize
+from ragfit.evaluation.results import (
+    CLOSED_BOOK,
+    data_of,
+    label_scores,
+    part_of,
+    results_folder,
+    save_results,
+    summarize,
+)
 from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now
 
@@ -61,7 +69,7 @@ def evaluate(
         raise ConfigError("rows", f"{rows!r} is not a number of rows", "Give one, or None for all rows.")
     folder = results_folder(trainer, save)
     prepared, cfg, model = trainer.prepared, trainer.cfg, trainer.model
-    part = "dev" if prepared.dev is not None else "train"
+    part = part_of(trainer)
     settings = answer_settings(trainer, part, max_new_tokens)
     numbers = prepared.report.part(part).kept[:rows]
     measured = {number: _row(prepared, number, part, answer_marker) for number in numbers}
@@ -72,9 +80,9 @@ def evaluate(
         """Put the answers of the model as it is now into rows, with their scores, under a name."""
         doing = f"answers, {name}" if trainer.is_world_process_zero() else None
         size = trainer.args.per_device_eval_batch_size
-        given = generate(model, prepared, prompts, settings["max_new_tokens"], settings, size, doing)
+        given = generate(model, prepared, prompts, settings, size, doing)
         for row, (text, cut) in zip(asked, given, strict=True):
-            scored = scores(text, measured[row["row"]][1], answer_marker).as_dict()
+            scored = scores(text, measured[row["row"]][1], answer_marker)
             row |= {name: text, f"{name}_cut": cut, **{f"{name}_{metric}": value for metric, value in scored.items()}}
 
     if isinstance(model, PeftModel):

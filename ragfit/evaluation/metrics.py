@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ragfit.data.rows import text_of
@@ -28,25 +28,6 @@ class Gold:
     short: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """One answer's scores, each between 0 and 1; None where the row gives nothing to measure.
-
-    Attributes:
-        exact_match: the answer is one of the expected ones.
-        f1: the harmonic mean of the precision and recall of its tokens, with the expected answer that it fits best.
-        recall: the share of short answers that it holds; None for labels, which an answer holds without meaning them.
-        citations: it cites exactly the documents that the trained output cites; None where that cites none.
-    """
-
-    exact_match: float
-    f1: float
-    recall: float | None
-    citations: float | None
-
-    as_dict = asdict
-
-
 def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: str | None = None) -> Gold:
     """What a row expects.
 
@@ -69,7 +50,7 @@ def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: st
     return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
 
 
-def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
+def scores(answer: str, gold: Gold, marker: str | None = None) -> dict[str, float | None]:
     """Score one answer.
 
     Exact match and F1 (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250) are the best over the acceptable
@@ -83,6 +64,10 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
         answer: what a model wrote.
         gold: of `gold_of`.
         marker: only what follows its last occurrence counts; the whole answer where it does not occur.
+
+    Returns:
+        `exact_match`, `f1`, `recall` and `citations` (whether it cites exactly the documents that the trained output
+        cites), each between 0 and 1, or None where the row gives nothing to measure.
     """
     answer = after_marker(answer, marker)
     said, expected = normalize(answer), [normalize(text) for text in gold.answers]
@@ -90,12 +75,12 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
     held = [any(holds(answer, one) for one in spellings) for spellings in short if spellings]
     labels = all(is_label(one) for spellings in gold.short for one in spellings)
     cited = citations(gold.answers[0])
-    return Scores(
-        exact_match=float(said in expected),
-        f1=max(token_f1(said, text) for text in expected),
-        recall=sum(held) / len(held) if held and not labels else None,
-        citations=float(citations(answer) == cited) if cited else None,
-    )
+    return {
+        "exact_match": float(said in expected),
+        "f1": max(token_f1(said, text) for text in expected),
+        "recall": sum(held) / len(held) if held and not labels else None,
+        "citations": float(citations(answer) == cited) if cited else None,
+    }
 
 
 def normalize(text: str, joined: bool = True) -> str:

@@ -98,6 +98,11 @@ def _label(answer: str, labels: Sequence[str]) -> str:
 ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")  # the keys that choose the rows
 
 
+def part_of(trainer: "SFTTrainer") -> str:
+    """Which rows are measured: those of the dev set, or of the training set where there is none."""
+    return "dev" if trainer.prepared.dev is not None else "train"
+
+
 def data_of(trainer: "SFTTrainer") -> str:
     """The file of the rows that are measured: the dev set's, where it has one of its own."""
     cfg = trainer.cfg

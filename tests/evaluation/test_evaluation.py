@@ -177,15 +177,17 @@ def test_answers_do_not_depend_on_the_batch(tiny_llama, rows, out):
             weight.mul_(8)  # so that answers depend on the prompt
     prepared = trainer.prepared
     prompts = [prepared.rendered(i, "train").prompt for i in range(len(prepared.train))]
-    alone = generate(trainer.model, prepared, prompts, 9, batch_size=1)
+    alone = generate(trainer.model, prepared, prompts, {"max_new_tokens": 9}, batch_size=1)
     assert len({text for text, _ in alone}) > 6
     for size in (4, 99):
-        assert generate(trainer.model, prepared, prompts, 9, batch_size=size) == alone
+        assert generate(trainer.model, prepared, prompts, {"max_new_tokens": 9}, batch_size=size) == alone
 
 
 def test_cut_answers_are_told(trained, recwarn):
     trainer, _, _ = trained
-    answers = generate(trainer.model, trainer.prepared, [trainer.prepared.rendered(i).prompt for i in range(4)], 40)
+    answers = generate(
+        trainer.model, trainer.prepared, [trainer.prepared.rendered(i).prompt for i in range(4)], {"max_new_tokens": 40}
+    )
     assert not any(cut for _, cut in answers)  # the tuned model ends its turn
     view = ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
     assert all(row["tuned_cut"] for row in view.rows) and "tuned: 2 of 2 answers were cut at 2 tokens" in repr(view)
@@ -316,7 +318,7 @@ def scored(question, expected, base, tuned):
     gold = Gold(tuple(expected), (tuple(expected),))
     row = {"row": 0, "question": question, "expected": expected}
     for name, answer in (("base", base), ("tuned", tuned)):
-        row |= {name: answer} | {f"{name}_{metric}": value for metric, value in scores(answer, gold).as_dict().items()}
+        row |= {name: answer} | {f"{name}_{metric}": value for metric, value in scores(answer, gold).items()}
     return row
 
 

@@ -30,7 +30,6 @@ def look(words: list[str]) -> None:
     args = parser.parse_intermixed_args(words)
     from ragfit.config.notebook import from_parameters
     from ragfit.data.prepare import prepare
-    from ragfit.draw.text import wrapped
     from ragfit.views.look import audit
     from ragfit.views.tokens import TokenView
 
@@ -42,7 +41,7 @@ def look(words: list[str]) -> None:
         print(json.dumps(audit(prepared, args.row, args.part), ensure_ascii=False, indent=1))
         return
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(wrapped(str(prepared.report)), TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
+    print(prepared.report, TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
 
 
 def train(words: list[str]) -> None:

@@ -51,12 +51,12 @@ def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> 
     """
     from peft import PeftModel
 
-    row = trainer.prepared.at(index, part)
-    with inference(trainer.model):
+    row, model = trainer.prepared.at(index, part), trainer.model
+    with inference(model):
         tuned = label_losses(trainer, row)
-        if not isinstance(trainer.model, PeftModel):
+        if not isinstance(model, PeftModel):
             return {"model": tuned}
-        with trainer.model.disable_adapter():
+        with model.disable_adapter():
             base = label_losses(trainer, row)
     return {"base": base} if base == tuned else {"base": base, "tuned": tuned}
 

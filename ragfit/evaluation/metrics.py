@@ -1,17 +1,15 @@
 """How close an answer is to the expected ones: exact match, token F1, answer recall and citations, without torch."""
 
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from ragfit.data.rows import text_of
-from ragfit.data.words import CITATION, citations, is_label, words
+from ragfit.data.words import citations, is_label, words
 
 SHORT_ANSWERS = "short_answers"
 Z = 1.959964  # standard deviations of a normal distribution that hold 95 % of it, both sides together
-_CITATION = re.compile(rf"\s*{CITATION.pattern}")
 _ARTICLES = ("a", "an", "the")
 
 
@@ -133,10 +131,6 @@ def share_interval(hits: float, n: int) -> tuple[float, float]:
     middle = share + spread / 2
     half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
-
-
-def without_citations(text: str) -> str:
-    return _CITATION.sub("", text)
 
 
 def after_marker(text: str, marker: str | None) -> str:

@@ -87,7 +87,6 @@ def test_a_space_that_sentencepiece_adds_takes_no_text():
     folder = Path(os.environ["RAGFIT_TOKENIZERS"]) / "phi-3-mini-128k-instruct-apr2024"
     real = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = real("<|end|>\nOK", add_special_tokens=False)["input_ids"]
-    assert real.convert_ids_to_tokens(ids) == ["<|end|>", "▁", "<0x0A>", "OK"]
     assert token_texts(ids, "<|end|>\nOK", Encoder(real))[0] == ["<|end|>", "", "\n", "OK"]
 
 
@@ -128,13 +127,6 @@ def test_long_prompts_fold(make, prompt):
     if "Title" in prompt:
         assert all(f"[{n}] Title {n} [1]: word" in shown for n in range(1, 6))  # each document is seen to begin
         assert repr(TokenView(prepared)).count("tokens …]") == 5
-
-
-def test_size(make):
-    prepared = make([{"prompt": "The document says that Ada wrote it in 1843. " * 200, "answer": "Ada wrote it."}])
-    ids = prepared.train[0]["input_ids"]
-    assert len(ids) > 3_500
-    assert len(TokenView(prepared)._repr_html_().encode()) < 75 * len(ids)  # 300 kB for 4,000
 
 
 def test_losses_stand_below_their_tokens(make):
@@ -297,13 +289,6 @@ def test_documents_and_answers(make):
     html = view.html()
     assert "1 of 2 (50%)" in html and "are labels" in html and assert_harmless(html)
     assert "documents in both train and dev" in repr(RagView(make(some, dev_split=1)))
-
-
-def test_documents_that_always_stand_in_one_place(make):
-    some = [
-        {"prompt": f"Q {n}?\n[1] Number {n} is it.\n[2] Oslo\n[3] Rome", "answer": f"number {n}"} for n in range(24)
-    ]
-    assert "! The supporting document stands first in 24 of 24 rows" in repr(RagView(make(some)))
 
 
 @pytest.mark.slow

@@ -33,7 +33,6 @@ ARGUMENTS = {
     "--rows": {"type": int, "help": "take so many rows; by default all to evaluate, 30 for grounding"},
     "--marker": {"help": "compare only what follows this text in an answer, such as '<ANSWER>:'"},
     "--closed-book": {"action": "store_true", "help": "answer a second time without the documents"},
-    "--parts": {"help": "what is asked, such as drop,without; all five questions by default"},
     "--base": {"help": "the base model's folder or name, where it has moved"},
     "--dtype": {"help": "the type of the merged weights, such as bfloat16; the base's own by default"},
     "--trust-remote-code": {"action": "store_true", "help": "run code that comes with the base model"},
@@ -44,7 +43,6 @@ def look(args: Namespace) -> None:
     """What the model will read and learn from: report, findings, a row's tokens."""
     from ragfit.config.notebook import from_parameters
     from ragfit.data.prepare import prepare
-    from ragfit.draw.text import wrapped
     from ragfit.views.look import audit
     from ragfit.views.tokens import TokenView
 
@@ -56,7 +54,7 @@ def look(args: Namespace) -> None:
         print(json.dumps(audit(prepared, args.row, args.part), ensure_ascii=False, indent=1))
         return
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(wrapped(str(prepared.report)), TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
+    print(prepared.report, TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
 
 
 def train(words: list[str]) -> None:
@@ -84,12 +82,9 @@ def evaluate(args: Namespace) -> None:
 def grounding(args: Namespace) -> None:
     """Which documents the answers come from, base against tuned, on a checkpoint of an earlier run."""
     trainer, out = _of_checkpoint(args)
-    from ragfit.evaluation.grounding import PARTS
     from ragfit.evaluation.grounding import grounding as ask
 
-    print(
-        ask(trainer, 30 if args.rows is None else args.rows, args.parts.split(",") if args.parts else PARTS, save=out)
-    )
+    print(ask(trainer, 30 if args.rows is None else args.rows, save=out))
 
 
 def _of_checkpoint(args: Namespace) -> tuple[Any, Path]:
@@ -147,7 +142,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "look": (look, "overrides --config|-cn|--config-name --row --part --json"),
     "train": (train, ""),
     "evaluate": (evaluate, "checkpoint overrides --data --out --rows --marker --closed-book"),
-    "grounding": (grounding, "checkpoint overrides --data --out --rows --parts"),
+    "grounding": (grounding, "checkpoint overrides --data --out --rows"),
     "status": (status, "folder"),
     "runs": (runs, "folders"),
     "merge": (merge, "checkpoint out_folder --base --dtype --trust-remote-code"),

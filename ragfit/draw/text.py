@@ -6,7 +6,6 @@ At the end, blocks as lines for a log.
 import re
 import shutil
 import sys
-import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -76,13 +75,6 @@ def width() -> int:
     return shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else WIDTH
 
 
-def wrapped(text: str) -> str:
-    """Text for a terminal, its long lines broken between words; a log has it as it is."""
-    if not sys.stdout.isatty():
-        return text
-    return "\n".join(textwrap.fill(one, width(), subsequent_indent="    ") for one in text.splitlines())
-
-
 def line(part: Line) -> str:
     """A line of text, on one line; a label stands apart from what is beside it, as in a page."""
     return " ".join(_words(part).split())
@@ -132,13 +124,14 @@ def _table(
     rows: Sequence[Sequence[Line]], head: Sequence[str] = (), right: Sequence[int] = (), wide: bool = False
 ) -> Iterator[str]:
     """Columns or, where they are too wide for a line, a record for each row."""
-    table = [list(map(line, row)) for row in ([head] if head else []) + list(rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    fits = sum(widths) + 2 * len(widths) <= width() or (wide and not sys.stdout.isatty())
-    for row in table if fits or not head else ():
-        sides = enumerate(zip(row, widths, strict=True))
-        yield "  " + "  ".join(c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in sides).rstrip()
-    for row in () if fits or not head else table[1:]:
-        first, *rest = (": ".join(filter(None, pair)) for pair in zip(table[0], row, strict=True))
-        yield f"  {first}"
-        yield from (f"    {pair}" for pair, cell in zip(rest, row[1:], strict=True) if cell)
+    head, *table = [list(map(line, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*([head] if head else []), *table, strict=True)]
+    if not head or sum(widths) + 2 * len(widths) <= width() or (wide and not sys.stdout.isatty()):
+        for row in [head, *table] if head else table:
+            sides = enumerate(zip(row, widths, strict=True))
+            yield "  " + "  ".join(c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in sides).rstrip()
+        return
+    for row in table:
+        pairs = [": ".join(filter(None, pair)) for pair in zip(head, row, strict=True)]
+        yield f"  {pairs[0]}"
+        yield from (f"    {pair}" for pair, cell in zip(pairs[1:], row[1:], strict=True) if cell)

@@ -11,7 +11,15 @@ from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
 from ragfit.evaluation.losses import dev_loss
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
-from ragfit.evaluation.results import CLOSED_BOOK, data_of, label_scores, results_folder, save_results, summarize
+from ragfit.evaluation.results import (
+    CLOSED_BOOK,
+    data_of,
+    label_scores,
+    part_of,
+    results_folder,
+    save_results,
+    summarize,
+)
 from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now
 
@@ -60,54 +68,46 @@ def evaluate(
     if rows is not None and rows < 0:
         raise ConfigError("rows", f"{rows!r} is not a number of rows", "Give one, or None for all rows.")
     folder = results_folder(trainer, save)
-    prepared, cfg, model = trainer.prepared, trainer.cfg, trainer.model
-    part = "dev" if prepared.dev is not None else "train"
+    prepared, cfg, model, part = trainer.prepared, trainer.cfg, trainer.model, part_of(trainer)
     settings = answer_settings(trainer, part, max_new_tokens)
-    numbers = prepared.report.part(part).kept[:rows]
-    measured = {number: _row(prepared, number, part, answer_marker) for number in numbers}
-    table = [row for row, _ in measured.values()]
+    measured = [_row(prepared, number, part, answer_marker) for number in prepared.report.part(part).kept[:rows]]
+    table = [row for row, _ in measured]
     prompts = [prepared.rendered(index, part).prompt for index in range(len(table))]
+    notes = []
 
-    def answer(asked: Sequence[dict], prompts: Sequence[str], name: str) -> None:
-        """Put the answers of the model as it is now into rows, with their scores, under a name."""
+    def answer(name: str, prompts: Sequence[str | None]) -> None:
+        """Put the answers of the model as it is now, with their scores, under a name into the rows with a prompt."""
+        asked = [(prompt, *one) for prompt, one in zip(prompts, measured, strict=True) if prompt is not None]
         doing = f"answers, {name}" if trainer.is_world_process_zero() else None
         size = trainer.args.per_device_eval_batch_size
-        given = generate(model, prepared, prompts, settings["max_new_tokens"], settings, size, doing)
-        for row, (text, cut) in zip(asked, given, strict=True):
-            scored = scores(text, measured[row["row"]][1], answer_marker).as_dict()
+        given = generate(model, prepared, [prompt for prompt, *_ in asked], settings, size, doing)
+        for (_, row, gold), (text, cut) in zip(asked, given, strict=True):
+            scored = scores(text, gold, answer_marker)
             row |= {name: text, f"{name}_cut": cut, **{f"{name}_{metric}": value for metric, value in scored.items()}}
 
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             base_loss = dev_loss(trainer, "base") if base_loss is None else base_loss
-            answer(table, prompts, "base")
+            answer("base", prompts)
     tuned_loss = dev_loss(trainer, "tuned")
-    answer(table, prompts, "tuned")
+    answer("tuned", prompts)
+    if part == "train":
+        notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
+    if cfg.model.get("trained_adapter"):
+        notes.append(f"The base is {cfg.model.model_name_or_path} with {cfg.model.trained_adapter} merged into it.")
     if closed_book:
-        bare = [(row, prompt) for row in table if (prompt := _without_documents(prepared, row["row"], part))]
-        answer([row for row, _ in bare], [prompt for _, prompt in bare], CLOSED_BOOK)
-    summary = {
-        "part": part,
-        "data": data_of(trainer),
-        "rows": len(table),
-        "answer_marker": answer_marker,
-        "max_new_tokens": settings["max_new_tokens"],
-        "written": now(),
-        **summarize(table),
-    }
+        bare = [_without_documents(prepared, row["row"], part) for row in table]
+        answer(CLOSED_BOOK, bare)
+        if lacking := bare.count(None):
+            notes.append(f"The documents of {lacking} rows were not found: they have no closed_book answer.")
+    about = {"part": part, "data": data_of(trainer), "rows": len(table), "answer_marker": answer_marker}
+    summary = about | {"max_new_tokens": settings["max_new_tokens"], "written": now()} | summarize(table)
     if labels := label_scores(table, answer_marker):
         summary |= labels
         summary.pop("recall", None)  # of labels: "no" is a word of many an answer that says yes
     if tuned_loss is not None:
         tokens = prepared.report.dev.loss_tokens
         summary["dev_loss"] = {"rows": len(prepared.dev), "tokens": tokens, "base": base_loss, "tuned": tuned_loss}
-    notes = []
-    if part == "train":
-        notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
-    if cfg.model.get("trained_adapter"):
-        notes.append(f"The base is {cfg.model.model_name_or_path} with {cfg.model.trained_adapter} merged into it.")
-    if closed_book and len(bare) < len(table):
-        notes.append(f"The documents of {len(table) - len(bare)} rows were not found: they have no closed_book answer.")
     saved = save_results(folder, "evaluation", summary, table) if folder else None
     return EvaluationView(table, summary, notes, saved)
 

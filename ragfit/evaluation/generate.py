@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Answer = tuple[str, bool]  # its text, and whether it was cut
 
 
-def longest_answer(prepared: "Prepared", part: str = "dev") -> int:
+def longest_answer(prepared: "Prepared", part: str) -> int:
     """How many tokens an answer may have: twice the longest completion, at least 48, and beyond 256 only what that has.
 
     A base model answers at length, and the answer to find in it may come late.
@@ -40,8 +40,7 @@ def generate(
     model: "PreTrainedModel | PeftModel",
     prepared: "Prepared",
     prompts: Sequence[str],
-    max_new_tokens: int,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
     batch_size: int = 8,
     doing: str | None = None,
 ) -> list[Answer]:
@@ -52,8 +51,7 @@ def generate(
 
     Args:
         prompts: inference prompts as text, as `prepared.rendered(…).prompt`.
-        settings: keyword arguments of `generate` that go before the greedy default, as plain lists and dicts.
-        batch_size: how many to continue together.
+        settings: keyword arguments of `generate`, `max_new_tokens` among them.
         doing: what a progress bar says after two seconds, such as "answers of the base model"; None for no bar.
 
     Returns:
@@ -66,14 +64,13 @@ def generate(
     # The model was trained to end with these, whatever its generation configuration says.
     ends |= set(prepared.report.last_ids) & {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    defaults = {"pad_token_id": pad, "eos_token_id": sorted(ends) or None, "do_sample": False}
-    settings = {**defaults, "max_new_tokens": max_new_tokens, **(settings or {})}
+    settings = {"pad_token_id": pad, "eos_token_id": sorted(ends) or None, "do_sample": False, **settings}
     settings |= {"num_return_sequences": 1, "return_dict_in_generate": False}
     ends = _ids(settings["eos_token_id"]) | {settings["pad_token_id"]}
     ids = [encoder.bos + list(encoder.spans(prompt)[0]) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     answers: dict[int, Answer] = {}
-    bar = progress_bar(total=len(ids), desc=doing, unit="answer", delay=2, miniters=0, disable=doing is None)
+    bar = progress_bar(total=len(ids), desc=doing, unit="answer", miniters=0, disable=doing is None)
 
     def alive(new: "torch.Tensor", scores: object, **kwargs: object) -> "torch.Tensor":
         """No criterion to stop, but what `generate` calls at each token: a batch of answers can take minutes."""
@@ -84,9 +81,8 @@ def generate(
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
             width = len(ids[batch[0]])
-            padding = [width - len(ids[i]) for i in batch]
-            inputs = torch.tensor([[pad] * left + ids[i] for i, left in zip(batch, padding, strict=True)])
-            mask = torch.tensor([[0] * left + [1] * (width - left) for left in padding])
+            inputs = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch])
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
             output = model.generate(
                 input_ids=inputs.to(model.device),
                 attention_mask=mask.to(model.device),

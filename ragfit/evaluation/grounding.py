@@ -26,9 +26,9 @@ from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
 from ragfit.evaluation.metrics import share_interval
-from ragfit.evaluation.probes import Text, probes, taken_apart
-from ragfit.evaluation.reading import Reading, read
-from ragfit.evaluation.results import MODELS, data_of, results_folder, save_results
+from ragfit.evaluation.probes import probes, taken_apart
+from ragfit.evaluation.reading import Text, read
+from ragfit.evaluation.results import MODELS, data_of, part_of, results_folder, save_results
 from ragfit.runs.records import now
 
 if TYPE_CHECKING:
@@ -36,24 +36,18 @@ if TYPE_CHECKING:
 
     from ragfit.evaluation.grounding_view import GroundingView
 
-PARTS = ("drop", "without", "distractors", "position", "citations")
+DRAWS = 2000  # of the bootstrap
 
 
 @explained("The look at grounding", LESS_TO_EVALUATE)
 def grounding(
-    trainer: "SFTTrainer",
-    rows: int | None = 30,
-    parts: Sequence[str] = PARTS,
-    seed: int = 0,
-    save: PathText | Literal[False] | None = None,
+    trainer: "SFTTrainer", rows: int | None = 30, save: PathText | Literal[False] | None = None
 ) -> "GroundingView":
     """Measure which documents the answers come from, with the base model and the tuned one.
 
     Args:
         trainer: of `ragfit.build_trainer`, trained or not, or of `ragfit.load_checkpoint`.
         rows: how many of the dev rows (of the training rows where there is no dev set) are read; None for all.
-        parts: what is asked, of `PARTS`.
-        seed: draws the other rows' documents and the bootstrap's samples.
         save: a folder for `grounding.jsonl` (a line for each row) and `grounding.json` (the summary); by default the
             run's output folder where the trainer has trained. False: none.
 
@@ -61,7 +55,7 @@ def grounding(
         GroundingView, with the attributes `rows`, `summary` and `saved`.
 
     Raises:
-        ConfigError: `rows` is below 1, a part is unknown, or no row has documents that can be found in its prompt.
+        ConfigError: `rows` is below 1, or no row has documents that can be found in its prompt.
     """
     from peft import PeftModel
 
@@ -69,9 +63,7 @@ def grounding(
 
     if rows is not None and rows < 1:
         raise ConfigError("rows", f"it is {rows!r}", "Give the number of rows to read, or None for all.")
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError("parts", f"there is no part {unknown[0]!r}", f"Choose of {', '.join(PARTS)}.")
-    part = "dev" if trainer.prepared.dev is not None else "train"
+    part = part_of(trainer)
     found, unread = taken_apart(trainer.prepared, part, rows)
     if not found:
         problem = f"none of the {len(unread)} rows has documents that can be found in its prompt"
@@ -86,101 +78,69 @@ def grounding(
         | {"documents": [asdict(one) for one in row.passages.documents], "supporting": sorted(row.supports)}
         for row in found
     ]
-    texts, first = probes(found, parts, seed), trainer.is_world_process_zero()
-    cited = [n for n, row in enumerate(found) if "citations" in parts and citations(row.output)]
+    first = trainer.is_world_process_zero()
+    cited = [n for n, row in enumerate(found) if citations(row.output)]
+    prompts = [trainer.prepared.renderer.render(found[n].query, "").prompt for n in cited]
+    settings, size = answer_settings(trainer, part), trainer.args.per_device_eval_batch_size
     for name in MODELS if isinstance(trainer.model, PeftModel) else MODELS[1:]:
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            rows_read = progress_bar(texts, desc=f"documents, {name}", unit="row", delay=2, disable=not first)
-            for one, groups in zip(table, rows_read, strict=True):
-                one[name] = measure(trainer, groups)
-            answers = _answers(trainer, [found[n].query for n in cited], f"answers, {name}")
-            for n, answer in zip(cited, answers, strict=True):
+            for n in progress_bar(range(len(found)), desc=f"documents, {name}", unit="row", disable=not first):
+                table[n][name] = measure(trainer, probes(found, n))
+            doing = f"answers, {name}" if first else None
+            answers = generate(trainer.model, trainer.prepared, prompts, settings, size, doing)
+            for n, (answer, _) in zip(cited, answers, strict=True):
                 table[n][name]["answer"] = answer
-    summary = {
-        "part": part,
-        "data": data_of(trainer),
-        "rows": len(table),
-        "unread": unread,
-        "parts": list(parts),
-        "seed": seed,
-        "written": now(),
-        **summarize(table, seed),
-    }
-    return GroundingView(table, summary, save_results(folder, "grounding", summary, table) if folder else None)
+    about = {"part": part, "data": data_of(trainer), "rows": len(table), "unread": unread, "written": now()}
+    summary = about | summarize(table)
+    saved = save_results(folder, "grounding", summary, table) if folder else None
+    return GroundingView(table, summary, saved)
 
 
-def measure(trainer: "SFTTrainer", groups: Sequence[dict[str, Text]]) -> dict[str, Any]:
+def measure(trainer: "SFTTrainer", texts: Mapping[str, Text]) -> dict[str, Any]:
     """What a row's answer costs the model as it is now, under each of its texts.
 
     Args:
-        groups: one row's of `probes`.
+        texts: of `probes`.
 
     Returns:
         `losses`, the sum over the answer's tokens in nats, citations excluded, by the names of the texts, and `tokens`:
         of each token of the answer its text, its loss, and how much that rises without each document.
     """
-    readings: dict[str, Reading] = {}
-    for group in groups:
-        readings |= zip(group, read(trainer, list(group.values())), strict=True)
-    costs = {name: reading.of("answer") for name, reading in readings.items()}
+    costs = {name: reading.answer() for name, reading in zip(texts, read(trainer, list(texts.values())), strict=True)}
     without = {name.split()[1]: cost for name, cost in costs.items() if name.startswith("without")}
-    whole = zip(readings["all"].tokens, readings["all"].kinds, strict=True)
-    texts = [text for text, kind in whole if kind == "answer"]
     tokens = [
-        {"text": text, "loss": loss, "rise": {number: cost[n] - loss for number, cost in without.items()}}
-        for n, (text, loss) in enumerate(zip(texts, costs["all"], strict=True))
+        {"text": text, "loss": loss, "rise": {number: cost[n][1] - loss for number, cost in without.items()}}
+        for n, (text, loss) in enumerate(costs["all"])
     ]
-    return {"losses": {name: sum(cost) for name, cost in costs.items()}, "tokens": tokens}
-
-
-def _answers(trainer: "SFTTrainer", queries: Sequence[str], doing: str) -> list[str]:
-    """What the model as it is now answers."""
-    prepared, size = trainer.prepared, trainer.args.per_device_eval_batch_size
-    settings = answer_settings(trainer, "dev" if prepared.dev is not None else "train")
-    prompts = [prepared.renderer.render(query, "").prompt for query in queries]
-    shown = doing if trainer.is_world_process_zero() else None
-    answers = generate(trainer.model, prepared, prompts, settings["max_new_tokens"], settings, size, shown)
-    return [answer for answer, _ in answers]
-
-
-# What comes of it.
+    return {"losses": {name: sum(loss for _, loss in cost) for name, cost in costs.items()}, "tokens": tokens}
 
 
 def rise_of(row: Mapping[str, Any], name: str) -> dict[int, float]:
-    """By how many nats a row's answer costs more without each document, by number; {} where it was not asked."""
-    losses = row[name]["losses"]
-    without = {one["number"]: losses.get(f"without {one['number']}") for one in row["documents"]}
-    return {number: loss - losses["all"] for number, loss in without.items() if loss is not None}
+    """By how many nats a row's answer costs more without each document, by number."""
+    losses, numbers = row[name]["losses"], [one["number"] for one in row["documents"]]
+    return {number: losses[f"without {number}"] - losses["all"] for number in numbers}
 
 
-def values_of(row: Mapping[str, Any], name: str) -> dict[str, float | bool | None]:
-    """One row's values of each measure under a model, None where it has none; what is a yes or a no is a bool."""
-    one, supports, rise = row[name], set(row["supporting"]), rise_of(row, name)
-    losses, answer = one["losses"], one.get("answer")
-    ours = [value for number, value in rise.items() if number in supports]
-    others = [value for number, value in rise.items() if number not in supports]
-    top = max(rise, key=rise.__getitem__, default=None)
-    known, asked = bool(ours and others), answer is not None and top is not None
-    found = {
-        "top_is_supporting": top in supports if known else None,
-        "chance": len(ours) / len(rise) if known else None,
-        "rise_supporting": sum(ours) / len(ours) if ours else None,
-        "rise_others": sum(others) / len(others) if known else None,
-        "loss_all": losses["all"],
-        "loss_supporting": losses.get("supporting"),
-        "loss_none": losses.get("none"),
-        "cheaper_without": losses["none"] < losses["all"] if "none" in losses else None,
-        "cites_expected": citations(answer) == citations(row["expected"]) if asked else None,
-        "cites_top": top in citations(answer) if asked else None,
-        "expected_is_top": top in citations(row["expected"]) if asked else None,
-    }
-    for key, loss in losses.items():
-        if key.endswith("others") or key.startswith("place"):
-            found[key] = loss
-    return found
+def values_of(row: Mapping[str, Any], name: str) -> dict[str, float | bool]:
+    """One row's values of the measures that it has under a model; what is a yes or a no is a bool."""
+    losses, answer, rise = row[name]["losses"], row[name].get("answer"), rise_of(row, name)
+    ours = [value for number, value in rise.items() if number in row["supporting"]]
+    others = [value for number, value in rise.items() if number not in row["supporting"]]
+    top = max(rise, key=rise.__getitem__)
+    found = {f"loss_{text}": losses[text] for text in ("all", "supporting", "none") if text in losses}
+    found["cheaper_without"] = losses["none"] < losses["all"]
+    if ours:
+        found["rise_supporting"] = sum(ours) / len(ours)
+    if ours and others:
+        found["rise_others"] = sum(others) / len(others)
+        found |= {"top_is_supporting": top in row["supporting"], "chance": len(ours) / len(rise)}
+    if answer is not None:
+        said, expected = citations(answer), citations(row["expected"])
+        found |= {"cites_expected": said == expected, "cites_top": top in said, "expected_is_top": top in expected}
+    return found | {text: loss for text, loss in losses.items() if text.endswith("others") or text.startswith("place")}
 
 
-def estimate(values: Sequence[float | bool], seed: int = 0, samples: int = 2000) -> dict[str, float | int | None]:
+def estimate(values: Sequence[float | bool]) -> dict[str, float | int | None]:
     """A mean over rows, with the bounds of its 95 % interval.
 
     Of a share (of yes and no) it is Wilson's, of other values the bootstrap's, and None where there is one value alone.
@@ -194,12 +154,12 @@ def estimate(values: Sequence[float | bool], seed: int = 0, samples: int = 2000)
     if all(isinstance(value, bool) for value in values):
         low, high = share_interval(sum(values), len(values))
     elif len(values) > 1:
-        draws = np.random.default_rng(seed).integers(0, len(known), (samples, len(known)))
-        low, high = map(float, np.percentile(known[draws].mean(axis=1), (2.5, 97.5)))
+        drawn = np.random.default_rng(0).integers(0, len(known), (DRAWS, len(known)))
+        low, high = map(float, np.percentile(known[drawn].mean(axis=1), (2.5, 97.5)))
     return {"mean": float(known.mean()), "low": low, "high": high, "rows": len(values)}
 
 
-def summarize(table: Sequence[Mapping], seed: int = 0) -> dict[str, dict]:
+def summarize(table: Sequence[Mapping]) -> dict[str, dict]:
     """Each measure's mean under both models, and their paired difference, all over the rows that have it under both.
 
     Returns:
@@ -208,17 +168,16 @@ def summarize(table: Sequence[Mapping], seed: int = 0) -> dict[str, dict]:
     names = [name for name in MODELS if name in table[0]]
     values = [[values_of(row, name) for name in names] for row in table]
     summary = {}
-    for measure_ in dict.fromkeys(key for row in values for key in row[0]):
-        rows = [[one.get(measure_) for one in row] for row in values]
-        rows = [row for row in rows if None not in row]
+    for measured in dict.fromkeys(key for row in values for one in row for key in one):
+        rows = [[one[measured] for one in row] for row in values if all(measured in one for one in row)]
         if not rows:
             continue
-        of = {name: estimate(column, seed) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        of = {name: estimate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         if len(names) == 2:
-            of["difference"] = estimate([float(tuned) - float(base) for base, tuned in rows], seed)
+            of["difference"] = estimate([float(tuned) - float(base) for base, tuned in rows])
             if isinstance(rows[0][0], bool):
                 of["difference"] |= _between_shares(of["base"], of["tuned"])
-        summary[measure_] = of
+        summary[measured] = of
     return summary
 
 

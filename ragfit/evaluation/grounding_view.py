@@ -9,7 +9,7 @@ from ragfit.draw.blocks import Badge, Bar, Block, Callout, Fold, Heading, Line, 
 from ragfit.draw.figure import figure, finish, legend_below
 from ragfit.draw.text import counted, listed
 from ragfit.draw.view import View
-from ragfit.evaluation.grounding import rise_of
+from ragfit.evaluation.grounding import rise_of, values_of
 from ragfit.evaluation.probes import DISTRACTORS, FEWER, PLACES
 from ragfit.evaluation.results import MODELS
 
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 LISTED = 12  # row numbers that are listed
 LEAST = 0.1  # nats by which a token's loss must change for it to depend on a document
 
-# (part, title, what it means, {measure: what it is called, with its unit}).
+# (title, what it means, {measure: what it is called, with its unit}, why rows do not answer it).
 QUESTIONS = (
     (
-        "drop",
         "Which document does the answer come from?",
         "Each document is removed in turn; the answer depends most on the one whose removal raises its loss most. A "
         "model that reads depends on a supporting document more often than chance (ContextCite, arXiv 2409.00729).",
@@ -32,9 +31,9 @@ QUESTIONS = (
             "rise_supporting": "loss increase without a supporting document (nats)",
             "rise_others": "loss increase without another document (nats)",
         },
+        "no supporting document is known for these rows, or all of their documents support them",
     ),
     (
-        "without",
         "Does it need the documents?",
         "An answer whose loss is lower without any document was memorized or guessed. Such rows teach a model to "
         "ignore its documents (Sufficient Context, arXiv 2411.06037).",
@@ -44,23 +43,23 @@ QUESTIONS = (
             "loss_none": "loss without documents (nats)",
             "cheaper_without": "lower loss without documents (% of rows)",
         },
+        "no supporting document is known for these rows",
     ),
     (
-        "distractors",
         "Do irrelevant documents distract it?",
         "Documents of other rows are added to the supporting ones. The flatter the curve, the better the model ignores "
         "irrelevant documents (RAFT, arXiv 2403.10131).",
         {f"{count} others": f"loss with {counted(count, 'distractor')} (nats)" for count in DISTRACTORS},
+        "no supporting document is known, or fewer documents of other rows were read",
     ),
     (
-        "position",
         "Does the position of the document matter?",
         "The supporting document is put at each position among nine documents of other rows. A model that reads all of "
         "them gives a flat curve; one that is lost in the middle gives a hill (arXiv 2307.03172).",
         {f"place {place}": f"loss with the document at position {place} (nats)" for place in range(1, PLACES + 1)},
+        f"no supporting document is known, or fewer than {PLACES - 1} documents of other rows were read",
     ),
     (
-        "citations",
         "Are its citations faithful?",
         "A citation is faithful where it names the document that the answer depends on most, which is not always the "
         "expected one (MIRAGE, arXiv 2406.13663).",
@@ -69,26 +68,23 @@ QUESTIONS = (
             "cites_top": "cites the document it depends on most (% of rows)",
             "expected_is_top": "depends most on an expected document (% of rows)",
         },
+        "no expected answer cites a document ([1], [2], …)",
     ),
 )
-
-# Why a question, or a part of it, has no answer.
-MISSING = {
-    "drop": "no supporting document is known for these rows, or all of their documents support them",
-    "without": "no supporting document is known for these rows",
-    "distractors": "no supporting document is known, or fewer documents of other rows were read",
-    "position": f"no supporting document is known, or fewer than {PLACES - 1} documents of other rows were read",
-    "citations": "no expected answer cites a document ([1], [2], …)",
-}
 SUPPORT = (
     "A row names its supporting documents with positive_indices, or they contain its answer, which is not searched for "
     "where answers are labels such as yes and no. More rows bring more documents of other rows."
 )
-# What is drawn as a curve: {part: (measure at each place on the axis, what the axis is)}.
+# What is drawn as a curve: the measure at each place on the axis, and what the axis is, by the first of the measures.
 CURVES = {
-    "distractors": ({x: f"{x} others" for x in DISTRACTORS}, "distractors (documents of other rows)"),
-    "position": ({x: f"place {x}" for x in range(1, PLACES + 1)}, "position of the supporting document"),
+    "0 others": ({x: f"{x} others" for x in DISTRACTORS}, "distractors (documents of other rows)"),
+    "place 1": ({x: f"place {x}" for x in range(1, PLACES + 1)}, "position of the supporting document"),
 }
+HOW = (
+    "Losses are sums over the answer's tokens, its citations excluded. In brackets: 95 % intervals over the rows "
+    "(Wilson's of a share, Newcombe's of two shares, the bootstrap's of other means, which one row has not). Base and "
+    f"tuned stand on the same rows; distractors and positions on every {FEWER}th."
+)
 
 
 class GroundingView(View):
@@ -110,59 +106,46 @@ class GroundingView(View):
         return GroundedRowView(self.rows[index])
 
     def astray(self) -> list[int]:
-        """The indices of the rows whose answer depends most on a document that does not support it (tuned model)."""
-        rises = [rise_of(row, self.names[-1]) for row in self.rows]
-        tops = [max(rise, key=rise.__getitem__, default=None) for rise in rises]
-        pairs = enumerate(zip(self.rows, tops, strict=True))
-        return [n for n, (row, top) in pairs if row["supporting"] and top not in (None, *row["supporting"])]
+        """The indices of the rows whose answer depends most on a document that does not support it (last model)."""
+        values = [values_of(row, self.names[-1]) for row in self.rows]
+        return [index for index, row in enumerate(values) if row.get("top_is_supporting") is False]
 
     def blocks(self) -> list[Block]:
         blocks: list[Block] = []
         if unread := self.summary["unread"]:
-            blocks.append(
-                Callout(f"The documents of {_numbers(unread)} could not be found in the prompt and were not tested.")
-            )
+            said = f"The documents of {_numbers(unread)} could not be found in the prompt and were not tested."
+            blocks.append(Callout(said))
         if self.summary["part"] == "train":
             blocks.append(Callout("There is no dev set: these rows were trained on. Set dev_split."))
-        for part, title, meaning, measures in QUESTIONS:
-            if part in self.summary["parts"]:
-                blocks += [Heading(title), *self._answer(part, f"{title} {meaning}", measures)]
-        how = (
-            "Losses are sums over the answer's tokens, its citations excluded. In brackets: 95 % intervals over the "
-            "rows (Wilson's of a share, Newcombe's of two shares, the bootstrap's of other means, which one row has "
-            f"not). Base and tuned stand on the same rows; distractors and positions on every {FEWER}th."
-        )
-        return [*blocks, Note(how), *([Note(f"Saved in {self.saved}.")] if self.saved else [])]
+        for title, meaning, measures, missing in QUESTIONS:
+            blocks += [Heading(title), *self._answer(f"{title} {meaning}", measures, f"{missing}. {SUPPORT}")]
+        return [*blocks, Note(HOW), *([Note(f"Saved in {self.saved}.")] if self.saved else [])]
 
-    def _answer(self, part: str, meaning: str, measures: Mapping[str, str]) -> list[Block]:
+    def _answer(self, meaning: str, measures: Mapping[str, str], missing: str) -> list[Block]:
         found = {name: self.summary[name] for name in measures if name in self.summary}
-        lacking = [measures[name] for name in measures if name not in found]
-        why = [Note(f"Not measured: {', '.join(lacking)}: {MISSING[part]}. {SUPPORT}")] if lacking else []
+        lacking = [called for name, called in measures.items() if name not in found]
         if not found:
-            return [Note(f"Not measured: {MISSING[part]}. {SUPPORT}")]
+            return [Note(f"Not measured: {missing}")]
+        head = ["measure", *self.names, *(["tuned − base"] if len(self.names) == 2 else []), "rows"]
         rows = [[measures[name], *self._cells(name, of, "%" in measures[name])] for name, of in found.items()]
-        head = [*self.names, *(["tuned − base"] if len(self.names) == 2 else []), "rows"]
-        table = Table(["measure", *head], rows, right=range(1, len(head) + 1), widths=("38%",))
-        blocks: list[Block] = [Note(meaning.partition("? ")[2])]
-        if part in CURVES:
-            blocks += [Picture(lambda: self._curves(part), meaning), Fold("the numbers", [table])]
-        else:
-            blocks.append(table)
-        losses = [(row["row"], row[self.names[-1]]["losses"]) for row in self.rows]
-        cheaper = [number for number, of in losses if part == "without" and of["none"] < of["all"]]
-        if cheaper:
-            blocks.append(Note(f"Lower loss without documents, {self.names[-1]} model: {_numbers(cheaper)}."))
-        return blocks + why
+        table = Table(head, rows, right=range(1, len(head)), widths=("38%",))
+        blocks: list[Block] = [Note(meaning.partition("? ")[2]), table]
+        if curve := CURVES.get(next(iter(measures))):
+            blocks[1:] = [Picture(lambda: self._curves(*curve), meaning), Fold("the numbers", [table])]
+        if "cheaper_without" in found:
+            name = self.names[-1]
+            if cheaper := [row["row"] for row in self.rows if values_of(row, name)["cheaper_without"]]:
+                blocks.append(Note(f"Lower loss without documents, {name} model: {_numbers(cheaper)}."))
+        return [*blocks, *([Note(f"Not measured: {', '.join(lacking)}: {missing}")] if lacking else [])]
 
     def _cells(self, name: str, of: Mapping[str, Mapping], share: bool) -> list[Line]:
         cells = [_estimate(of[side], share) for side in self.names]
         if len(self.names) == 2:
             cells.append("–" if name == "chance" else _estimate(of["difference"], share, signed=True))
-        return [*cells, f"{of[self.names[-1]]['rows']:,}"]
+        return [*cells, f"{of['tuned']['rows']:,}"]
 
-    def _curves(self, part: str) -> "Figure":
+    def _curves(self, measures: Mapping[int, str], along: str) -> "Figure":
         """The loss with its interval, along the number of others or the places."""
-        measures, along = CURVES[part]
         points = {x: self.summary[measure] for x, measure in measures.items() if measure in self.summary}
         drawn = figure(2.6)
         axis = drawn.subplots()
@@ -186,38 +169,33 @@ class GroundedRowView(View):
 
     def __init__(self, row: Mapping):
         self.row, self.title = row, f"Where the answer to row {row['row']} comes from"
-        self.rises = {name: rise for name in MODELS if name in row and (rise := rise_of(row, name))}
+        self.rises = {name: rise_of(row, name) for name in MODELS if name in row}
 
     def blocks(self) -> list[Block]:
-        row = self.row
-        blocks: list[Block] = [Note(("Question: ", Long(row["question"]))), Note(("Answer: ", Long(row["expected"])))]
-        if not self.rises:
-            return [*blocks, Note("Which document it comes from was not asked (the part drop).")]
-        most = max(1e-9, *(value for rise in self.rises.values() for value in rise.values()))
-        table = [
-            [
-                f"[{one['number']}]",
-                (*((Badge("supports", "good"), " ") if one["number"] in row["supporting"] else ()), Long(one["text"])),
-                *(
-                    (Bar(max(0.0, rise[one["number"]]) / most), f"{rise[one['number']]:+.2f}")
-                    for rise in self.rises.values()
-                ),
-            ]
-            for one in row["documents"]
-        ]
+        row, most = self.row, max(1e-9, *(value for rise in self.rises.values() for value in rise.values()))
+        table = []
+        for one in row["documents"]:
+            supports = (Badge("supports", "good"), " ") if one["number"] in row["supporting"] else ()
+            rises = [rise[one["number"]] for rise in self.rises.values()]
+            bars = [(Bar(max(0.0, rise) / most), f"{rise:+.2f}") for rise in rises]
+            table.append([f"[{one['number']}]", (*supports, Long(one["text"])), *bars])
         head = ["number", "document", *(f"{name}: loss increase without it (nats)" for name in self.rises)]
-        blocks.append(Table(head, table, widths=("70px", "46%", *["27%"] * len(self.rises))))
-        for name in self.rises:
-            tokens = (part for token in row[name]["tokens"] for part in _token(token["text"], token["rise"]))
-            blocks.append(Note((f"{name}: ", *tokens)))
+        tokens = {name: [part for token in row[name]["tokens"] for part in _token(token)] for name in self.rises}
         how = f"After each token: the document it depends on most. None: no removal raises its loss by {LEAST} nats."
-        return [*blocks, Note(how)]
+        return [
+            Note(("Question: ", Long(row["question"]))),
+            Note(("Answer: ", Long(row["expected"]))),
+            Table(head, table, widths=("70px", "46%", *["27%"] * len(self.rises))),
+            *(Note((f"{name}: ", *parts)) for name, parts in tokens.items()),
+            Note(how),
+        ]
 
 
-def _token(text: str, rise: Mapping[int | str, float]) -> tuple[Line, ...]:
+def _token(token: Mapping) -> tuple[Line, ...]:
     """A token, and the document that it depends on most."""
-    best = max(rise, key=rise.__getitem__)
-    return (Span(text, "mono"), *((Badge(f"[{best}]"),) if rise[best] > LEAST else ()), " ")
+    best = max(token["rise"], key=token["rise"].__getitem__)
+    badge = (Badge(f"[{best}]"),) if token["rise"][best] > LEAST else ()
+    return (Span(token["text"], "mono"), *badge, " ")
 
 
 def _estimate(one: Mapping, share: bool, signed: bool = False) -> Line:

@@ -1,6 +1,7 @@
 """What each token of a completion costs a model, in nats: of one row, and of the whole dev set."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,13 @@ def dev_loss(trainer: "SFTTrainer", model: str = "the model") -> float | None:
     Args:
         model: what the trainer's model is at present, for the progress bar.
     """
-    rows = trainer.prepared.dev
+    rows, first = trainer.prepared.dev, trainer.is_world_process_zero()
     if rows is None:
         return None
-    total, tokens, first = 0.0, 0, trainer.is_world_process_zero()
     with inference(trainer.model):
-        for row in progress_bar(rows, desc=f"dev loss of {model}", unit="row", delay=2, disable=not first):
-            losses = [loss for loss in label_losses(trainer, row) if loss is not None]
-            total, tokens = total + sum(losses), tokens + len(losses)
-    return total / tokens
+        bar = progress_bar(rows, desc=f"dev loss of {model}", unit="row", disable=not first)
+        losses = [loss for row in bar for loss in label_losses(trainer, row) if loss is not None]
+    return math.fsum(losses) / len(losses)
 
 
 def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> dict[str, Losses]:
@@ -51,12 +50,12 @@ def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> 
     """
     from peft import PeftModel
 
-    row = trainer.prepared.at(index, part)
-    with inference(trainer.model):
+    row, model = trainer.prepared.at(index, part), trainer.model
+    with inference(model):
         tuned = label_losses(trainer, row)
-        if not isinstance(trainer.model, PeftModel):
+        if not isinstance(model, PeftModel):
             return {"model": tuned}
-        with trainer.model.disable_adapter():
+        with model.disable_adapter():
             base = label_losses(trainer, row)
     return {"base": base} if base == tuned else {"base": base, "tuned": tuned}
 
@@ -67,10 +66,8 @@ def label_losses(trainer: "SFTTrainer", row: Mapping[str, Sequence[int]]) -> Los
     # The token at a position is predicted from the position before it; the first one is not predicted at all.
     places = [place for place in range(1, len(labels)) if labels[place] != IGNORE_INDEX]
     before, wanted = [place - 1 for place in places], [labels[place] for place in places]
-    losses: Losses = [None] * len(labels)
-    for place, loss in zip(places, losses_at(trainer, row["input_ids"], before, wanted), strict=True):
-        losses[place] = loss
-    return losses
+    losses = dict(zip(places, losses_at(trainer, row["input_ids"], before, wanted), strict=True))
+    return [losses.get(place) for place in range(len(labels))]
 
 
 def losses_at(

@@ -1,17 +1,15 @@
 """How close an answer is to the expected ones: exact match, token F1, answer recall and citations, without torch."""
 
 import math
-import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ragfit.data.rows import text_of
-from ragfit.data.words import CITATION, citations, is_label, words
+from ragfit.data.words import citations, is_label, words
 
 SHORT_ANSWERS = "short_answers"
 Z = 1.959964  # standard deviations of a normal distribution that hold 95 % of it, both sides together
-_CITATION = re.compile(rf"\s*{CITATION.pattern}")
 _ARTICLES = ("a", "an", "the")
 
 
@@ -26,25 +24,6 @@ class Gold:
 
     answers: tuple[str, ...]
     short: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One answer's scores, each between 0 and 1; None where the row gives nothing to measure.
-
-    Attributes:
-        exact_match: the answer is one of the expected ones.
-        f1: the harmonic mean of the precision and recall of its tokens, with the expected answer that it fits best.
-        recall: the share of short answers that it holds; None for labels, which an answer holds without meaning them.
-        citations: it cites exactly the documents that the trained output cites; None where that cites none.
-    """
-
-    exact_match: float
-    f1: float
-    recall: float | None
-    citations: float | None
-
-    as_dict = asdict
 
 
 def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: str | None = None) -> Gold:
@@ -69,7 +48,7 @@ def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: st
     return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
 
 
-def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
+def scores(answer: str, gold: Gold, marker: str | None = None) -> dict[str, float | None]:
     """Score one answer.
 
     Exact match and F1 (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250) are the best over the acceptable
@@ -83,6 +62,10 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
         answer: what a model wrote.
         gold: of `gold_of`.
         marker: only what follows its last occurrence counts; the whole answer where it does not occur.
+
+    Returns:
+        `exact_match`, `f1`, `recall` and `citations` (whether it cites exactly the documents that the trained output
+        cites), each between 0 and 1, or None where the row gives nothing to measure.
     """
     answer = after_marker(answer, marker)
     said, expected = normalize(answer), [normalize(text) for text in gold.answers]
@@ -90,12 +73,12 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> Scores:
     held = [any(holds(answer, one) for one in spellings) for spellings in short if spellings]
     labels = all(is_label(one) for spellings in gold.short for one in spellings)
     cited = citations(gold.answers[0])
-    return Scores(
-        exact_match=float(said in expected),
-        f1=max(token_f1(said, text) for text in expected),
-        recall=sum(held) / len(held) if held and not labels else None,
-        citations=float(citations(answer) == cited) if cited else None,
-    )
+    return {
+        "exact_match": float(said in expected),
+        "f1": max(token_f1(said, text) for text in expected),
+        "recall": sum(held) / len(held) if held and not labels else None,
+        "citations": float(citations(answer) == cited) if cited else None,
+    }
 
 
 def normalize(text: str, joined: bool = True) -> str:
@@ -148,10 +131,6 @@ def share_interval(hits: float, n: int) -> tuple[float, float]:
     middle = share + spread / 2
     half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
-
-
-def without_citations(text: str) -> str:
-    return _CITATION.sub("", text)
 
 
 def after_marker(text: str, marker: str | None) -> str:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from ragfit.data.documents import SUPPORT_KEYS, Document, Passages, find_documents, renumber, supporting
 from ragfit.data.report import Prepared
 from ragfit.errors import DataError
+from ragfit.evaluation.reading import Text
 
 DISTRACTORS = (0, 1, 2, 4, 8)
 PLACES = 10
 FEWER = 6  # distractors and places are read on every sixth of the rows: each costs several times the rest
-
-Text = tuple[str, str]  # prompt and answer
 
 
 @dataclass(frozen=True)
@@ -71,43 +70,34 @@ def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[R
     return found, unread
 
 
-def probes(rows: Sequence[Row], parts: Sequence[str], seed: int) -> list[list[dict[str, Text]]]:
-    """For each row the texts to read, by name, in groups that begin alike.
+def probes(rows: Sequence[Row], number: int) -> dict[str, Text]:
+    """The texts to read for one of the rows, by name.
 
     The names are `all`, `without N` (the document of that number), `none`, `supporting` (alone), `N others` (the
     supporting documents among so many of other rows) and `place N` (the first supporting one among nine others).
     """
-    wide = [n for n, row in enumerate(rows) if row.supports][::FEWER]
-    return [[_own(row, parts), *(_mixed(rows, n, parts, seed) if n in wide else ())] for n, row in enumerate(rows)]
+    row = rows[number]
+    prompts = {"all": row.query, "none": row.passages.prompt([])}
+    prompts |= {f"without {one.number}": row.without(one) for one in row.passages.documents}
+    prompts |= {"supporting": row.passages.prompt(row.supporting)} if row.supports else {}
+    wide = [n for n, one in enumerate(rows) if one.supports][::FEWER]
+    return {name: (text, row.output) for name, text in prompts.items()} | (_mixed(rows, row) if number in wide else {})
 
 
-def _own(row: Row, parts: Sequence[str]) -> dict[str, Text]:
-    """A row under its own documents, and under fewer of them."""
-    prompts = {"all": row.query}
-    if {"drop", "citations"} & set(parts):
-        prompts |= {f"without {one.number}": row.without(one) for one in row.passages.documents}
-    if "without" in parts:
-        prompts["none"] = row.passages.prompt([])
-        prompts |= {"supporting": row.passages.prompt(row.supporting)} if row.supports else {}
-    return {name: (prompt, row.output) for name, prompt in prompts.items()}
-
-
-def _mixed(rows: Sequence[Row], number: int, parts: Sequence[str], seed: int) -> list[dict[str, Text]]:
+def _mixed(rows: Sequence[Row], row: Row) -> dict[str, Text]:
     """A row's supporting documents among those of other rows, in an order that is drawn."""
-    row, draw = rows[number], random.Random(f"{seed} {rows[number].number}")
+    draw = random.Random(f"0 {row.number}")
     own = {one.text for one in row.passages.documents}
     foreign = {one.text: one for other in rows if other is not row for one in other.passages.documents}
     others = [one for text, one in foreign.items() if text not in own]
     draw.shuffle(others)
-    among, places, mixed = {}, {}, row.supporting
-    for count in DISTRACTORS if "distractors" in parts else ():
-        if count <= len(others):
-            for one in others[len(mixed) - len(row.supporting) : count]:
-                mixed.insert(draw.randint(0, len(mixed)), one)
-            among[f"{count} others"] = row.among(mixed)
-    if "position" in parts and len(others) >= PLACES - 1:
+    texts, mixed = {}, row.supporting
+    for count in (count for count in DISTRACTORS if count <= len(others)):
+        for one in others[len(mixed) - len(row.supporting) : count]:
+            mixed.insert(draw.randint(0, len(mixed)), one)
+        texts[f"{count} others"] = row.among(mixed)
+    if len(others) >= PLACES - 1:
         nine, document = others[: PLACES - 1], row.supporting[0]
-        # All have their beginning in common with the last one, so it is read first.
-        for place in range(PLACES, 0, -1):
-            places[f"place {place}"] = row.among([*nine[: place - 1], document, *nine[place - 1 :]])
-    return [group for group in (among, places) if group]
+        for place in range(PLACES):
+            texts[f"place {place + 1}"] = row.among([*nine[:place], document, *nine[place:]])
+    return texts

@@ -1,7 +1,6 @@
 """The figures of an evaluation: summed up over its rows, and saved."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from ragfit.config.paths import PathText, find_existing, user_path
+from ragfit.data.words import CITATION, words
 from ragfit.draw.progress import say
-from ragfit.evaluation.metrics import after_marker, normalize, without_citations
+from ragfit.evaluation.metrics import after_marker
 from ragfit.files import write_whole
 from ragfit.runs.records import METRICS, now
 
@@ -32,25 +32,25 @@ def summarize(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]
     """
     summary = {}
     for metric in METRICS:
-        values = {
-            name: [row[key] for row in table if row.get(key := f"{name}_{metric}") is not None]
-            for name in (*MODELS, CLOSED_BOOK)
-        }
-        if not values["tuned"]:
-            continue
-        means = {name: sum(found) / len(found) for name, found in values.items() if found}
-        summary[metric] = {"rows": len(values["tuned"]), **means}
-        if values["base"]:
-            pairs = list(zip(values["base"], values["tuned"], strict=True))
-            summary[metric] |= {"better": sum(t > b for b, t in pairs), "worse": sum(t < b for b, t in pairs)}
+        keys = {name: f"{name}_{metric}" for name in (*MODELS, CLOSED_BOOK)}
+        values = {name: [row[key] for row in table if row.get(key) is not None] for name, key in keys.items()}
+        if values["tuned"]:
+            means = {name: sum(found) / len(found) for name, found in values.items() if found}
+            better = _better(values["base"], values["tuned"]) if values["base"] else {}
+            summary[metric] = {"rows": len(values["tuned"]), **means, **better}
     return summary
+
+
+def _better(base: Sequence[float], tuned: Sequence[float]) -> dict[str, int]:
+    pairs = list(zip(base, tuned, strict=True))
+    return {"better": sum(t > b for b, t in pairs), "worse": sum(t < b for b, t in pairs)}
 
 
 def label_scores(table: Sequence[Mapping[str, Any]], marker: str | None = None) -> dict[str, Any]:
     """What came of rows whose expected answers are few labels, such as yes, no and maybe; {} where they are not.
 
-    An answer counts as a label where it is one or begins with one ("Yes, because …"), as `ragfit.evaluation.metrics`
-    normalizes it; every other answer is "(other)". They are the figures of PubMedQA (Jin et al. 2019,
+    An answer counts as a label where it is one or begins with one ("Yes, because …"), case, punctuation and citations
+    apart; every other answer is "(other)". They are the figures of PubMedQA (Jin et al. 2019,
     https://arxiv.org/abs/1909.06146), computed by scikit-learn.
 
     Args:
@@ -61,41 +61,50 @@ def label_scores(table: Sequence[Mapping[str, Any]], marker: str | None = None) 
         `accuracy` and `macro_f1` as `summarize` gives metrics, and `confusion`: `labels`, and for each model a list for
         each expected label of how often each label was answered.
     """
-    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+    from sklearn.metrics import confusion_matrix, f1_score
 
-    texts = [without_citations(row["expected"][0]) for row in table]
-    expected = [normalize(text) for text in texts]
+    texts = [row["expected"][0] for row in table]
+    expected = [_plain(text) for text in texts]
     labels = sorted(set(expected))
-    if len({text.casefold().strip(" .!") for text in texts}) > len(labels):
-        return {}  # normalizing makes one of two of them, such as -1 and 1
-    if any(len(row["expected"]) > 1 for row in table) or not 1 < len(labels) <= MOST_LABELS:
+    spelt = {
+        CITATION.sub("", text).casefold().strip(" .!") for text in texts
+    }  # more of these than labels: words alone, -1 is 1
+    few = 1 < len(labels) <= MOST_LABELS and len(table) >= FEWEST_ROWS_EACH * len(labels) and len(spelt) == len(labels)
+    if (
+        not few
+        or any(len(row["expected"]) > 1 for row in table)
+        or any(len(one.split()) not in (1, 2) for one in labels)
+    ):
         return {}
-    if len(table) < FEWEST_ROWS_EACH * len(labels) or any(not 0 < len(label.split()) <= 2 for label in labels):
-        return {}
-    found = {"accuracy": {"rows": len(table)}, "macro_f1": {"rows": len(table)}}
-    found["confusion"], right = {"labels": [*labels, OTHER]}, {}
+    accuracy, macro_f1, right = {"rows": len(table)}, {"rows": len(table)}, {}
+    confusion: dict[str, list] = {"labels": [*labels, OTHER]}
     for name in (name for name in MODELS if name in table[0]):
         said = [_label(after_marker(row[name], marker), labels) for row in table]
-        found["accuracy"][name] = float(accuracy_score(expected, said))
-        found["macro_f1"][name] = float(f1_score(expected, said, labels=labels, average="macro", zero_division=0.0))
-        found["confusion"][name] = confusion_matrix(expected, said, labels=[*labels, OTHER])[:-1].tolist()
         right[name] = [one == other for one, other in zip(expected, said, strict=True)]
+        accuracy[name] = sum(right[name]) / len(table)
+        macro_f1[name] = float(f1_score(expected, said, labels=labels, average="macro", zero_division=0.0))
+        confusion[name] = confusion_matrix(expected, said, labels=[*labels, OTHER])[:-1].tolist()
     if "base" in right:
-        pairs = list(zip(right["base"], right["tuned"], strict=True))
-        found["accuracy"] |= {"better": sum(t > b for b, t in pairs), "worse": sum(t < b for b, t in pairs)}
-    return found
+        accuracy |= _better(right["base"], right["tuned"])
+    return {"accuracy": accuracy, "macro_f1": macro_f1, "confusion": confusion}
+
+
+def _plain(answer: str) -> str:
+    return " ".join(words(answer, joined=True))
 
 
 def _label(answer: str, labels: Sequence[str]) -> str:
-    answer = without_citations(answer)
-    said = normalize(answer)
-    if re.match(r"\W*a\W*[).:]", answer, re.IGNORECASE):
-        said = f"a {said}"  # "A) Paris" is a choice; normalizing took it for an article
+    said = _plain(answer)
     # The longest first: "not sure" is not "not".
     return next((one for one in sorted(labels, key=len, reverse=True) if f"{said} ".startswith(f"{one} ")), OTHER)
 
 
 ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")  # the keys that choose the rows
+
+
+def part_of(trainer: "SFTTrainer") -> str:
+    """Which rows are measured: those of the dev set, or of the training set where there is none."""
+    return "dev" if trainer.prepared.dev is not None else "train"
 
 
 def data_of(trainer: "SFTTrainer") -> str:
@@ -140,21 +149,20 @@ def save_results(folder: Path, name: str, summary: Mapping, table: Sequence[Mapp
         The path of the rows, or of the summary where there are none; None where they could not be written.
     """
     rows, sums = folder / f"{name}.jsonl", folder / f"{name}.json"
+
+    def text(value: Mapping, **how: Any) -> str:
+        finite = json.loads(json.dumps(value), parse_constant=lambda name: None)  # JSON has no NaN and no infinity
+        return json.dumps(finite, ensure_ascii=False, allow_nan=False, **how) + "\n"
+
     try:
         rows.unlink(missing_ok=True)  # of another evaluation, which the new summary does not sum up
         if table:
-            write_whole(rows, "".join(f"{_json(row)}\n" for row in table))
-        write_whole(sums, _json(summary, indent=1) + "\n")
+            write_whole(rows, "".join(map(text, table)))
+        write_whole(sums, text(summary, indent=1))
     except OSError as error:
         say(f"The figures could not be saved in {folder}: {error.strerror}.")
         return None
     return rows if table else sums
-
-
-def _json(value: Mapping, **how: Any) -> str:
-    """JSON, which has no NaN and no infinity."""
-    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False, **how)
 
 
 def save_loss(trainer: "SFTTrainer", loss: float) -> None:

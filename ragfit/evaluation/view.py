@@ -1,6 +1,6 @@
 """Base against tuned: metrics on top, then the answers side by side."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ragfit.draw.blocks import Badge, Block, Callout, Fold, Heading, Line, Long, Note, Span, Table
@@ -29,14 +29,14 @@ class EvaluationView(View):
         self.rows, self.summary, self.notes, self.saved = list(rows), dict(summary), list(notes), saved
         self.title = f"Answers on {counted(len(self.rows), summary['part'] + ' row')}"
         self.columns = [name for name in (*MODELS, CLOSED_BOOK) if any(name in row for row in self.rows)]
+        self.sides = [*MODELS, *([CLOSED_BOOK] if CLOSED_BOOK in self.columns else [])]
 
     def blocks(self) -> list[Block]:
-        sides = [*MODELS, *([CLOSED_BOOK] if CLOSED_BOOK in self.columns else [])]
-        head = ["metric", *map(self._named, sides), "tuned against base", "what it is"]
+        head = ["metric", *map(self._named, self.sides), "tuned against base", "what it is"]
         rest = self.rows[SHOWN:]
         return [
             *map(Callout, self.notes),
-            Table(head, list(self._figures(sides)), range(1, len(sides) + 1), ("120px",)),
+            Table(head, list(self._figures()), range(1, len(self.sides) + 1), ("120px",)),
             *self._confusion(),
             *map(Note, self._fine_print()),
             *([self._answers(self.rows[:SHOWN])] if self.rows else []),
@@ -49,10 +49,10 @@ class EvaluationView(View):
         count = sum(side in row for row in self.rows)
         return "tuned, no documents" + ("" if count == len(self.rows) else f" ({counted(count, 'row')})")
 
-    def _figures(self, sides: Sequence[str]) -> Iterator[list[Line]]:
+    def _figures(self) -> Iterator[list[Line]]:
         """A line of the table for each figure: its name, a cell for each side, the comparison, what it is."""
         if loss := self.summary.get("dev_loss"):
-            cells = [Span("–" if loss.get(side) is None else f"{loss[side]:.4f}") for side in sides]
+            cells = [Span("–" if loss.get(side) is None else f"{loss[side]:.4f}") for side in self.sides]
             change = "" if loss["base"] is None else f"{loss['tuned'] - loss['base']:+.4f}"
             what = f"nats per completion token of {counted(loss['rows'], 'dev row')}"
             yield ["dev loss", *cells, change, Span(what, "quiet")]
@@ -64,17 +64,15 @@ class EvaluationView(View):
                 better, worse = found["better"], found["worse"]
                 change = f"{better} better, {worse} worse, {count - better - worse} same"
             meaning += "" if count == len(self.rows) else f"; {counted(count, 'row')} can have it"
-            cells = [self._mean(metric, side, found) for side in sides]
-            yield [name, *cells, change, Span(meaning, "quiet")]
+            yield [name, *(self._mean(metric, side, found) for side in self.sides), change, Span(meaning, "quiet")]
 
     def _mean(self, metric: str, side: str, found: Mapping) -> Line:
         if found.get(side) is None:
             return "–"
-        count = found["rows"]
-        if side == CLOSED_BOOK:
-            count = sum(row.get(f"{side}_{metric}") is not None for row in self.rows)
+        closed = sum(row.get(f"{side}_{metric}") is not None for row in self.rows)
+        count = closed if side == CLOSED_BOOK else found["rows"]
         mean = Span(f"{found[side]:.1%}")
-        if metric not in SHARES or not count:
+        if metric not in SHARES:
             return mean
         low, high = share_interval(round(found[side] * count), count)
         return mean, " ", Span(f"({low:.0%} to {high:.0%})", "quiet")
@@ -85,12 +83,12 @@ class EvaluationView(View):
             yield "In brackets: the 95 % interval of a share. Case, punctuation, articles and citations do not count."
         marker = self.summary.get("answer_marker")
         for name in self.columns:
-            if without := sum(marker not in row.get(name, marker) for row in self.rows) if marker else 0:
-                which = f"{without} of {len(self.rows)} answers do not hold {marker!r}"
-                yield f"{name}: {which} and were compared whole."
-            if cut := sum(bool(row.get(f"{name}_cut")) for row in self.rows):
+            answers = [row for row in self.rows if name in row]
+            if marker and (without := sum(marker not in row[name] for row in answers)):
+                yield f"{name}: {without} of {len(answers)} answers do not hold {marker!r} and were compared whole."
+            if cut := sum(bool(row.get(f"{name}_cut")) for row in answers):
                 where = f"{self.summary['max_new_tokens']} tokens (model.generation.max_new_tokens)"
-                yield f"{name}: {cut} of {len(self.rows)} answers were cut at {where}."
+                yield f"{name}: {cut} of {len(answers)} answers were cut at {where}."
         if "base" not in self.columns and self.rows:
             yield "All weights were trained, so the base model is not here any more."
         if self.saved:
@@ -98,27 +96,22 @@ class EvaluationView(View):
 
     def _confusion(self) -> list[Block]:
         """How often each label was answered where each was expected."""
-        found = self.summary.get("confusion")
-        if not found:
-            return []
-        labels, tables = found["labels"], []
-        for name in [column for column in self.columns if column in found]:
-            rows = [[label, *map(str, counts)] for label, counts in zip(labels, found[name], strict=False)]
-            tables += [Heading(name), Table(["expected", *labels], rows, right=range(1, len(labels) + 1))]
-        return [Fold("which labels were answered", tables)]
+        found, tables = self.summary.get("confusion") or {"labels": []}, []
+        for name in (name for name in self.columns if name in found):
+            rows = [[label, *map(str, counts)] for label, counts in zip(found["labels"], found[name], strict=False)]
+            head = ["expected", *found["labels"]]
+            tables += [Heading(name), Table(head, rows, right=range(1, len(head)))]
+        return [Fold("which labels were answered", tables)] if tables else []
 
     def _answers(self, rows: list[dict]) -> Table:
-        labels = "confusion" in self.summary
-        table = [
-            [
-                Long(f"{row['row']}. {row['question']}"),
-                Long(row["expected"][0] + (f" (or {len(row['expected']) - 1} more)" if row["expected"][1:] else "")),
-                *(_answer(row, name, labels) if name in row else "–" for name in self.columns),
-            ]
-            for row in rows
-        ]
-        widths = [f"{100 / (2 + len(self.columns)):.0f}%"] * (2 + len(self.columns))
-        return Table(["question", "expected", *map(self._named, self.columns)], table, widths=widths)
+        labels, table = "confusion" in self.summary, []
+        for row in rows:
+            first, *others = row["expected"]
+            expected = Long(first + (f" (or {len(others)} more)" if others else ""))
+            answers = (_answer(row, name, labels) if name in row else "–" for name in self.columns)
+            table.append([Long(f"{row['row']}. {row['question']}"), expected, *answers])
+        head = ["question", "expected", *map(self._named, self.columns)]
+        return Table(head, table, widths=[f"{100 / len(head):.0f}%"] * len(head))
 
 
 def _answer(row: Mapping, name: str, labels: bool) -> Line:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 CONFIG, STATUS, LOG, EVALUATION = "ragfit.yaml", "status.json", "trainer_state.json", "evaluation.json"
 GROUNDING = "grounding.json"
-# What an evaluation measures, with its name and what it is: the fields of `ragfit.evaluation.metrics.Scores`.
+# What an evaluation measures, with its name and what it is: what `ragfit.evaluation.metrics.scores` gives.
 METRICS = {
     "exact_match": ("exact match", "the answer is an expected one"),
     "f1": ("token F1", "tokens shared with the expected answer that fits best"),

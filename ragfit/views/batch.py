@@ -1,4 +1,4 @@
-"""A batch as the trainer's collator makes it: which rows are where, at which positions, and what of it is padding."""
+"""A batch as the trainer's collator makes it: which rows are where, and what of it is padding."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -15,18 +15,17 @@ ENDS = 6  # tokens that are shown of a row's beginning and end
 
 @dataclass(frozen=True)
 class RowInBatch:
-    """A row's stretch of a batch, its padding included: a sequence, its first place there, and what stands in each."""
+    """A row's stretch of a batch: its sequence, its first place there, its tokens, and the padding behind them."""
 
     sequence: int
     start: int
     ids: list[int]
     labels: list[int]
-    mask: list[int]
-    positions: list[int]
+    padding: int
 
     @property
     def tokens(self) -> list[int]:
-        return list(itertools.compress(self.ids, self.mask))
+        return self.ids[: len(self.ids) - self.padding]
 
     @property
     def places(self) -> str:
@@ -37,20 +36,17 @@ def rows_in(batch: Mapping[str, object]) -> Iterator[RowInBatch]:
     """The rows of a batch of `ragfit.collator`, padded or packed; padding behind a pack is no row."""
     for number, (ids, labels) in enumerate(zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)):
         if "position_ids" not in batch:
-            mask = batch["attention_mask"][number].tolist()
-            # As models count that are told nothing else: from the first place, padded or not.
-            yield RowInBatch(number, 0, ids, labels, mask, list(range(len(ids))))
+            yield RowInBatch(number, 0, ids, labels, batch["attention_mask"][number].tolist().count(0))
             continue
         positions = batch["position_ids"][number].tolist()
         starts = [place for place, position in enumerate(positions) if position == 0]
         for start, stop in itertools.pairwise([*starts, len(ids)]):
             if stop - start > 1:  # one token alone predicts nothing
-                part = slice(start, stop)
-                yield RowInBatch(number, start, ids[part], labels[part], [1] * (stop - start), positions[part])
+                yield RowInBatch(number, start, ids[start:stop], labels[start:stop], 0)
 
 
 class BatchView(View):
-    """The rows of a batch: a line for each, with its place, its positions, and how it begins and ends.
+    """The rows of a batch: a line for each, with its place, and how it begins and ends.
 
     Args:
         prepared: of `ragfit.prepare`.
@@ -65,31 +61,24 @@ class BatchView(View):
 
     def __init__(self, prepared: Prepared, batch: Mapping[str, object], part: str = "train"):
         self.decode, self.part, self.packed = prepared.tokenizer.decode, part, "position_ids" in batch
-        self.rows, self.positions = list(rows_in(batch)), batch["input_ids"].numel()
+        self.rows, positions = list(rows_in(batch)), batch["input_ids"].numel()
         lengths = {len(row.tokens) for row in self.rows}
         near = [i for i, pair in enumerate(prepared.report.part(part).lengths) if sum(pair) in lengths]
         known = {tuple(prepared.part(part)[i]["input_ids"]): i for i in reversed(near)}
         self.indices = [known.get(tuple(row.tokens)) for row in self.rows]
         self.shortest = min(zip(self.rows, self.indices, strict=True), key=lambda pair: len(pair[0].tokens))[1]
         self.title = f"A batch of {counted(len(self.rows), f'{part} row')}"
-        padding = self.positions - sum(len(row.tokens) for row in self.rows)
-        self.aside = f"{self.positions:,} positions, {padding:,} of them padding ({padding / self.positions:.1%})"
+        padding = positions - sum(len(row.tokens) for row in self.rows)
+        self.aside = f"{positions:,} positions, {padding:,} of them padding ({padding / positions:.1%})"
 
     def blocks(self) -> list[Block]:
         said = "The rows lie end to end. Positions begin at 0 in each, by which attention keeps them apart."
-        head = [f"{self.part} row", "sequence", "places", "positions", "with loss", "padding", "begins", "ends"]
+        head = [f"{self.part} row", "sequence", "places", "tokens", "with loss", "padding", "begins", "ends"]
         table = Table(head, list(map(self._line, self.rows, self.indices)), right=range(6))
         return [Note(said), table] if self.packed else [table]
 
     def _line(self, row: RowInBatch, index: int | None) -> list[str | Span]:
-        tokens, real = row.tokens, list(itertools.compress(row.positions, row.mask))
-        learned = sum(label != IGNORE_INDEX for label in row.labels)
-        return [
-            "–" if index is None else f"{index:,}",
-            f"{row.sequence:,}",
-            row.places,
-            f"{real[0]:,}–{real[-1]:,}",
-            f"{learned:,}",
-            f"{len(row.ids) - len(tokens):,}",
-            *(Span(short(self.decode(part), 40), "mono") for part in (tokens[:ENDS], tokens[-ENDS:])),
-        ]
+        counts = (len(row.tokens), sum(label != IGNORE_INDEX for label in row.labels), row.padding)
+        ends = (Span(short(self.decode(part), 40), "mono") for part in (row.tokens[:ENDS], row.tokens[-ENDS:]))
+        number = "–" if index is None else f"{index:,}"
+        return [number, f"{row.sequence:,}", row.places, *(f"{count:,}" for count in counts), *ends]

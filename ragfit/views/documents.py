@@ -45,18 +45,17 @@ class RagView(View):
         if len(self.parts) == 2:
             train, dev = ({text for row in part for text in row.documents} for part in self.parts.values())
             table.append(["documents in both train and dev", f"{len(train & dev):,}", ""])
-        blocks: list[Block] = []
-        if where := fixed_place([(row.place, len(row.documents)) for row in rows if row.place]):
+        blocks: list[Block] = [Table(["", *self.parts], [row for row in table if any(row[1:])], widths=("290px",))]
+        placed = [row for row in rows if row.place]
+        if where := fixed_place([(row.place, len(row.documents)) for row in placed]):
             said = f"The supporting document stands {where}: a model learns the place instead of reading."
-            blocks.append(Callout(f"{said} Shuffle each row's documents before its prompt is written."))
-        blocks.append(Table(["", *self.parts], [row for row in table if any(row[1:])], widths=("290px",)))
+            blocks.insert(0, Callout(f"{said} Shuffle each row's documents before its prompt is written."))
         if any(row.answers_from == _FROM_LABELS for row in rows):
             blocks.append(Note("Answers such as yes and no are labels, which documents need not contain."))
-        if places := Counter(row.place for row in rows if row.place):
-            total = places.total()
-            shares = (f"{place}: {count / total:.0%}" for place, count in sorted(places.items())[:SHOWN])
-            what = f"Position of the first supporting document, {counted(total, 'row')}"
-            most = max(len(row.documents) for row in rows)
+        if placed:
+            places, most = Counter(row.place for row in placed), max(len(row.documents) for row in rows)
+            shares = (f"{place}: {count / len(placed):.0%}" for place, count in sorted(places.items())[:SHOWN])
+            what = f"Position of the first supporting document, {counted(len(placed), 'row')}"
             blocks.append(Picture(lambda: _figure(places, most, what), what, f"{what}: {', '.join(shares)}"))
         return blocks
 
@@ -65,9 +64,7 @@ def _figure(places: Counter[int], most: int, title: str) -> "Figure":
     drawn = figure(1.8)
     axes = drawn.subplots()
     axes.bar(list(places), list(places.values()), color=style.BLUE, width=0.7)
-    axes.set_xlabel("position among the row's documents")
-    axes.set_ylabel("rows")
-    axes.set_xlim(0.4, most + 0.6)
+    axes.set(xlabel="position among the row's documents", ylabel="rows", xlim=(0.4, most + 0.6))
     finish(axes, title)
     count_on(axes)
     return drawn
@@ -106,14 +103,16 @@ def _counts(rows: list[_Row]) -> dict[str, Line]:
     texts = Counter(text for row in rows for text in set(row.documents))
     none = [row.number for row in asked if not any(row.found)]
     twice = [row.number for row in rows if len(set(row.documents)) < len(row.documents)]
+    sizes = sorted(len(row.documents) for row in rows if row.documents)
+    spread = f"{sizes[0]} to {sizes[-1]}, median {sizes[len(sizes) // 2]}" if sizes else ""
     return {
         "prepared rows": f"{len(rows):,}",
         "answers taken from": _sources(row.answers_from for row in rows),
-        "rows with an answer in their documents": _share(sum(any(row.found) for row in asked), len(asked)),
+        "rows with an answer in their documents": _share(len(asked) - len(none), len(asked)),
         "rows with no answer in their documents": _numbers(none) if asked else "",
         "supporting document comes first": _share(placed.count(1), len(placed)),
         "documents taken from": _sources(row.documents_from for row in rows),
-        "documents per row": _spread(sorted(len(row.documents) for row in rows if row.documents)),
+        "documents per row": f"{sizes[0]}" if sizes and sizes[0] == sizes[-1] else spread,
         "rows with a repeated document": _numbers(twice) if texts else "",
         "distinct documents": f"{len(texts):,} of {texts.total():,}" if texts else "",
     }
@@ -130,9 +129,3 @@ def _share(part: int, whole: int) -> Line:
 
 def _numbers(numbers: list[int]) -> str:
     return f"{len(numbers):,} (row{'s' * (len(numbers) != 1)} {listed(numbers)})" if numbers else "0"
-
-
-def _spread(counts: list[int]) -> str:
-    if not counts or counts[0] == counts[-1]:
-        return f"{counts[0]}" if counts else ""
-    return f"{counts[0]} to {counts[-1]}, median {counts[len(counts) // 2]}"

@@ -39,8 +39,6 @@ class Explorer:
     """
 
     def __init__(self, prepared: Prepared, show: str = "prompt", chosen: Chosen | None = None):
-        if show not in ("prompt", "tokens"):
-            raise ValueError(f"show is {show!r}. Use 'prompt' or 'tokens'.")
         self.prepared, self.show, self.chosen = prepared, show, chosen
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
@@ -84,13 +82,17 @@ class Explorer:
         for widget in self.fields.values():
             widget.observe(lambda change: self._show(), "value")
 
-        labels = (name if name in TEXTS else f"model.{name}" for name in self.fields)
-        fields = list(map(_labelled, labels, self.fields.values()))
-        chooser = [_labelled("with a finding", self.finding), _labelled("search", self.search)]
-        chooser = [_labelled("part", self.part, "0 0 90px"), _labelled("row", self.number, "0 0 110px"), *chooser]
+        fields = [_labelled(name if name in TEXTS else f"model.{name}", one) for name, one in self.fields.items()]
+        chooser = [
+            _labelled("part", self.part, "0 0 90px"),
+            _labelled("row", self.number, "0 0 110px"),
+            _labelled("with a finding", self.finding),
+            _labelled("search", self.search),
+            self.count,
+        ]
         copy = _labelled("to train with what is shown: for the parameters cell of train.ipynb, or a command", self.copy)
         look = {"width": "100%", "align_items": "flex-end", "grid_gap": "10px", "margin": "0 0 6px"}
-        rows = ([*chooser, self.count], fields[:4], fields[4:], [copy])
+        rows = (chooser, fields[:4], fields[4:], [copy])
         children = [*(widgets.HBox(row, layout=look) for row in rows), self.state, self.view]
         return widgets.VBox(children, layout={"width": "100%", "padding": "2px"}).add_class("ragfit-explorer")
 
@@ -195,12 +197,14 @@ def to_copy(changes: dict[str, object], chosen: Chosen | None = None) -> str:
     own = [text for text in (chosen.overrides if chosen else ()) if re.match(r"[~+]*([\w.]*)", text)[1] not in changes]
     overrides = [*own, *(override(key, value) for key, value in changes.items())]
     joined = " ".join(overrides)
-    given = joined if split_overrides(joined) == overrides else overrides
-    config = chosen.config if chosen else None
-    cell = [*([f"config = {config!r}"] if config else []), *([f"overrides = {given!r}"] if given else [])]
-    words = ["papermill", "notebooks/train.ipynb", "out.ipynb", *(["-p", "config", config] if config else [])]
-    words += ["-p", "overrides", str(given)] if given else []
-    return "\n".join([*cell, " ".join(map(_quoted, words))])
+    given = {
+        "config": chosen and chosen.config,
+        "overrides": joined if split_overrides(joined) == overrides else overrides,
+    }
+    given = {name: value for name, value in given.items() if value}
+    words = ["papermill", "notebooks/train.ipynb", "out.ipynb"]
+    words += [word for name, value in given.items() for word in ("-p", name, str(value))]
+    return "\n".join([*(f"{name} = {value!r}" for name, value in given.items()), " ".join(map(_quoted, words))])
 
 
 def _quoted(word: str) -> str:

@@ -10,10 +10,8 @@ from ragfit.draw.blocks import Block, Drawn
 from ragfit.draw.html import colours
 from ragfit.draw.text import counted, visible
 from ragfit.draw.view import View
-from ragfit.views.inference import comparison
 from ragfit.views.shown import ShownRow
 from ragfit.views.token_text import token_texts
-from ragfit.views.tokens import callout
 
 _LOOK = {
     "template": style.SPECIAL,
@@ -46,7 +44,7 @@ class PromptView(View):
         self.title, self.findings, text = f"Prompt of {part} row {index}", row.findings, row.rendered.text
         loss = [label != IGNORE_INDEX for label in row.labels]
         self.aside = f"{len(row.ids):,} tokens, {sum(loss):,} with loss"
-        _, spans, _ = token_texts(row.ids, text, self.encoder)
+        _, spans = token_texts(row.ids, text, self.encoder)
         # A token counts where it begins; one without characters may stand behind the last of them.
         begins = [min(start, len(text) - 1) for start, _ in spans or ()]
         self.parts = []
@@ -57,7 +55,7 @@ class PromptView(View):
 
     def blocks(self) -> list[Block]:
         parts = Drawn(self._parts_html, self._parts_lines)
-        return [*map(callout, self.findings), parts, *comparison(self.row, self.encoder)]
+        return [*self.row.found(), parts, *self.row.comparison(self.encoder)]
 
     def _parts_html(self) -> str:
         rows = []

@@ -26,27 +26,10 @@ def settings_of(prepared: Prepared) -> Settings:
     )
 
 
-def prepare_row(prepared: Prepared, number: int, part: str, settings: Settings) -> ShownRow:
-    """One row, prepared as `ragfit.prepare` does it, under other settings.
-
-    Args:
-        number: the row's number in its file.
-
-    Returns:
-        The row; one that would be dropped is as it would be without `max_sequence_len`.
-
-    Raises:
-        RagfitError: the settings cannot be used, or the template refuses the row.
-    """
-    work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
-    rendered, masked, findings = work.one(number, part, settings)
-    own = (part, number)
-    findings += [found for found in prepared.report.findings if found.kind in _BETWEEN_ROWS and own in found.rows]
-    return ShownRow(rendered, masked.input_ids, masked.labels(), findings, settings.instruction)
-
-
 class RowView(View):
-    """Any row of the data, trained on or not, with what was found in it.
+    """Any row of the data, trained on or not, prepared as `ragfit.prepare` does it, with what was found in it.
+
+    A row that would be dropped is as it would be without `max_sequence_len`.
 
     Args:
         prepared: of `ragfit.prepare`.
@@ -72,11 +55,15 @@ class RowView(View):
     ):
         self.title = f"{'Prompt' if show == 'prompt' else 'Tokens'} of {part}, row {number} of its file"
         self.error, self.row, self.findings, self.inner = "", None, [], None
+        settings, own = settings or settings_of(prepared), (part, number)
+        work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
         try:
-            self.row = prepare_row(prepared, number, part, settings or settings_of(prepared))
+            rendered, masked, findings = work.one(number, part, settings)
         except RagfitError as error:
             self.error = str(error)
-        if self.row:
+        else:
+            findings += [one for one in prepared.report.findings if one.kind in _BETWEEN_ROWS and own in one.rows]
+            self.row = ShownRow(rendered, masked.input_ids, masked.labels(), findings, settings.instruction)
             self.inner = (PromptView if show == "prompt" else TokenView)(prepared, number, part, row=self.row)
             self.aside, self.findings = self.inner.aside, self.row.findings
         self.trained = bool(self.row) and not any(found.kind.startswith("dropped: ") for found in self.findings)

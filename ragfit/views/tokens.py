@@ -3,16 +3,14 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from ragfit.data.findings import Finding
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.draw import html as style
-from ragfit.draw.blocks import Bar, Block, Callout, Drawn, Line, Span
+from ragfit.draw.blocks import Bar, Block, Drawn, Line
 from ragfit.draw.html import colours, escape, html_lines
 from ragfit.draw.text import visible
 from ragfit.draw.view import View
 from ragfit.views.batch import rows_in
-from ragfit.views.inference import comparison
 from ragfit.views.shown import ShownRow
 from ragfit.views.token_text import token_texts
 
@@ -49,8 +47,8 @@ class TokenView(View):
         index: the row's index in `prepared.train` or `prepared.dev`.
         part: "train" or "dev".
         batch: a batch of the collator that holds the row: ids, labels and padding are then those of the batch.
-        losses: what each token costs, in nats: a number or None per token, or several of these by name, such as
-            `{"base": […], "tuned": […]}`; tokens are shaded by the last.
+        losses: by name, such as `{"base": […], "tuned": […]}`, what each token costs in nats or None; tokens are shaded
+            by the last.
         row: another row than the prepared one (`ragfit.views.row`).
 
     Attributes:
@@ -65,7 +63,7 @@ class TokenView(View):
         index: int = 0,
         part: str = "train",
         batch: Mapping[str, object] | None = None,
-        losses: Losses | Mapping[str, Losses] | None = None,
+        losses: Mapping[str, Losses] | None = None,
         row: ShownRow | None = None,
     ):
         self.row = row = row or ShownRow.of(prepared, index, part)
@@ -83,7 +81,7 @@ class TokenView(View):
             if "position_ids" in batch:
                 self.title += f", at {found.places} of its pack"
         self.loss = [label != IGNORE_INDEX for label in self.labels]
-        texts, spans, self._dropped = token_texts(row.ids, row.rendered.text, self.encoder)
+        texts, spans = token_texts(row.ids, row.rendered.text, self.encoder)
         self.padding = [place >= len(texts) for place in range(len(self.ids))]  # which stands behind a row
         self.texts = texts + [self.tokenizer.decode(i) for i in self.ids[len(texts) :]]
         # Which tokens hold the marker, and which one spans the boundary.
@@ -92,8 +90,7 @@ class TokenView(View):
         across = (i for i, (left, right) in enumerate(spans or ()) if left < row.rendered.completion_char < right)
         self.boundary = next((i for i in across if not self.loss[i]), None)
 
-        losses = losses or {}
-        self.losses: Mapping[str, Losses] = losses if isinstance(losses, Mapping) else {"loss": losses}
+        self.losses = losses or {}
         if any(len(costs) != len(self.ids) for costs in self.losses.values()):
             raise ValueError(f"losses: give a number or None for each of the {len(self.ids)} tokens.")
 
@@ -106,9 +103,9 @@ class TokenView(View):
         return f"{total:,} tokens{more}, ", Bar(share, width=110), f"{loss:,} with loss ({share:.1%})"
 
     def blocks(self) -> list[Block]:
-        compared = comparison(self.row, self.encoder)
+        compared = self.row.comparison(self.encoder)
         different = compared if len(compared) > 1 else []  # else PromptView says that they are the same
-        return [*map(callout, self.findings), *different, Drawn(self._page, self._log)]
+        return [*self.row.found(), *different, Drawn(self._page, self._log)]
 
     def _runs(self) -> Iterator[tuple[int, int, str]]:
         """(start, stop, kind): stretches of one kind: "loss", "prompt", "padding", or "folded" in one of the last two.
@@ -196,13 +193,11 @@ class TokenView(View):
             shown = "·" + shown[1:] if shown[:1] == " " else shown  # a box of its own would lose it
             # Where styles are dropped, they stay on the token's line.
             below = "".join(f'<sub style="display:block;font-size:10px">{number} </sub>' for number in numbers)
-        lost = self._dropped.get(i, "")
-        before = f'<s title="{escape(repr(lost))}: the tokenizer drops it">{html_lines(lost)}</s>' if lost else ""
         for kind in kinds:
             left, right = _TAGS[kind]
             shown = f"{left}{shown}{right}"
         title = f"{i}: id {self.ids[i]}, {label}, {escape(told)}"
-        return f'{before}<bdi title="{title}"{look}>{shown}{below}</bdi>{after}'
+        return f'<bdi title="{title}"{look}>{shown}{below}</bdi>{after}'
 
     def _kinds(self, i: int) -> list[str]:
         if self.padding[i] or i == self.boundary:
@@ -231,14 +226,6 @@ class TokenView(View):
         for name, values in self.losses.items():
             known = [_cost(cost) for cost in values if cost is not None]
             yield f"  loss, {name}: {' '.join(known[:COSTS])}{' …' if len(known) > COSTS else ''}"
-
-
-def callout(found: Finding) -> Callout:
-    """What a finding means and what to do, above a row."""
-    all_rows = "" if found.rows else " (all rows)"
-    seen = f" Seen: {found.detail}." if found.detail else ""
-    name = Span(f"{found.severity.capitalize()}, {found.kind}{all_rows}:")
-    return Callout((name, f" {found.meaning}{seen} {found.fix}"), "warning" if found.severity == "warning" else "note")
 
 
 def _cost(cost: float | None) -> str:

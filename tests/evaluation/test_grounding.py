@@ -100,21 +100,16 @@ def test_citations_and_the_end_are_told_from_the_answer(trainer):
         for kind in reading.kinds
     }
     assert kinds == {"answer": "Ada .", "citation": "[1][2, 3]", "end": "<|im_end|>"}
-    assert len(reading.of("answer")) + len(reading.of("citation")) + 1 == len(reading.losses)
+    assert "".join(text for text, _ in reading.answer()) == "Ada ."
 
 
 def test_estimate():
     """A share of rows has Wilson's interval, other means the bootstrap's, and one row none."""
-    assert estimate([2.0, 2.0]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "rows": 2}
     assert estimate([2.0]) == {"mean": 2.0, "low": None, "high": None, "rows": 1}
-    share = estimate([True] * 8)
-    assert (share["mean"], share["high"], share["rows"]) == (1.0, 1.0, 8) and share["low"] == pytest.approx(
-        0.676, abs=1e-3
-    )
+    assert estimate([True] * 8) == {"mean": 1.0, "low": pytest.approx(0.676, abs=1e-3), "high": 1.0, "rows": 8}
     many = estimate([0.0, 1.0] * 50)
     # The mean of 100 tosses of a coin has a standard deviation of 0.05.
     assert many["mean"] == 0.5 and (many["low"], many["high"]) == pytest.approx((0.4, 0.6), abs=0.02)
-    assert estimate([0.0, 1.0] * 50) == many
 
 
 def test_what_a_rows_values_are():
@@ -168,8 +163,7 @@ def test_hostile_documents_and_rows_without_documents(trainer_of, tiny_llama):
     rows = rows_with_documents(4)
     rows += [{"prompt": f"[1] {text} Ada\n[2] Bob", "answers": ["Ada"]} for text in HOSTILE]
     rows += [{"prompt": "Nothing to read.", "answers": ["Ada"]}] * 3
-    trainer = trainer_of(tiny_llama, rows)
-    view = grounding(trainer, rows=None, parts=["drop"], save=False)
+    view = grounding(trainer_of(tiny_llama, rows), rows=None, save=False)
     assert view.summary["unread"] and "could not be found in the prompt" in repr(view)
     for index in range(len(view.rows)):
         assert_harmless(view.row(index).html())
@@ -178,38 +172,21 @@ def test_hostile_documents_and_rows_without_documents(trainer_of, tiny_llama):
 
 def test_questions_that_rows_do_not_answer_are_told(trainer_of, tiny_llama):
     rows = [{"prompt": f"Is {n} even?\n[1] Ada\n[2] Bob", "answers": ["no" if n % 2 else "yes"]} for n in range(12)]
-    text = repr(grounding(trainer_of(tiny_llama, rows), rows=2, save=False))
+    view = grounding(trainer_of(tiny_llama, rows), rows=1, save=False)
+    text = repr(view)
+    assert view.title == "Does the model read its documents? 1 dev row" and view.astray() == []
     assert "loss without documents" in text and "depends most on" not in text
     assert text.count("Not measured") == 5 and "no expected answer cites a document" in text
     assert "loss with the supporting documents only (nats): no supporting document is known" in text
+    assert "fewer than 9 documents of other rows were read" in text
 
 
-def test_what_was_not_measured_is_not_blamed_on_the_rows(trainer):
-    view = grounding(trainer, rows=1, parts=["without", "position"], save=False)
-    assert view.title == "Does the model read its documents? 1 dev row" and view.astray() == []
-    assert "fewer than 9 documents of other rows were read" in repr(view)
-    assert "was not asked" in repr(view.row(0))
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"rows": 0}, "^rows: it is 0. Give the number of rows"),
-        ({"parts": ["drop", "order"]}, "^parts: there is no part 'order'. Choose of drop, without,"),
-    ],
-)
-def test_what_cannot_be_asked(trainer, keys, message):
-    with pytest.raises(ConfigError, match=message):
-        grounding(trainer, **keys)
-
-
-def test_no_documents_at_all(trainer_of, tiny_llama):
-    trainer = trainer_of(tiny_llama, [{"prompt": f"Question {n}?", "answers": ["Ada"]} for n in range(12)])
+def test_what_cannot_be_measured(trainer, trainer_of, tiny_llama):
+    with pytest.raises(ConfigError, match="^rows: it is 0. Give the number of rows"):
+        grounding(trainer, rows=0)
+    bare = [{"prompt": f"Question {n}?", "answers": ["Ada"]} for n in range(12)]
     with pytest.raises(ConfigError, match="^input_key: none of the 8 rows has documents .*Number them in the prompt"):
-        grounding(trainer)
-
-
-def test_numbers_from_0_are_refused(trainer_of, tiny_llama):
+        grounding(trainer_of(tiny_llama, bare))
     rows = [{**row, "positive_indices": [row["positive_indices"][0] - 1]} for row in rows_with_documents(12)]
     with pytest.raises(DataError, match="positive_indices names document 0, but .* from 1. Add 1 to each number"):
         grounding(trainer_of(tiny_llama, rows), save=False)
@@ -221,13 +198,8 @@ def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
         main(["grounding", str(copied / "checkpoint")])
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows_with_documents(6)))
-    main(["grounding", str(copied / "checkpoint"), "--data", str(data), "--rows", "4", "--parts", "drop,without",
-          "--out", str(copied)])  # fmt: skip
-    printed = capsys.readouterr().out
-    assert (
-        "Does the model read its documents? 4 dev rows" in printed
-        and "Do irrelevant documents distract it?" not in printed
-    )
+    main(["grounding", str(copied / "checkpoint"), "--data", str(data), "--rows", "4", "--out", str(copied)])
+    assert "Does the model read its documents? 4 dev rows" in capsys.readouterr().out
     # Figures of other rows are not the run's, even where they are sent to its folder.
     measured = json.loads((copied / "evaluation-test" / "grounding.json").read_text())
     assert "grounded" not in ragfit.table_of_runs(copied)

@@ -51,15 +51,10 @@ def test_token_losses_are_the_cross_entropy(trainer, tmp_path):
                 base = trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
         for values, logs in ((losses["tuned"], tuned), (losses["base"], base)):
             for position, (label, value) in enumerate(zip(row["labels"], values, strict=True)):
-                if label == -100:
-                    assert value is None
-                else:
-                    assert value == pytest.approx(-logs[position - 1, label].item(), abs=1e-4)
-        view = TokenView(trainer.prepared, index, losses=losses)
+                expected = None if label == -100 else pytest.approx(-logs[position - 1, label].item(), abs=1e-4)
+                assert value == expected
         first = next(value for value in losses["tuned"] if value is not None)
-        assert f"{first:.2f}" in view.html()
-    trainer.model.train()
-    assert trainer.model.training
+        assert f"{first:.2f}" in TokenView(trainer.prepared, index, losses=losses).html()
     # A finished run's adapter gives the same losses in a fresh model.
     trainer.model.save_pretrained(tmp_path / "out" / "checkpoint")
     for name, weight in trainer.model.named_parameters():

@@ -68,7 +68,12 @@ def test_the_estimates_hold_to_a_factor_of_two(large, long_rows, tmp_path, keys)
     found["training"] = memory_estimate(trainer)[0], torch.cuda.max_memory_allocated() - before
     free()
     ragfit.dev_loss(trainer)
-    generate(trainer.model, trainer.prepared, [trainer.prepared.rendered(row, "dev").prompt for row in range(4)], 4)
+    generate(
+        trainer.model,
+        trainer.prepared,
+        [trainer.prepared.rendered(row, "dev").prompt for row in range(4)],
+        {"max_new_tokens": 4},
+    )
     found["evaluation"] = evaluation_estimate(trainer)[0], torch.cuda.max_memory_allocated() - before
     print(
         {

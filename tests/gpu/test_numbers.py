@@ -66,7 +66,7 @@ def test_answers_are_those_of_the_cpu(trained):
     """Greedy answers to prompts of different lengths, padded into one batch, against each prompt alone."""
     prepared, model = trained.prepared, on_the_cpu(trained)
     prompts = [prepared.rendered(row).prompt for row in range(len(prepared.train))]
-    found = generate(trained.model, prepared, prompts, 12)
+    found = generate(trained.model, prepared, prompts, {"max_new_tokens": 12})
     for prompt, (answer, cut) in zip(prompts, found, strict=True):
         ids = torch.tensor([prepared.encoder.bos + list(prepared.encoder.spans(prompt)[0])])
         ends = [prepared.tokenizer.eos_token_id, prepared.tokenizer.convert_tokens_to_ids("<|end|>")]
@@ -90,7 +90,7 @@ def test_token_losses_and_the_dev_loss_are_those_of_the_cpu(trained):
 
 
 def test_answers_under_other_documents_cost_what_they_cost_alone(trained):
-    """Texts that begin alike are read on from one cache, with a mask and positions of the kit's own."""
+    """Texts that begin alike are read on from one cache."""
     texts = [
         (f"What is {n} times two? " + "no idea. " * more, f"The answer is {2 * n}.")
         for n, more in ((3, 9), (3, 5), (4, 7))

@@ -1,6 +1,5 @@
 """Any row under any settings, the widgets driven as a front end drives them, and what they give to copy."""
 
-import json
 import shlex
 
 import pytest
@@ -51,15 +50,7 @@ def label_rows(prepared, part="train"):
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [
-        {},
-        {"dev_split": 2},
-        {"shuffle": 1, "limit": 4},
-        {"model.over_length": "cut_end"},
-        {"model.completion_start": ""},
-    ],
-    ids=str,
+    "keys", [{}, {"dev_split": 2}, {"shuffle": 1, "limit": 4}, {"model.over_length": "cut_end"}], ids=str
 )
 @pytest.mark.parametrize("template", ["chatml", "llama-3", "qwen3"])
 def test_a_row_is_the_trainers_row(setup, keys, template):
@@ -148,28 +139,19 @@ def test_choosing_rows(explorer):
     assert "Not trained on" not in one.view.value
 
 
-def test_rows_of_the_dev_set_and_shuffled_rows(explorer):
+def test_rows_of_the_dev_set(explorer):
     one = explorer(dev_split=2)
     assert one.part.options == ("train", "dev")
     one.part.value = "dev"
     assert one.found == [2, 3] and one.prepared.report.dev.kept == [3]  # one is too long, and yet can be looked at
     assert "dev, row 2 of its file" in one.view.value
-    one.part.value = "train"
-    assert len(one.found) == 4
-    one = explorer(shuffle=1, limit=4, **{"model.max_sequence_len": None})
-    assert one.found == sorted(one.prepared.report.train.kept) and one.number.value == one.found[0]
 
 
 EDITS = [
     {},
     {"completion_start": "assistant\\n"},
-    {"completion_start": ""},
-    {"completion_start": "<|im_start|>assistant"},
-    {"max_sequence_len": 100},
     {"max_sequence_len": 0},
     {"max_sequence_len": 120, "over_length": "cut_end"},
-    {"max_sequence_len": 120, "over_length": "cut_start"},
-    {"instruction_in_prompt": True},
     {"instruction": "Answer with ${one} word, it's \"short\".\r\n\n# done "},
     {"instruction": "  \n"},
     {"template": "System: {instruction}\nQ: {query}\n\nA: {output}", "completion_start": "A: "},
@@ -202,16 +184,6 @@ def test_what_is_copied_gives_what_is_shown(explorer, edit, tmp_path):
     assert ("Nothing is changed" in one.state.value) == (not edit)
 
 
-def test_an_edited_text_is_named_by_its_content(explorer):
-    one, names = explorer("prompt"), []
-    for text in ("Answer in rhymes.", "Answer in prose.", "Answer in rhymes."):
-        one.fields["instruction"].value = text
-        assert text in one.view.value and "Save the text of instruction as instruction-" in one.state.value
-        names.append(next(word for word in one.state.value.split() if word.startswith("instruction-")))
-        assert f"instruction='{names[-1]}'" in one.copy.value
-    assert names[0] == names[2] != names[1]
-
-
 def test_a_marker_that_is_wrong_and_one_that_is_not(explorer):
     one = explorer()
     marker = one.fields["completion_start"]
@@ -225,34 +197,6 @@ def test_a_marker_that_is_wrong_and_one_that_is_not(explorer):
     row = one.row.row
     assert row.labels.index(next(label for label in row.labels if label != -100)) < len(row.ids) - 4
     assert "model.completion_start='<|im_start|>'" in one.copy.value
-
-
-def test_instruction_refused_by_the_template_is_told(explorer):
-    one = explorer(template="mistral", **{"model.completion_start": "", "model.instruction_in_prompt": True})
-    in_prompt = one.fields["instruction_in_prompt"]
-    assert in_prompt.value is True
-    in_prompt.value = False
-    assert "refuses a system message" in one.view.value and "instruction_in_prompt=true" in one.view.value
-    in_prompt.value = True
-    assert "refuses" not in one.view.value
-
-
-def test_a_long_row_stays_small(explorer):
-    import ipywidgets
-
-    long = [{"prompt": "Question: which?\n\n" + "The capital of France is Paris. " * 590, "answers": ["Paris"]}]
-    one = explorer(rows=long, **{"model.max_sequence_len": None})
-    assert len(one.row.row.ids) > 4000
-    one.fields["completion_start"].value = "assistant\\n"
-
-    def all_of(widget):
-        yield widget
-        for child in getattr(widget, "children", ()):
-            yield from all_of(child)
-
-    state = ipywidgets.Widget.get_manager_state()["state"]
-    mine = [json.dumps(state[widget.model_id]["state"], default=str) for widget in all_of(one.box)]
-    assert sum(map(len, mine)) < 600_000
 
 
 def test_without_a_front_end_there_is_a_note_and_no_widget(setup, monkeypatch):

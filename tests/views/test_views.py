@@ -17,7 +17,6 @@ from ragfit.data.mask import Encoder
 from ragfit.data.prepare import prepare
 from ragfit.errors import ConfigError
 from ragfit.views import BatchView, DifferencesView, LengthsView, PromptView, RagView, ReportView, TokenView
-from ragfit.views.inference import compared
 from ragfit.views.token_text import token_texts
 
 NAMES = sorted(p.name for p in Path(os.environ.get("RAGFIT_TOKENIZERS") or "/nowhere").glob("*"))
@@ -88,7 +87,6 @@ def test_a_space_that_sentencepiece_adds_takes_no_text():
     folder = Path(os.environ["RAGFIT_TOKENIZERS"]) / "phi-3-mini-128k-instruct-apr2024"
     real = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = real("<|end|>\nOK", add_special_tokens=False)["input_ids"]
-    assert real.convert_ids_to_tokens(ids) == ["<|end|>", "▁", "<0x0A>", "OK"]
     assert token_texts(ids, "<|end|>\nOK", Encoder(real))[0] == ["<|end|>", "", "\n", "OK"]
 
 
@@ -103,11 +101,8 @@ def test_parts_of_a_character_are_marked(make):
 
 def test_ids_that_no_text_gives_again():
     tokenizer = make_tokenizer("digits", "chatml")
-    pieces = [tokenizer.convert_tokens_to_ids(piece) for piece in "hi"]
-    ids = [*pieces, *tokenizer("🦔", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    texts, spans, _ = token_texts(ids, "another text", Encoder(tokenizer))
-    assert "".join(texts) == f"hi🦔{tokenizer.eos_token}" and spans is None
-    assert texts[:3] == ["h", "i", "🦔"] and set(texts[3:-1]) == {""}
+    ids = [*map(tokenizer.convert_tokens_to_ids, "hi"), tokenizer.eos_token_id]
+    assert token_texts(ids, "another text", Encoder(tokenizer)) == (["h", "i", tokenizer.eos_token], None)
 
 
 LONG = "word and word, " * 30
@@ -134,13 +129,6 @@ def test_long_prompts_fold(make, prompt):
         assert repr(TokenView(prepared)).count("tokens …]") == 5
 
 
-def test_size(make):
-    prepared = make([{"prompt": "The document says that Ada wrote it in 1843. " * 200, "answer": "Ada wrote it."}])
-    ids = prepared.train[0]["input_ids"]
-    assert len(ids) > 3_500
-    assert len(TokenView(prepared)._repr_html_().encode()) < 75 * len(ids)  # 300 kB for 4,000
-
-
 def test_losses_stand_below_their_tokens(make):
     prepared = make(rows("Ada"))
     labels = prepared.train[0]["labels"]
@@ -151,7 +139,7 @@ def test_losses_stand_below_their_tokens(make):
     assert html.count("loss 2.50 → 0.25") == count
     assert f"loss, base: {' '.join(['2.50'] * count)}\n" in repr(view)
     with pytest.raises(ValueError, match="losses"):
-        TokenView(prepared, losses=[1.0])
+        TokenView(prepared, losses={"base": [1.0]})
 
 
 def test_a_row_of_a_batch(make):
@@ -220,7 +208,7 @@ GREETS = CHAT_TEMPLATES["chatml"].replace(
 def test_the_inference_prompt_and_what_is_read_before_loss(make, template, marker, said, only_in_training):
     prepared = make(rows("<b>it</b>"), make_tokenizer("digits", template), **{"model.completion_start": marker})
     view, tokens = PromptView(prepared), TokenView(prepared)
-    sentence, found = compared(view.row, prepared.encoder)
+    sentence, found = view.row.compared(prepared.encoder)
     count = prepared.train[0]["labels"].index(next(label for label in prepared.train[0]["labels"] if label != -100))
     assert said.format(count=count) in sentence and sentence in view.text()
     assert [part[2] for part in found] == only_in_training
@@ -301,13 +289,6 @@ def test_documents_and_answers(make):
     html = view.html()
     assert "1 of 2 (50%)" in html and "are labels" in html and assert_harmless(html)
     assert "documents in both train and dev" in repr(RagView(make(some, dev_split=1)))
-
-
-def test_documents_that_always_stand_in_one_place(make):
-    some = [
-        {"prompt": f"Q {n}?\n[1] Number {n} is it.\n[2] Oslo\n[3] Rome", "answer": f"number {n}"} for n in range(24)
-    ]
-    assert "! The supporting document stands first in 24 of 24 rows" in repr(RagView(make(some)))
 
 
 @pytest.mark.slow

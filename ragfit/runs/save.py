@@ -68,7 +68,7 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
         model.save_pretrained(part, state_dict=weights)
         _write(trainer, part)
         if weights is None:
-            _try("fingerprint.json", lambda: _fingerprint(trainer, part, model))
+            _try("fingerprint.json", lambda: write_fingerprint(trainer, part))
         else:
             say("Of a model in parts (FSDP, DeepSpeed) no fingerprint.json is written.")
         sync(part)
@@ -94,13 +94,18 @@ def _write(trainer: "SFTTrainer", folder: Path) -> None:
     _try("README.md", lambda: write_card(folder, trainer))
 
 
-def _fingerprint(trainer: "SFTTrainer", folder: Path, model: "torch.nn.Module") -> None:
+def write_fingerprint(trainer: "SFTTrainer", folder: Path) -> None:
+    """What base and tuned model make of a few tokens, for whoever puts the two together again.
+
+    Raises:
+        ValueError: a log-probability is not finite.
+    """
     from ragfit.models import fingerprint
 
     prepared, tokenizer = trainer.prepared, trainer.prepared.tokenizer
     marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}  # a word ends no other answer
     ends = [number for number in prepared.report.last_ids if number in marks]
-    fingerprint.write(folder, model, fingerprint.rows_for(prepared), ends)
+    fingerprint.write(folder, trainer.accelerator.unwrap_model(trainer.model), fingerprint.rows_for(prepared), ends)
 
 
 def _try(name: str, write: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,9 +18,6 @@ from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
 from ragfit.training import packing
 from ragfit.training.tracking import check_trackers
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 OWN = ("early_stopping_patience", "early_stopping_threshold", "stop_on_nan")  # keys of `train` that are this kit's
 
@@ -79,8 +76,6 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     given = defaults | {key: value for key, value in given.items() if key not in OWN}
     given |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     given |= dict.fromkeys(packing.KEYS, False)
-    if given.get("fp16") and not cuda:
-        raise ConfigError("train.fp16", "it is set, but there is no GPU", "Set train.bf16=true, which a CPU can do.")
     if not torch.accelerator.is_available():
         given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
     if cfg.get("use_wandb"):
@@ -127,13 +122,3 @@ def check_writable(folder: str, key: str = "train.output_dir") -> None:
     except OSError as error:
         problem = f"{folder} cannot be written: {error.strerror}"
         raise ConfigError(key, problem, f"Set {key} to a folder of yours.") from error
-
-
-def check_batches(args: Arguments, train: "Dataset", dev: "Dataset | None") -> None:
-    """Raise where the last batch is dropped for want of rows (or packs), and there is no other one."""
-    for part, size, rows in (("train", args.train_batch_size, train), ("eval", args.eval_batch_size, dev)):
-        needed = size * args.world_size
-        if args.dataloader_drop_last and rows is not None and len(rows) < needed:
-            problem = f"it drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}"
-            fix = f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size."
-            raise ConfigError("train.dataloader_drop_last", problem, fix)

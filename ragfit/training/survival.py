@@ -6,6 +6,7 @@ resume an epoch in another epoch's order; a resumed run keeps the old learning r
 run of NaNs ends as a success.
 """
 
+import contextlib
 import functools
 import logging
 import shutil
@@ -21,15 +22,17 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from ragfit.config.save import without_secrets
-from ragfit.errors import ConfigError, RagfitError, first_line
+from ragfit.errors import ConfigError, RagfitError
+from ragfit.models import fingerprint
 from ragfit.models.adapter import load_adapter
+from ragfit.runs.save import write_fingerprint
 from ragfit.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
 
 class SurvivingTrainer(SFTTrainer):
-    """To be derived from by a class that has `cfg`, `prepared` and `lengths`.
+    """To be derived from by a class that has `cfg` and `prepared`.
 
     Attributes:
         changed: for each key that was changed when the run went on, (from that step on, its value).
@@ -50,6 +53,11 @@ class SurvivingTrainer(SFTTrainer):
     @property
     def weights_step(self) -> int:
         return self.state.global_step if self._best_step is None else self._best_step
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether processes hold parts of the weights, so that none can compute by itself."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def figures(self) -> dict[str, float | int | None]:
         """`saved_step`, and the `loss` and `dev_loss` that were logged there; None where none was."""
@@ -97,19 +105,17 @@ class SurvivingTrainer(SFTTrainer):
     def _check_weights(self, always: bool = False) -> None:
         """Where processes hold parts of the weights, the losses alone are looked at."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        if trained and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if trained and not self._sharded:
             largest = torch.stack([weight.detach().abs().max().float() for weight in trained])
             self.check_finite("weights", largest, self.state.global_step, always)
 
     def _check_end(self) -> None:
-        """No adapter of NaNs is saved as a finished one: its weights are finite, and so is the shortest row's loss."""
+        """No adapter of NaNs is saved as a finished one: its weights are finite, and so is what they make of a row."""
         self._check_weights(always=True)
-        shortest = min(range(len(self.lengths)), key=lambda row: sum(self.lengths[row]))
-        training = self.model.training
-        self.model.eval()
-        loss, _, _ = self.prediction_step(self.model_wrapped, self.data_collator([self.train_dataset[shortest]]), True)
-        self.model.train(training)
-        self.check_finite("loss after the last update", loss, self.state.global_step, always=True)
+        if not self._sharded:
+            model, rows = self.accelerator.unwrap_model(self.model), fingerprint.rows_for(self.prepared)
+            scores = torch.tensor(sum(fingerprint.measure(model, rows)["log_probs"], []))
+            self.check_finite("loss after the last update", scores, self.state.global_step, always=True)
         self._rotate()
 
     def _rotate(self) -> None:
@@ -144,8 +150,7 @@ class SurvivingTrainer(SFTTrainer):
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """What a resumed run is compared by."""
-        rows, config = checkpoints.rows_digest(self.train_dataset), without_secrets(self.cfg)
-        return {"rows": rows, "rows_per_step": checkpoints.rows_per_step(self.args), "config": config}
+        return checkpoints.identity(without_secrets(self.cfg), self.args, self.train_dataset)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Trainer accepts missing keys, and an adapter in bfloat16, as a run in 4 bits has it, becomes float32."""
@@ -158,6 +163,9 @@ class SurvivingTrainer(SFTTrainer):
             ), self.model.active_adapter, is_trainable=True)  # fmt: skip
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if model is None and not self._sharded:
+            for what in ("base", "tuned"):
+                fingerprint.check(resume_from_checkpoint, self.model, what)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The optimizer's state is the checkpoint's; its settings, rates and all intervals are those of this run."""
@@ -214,16 +222,13 @@ class SurvivingTrainer(SFTTrainer):
                 if best and (best == target or best.is_dir()):
                     self.state.best_model_checkpoint = str(best)
                     self.state.save_to_json(staged / checkpoints.STATE)
+                if not self._sharded:
+                    with contextlib.suppress(ValueError):  # of NaNs, where the user wants to go on with them
+                        write_fingerprint(self, staged)
                 checkpoints.publish(staged, target, {**self._identity, "changed": self.changed})
-        except Exception as error:  # the system's, safetensors' and torch's errors of a full disk have no common class
-            shutil.rmtree(staged.parent, ignore_errors=True)
-            raise RagfitError(
-                "train.output_dir",
-                f"checkpoint-{step} could not be saved in {output}: {first_line(error)}",
-                "Make room there, or set train.save_total_limit lower, and go on with resume_checkpoint=true; older "
-                "checkpoints are whole.",
-            ) from error
-        finally:
+        finally:  # on a full disk, what was written makes room for the status
             self._staging = False
+            if self.args.should_save:
+                shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._unproven = target

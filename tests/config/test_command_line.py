@@ -101,7 +101,7 @@ def test_several_runs(place):
 
 @pytest.mark.slow
 def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
-    """A run that is refused has its folder beside the others', and what the environment holds is in none."""
+    """A run that is refused does not keep the others from theirs, and what the environment holds is in none."""
     monkeypatch.setenv("CANARY", "cAnary7x")
     lines = "model: {model_name_or_path: phi3, lora: {r: 4}}\ntrain: {output_dir: out, max_steps: 1, run_name: '${oc.env:CANARY}-${model.lora.r}'}\n"
     lines += "data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\nexperiment: 3\n"
@@ -112,7 +112,7 @@ def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
         cwd=place,
     )
     assert "error: run 1: model.lora.r: 'x' is not allowed" in result.stderr
-    assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
+    assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "multirun.yaml"]
     assert (
         "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
     )
@@ -222,13 +222,12 @@ def test_the_value_of_an_override_is_in_no_error(words, tmp_path, monkeypatch):
     assert str(caught.value.code).startswith("error: ") and "mine" not in caught.value.code
 
 
-@pytest.mark.parametrize("options", ["--multirun train.seed=1,2", "hydra.output_subdir=.hydra", "--cfg job"])
-def test_hydra_is_given_no_file_with_a_secret_to_write_or_show(options, tmp_path, monkeypatch, capfd):
+def test_a_sweep_refuses_a_file_with_a_secret(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text("model: {model_name_or_path: x}\ntrain: {hub_token: mine}\n")
     with pytest.raises(SystemExit) as caught:
-        main(["-cp=.", "-cn=own", *options.split()])
-    assert str(caught.value.code).startswith("error: train.hub_token: Hydra writes or shows all of ")
+        main(["-cp=.", "-cn=own", "--multirun", "train.seed=1,2"])
+    assert str(caught.value.code).startswith("error: train.hub_token: Hydra writes the configuration and the command")
     assert "mine" not in caught.value.code + "".join(capfd.readouterr()) and names(tmp_path) == ["own.yaml"]
 
 

@@ -43,7 +43,7 @@ def test_batches_before_the_first_step():
     assert lines == ["training: 9 steps"]  # nothing more for what takes no time
     curve._next_update = 0.0
     curve.on_substep_end(ARGS, state, None)
-    assert lines[1:] == ["first step: batch 2 of 4"] and "2 of 4" in repr(curve)
+    assert lines[1:] == ["first step: batch 2 of 4"] and "batches of the first step" in repr(curve)
 
 
 def test_few_lines_and_a_curve():

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import ragfit
 from ragfit import before_torch
 from ragfit.config.explain import explained
-from ragfit.training.preflight import memory_estimate, padded_share, total_steps
+from ragfit.training.preflight import memory_estimate, total_steps
 
 
 @pytest.fixture
@@ -62,25 +62,6 @@ def test_padding_is_that_of_the_batches_that_are_trained(config, keys):
     masks = masks[: len(trainer.get_train_dataloader())]  # without that of the last look at the loss
     real, positions = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
     assert said[0] == f"{1 - real / positions:.1%}"
-
-
-@pytest.mark.slow
-def test_the_hint_keeps_its_word(config):
-    def hints(*keys):
-        view = ragfit.preflight(tiny_trainer(config(*keys)))
-        return view, [warning for warning in view.warnings if "train.group_by_length=true" in warning]
-
-    view, (hint,) = hints(FOUR, "limit=320")
-    promised = float(hint.partition("about ")[2].partition("%")[0])
-    grouped, no_more = hints(FOUR, GROUPED, "limit=320")
-    less = float({label: value for label, value, _ in grouped.items}["padding"].rstrip("%"))
-    assert abs(less - promised) < 5 and no_more == [] and hints("limit=320")[1] == []
-
-
-def test_padded_share():
-    assert padded_share([[0, 1], [2]], [10, 5, 7]) == 1 - 22 / 27
-    assert padded_share([[0, 1], [2]], [10, 5, 7], multiple=8) == 1 - 22 / 40
-    assert padded_share([[0], [1]], [10, 5]) == 0 and padded_share([], []) == 0
 
 
 @pytest.mark.parametrize("fast", [True, False])

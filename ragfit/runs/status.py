@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from os import PathLike
@@ -29,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".status.lock"
 EVERY = 5.0  # seconds between two signs of life
+LABELS = {
+    "started": "started", "updated": "last heard of", "saved_step": "weights of step", "loss": "training loss",
+    "dev_loss": "dev loss", "last_checkpoint": "last checkpoint", "resumed_from": "went on from", "saved": "adapter",
+}  # fmt: skip
 STATES = ("running", "finished", "failed", "interrupted")
 
 
@@ -51,11 +56,14 @@ class RunStatus:
 
         Raises:
             ConfigError: another run holds it.
+            OSError: it cannot be written.
         """
         lock = FileLock(self.folder / LOCK)
+        if self.write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
         try:
             if self.write:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=2)  # somebody who asks for the status holds it for a moment
         except Timeout:
             facts = read(self.folder) or {}
@@ -188,29 +196,14 @@ class StatusView(View):
         self.state, self.sentence = run_state(facts)
 
     def blocks(self) -> list[Block]:
-        facts = self.facts
-        step = facts.get("saved_step")  # of a finished run
-        unknown = f"not measured at step {step}" if step else None
-        changed = [
-            f"{key} {' then '.join(f'{value} (from step {step})' for step, value in values)}"
-            for key, values in (facts.get("changed") or {}).items()
-        ]
-        items = {
-            "started": facts.get("started"),
-            "last heard of": facts.get("updated"),
-            "weights of step": step,
-            "training loss": facts.get("loss", unknown),
-            "dev loss": facts.get("dev_loss", unknown),
-            "last checkpoint": facts.get("last_checkpoint"),
-            "went on from": facts.get("resumed_from"),
-            "changed on the way": "; ".join(changed) or None,
-            "adapter": facts.get("saved"),
-        }
+        facts = dict(self.facts)
+        if step := facts.get("saved_step"):  # of a finished run
+            facts = {"loss": f"not measured at step {step}", "dev_loss": f"not measured at step {step}"} | facts
+        items = {label: facts[key] for key, label in LABELS.items() if key in facts}
+        for key, values in (facts.get("changed") or {}).items():
+            items[key] = " then ".join(f"{value} (from step {step})" for step, value in values)
         if self.state in ("failed", "interrupted", "killed"):
-            can = (
-                "resume_checkpoint=true" if facts.get("last_checkpoint") else "start it again: it has no checkpoint yet"
-            )
-            items["to go on"] = can
+            again = "start it again: there is no checkpoint yet"
+            items["to go on"] = "resume_checkpoint=true" if facts.get("last_checkpoint") else again
         tone = {"running": "note", "finished": "good"}.get(self.state, "bad")
-        known = [(label, str(value), "") for label, value in items.items() if value is not None]
-        return [Callout(self.sentence, tone), Facts(known)]
+        return [Callout(self.sentence, tone), Facts([(label, str(value), "") for label, value in items.items()])]

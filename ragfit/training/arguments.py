@@ -1,8 +1,6 @@
 """The arguments of the trainer, as the configuration and the device ask for them."""
 
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +74,8 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     given = defaults | {key: value for key, value in given.items() if key not in OWN}
     given |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     given |= dict.fromkeys(packing.KEYS, False)
+    if given.get("fp16") and not cuda:
+        raise ConfigError("train.fp16", "it is set, but there is no GPU", "Set train.bf16=true, which a CPU can do.")
     if not torch.accelerator.is_available():
         given["use_cpu"] = True  # else transformers refuses bf16, which a CPU can do
     if cfg.get("use_wandb"):
@@ -110,15 +110,3 @@ def early_stopping(cfg: DictConfig) -> list[EarlyStoppingCallback]:
     """transformers' callback, where `train.early_stopping_patience` asks for it."""
     patience, threshold = (cfg.train.get(f"early_stopping_{key}") for key in ("patience", "threshold"))
     return [] if patience is None else [EarlyStoppingCallback(patience, threshold or 0.0)]
-
-
-def check_writable(folder: str, key: str = "train.output_dir") -> None:
-    """Raise before hours of work where what comes of it could not be saved."""
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        problem = f"{folder} cannot be written: {error.strerror}"
-        raise ConfigError(key, problem, f"Set {key} to a folder of yours.") from error

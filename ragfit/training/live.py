@@ -1,6 +1,5 @@
 """The live display of a run: one output that is updated in place, and a few plain lines for the log."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ragfit.draw import html as style
-from ragfit.draw.blocks import Bar, Block, Callout, Line, Picture, Span, Table
+from ragfit.draw.blocks import Bar, Block, Line, Picture, Span, Table
 from ragfit.draw.progress import in_notebook
 from ragfit.draw.view import View
 
@@ -147,9 +146,6 @@ class LossCurve(View):
             known["tokens/s"] = f"{(after - before) / max(end - begin, 1e-9):,.0f}"
         known = {name: value for name, value in known.items() if value}
         blocks: list[Block] = [Table(list(known), [list(map(Span, known.values()))])]
-        odd = [step for key in (*NAMES, "grad_norm") for step, value in self.logged(key) if not math.isfinite(value)]
-        if odd:
-            blocks.append(Callout(f"Not a finite number at {len(odd):,} steps, the first is {min(odd):,}.", "bad"))
         if any(map(self.logged, NAMES)):
             blocks.append(Picture(self._figure, f"Loss by step. {self._sentence()}"))
         return blocks
@@ -164,8 +160,6 @@ class LossCurve(View):
             if points := self.logged(key):
                 size = 3 if len(points) < 60 else 0
                 axis.plot(*zip(*points, strict=True), look, color=colour, label=label, linewidth=1.4, markersize=size)
-        if self.best is not None:
-            axis.axvline(self.best, color=style.ORANGE, linestyle=":", linewidth=1, label="kept")
         axis.set_xlim(0, self.state.max_steps * 1.02)  # with room for the last point
         axis.set_xlabel("step")
         finish(axis, "mean loss of the completion tokens (nats)")

@@ -40,11 +40,6 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
             f"The longest row has {longest:,} tokens, and the model was made for {made_for:,} positions: beyond them "
             f"it reads badly or fails. Set model.max_sequence_len={made_for}."
         )
-    if trainable == total and model.dtype.itemsize == 2:
-        warnings.append(
-            "All weights are trained, and they have 16 bits: an update much smaller than its weight is lost in "
-            "rounding. Set model.dtype=float32; train.bf16=true still multiplies in bfloat16."
-        )
     if need > have:
         warnings.append(
             "The memory estimate exceeds what is free. Lower train.per_device_train_batch_size or "

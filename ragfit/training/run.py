@@ -27,7 +27,7 @@ from ragfit.runs.hub import check_tag, push
 from ragfit.runs.save import gathered_weights, save_checkpoint
 from ragfit.runs.status import RunStatus, read, run_state, to_json
 from ragfit.training import checkpoints
-from ragfit.training.arguments import check_writable, early_stopping, training_arguments
+from ragfit.training.arguments import early_stopping, training_arguments
 from ragfit.training.callback import RunCallback, StopSignals
 from ragfit.training.live import loss_curve
 from ragfit.training.packing import training_rows
@@ -56,12 +56,11 @@ def build_trainer(cfg: DictConfig, prepared: Prepared, callbacks: Sequence[Train
         check_tag(cfg.hfhub_tag)
     args = training_arguments(cfg, prepared)
     is_main = args.process_index == 0
-    check_writable(args.output_dir)
     rows = training_rows(cfg, prepared)
     if resume_from := checkpoints.resume_path(cfg):
         checkpoints.changes(resume_from, checkpoints.identity(without_secrets(cfg), args, rows[0]))
     with RunStatus(args.output_dir, write=is_main).alone():
-        pass  # else the model would be loaded before another run's folder is refused
+        pass  # else the model would be loaded before a folder is refused that is another run's or cannot be written
     if is_main:
         say(f"loading {cfg.model.get('model_name_or_path')} and making the trainer")
     set_seed(args.seed)  # the adapter's weights are drawn while the model loads

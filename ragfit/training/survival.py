@@ -8,6 +8,7 @@ run of NaNs ends as a success.
 
 import contextlib
 import functools
+import itertools
 import logging
 import shutil
 from pathlib import Path
@@ -42,8 +43,7 @@ class SurvivingTrainer(SFTTrainer):
 
     changed: checkpoints.Changes = {}
     _best_step: int | None = None
-    _healthy: str | Path | None = None  # the last checkpoint that trained on without a NaN
-    _unproven: Path | None = None  # one that has not trained on yet
+    _healthy: str | Path | None = None  # the last checkpoint, whose weights computed what is finite
     _staging = False
 
     @property
@@ -68,7 +68,7 @@ class SurvivingTrainer(SFTTrainer):
 
     # What is not finite.
 
-    def check_finite(self, what: str, value: torch.Tensor | float, step: int, always: bool = False) -> None:
+    def check_finite(self, what: str, value: torch.Tensor | float | list, step: int, always: bool = False) -> None:
         """End the run where a number is infinite or none, unless `train.stop_on_nan` is false.
 
         Raises:
@@ -99,33 +99,17 @@ class SurvivingTrainer(SFTTrainer):
         norm = super()._get_grad_norm(*args, **kwargs)
         if not self.args.fp16:  # whose scaler leaves out the steps that overflow
             self.check_finite("gradient norm", norm, self.state.global_step + 1)
-        self._rotate()
         return norm
 
     def _check_weights(self, always: bool = False) -> None:
-        """Where processes hold parts of the weights, the losses alone are looked at."""
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        if trained and not self._sharded:
-            largest = torch.stack([weight.detach().abs().max().float() for weight in trained])
-            self.check_finite("weights", largest, self.state.global_step, always)
+        """No NaNs are saved: the weights give the ends of two rows a finite loss.
 
-    def _check_end(self) -> None:
-        """No adapter of NaNs is saved as a finished one: its weights are finite, and so is what they make of a row."""
-        self._check_weights(always=True)
+        Where processes hold parts of the weights, the losses of the steps alone are looked at.
+        """
         if not self._sharded:
             model, rows = self.accelerator.unwrap_model(self.model), fingerprint.rows_for(self.prepared)
-            scores = torch.tensor(sum(fingerprint.measure(model, rows)["log_probs"], []))
-            self.check_finite("loss after the last update", scores, self.state.global_step, always=True)
-        self._rotate()
-
-    def _rotate(self) -> None:
-        """A checkpoint is healthy once it has trained on; until then the older ones stay."""
-        if self._unproven is not None:
-            self._healthy, self._unproven = self._unproven, None
-            if self.args.should_save:
-                # By number, since `set_aside` has left only this run's; transformers goes by time.
-                best = self.state.best_model_checkpoint
-                rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, best)
+            scores = list(itertools.chain(*fingerprint.measure(model, rows)["log_probs"]))
+            self.check_finite("loss after the update", scores, self.state.global_step, always)
 
     # Going on.
 
@@ -136,13 +120,13 @@ class SurvivingTrainer(SFTTrainer):
         self.changed = checkpoints.changes(resume, self._identity) if resume else {}
         for key, values in self.changed.items():
             logger.warning("resume_checkpoint: %s is %s from step %s on", key, values[-1][1], values[-1][0])
-        self._best_step, self._healthy, self._unproven = None, resume, None
+        self._best_step, self._healthy = None, resume
         if self.args.should_save:
             checkpoints.set_aside(output, resume)
         self.accelerator.wait_for_everyone()
         try:
             trained = super().train(resume_from_checkpoint=resume and str(resume), **kwargs)
-            self._check_end()
+            self._check_weights(always=True)
         finally:
             self.is_in_train = False
         return trained
@@ -226,9 +210,11 @@ class SurvivingTrainer(SFTTrainer):
                     with contextlib.suppress(ValueError):  # of NaNs, where the user wants to go on with them
                         write_fingerprint(self, staged)
                 checkpoints.publish(staged, target, {**self._identity, "changed": self.changed})
+                # By number, since `set_aside` has left only this run's; transformers goes by time.
+                rotate_checkpoints(output, self.args.save_total_limit, self.state.best_model_checkpoint)
         finally:  # on a full disk, what was written makes room for the status
             self._staging = False
             if self.args.should_save:
                 shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._unproven = target
+        self._healthy = target

@@ -102,7 +102,6 @@ def test_steps_are_those_that_the_trainer_takes(config, keys, steps):
 
 
 DOUBTS = {
-    "All weights are trained": ["model.dtype=bfloat16", "model.lora=null"],
     "The memory estimate exceeds what is free": ["train.per_device_train_batch_size=10000000"],
     "Set model.max_sequence_len=64": [],
 }

@@ -368,7 +368,7 @@ def test_changed_settings_hold_from_the_step_on(overrides, two_checkpoints, tmp_
     assert again.changed["train.learning_rate"] == [(0, 0.01), (3, 0.5), (5, 0.125)]
     assert rates(again)[3:] == [0.5, 0.5, 0.125, 0.125]
     assert read(out)["changed"]["train.learning_rate"] == [[0, 0.01], [3, 0.5], [5, 0.125]]
-    assert "train.learning_rate 0.01 (from step 0) then 0.5 (from step 3)" in repr(ragfit.run_status(out))
+    assert "0.01 (from step 0) then 0.5 (from step 3)" in repr(ragfit.run_status(out))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
         (part / "README.md").unlink(missing_ok=True)  # PEFT's own
         _try(part / "README.md", lambda path: path.write_text(model_card(trainer), "utf-8", "backslashreplace"))
         if weights is None:
-            _try(part / "fingerprint.json", lambda path: _fingerprint(trainer, path.parent, model))
+            _try(part / "fingerprint.json", lambda path: write_fingerprint(trainer, path.parent))
         else:
             say("Of a model in parts (FSDP, DeepSpeed) no fingerprint.json is written.")
         sync(part)
@@ -85,13 +85,18 @@ def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dic
     return target
 
 
-def _fingerprint(trainer: "SFTTrainer", folder: Path, model: "torch.nn.Module") -> None:
+def write_fingerprint(trainer: "SFTTrainer", folder: Path) -> None:
+    """What base and tuned model make of a few tokens, for whoever puts the two together again.
+
+    Raises:
+        ValueError: a log-probability is not finite.
+    """
     from ragfit.models import fingerprint
 
     prepared, tokenizer = trainer.prepared, trainer.prepared.tokenizer
     marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}  # a word ends no other answer
     ends = [number for number in prepared.report.last_ids if number in marks]
-    fingerprint.write(folder, model, fingerprint.rows_for(prepared), ends)
+    fingerprint.write(folder, trainer.accelerator.unwrap_model(trainer.model), fingerprint.rows_for(prepared), ends)
 
 
 def _try(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,8 +10,9 @@ import logging
 import math
 import os
 import socket
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".status.lock"
 EVERY = 5.0  # seconds between two signs of life
+LABELS = {
+    "started": "started", "updated": "last heard of", "saved_step": "weights of step", "loss": "training loss",
+    "dev_loss": "dev loss", "last_checkpoint": "last checkpoint", "resumed_from": "went on from", "saved": "adapter",
+}  # fmt: skip
 STATES = ("running", "finished", "failed", "interrupted")
 
 
@@ -37,13 +42,11 @@ class RunStatus:
 
     Args:
         folder: `train.output_dir`.
-        secrets: texts that must not be written.
         write: whether this process writes (one of several does).
     """
 
-    def __init__(self, folder: str | PathLike, secrets: Iterable[str | None] = (), write: bool = True):
+    def __init__(self, folder: str | PathLike, write: bool = True):
         self.folder, self.write = Path(folder), write
-        self.secrets = [secret for secret in secrets if secret]
         self.facts: dict[str, Any] = {}
         self._next = 0.0
 
@@ -53,11 +56,14 @@ class RunStatus:
 
         Raises:
             ConfigError: another run holds it.
+            OSError: it cannot be written.
         """
         lock = FileLock(self.folder / LOCK)
+        if self.write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
         try:
             if self.write:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=2)  # somebody who asks for the status holds it for a moment
         except Timeout:
             facts = read(self.folder) or {}
@@ -104,20 +110,13 @@ class RunStatus:
         self._next = time.monotonic() + EVERY
         if not self.write:
             return
-        path, text = self.folder / STATUS, mask(to_json(self.facts), self.secrets).encode()
-        try:
-            write_whole(path, text)
-        except OSError:  # a full disk, on which the old file still has its block: the text is written over it
-            with contextlib.suppress(OSError), path.open("r+b") as file:
-                file.write(text)
-                file.truncate()
+        with contextlib.suppress(OSError):
+            write_whole(self.folder / STATUS, mask(to_json(self.facts)).encode())
 
 
 def _ended(error: BaseException) -> dict[str, str]:
-    if isinstance(error, Interrupted):
-        return {"state": "interrupted", "reason": error.problem}
-    if isinstance(error, KeyboardInterrupt):
-        return {"state": "interrupted", "reason": "stopped at once, without a checkpoint of its own"}
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return {"state": "interrupted", "reason": getattr(error, "problem", "stopped at once, without a checkpoint")}
     said = " ".join(str(error).split())[:1000]
     return {"state": "failed", "reason": said if isinstance(error, RagfitError) else f"{type(error).__name__}: {said}"}
 
@@ -158,11 +157,11 @@ def run_state(facts: dict[str, Any]) -> tuple[str, str]:
 
 
 def _held(folder: str) -> bool:
-    lock = FileLock(Path(folder, LOCK))
-    if not Path(folder, LOCK).is_file():
+    lock = Path(folder, LOCK)
+    if not lock.is_file():
         return False
     try:
-        with lock.acquire(timeout=0):
+        with FileLock(lock).acquire(timeout=0):
             return False
     except (Timeout, OSError, NotImplementedError):  # where it cannot be asked, what was written is believed
         return True
@@ -197,27 +196,14 @@ class StatusView(View):
         self.state, self.sentence = run_state(facts)
 
     def blocks(self) -> list[Block]:
-        facts, saved = self.facts, self.folder / "checkpoint"
-        step = facts.get("saved_step")  # of a finished run
-        unknown = f"not measured at step {step}" if step else None
-        can = "resume_checkpoint=true" if facts.get("last_checkpoint") else "start it again: there is no checkpoint yet"
-        changed = [
-            f"{key} {' then '.join(f'{value} (from step {step})' for step, value in values)}"
-            for key, values in (facts.get("changed") or {}).items()
-        ]
-        items = {
-            "started": facts.get("started"),
-            "last heard of": facts.get("updated"),
-            "weights of step": step,
-            "training loss": facts.get("loss", unknown),
-            "dev loss": facts.get("dev_loss", unknown),
-            "last checkpoint": facts.get("last_checkpoint"),
-            "went on from": facts.get("resumed_from"),
-            "changed on the way": "; ".join(changed) or None,
-            "adapter": facts.get("saved"),
-            "an earlier run": None if facts.get("saved") or not saved.is_dir() else f"its adapter was saved in {saved}",
-            "to go on": can if self.state in ("failed", "interrupted", "killed") else None,
-        }
+        facts = dict(self.facts)
+        if step := facts.get("saved_step"):  # of a finished run
+            facts = {"loss": f"not measured at step {step}", "dev_loss": f"not measured at step {step}"} | facts
+        items = {label: facts[key] for key, label in LABELS.items() if key in facts}
+        for key, values in (facts.get("changed") or {}).items():
+            items[key] = " then ".join(f"{value} (from step {step})" for step, value in values)
+        if self.state in ("failed", "interrupted", "killed"):
+            again = "start it again: there is no checkpoint yet"
+            items["to go on"] = "resume_checkpoint=true" if facts.get("last_checkpoint") else again
         tone = {"running": "note", "finished": "good"}.get(self.state, "bad")
-        known = [(label, str(value), "") for label, value in items.items() if value is not None]
-        return [Callout(self.sentence, tone), Facts(known)]
+        return [Callout(self.sentence, tone), Facts([(label, str(value), "") for label, value in items.items()])]

@@ -1,9 +1,7 @@
 """The arguments of the trainer, as the configuration and the device ask for them."""
 
 import os
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,9 +16,6 @@ from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
 from ragfit.training import packing
 from ragfit.training.tracking import check_trackers
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 OWN = ("early_stopping_patience", "early_stopping_threshold", "stop_on_nan")  # keys of `train` that are this kit's
 
@@ -115,25 +110,3 @@ def early_stopping(cfg: DictConfig) -> list[EarlyStoppingCallback]:
     """transformers' callback, where `train.early_stopping_patience` asks for it."""
     patience, threshold = (cfg.train.get(f"early_stopping_{key}") for key in ("patience", "threshold"))
     return [] if patience is None else [EarlyStoppingCallback(patience, threshold or 0.0)]
-
-
-def check_writable(folder: str, key: str = "train.output_dir") -> None:
-    """Raise before hours of work where what comes of it could not be saved."""
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        problem = f"{folder} cannot be written: {error.strerror}"
-        raise ConfigError(key, problem, f"Set {key} to a folder of yours.") from error
-
-
-def check_batches(args: Arguments, train: "Dataset", dev: "Dataset | None") -> None:
-    """Raise where the last batch is dropped for want of rows (or packs), and there is no other one."""
-    for part, size, rows in (("train", args.train_batch_size, train), ("eval", args.eval_batch_size, dev)):
-        needed = size * args.world_size
-        if args.dataloader_drop_last and rows is not None and len(rows) < needed:
-            problem = f"it drops the only batch: there are {len(rows)} rows to {part} on, and a batch takes {needed}"
-            fix = f"Set train.dataloader_drop_last=false, or lower train.per_device_{part}_batch_size."
-            raise ConfigError("train.dataloader_drop_last", problem, fix)

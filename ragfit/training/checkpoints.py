@@ -1,7 +1,8 @@
 """Checkpoints on disk: the newest one, whether a run may go on from it, and what is changed when it does.
 
 A checkpoint is written under another name and renamed, so `checkpoint-N` is whole or not there. Beside transformers'
-own files it holds a record: the configuration, a digest of the rows, and how many rows a step takes.
+own files it holds a record: the configuration, a digest of the rows, and how many rows a step takes. That the base
+model is the same is seen by what it computes (`ragfit.models.fingerprint`).
 """
 
 import hashlib
@@ -29,19 +30,16 @@ logger = logging.getLogger(__name__)
 
 RECORD, STATE = "ragfit_checkpoint.json", "trainer_state.json"
 STAGING = ".saving"  # a folder of checkpoints that are being written
-# Keys that say where a run goes and what is seen of it, not what is learned. What chooses and renders the rows is
-# compared by the rows themselves.
-MAY_CHANGE = (
-    "resume_checkpoint", "hfhub_tag", "use_wandb", "experiment", "wandb_entity", "data_file",
-    "input_key", "output_key", "instruction", "template", "limit", "shuffle", "dev_split", "model.generation",
-    "model.completion_start", "model.instruction_in_prompt", "model.max_sequence_len", "model.over_length",
+# The keys whose change is told: what is learned and how. Rows and base model are compared by themselves, and the other
+# keys say where a run goes and what is seen of it.
+TOLD = ("train.", "model.lora", "model.dtype", "model.torch_dtype", "model.load_in_", "model.attn_implementation")
+UNTOLD = (
     "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",
     "train.hub_", "train.disable_tqdm", "train.stop_on_nan",
 )  # fmt: skip
-BASE = ("model.model_name_or_path", "model.trained_adapter")
 SHAPE = ("train.optim", "model.lora")  # of the optimizer's state and the adapter
 RATES = ("train.learning_rate", "train.lr_scheduler", "train.warmup", "train.num_train_epochs", "train.max_steps")
-WITH_MEMORY = ("reduce_lr_on_plateau", "greedy")  # schedulers whose rate follows from all losses so far
+WITH_MEMORY = {"reduce_lr_on_plateau", "greedy"}  # schedulers whose rate follows from all losses so far
 
 
 def step_of(folder: str | Path | None) -> int:
@@ -70,8 +68,7 @@ def resume_path(cfg: "DictConfig") -> str | None:
         return None
     folder = newest(output) if str(wanted).lower() == "true" else find_path(wanted, "resume_checkpoint")
     if folder is None:
-        facts = read(output) or {}
-        if facts and facts["state"] != "finished" and not facts.get("last_checkpoint"):
+        if (read(output) or {"state": "finished"})["state"] != "finished":
             say(f"resume_checkpoint: the run in {output} ended before its first checkpoint, so it starts anew.")
             return None
         fix = "Set train.save_steps so that one is written, or leave resume_checkpoint empty to start anew."
@@ -82,12 +79,6 @@ def resume_path(cfg: "DictConfig") -> str | None:
         fix = "Name another checkpoint, and set train.save_only_model=false in runs to go on from."
         raise ConfigError("resume_checkpoint", problem, fix)
     return str(folder)
-
-
-def record(folder: str | Path) -> dict[str, Any]:
-    """What this kit wrote beside transformers' files, as a dict; empty where it did not write the checkpoint."""
-    path = Path(folder, RECORD)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def rows_digest(dataset: "Dataset") -> str:
@@ -101,9 +92,10 @@ def rows_digest(dataset: "Dataset") -> str:
     return digest.hexdigest()
 
 
-def rows_per_step(args: "TrainingArguments") -> int:
-    """The rows of one optimizer step, over all processes."""
-    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+def identity(config: dict[str, Any], args: "TrainingArguments", rows: "Dataset") -> dict[str, Any]:
+    """What a run is compared by: its configuration without secrets, its rows, and how many a step takes."""
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {"config": config, "rows": rows_digest(rows), "rows_per_step": per_step}
 
 
 Changes = dict[str, list[tuple[int, Any]]]  # for each key that was changed on the way: (from that step on, its value)
@@ -113,31 +105,31 @@ def changes(folder: str | Path, now: dict[str, Any]) -> Changes:
     """Compare a run with the one that wrote a checkpoint.
 
     Args:
-        now: as `record` gives it of the checkpoint: `config` (without secrets), `rows`, `rows_per_step`.
+        now: of `identity`.
 
     Returns:
         The keys that have other values from this checkpoint on, with those that changed in earlier runs.
 
     Raises:
-        ConfigError: the run cannot go on: its rows, base model, optimizer or adapter's shape differ.
+        ConfigError: the run cannot go on: its rows, optimizer or adapter's shape differ.
     """
-    if not (then := record(folder)):
+    path = Path(folder, RECORD)
+    if not path.is_file():
         logger.warning("resume_checkpoint: this kit did not write %s; rows and settings may be others.", folder)
         return {}
+    then = json.loads(path.read_text(encoding="utf-8"))
     before, after = dict(leaves(then["config"])), dict(leaves(now["config"]))
     keys = [key for key in sorted(before | after) if before.get(key) != after.get(key)]
-    keys = [key for key in keys if not key.startswith(MAY_CHANGE)]
-    # A folder that has only moved keeps its name.
-    unfit = [key for key in keys if key in BASE and Path(str(before.get(key))).name != Path(str(after.get(key))).name]
-    unfit += [key for key in keys if key.startswith(SHAPE) and key != "model.lora.lora_dropout"]
-    if {before.get("train.lr_scheduler_type"), after.get("train.lr_scheduler_type")} & set(WITH_MEMORY):
+    keys = [key for key in keys if key.startswith(TOLD) and not key.startswith(UNTOLD)]
+    unfit = [key for key in keys if key.startswith(SHAPE) and key != "model.lora.lora_dropout"]
+    if {tree.get("train.lr_scheduler_type") for tree in (before, after)} & WITH_MEMORY:
         unfit += [key for key in keys if key.startswith(RATES)]
     unfit += [what for what in ("rows", "rows_per_step") if then[what] != now[what]]
     if unfit:
         raise ConfigError(
             "resume_checkpoint",
             f"{', '.join(unfit)} differs from the run that wrote {folder}, so this run cannot go on from there",
-            f"Set it as it was (see {Path(folder, RECORD)}; rows are also their order, template and tokenizer), or "
+            f"Set it as it was (see {path}; rows are also their order, template and tokenizer), or "
             "start a new run from this adapter with model.trained_adapter.",
         )
     step, found = step_of(folder), {key: [tuple(pair) for pair in pairs] for key, pairs in then["changed"].items()}
@@ -154,7 +146,6 @@ def publish(staged: Path, target: Path, facts: dict[str, Any]) -> None:
     sync(staged)
     staged.rename(target)
     sync(target.parent, deep=False)
-    shutil.rmtree(staged.parent, ignore_errors=True)
 
 
 def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> None:
@@ -164,8 +155,6 @@ def set_aside(output_dir: str | Path, resumed: str | Path | None = None) -> None
     killed run are removed.
     """
     output = Path(output_dir)
-    for path in (output / STAGING).glob("*"):
-        say(f"{path.name} was half-written when an earlier run ended; it is removed.")
     shutil.rmtree(output / STAGING, ignore_errors=True)
     beside = resumed is not None and Path(resumed).resolve().parent == output.resolve()
     stays = step_of(resumed) if beside else 0

@@ -1,6 +1,5 @@
 """The live display of a run: one output that is updated in place, and a few plain lines for the log."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ragfit.draw import html as style
-from ragfit.draw.blocks import Bar, Block, Callout, Line, Picture, Span, Table
+from ragfit.draw.blocks import Bar, Block, Line, Picture, Span, Table
 from ragfit.draw.progress import in_notebook
 from ragfit.draw.view import View
 
@@ -41,7 +40,7 @@ class LossCurve(View):
         self._reset()
 
     def _reset(self, first_step: int = 0) -> None:
-        self.first, self.began, self.best, self.batches = first_step, time.monotonic(), None, ""
+        self.first, self.began, self.best, self.batches = first_step, time.monotonic(), None, 0
         self._tokens, self._next_line = [], dict.fromkeys(LINES, 0.0)
         self._handle, self._next_update = None, 0.0
 
@@ -57,13 +56,12 @@ class LossCurve(View):
 
     def on_substep_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
         if state.global_step == self.first:  # until a step is done, its batches are the sign of life
-            done = int((self.batches or "0").partition(" ")[0]) + 1
-            self.batches = f"{done} of {args.gradient_accumulation_steps}"
+            self.batches += 1
             if self._update():
-                self.write(f"first step: batch {self.batches}")
+                self.write(f"first step: batch {self.batches} of {args.gradient_accumulation_steps}")
 
     def on_step_end(self, args: "Args", state: "State", control: "Control", **kwargs) -> None:
-        self.state, self.batches = state, ""
+        self.state, self.batches = state, 0
         self._update()
 
     def on_log(self, args: "Args", state: "State", control: "Control", logs: dict[str, float], **kwargs) -> None:
@@ -102,10 +100,6 @@ class LossCurve(View):
         left = (time.monotonic() - self.began) / done * (total - self.first - done) if done else 0
         return tqdm.format_interval(left) if done and self.doing == "running" else ""
 
-    def _speed(self) -> str:
-        (begin, before), (end, after) = self._tokens if len(self._tokens) == 2 else [(0, 0), (1, 0)]
-        return f"{(after - before) / max(end - begin, 1e-9):,.0f}" if after else ""
-
     def _of(self) -> str:
         return f"{self.state.global_step}/{self.state.max_steps}"
 
@@ -141,23 +135,17 @@ class LossCurve(View):
     def blocks(self) -> list[Block]:
         if self.state is None:
             return []
-        last = {key: self.logged(key)[-1:] for key in ("loss", "eval_loss", "learning_rate")}
-        facts = {
-            "step": self._of(),
-            "batch of the first step": self.batches,
-            "epoch": f"{self.state.epoch:.2f}" if self.state.epoch else "",
-            **{name: f"{last[key][0][1]:.4f}" for key, name in NAMES.items() if last[key]},
-            "learning rate": f"{last['learning_rate'][0][1]:.2e}" if last["learning_rate"] else "",
-            "elapsed": self._elapsed(),
-            "left": self._left(),
-            "tokens/s": self._speed(),
-        }
-        known = {name: value for name, value in facts.items() if value}
+        known = {"step": self._of(), "elapsed": self._elapsed(), "left": self._left()}
+        if self.batches:
+            known["batches of the first step"] = str(self.batches)
+        for key, name in {**NAMES, "learning_rate": "learning rate"}.items():
+            if points := self.logged(key):
+                known[name] = f"{points[-1][1]:.4g}"
+        if len(self._tokens) == 2:
+            (begin, before), (end, after) = self._tokens
+            known["tokens/s"] = f"{(after - before) / max(end - begin, 1e-9):,.0f}"
+        known = {name: value for name, value in known.items() if value}
         blocks: list[Block] = [Table(list(known), [list(map(Span, known.values()))])]
-        every = [pair for key in (*NAMES, "grad_norm") for pair in self.logged(key)]
-        odd = [step for step, value in every if not math.isfinite(value)]
-        if odd:
-            blocks.append(Callout(f"Not a finite number at {len(odd):,} steps, the first is {min(odd):,}.", "bad"))
         if any(map(self.logged, NAMES)):
             blocks.append(Picture(self._figure, f"Loss by step. {self._sentence()}"))
         return blocks
@@ -169,11 +157,9 @@ class LossCurve(View):
         axis = drawn.subplots()
         looks = {"loss": (style.BLUE, "o-", "training loss"), "eval_loss": (style.ORANGE, "D--", "dev loss")}
         for key, (colour, look, label) in looks.items():
-            if points := [(step, value) for step, value in self.logged(key) if math.isfinite(value)]:
+            if points := self.logged(key):
                 size = 3 if len(points) < 60 else 0
                 axis.plot(*zip(*points, strict=True), look, color=colour, label=label, linewidth=1.4, markersize=size)
-        if self.best is not None:
-            axis.axvline(self.best, color=style.ORANGE, linestyle=":", linewidth=1, label="kept")
         axis.set_xlim(0, self.state.max_steps * 1.02)  # with room for the last point
         axis.set_xlabel("step")
         finish(axis, "mean loss of the completion tokens (nats)")

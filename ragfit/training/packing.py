@@ -108,10 +108,6 @@ def check_apart(trainer: SFTTrainer) -> None:
     if is_sharded(base):
         return
     key = next(key for key in KEYS if trainer.cfg.train.get(key))
-    parallel = trainer.accelerator.parallelism_config
-    if parallel is not None and parallel.cp_enabled:  # as TRL says of its own packing
-        problem = "context parallelism has attention without masks, so that the rows of a pack would see each other"
-        raise ConfigError(f"train.{key}", problem, f"Remove train.{key}, or set cp_size to 1.")
     reason = "two rows have other log-probabilities packed than side by side"
     try:
         if difference(trainer) <= TOLERANCE:

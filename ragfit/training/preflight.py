@@ -8,11 +8,8 @@ from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
 if TYPE_CHECKING:
-    import torch
-
     from ragfit.training.trainer import RagfitTrainer
 
-LARGE_SHARE = 0.2  # of padding, above which a preflight says what would help
 GIB = 2**30
 
 
@@ -21,7 +18,6 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     args, report, model, train = trainer.args, trainer.prepared.report, trainer.model, trainer.prepared.report.train
     total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     steps, (need, parts), have = total_steps(trainer), memory_estimate(trainer), free_memory(trainer)
-    share, grouped = padding(trainer)
     what = "packs" if trainer.cfg.train.get("packing") else "rows"
     processes = f" × {args.world_size} processes" if args.world_size > 1 else ""
     accumulated = f"{args.gradient_accumulation_steps} accumulated{processes} a step"
@@ -32,28 +28,17 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         ("rows", f"{len(train.kept):,} train, {len(report.dev.kept):,} dev", packs(trainer)),
         ("tokens", f"{train.tokens:,} read, {train.loss_tokens:,} with loss", f"{train.loss_share:.1%} have loss"),
         ("steps", f"{steps:,}", f"{args.per_device_train_batch_size} {what} × {accumulated}"),
-        ("padding", f"{share:.1%}", "of the positions of the first epoch"),
+        ("padding", f"{padding(trainer):.1%}", "of the positions of the first epoch"),
         ("memory", f"about {need / GIB:.1f} GiB of {have / GIB:.1f} GiB free", parts),
         ("output", str(args.output_dir), "adapter, tokenizer, configuration and instruction in checkpoint/"),
     ]
     warnings = [str(finding) for finding in report.findings if finding.severity == "warning"]
-    if share > LARGE_SHARE and grouped <= share / 2:
-        warnings.append(
-            f"{share:.0%} of what is computed is padding, because rows of different lengths share batches. "
-            f"Set train.group_by_length=true: about {grouped:.0%} would be, or train.packing=true: none."
-        )
     text = model.config.get_text_config()
     longest, made_for = max(train.longest, report.dev.longest), getattr(text, "max_position_embeddings", None)
-    scaled = "'factor'" in str(getattr(text, "rope_parameters", None))
-    if made_for and longest > made_for and not scaled:
+    if made_for and longest > made_for and "'factor'" not in str(getattr(text, "rope_parameters", None)):
         warnings.append(
             f"The longest row has {longest:,} tokens, and the model was made for {made_for:,} positions: beyond them "
             f"it reads badly or fails. Set model.max_sequence_len={made_for}."
-        )
-    if trainable == total and model.dtype.itemsize == 2:
-        warnings.append(
-            "All weights are trained, and they have 16 bits: an update much smaller than its weight is lost in "
-            "rounding. Set model.dtype=float32; train.bf16=true still multiplies in bfloat16."
         )
     if need > have:
         warnings.append(
@@ -82,37 +67,19 @@ def packs(trainer: "RagfitTrainer") -> str:
     return f"{found:,} packs, {rows / found:.1f} rows in each of {length:,} tokens, {full:.0%} full"
 
 
-def padding(trainer: "RagfitTrainer") -> tuple[float, float]:
-    """(share of the first epoch's positions that are padding, the share if rows of similar length shared batches).
-
-    Read off the sampler that the trainer will use, in the order that it will draw, and the rows' lengths.
-    """
+def padding(trainer: "RagfitTrainer") -> float:
+    """The share of the first epoch's positions that are padding, in the order that the trainer's sampler will draw."""
     import torch
 
     from ragfit.training.packing import is_packed
 
     lengths, multiple = list(map(sum, trainer.lengths)), trainer.args.pad_to_multiple_of or 1
     with torch.random.fork_rng(devices=[]):  # a look changes nothing
-        batches = list(trainer.get_train_dataloader().batch_sampler)
+        batches = [[lengths[row] for row in batch] for batch in trainer.get_train_dataloader().batch_sampler]
     if is_packed(trainer.train_dataset):  # a batch is one sequence
-        lengths = [sum(lengths[row] for row in batch) for batch in batches]
-        batches = [[batch] for batch in range(len(batches))]
-    size, order = max(map(len, batches), default=1), sorted(range(len(lengths)), key=lengths.__getitem__)
-    grouped = [order[start : start + size] for start in range(0, len(order), size)]
-    return padded_share(batches, lengths, multiple), padded_share(grouped, lengths, multiple)
-
-
-def padded_share(batches: list[list[int]], lengths: list[int], multiple: int = 1) -> float:
-    """The share of positions that are padding.
-
-    Args:
-        batches: lists of row indices.
-        lengths: tokens of each row.
-        multiple: what a batch's length is rounded up to a multiple of.
-    """
-    real = sum(lengths[row] for batch in batches for row in batch)
-    read = sum(-(-max(lengths[row] for row in batch) // multiple) * multiple * len(batch) for batch in batches)
-    return 1 - real / read if read else 0.0
+        batches = [[sum(batch)] for batch in batches]
+    read = sum(-(-max(batch) // multiple) * multiple * len(batch) for batch in batches)
+    return 1 - sum(map(sum, batches)) / read if read else 0.0
 
 
 # The machine.
@@ -152,19 +119,15 @@ def memory_estimate(trainer: "RagfitTrainer") -> tuple[int, str]:
     return sum(parts.values()), f"estimate in GiB: {shares}; longest row {counted(longest, 'token')}"
 
 
-def devices_of(trainer: "RagfitTrainer") -> set["torch.device"]:
-    """The process's device, and the others that `model.device_map` has put weights on."""
-    main = trainer.args.device
-    return {main, *(weight.device for weight in trainer.model.parameters() if weight.device.type == main.type)}
-
-
 def free_memory(trainer: "RagfitTrainer") -> int:
     """Bytes that this process can still take of its devices, what it already holds included."""
     import psutil
     import torch
 
-    if trainer.args.device.type == "cuda":  # what torch has reserved, it can fill again
-        return sum(torch.cuda.mem_get_info(one)[0] + torch.cuda.memory_reserved(one) for one in devices_of(trainer))
+    main = trainer.args.device
+    if main.type == "cuda":  # `model.device_map` may have used several; what torch has reserved, it can fill again
+        used = {main, *(weight.device for weight in trainer.model.parameters() if weight.device.type == "cuda")}
+        return sum(torch.cuda.mem_get_info(one)[0] + torch.cuda.memory_reserved(one) for one in used)
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
@@ -172,10 +135,8 @@ def device_name(trainer: "RagfitTrainer") -> str:
     import torch
 
     device = trainer.args.device
-    if device.type == "cuda":
-        used = f"{len(devices_of(trainer))} of {torch.cuda.device_count()} GPUs"
-        return f"{torch.cuda.get_device_name(device)}, {used}"
-    return f"{device.type.upper()}, {counted(torch.get_num_threads(), 'thread')}"
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else f"CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def precision(trainer: "RagfitTrainer") -> tuple[str, str]:

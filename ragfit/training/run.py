@@ -27,7 +27,7 @@ from ragfit.runs.hub import check_tag, push
 from ragfit.runs.save import gathered_weights, save_checkpoint
 from ragfit.runs.status import RunStatus, read, run_state, to_json
 from ragfit.training import checkpoints
-from ragfit.training.arguments import check_batches, check_writable, early_stopping, training_arguments
+from ragfit.training.arguments import early_stopping, training_arguments
 from ragfit.training.callback import RunCallback, StopSignals
 from ragfit.training.live import loss_curve
 from ragfit.training.packing import training_rows
@@ -56,14 +56,11 @@ def build_trainer(cfg: DictConfig, prepared: Prepared, callbacks: Sequence[Train
         check_tag(cfg.hfhub_tag)
     args = training_arguments(cfg, prepared)
     is_main = args.process_index == 0
-    check_writable(args.output_dir)
     rows = training_rows(cfg, prepared)
-    check_batches(args, *rows)
     if resume_from := checkpoints.resume_path(cfg):
-        identity = {"rows": checkpoints.rows_digest(rows[0]), "rows_per_step": checkpoints.rows_per_step(args)}
-        checkpoints.changes(resume_from, {"config": without_secrets(cfg), **identity})
+        checkpoints.changes(resume_from, checkpoints.identity(without_secrets(cfg), args, rows[0]))
     with RunStatus(args.output_dir, write=is_main).alone():
-        pass  # else the model would be loaded before another run's folder is refused
+        pass  # else the model would be loaded before a folder is refused that is another run's or cannot be written
     if is_main:
         say(f"loading {cfg.model.get('model_name_or_path')} and making the trainer")
     set_seed(args.seed)  # the adapter's weights are drawn while the model loads
@@ -88,8 +85,8 @@ def train(trainer: RagfitTrainer) -> Path | None:
 
     Raises:
         Interrupted: the run was asked to stop, and has.
-        RagfitError: the trainer has trained already or was made to evaluate, another run has the folder, a loss is not
-            finite, or a checkpoint could not be saved.
+        RagfitError: the trainer has trained already or was made to evaluate, another run has the folder, or a loss is
+            not finite.
     """
     if trainer.state.global_step or TUNED in getattr(trainer.model, "peft_config", {}):
         raise RagfitError(
@@ -102,7 +99,7 @@ def train(trainer: RagfitTrainer) -> Path | None:
     cfg, resume, output = trainer.cfg, trainer.resume_from, trainer.args.output_dir
     is_main, before = trainer.is_world_process_zero(), read(output)
     ended = f" The run before was {run_state(before)[1]}." if before else ""
-    status = RunStatus(output, [cfg.train.get("hub_token")], is_main)
+    status = RunStatus(output, is_main)
     with status.kept(resumed_from=resume, last_checkpoint=resume), StopSignals() as signals:
         if is_main:
             keep_config(cfg, output)

@@ -6,7 +6,9 @@ resume an epoch in another epoch's order; a resumed run keeps the old learning r
 run of NaNs ends as a success.
 """
 
+import contextlib
 import functools
+import itertools
 import logging
 import shutil
 from pathlib import Path
@@ -21,15 +23,17 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from ragfit.config.save import without_secrets
-from ragfit.errors import RagfitError, first_line
+from ragfit.errors import RagfitError
+from ragfit.models import fingerprint
 from ragfit.models.adapter import load_adapter
+from ragfit.runs.save import write_fingerprint
 from ragfit.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
 
 class SurvivingTrainer(SFTTrainer):
-    """To be derived from by a class that has `cfg`, `prepared` and `lengths`.
+    """To be derived from by a class that has `cfg` and `prepared`.
 
     Attributes:
         changed: for each key that was changed when the run went on, (from that step on, its value).
@@ -39,8 +43,7 @@ class SurvivingTrainer(SFTTrainer):
 
     changed: checkpoints.Changes = {}
     _best_step: int | None = None
-    _healthy: str | Path | None = None  # the last checkpoint that trained on without a NaN
-    _unproven: Path | None = None  # one that has not trained on yet
+    _healthy: str | Path | None = None  # the last checkpoint, whose weights computed what is finite
     _staging = False
 
     @property
@@ -51,6 +54,11 @@ class SurvivingTrainer(SFTTrainer):
     def weights_step(self) -> int:
         return self.state.global_step if self._best_step is None else self._best_step
 
+    @property
+    def _sharded(self) -> bool:
+        """Whether processes hold parts of the weights, so that none can compute by itself."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def figures(self) -> dict[str, float | int | None]:
         """`saved_step`, and the `loss` and `dev_loss` that were logged there; None where none was."""
         logged = {}
@@ -60,7 +68,7 @@ class SurvivingTrainer(SFTTrainer):
 
     # What is not finite.
 
-    def check_finite(self, what: str, value: torch.Tensor | float, step: int, always: bool = False) -> None:
+    def check_finite(self, what: str, value: torch.Tensor | float | list, step: int, always: bool = False) -> None:
         """End the run where a number is infinite or none, unless `train.stop_on_nan` is false.
 
         Raises:
@@ -91,35 +99,17 @@ class SurvivingTrainer(SFTTrainer):
         norm = super()._get_grad_norm(*args, **kwargs)
         if not self.args.fp16:  # whose scaler leaves out the steps that overflow
             self.check_finite("gradient norm", norm, self.state.global_step + 1)
-        self._rotate()
         return norm
 
     def _check_weights(self, always: bool = False) -> None:
-        """Where processes hold parts of the weights, the losses alone are looked at."""
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        if trained and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            largest = torch.stack([weight.detach().abs().max().float() for weight in trained])
-            self.check_finite("weights", largest, self.state.global_step, always)
+        """No NaNs are saved: the weights give the ends of two rows a finite loss.
 
-    def _check_end(self) -> None:
-        """No adapter of NaNs is saved as a finished one: its weights are finite, and so is the shortest row's loss."""
-        self._check_weights(always=True)
-        shortest = min(range(len(self.lengths)), key=lambda row: sum(self.lengths[row]))
-        training = self.model.training
-        self.model.eval()
-        loss, _, _ = self.prediction_step(self.model_wrapped, self.data_collator([self.train_dataset[shortest]]), True)
-        self.model.train(training)
-        self.check_finite("loss after the last update", loss, self.state.global_step, always=True)
-        self._rotate()
-
-    def _rotate(self) -> None:
-        """A checkpoint is healthy once it has trained on; until then the older ones stay."""
-        if self._unproven is not None:
-            self._healthy, self._unproven = self._unproven, None
-            if self.args.should_save:
-                # By number, since `set_aside` has left only this run's; transformers goes by time.
-                best = self.state.best_model_checkpoint
-                rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, best)
+        Where processes hold parts of the weights, the losses of the steps alone are looked at.
+        """
+        if not self._sharded:
+            model, rows = self.accelerator.unwrap_model(self.model), fingerprint.rows_for(self.prepared)
+            scores = list(itertools.chain(*fingerprint.measure(model, rows)["log_probs"]))
+            self.check_finite("loss after the update", scores, self.state.global_step, always)
 
     # Going on.
 
@@ -130,13 +120,13 @@ class SurvivingTrainer(SFTTrainer):
         self.changed = checkpoints.changes(resume, self._identity) if resume else {}
         for key, values in self.changed.items():
             logger.warning("resume_checkpoint: %s is %s from step %s on", key, values[-1][1], values[-1][0])
-        self._best_step, self._healthy, self._unproven = None, resume, None
+        self._best_step, self._healthy = None, resume
         if self.args.should_save:
             checkpoints.set_aside(output, resume)
         self.accelerator.wait_for_everyone()
         try:
             trained = super().train(resume_from_checkpoint=resume and str(resume), **kwargs)
-            self._check_end()
+            self._check_weights(always=True)
         finally:
             self.is_in_train = False
         return trained
@@ -144,8 +134,7 @@ class SurvivingTrainer(SFTTrainer):
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """What a resumed run is compared by."""
-        rows, config = checkpoints.rows_digest(self.train_dataset), without_secrets(self.cfg)
-        return {"rows": rows, "rows_per_step": checkpoints.rows_per_step(self.args), "config": config}
+        return checkpoints.identity(without_secrets(self.cfg), self.args, self.train_dataset)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Trainer accepts missing keys, and an adapter in bfloat16, as a run in 4 bits has it, becomes float32."""
@@ -155,6 +144,9 @@ class SurvivingTrainer(SFTTrainer):
             load_adapter(self.model, resume_from_checkpoint, "resume_checkpoint", name, is_trainable=True)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if model is None and not self._sharded:
+            for what in ("base", "tuned"):
+                fingerprint.check(resume_from_checkpoint, self.model, what)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The optimizer's state is the checkpoint's; its settings, rates and all intervals are those of this run."""
@@ -211,16 +203,15 @@ class SurvivingTrainer(SFTTrainer):
                 if best and (best == target or best.is_dir()):
                     self.state.best_model_checkpoint = str(best)
                     self.state.save_to_json(staged / checkpoints.STATE)
+                if not self._sharded:
+                    with contextlib.suppress(ValueError):  # of NaNs, where the user wants to go on with them
+                        write_fingerprint(self, staged)
                 checkpoints.publish(staged, target, {**self._identity, "changed": self.changed})
-        except Exception as error:  # the system's, safetensors' and torch's errors of a full disk have no common class
-            shutil.rmtree(staged.parent, ignore_errors=True)
-            raise RagfitError(
-                "train.output_dir",
-                f"checkpoint-{step} could not be saved in {output}: {first_line(error)}",
-                "Make room there, or set train.save_total_limit lower, and go on with resume_checkpoint=true; older "
-                "checkpoints are whole.",
-            ) from error
-        finally:
+                # By number, since `set_aside` has left only this run's; transformers goes by time.
+                rotate_checkpoints(output, self.args.save_total_limit, self.state.best_model_checkpoint)
+        finally:  # on a full disk, what was written makes room for the status
             self._staging = False
+            if self.args.should_save:
+                shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._unproven = target
+        self._healthy = target

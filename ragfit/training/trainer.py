@@ -18,7 +18,6 @@ from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.save import without_secrets
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
-from ragfit.errors import ConfigError
 from ragfit.models.load import base_of
 from ragfit.training.cpu import check_head, project_labelled_only
 from ragfit.training.packing import Rows, check_apart, is_packed, token_counts, training_rows
@@ -50,7 +49,6 @@ class RagfitTrainer(SurvivingTrainer):
         self, cfg: DictConfig, prepared: Prepared, loaded: Any, args: "Arguments", rows: Rows | None = None,
         resume_from: str | None = None, **kwargs,
     ):  # fmt: skip
-        check_vocabulary(loaded.model, prepared)
         self.cfg, self.prepared, self.resume_from = cfg, prepared, resume_from
         self._batches, self._sums = 0, [0.0] * 4  # of an evaluation: tokens with loss, their losses, top-1s, entropies
         tokenizer, (train, dev) = prepared.tokenizer, rows or training_rows(cfg, prepared)
@@ -173,15 +171,3 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return super().__iter__()
-
-
-def check_vocabulary(model: torch.nn.Module, prepared: Prepared) -> None:
-    """Ids beyond the embedding would crash in the middle of a run (on CUDA without a readable message)."""
-    size = model.get_input_embeddings().weight.shape[0]  # PEFT may have wrapped the embedding
-    if len(prepared.tokenizer) > size:
-        parts = [part for part in (prepared.train, prepared.dev) if part is not None]
-        highest = max(max(ids) for part in parts for ids in part["input_ids"])
-        if highest >= size:
-            problem = f"the rows hold the token id {highest}, but the model's embedding has {size} rows"
-            fix = "Set it so that tokenizer and model belong together."
-            raise ConfigError("model.model_name_or_path", problem, fix)

@@ -13,24 +13,14 @@ from ragfit.evaluation.reading import read
 
 
 def test_the_kits_own_step_is_taken_on_a_cpu_alone(config):
-    """On CUDA the head, attention and checkpointing are those of TRL and transformers."""
+    """On CUDA the head is TRL's."""
     from trl.trainer.utils import add_fused_lm_head
 
     trainer = tiny_trainer(config(*FLOAT32, "train.packing=true", "train.max_steps=1"))
     base = trainer.model.get_base_model()
     wrapped = base.forward.__func__.__code__.co_filename
     assert (wrapped == add_fused_lm_head.__code__.co_filename) != ON_CPU
-    assert (base.config._attn_implementation == "sdpa") != ON_CPU
     assert bool(base.base_model._forward_hooks) == ON_CPU
-    contexts, enable = [], base.activation_checkpointing_enable
-
-    def seen(activation_checkpointing_kwargs=None, **kwargs):
-        contexts.append("context_fn" in (activation_checkpointing_kwargs or {}))
-        return enable(activation_checkpointing_kwargs, **kwargs)
-
-    base.activation_checkpointing_enable = seen
-    trainer.train()
-    assert contexts and any(contexts) == ON_CPU
     assert trainer.labelled_head and trainer.args.dataloader_pin_memory != ON_CPU
 
 
@@ -58,20 +48,14 @@ TWO = pytest.mark.skipif(ON_CPU or torch.cuda.device_count() < 2, reason="needs 
 def test_one_process_takes_one_of_several_gpus(config):
     trainer = tiny_trainer(config("train.max_steps=2"))
     assert trainer.args.n_gpu == 1 and {w.device.index for w in trainer.model.parameters()} == {0}
-    device = {label: value for label, value, _ in ragfit.preflight(trainer).items}["device"]
-    assert f"1 of {torch.cuda.device_count()} GPUs" in device
     trainer.train()
     assert len(losses(trainer)) == 2 and torch.cuda.max_memory_allocated(1) == 0
 
 
 @TWO
 def test_device_map_spreads_a_model_over_two(config):
-    from ragfit.training.memory import devices_of, free_memory
-
     trainer = tiny_trainer(config(*FLOAT32, "model.device_map=balanced", "train.max_steps=2", "dev_split=2"))
-    places = devices_of(trainer)
-    assert len(places) > 1 and not ragfit.preflight(trainer).warnings
-    assert sum(map(free_memory, places)) > free_memory(trainer.args.device)
+    assert len({weight.device for weight in trainer.model.parameters()}) > 1 and not ragfit.preflight(trainer).warnings
     trainer.train()
     assert len(losses(trainer)) == 2 and ragfit.dev_loss(trainer) > 0
     [found] = read(trainer, [("What is 1 times two?", "The answer is 2.")])

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import ragfit
 from ragfit.config.load import load_config
-from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
 from ragfit.models.hf import HFTrain, bf16_is_fast, choose_dtype, skeleton
 from ragfit.models.load import load_model
@@ -295,24 +294,3 @@ def test_a_trained_adapter_is_merged_before_the_new_one(tiny_phi3, tmp_path):
 
 
 # --- Tokenizer and embedding --------------------------------------------------------------------------------------
-
-
-def test_ids_beyond_the_embedding_are_found_before_training(tmp_path, write_rows):
-    tokenizer = make_tokenizer("digits", "chatml")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    folder = tmp_path / "small"
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) - 1, **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    last = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
-    harmless, harmful = {"prompt": "Rome?", "answers": "Yes."}, {"prompt": f"Rome {last}?", "answers": "Yes."}
-
-    def build(*overrides):
-        return tiny_trainer(tiny_config(folder, tmp_path / "rows.jsonl", tmp_path / "out", *overrides))
-
-    write_rows([harmless, harmless])
-    assert build().train_dataset.num_rows == 2  # a tokenizer may have more tokens than the rows use
-    bad = str(write_rows([harmful], "bad.jsonl"))
-    message = rf"token id {len(tokenizer) - 1}, but the model's embedding has {len(tokenizer) - 1} rows"
-    for key in ("data_file", "dev_split"):
-        with pytest.raises(ConfigError, match=message):
-            build(override(key, bad))

@@ -13,7 +13,7 @@ from ragfit.errors import ConfigError, Interrupted
 from ragfit.runs.status import RunStatus, read, run_state, run_status
 
 ENDS = {
-    "failed": (ValueError("s3cret\nsecond line"), "failed, step 3 of 9: ValueError: ••• second line"),
+    "failed": (ValueError("one\nsecond line"), "failed, step 3 of 9: ValueError: one second line"),
     "told": (ConfigError("train.x", "no", "Set it."), "failed, step 3 of 9: train.x: no. Set it."),
     "stopped": (
         Interrupted("stopped by SIGTERM at step 3 of 9", 15),
@@ -25,7 +25,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("error", "sentence"), ENDS.values(), ids=ENDS)
 def test_how_a_run_ends(tmp_path, error, sentence):
-    status = RunStatus(tmp_path, ["s3cret"])
+    status = RunStatus(tmp_path)
     with pytest.raises(type(error)), status.kept(resumed_from="x/checkpoint-1", last_checkpoint="x/checkpoint-1"):
         assert run_state(read(tmp_path))[0] == "running"
         status.set(step=3, total_steps=9)
@@ -33,8 +33,6 @@ def test_how_a_run_ends(tmp_path, error, sentence):
     assert run_state(read(tmp_path))[1].startswith(sentence)
     view = repr(run_status(tmp_path))
     assert "resume_checkpoint=true" in view and "went on from" in view
-    (tmp_path / "checkpoint").mkdir()
-    assert f"its adapter was saved in {tmp_path}/checkpoint" in repr(run_status(tmp_path))
 
 
 def test_a_push_that_fails_leaves_a_finished_run(tmp_path):

@@ -140,10 +140,10 @@ def all_json(folder):
 
 # When weights are spoilt, with what, and what is said of which step.
 SPOILT = {
-    "weights that overflow, right after a save": (4, 1e30, "the loss of step 5", "checkpoint-2"),
-    "weights that are none, before a save": (4, math.nan, "the weights of step 4", "checkpoint-2"),
+    "weights that overflow, before a save": (4, 1e30, "the loss after the update of step 4", "checkpoint-2"),
+    "weights that are none, before a save": (4, math.nan, "the loss after the update of step 4", "checkpoint-2"),
     "weights that are none, between saves": (3, math.nan, "the loss of step 4", "checkpoint-2"),
-    "at the last step": (6, 1e30, "the loss after the last update of step 6", "checkpoint-4"),
+    "at the last step": (6, 1e30, "the loss after the update of step 6", "checkpoint-4"),
 }
 
 
@@ -185,13 +185,12 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(config):
 def test_who_wants_to_go_on_does_and_no_adapter_of_nans_is_saved(config, tmp_path):
     out, more = tmp_path / "out", ("train.stop_on_nan=false", *EVERY_TWO, "train.save_total_limit=9")
     trainer = tiny_trainer(config(*more), [Spoil(3, math.nan)])
-    with pytest.raises(RagfitError, match="not a finite number: the weights of step 6"):
+    with pytest.raises(RagfitError, match="not a finite number: the loss after the update of step 6"):
         ragfit.train(trainer)
     assert trainer.state.global_step == 6 and math.isnan(losses(trainer)[-1]) and not (out / "checkpoint").exists()
     assert all_json(out)
     history = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert [entry["loss"] for entry in history if "loss" in entry][3:] == [None] * 3
-    assert "Not a finite number at" in repr(trainer.callback_handler.callbacks[1])
 
 
 def test_json_has_no_words_for_numbers():

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import ragfit
 from ragfit import before_torch
 from ragfit.config.explain import explained
-from ragfit.training.preflight import memory_estimate, padded_share, total_steps
+from ragfit.training.preflight import memory_estimate, total_steps
 
 
 @pytest.fixture
@@ -64,25 +64,6 @@ def test_padding_is_that_of_the_batches_that_are_trained(config, keys):
     assert said[0] == f"{1 - real / positions:.1%}"
 
 
-@pytest.mark.slow
-def test_the_hint_keeps_its_word(config):
-    def hints(*keys):
-        view = ragfit.preflight(tiny_trainer(config(*keys)))
-        return view, [warning for warning in view.warnings if "train.group_by_length=true" in warning]
-
-    view, (hint,) = hints(FOUR, "limit=320")
-    promised = float(hint.partition("about ")[2].partition("%")[0])
-    grouped, no_more = hints(FOUR, GROUPED, "limit=320")
-    less = float({label: value for label, value, _ in grouped.items}["padding"].rstrip("%"))
-    assert abs(less - promised) < 5 and no_more == [] and hints("limit=320")[1] == []
-
-
-def test_padded_share():
-    assert padded_share([[0, 1], [2]], [10, 5, 7]) == 1 - 22 / 27
-    assert padded_share([[0, 1], [2]], [10, 5, 7], multiple=8) == 1 - 22 / 40
-    assert padded_share([[0], [1]], [10, 5]) == 0 and padded_share([], []) == 0
-
-
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("asked", [None, True, False])
 def test_precision_is_said_and_done(config, monkeypatch, asked, fast):
@@ -121,7 +102,6 @@ def test_steps_are_those_that_the_trainer_takes(config, keys, steps):
 
 
 DOUBTS = {
-    "All weights are trained": ["model.dtype=bfloat16", "model.lora=null"],
     "The memory estimate exceeds what is free": ["train.per_device_train_batch_size=10000000"],
     "Set model.max_sequence_len=64": [],
 }

@@ -1,6 +1,5 @@
 """Runs that are killed, stopped or run out of disk, in processes of their own, and what comes of resuming them."""
 
-import contextlib
 import json
 import os
 import pty
@@ -14,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from killed_runs import SETTINGS, adapter, logged, process, run
+from safetensors.torch import load_file, save_file
 from tiny_runs import MARKER, notebook_parameters, one_thread, question_rows, tiny_trainer  # noqa: F401
 from transformers import TrainerCallback
 
 import ragfit
 from ragfit.config.overrides import override
 from ragfit.errors import ConfigError, Interrupted, RagfitError
-from ragfit.runs.status import read, run_state
+from ragfit.runs.status import RunStatus, read, run_state
 from ragfit.training.callback import StopSignals
 from ragfit.training.checkpoints import RECORD, newest, resume_path
 
@@ -326,6 +326,25 @@ def test_what_cannot_be_gone_on_with_is_refused_before_the_model_is_loaded(overr
         ragfit.build_trainer(cfg, prepared)
 
 
+def test_another_base_or_adapter_under_the_same_name_is_not_gone_on_with(
+    overrides, two_checkpoints, tiny_llama, tmp_path
+):
+    """By what they compute: the weights of a folder are others now, or those of the checkpoint are."""
+    model, out = (shutil.copytree(folder, tmp_path / folder.name) for folder in (tiny_llama, two_checkpoints))
+    here = (override("model.model_name_or_path", str(model)), "resume_checkpoint=true", "train.max_steps=7")
+    trainer_of(overrides, out, *here).train(resume_from_checkpoint=True)  # a copy is the same model
+    for path, said in (
+        (model / "model.safetensors", "the base model is not the one that it was trained on"),
+        (out / "checkpoint-7" / "adapter_model.safetensors", "the base model with this adapter is not the model that"),
+    ):
+        weights, before = load_file(path), path.read_bytes()
+        save_file({name: weight * 1.5 for name, weight in weights.items()}, path, {"format": "pt"})
+        with pytest.raises(RagfitError, match=f"{said}.*off by"):
+            ragfit.train(trainer_of(overrides, out, *here[:2], "train.max_steps=8"))
+        path.write_bytes(before)
+    assert read(out)["state"] == "failed"
+
+
 def test_changed_settings_hold_from_the_step_on(overrides, two_checkpoints, tmp_path):
     """Twice changed: the rates that were logged, the optimizer's groups, and what is told of it."""
     out = shutil.copytree(two_checkpoints, tmp_path / "out")
@@ -349,7 +368,7 @@ def test_changed_settings_hold_from_the_step_on(overrides, two_checkpoints, tmp_
     assert again.changed["train.learning_rate"] == [(0, 0.01), (3, 0.5), (5, 0.125)]
     assert rates(again)[3:] == [0.5, 0.5, 0.125, 0.125]
     assert read(out)["changed"]["train.learning_rate"] == [[0, 0.01], [3, 0.5], [5, 0.125]]
-    assert "train.learning_rate 0.01 (from step 0) then 0.5 (from step 3)" in repr(ragfit.run_status(out))
+    assert "0.01 (from step 0) then 0.5 (from step 3)" in repr(ragfit.run_status(out))
 
 
 @pytest.mark.parametrize(
@@ -406,80 +425,10 @@ def test_resuming_a_finished_run_changes_nothing(overrides, tmp_path, through):
     assert not (out / "checkpoint.1").exists()
 
 
-class Fills(TrainerCallback):
-    """Fills the disk before the third step."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            with contextlib.suppress(OSError), self.path.open("ab", buffering=0) as file:
-                while file.write(b"x" * 4096):
-                    pass
-
-
-def test_a_full_disk_to_the_last_byte(overrides, out):
-    """Nothing new can be written, and the status says so all the same: over its own file."""
-    out.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system takes rights that are not given here")
-    try:
-        trainer = trainer_of(overrides, out, callbacks=[Fills(out / "full")])
-        with pytest.raises(RagfitError, match=f"checkpoint-3 could not be saved in {out}.*No space left"):
-            ragfit.train(trainer)
-        assert shutil.disk_usage(out).free == 0 and not (out / ".saving").exists()
-        state, sentence = run_state(read(out))
-        assert state == "failed" and "checkpoint-3 could not be saved" in sentence
-    finally:
-        subprocess.run(["umount", "-l", str(out)], check=True)
-
-
-def test_home_in_output_dir_is_one_place_throughout(overrides, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert ragfit.train(trainer_of(overrides, "~/out", "train.max_steps=3")) == tmp_path / "out" / "checkpoint"
-    again = ragfit.load_config("training", overrides("~/out", "train.max_steps=4", "resume_checkpoint=true"))
-    assert resume_path(again) == str(tmp_path / "out" / "checkpoint-3")
-    assert ragfit.run_status("~/out").state == "finished" and not (tmp_path / "~").exists()
-
-
 # --- The folder is one run's ---------------------------------------------------------------------------------------------
 
 
-def train_on(overrides, go):
-    trainer = tiny_trainer(ragfit.load_config("training", overrides))
-    go.with_name(f"loaded-{os.getpid()}").touch()
-    while not go.exists():
-        pass
-    try:
-        ragfit.train(trainer)
-    except ConfigError as error:
-        sys.exit(3 if "is training into" in str(error) else 1)
-
-
-@pytest.mark.slow
-def test_of_two_runs_that_begin_together_one_trains(overrides, out):
-    """Both have loaded their models, and begin at the same moment. A third is refused before it loads its own."""
-    go, both = out.parent / "go", []
-    for _ in range(2):
-        both.append(process(train_on, overrides(out, "train.max_steps=100000", "train.save_strategy=no"), go))
-        wait_for(lambda: go.with_name(f"loaded-{both[-1].pid}").exists(), both[-1].is_alive)
-    go.touch()
-    wait_for(lambda: not all(one.is_alive() for one in both))
-    refused, trains = sorted(both, key=lambda one: one.is_alive())
-    refused.join()
-    assert refused.exitcode == 3
-    wait_for(lambda: (read(out) or {}).get("step"), trains.is_alive)
-    assert read(out)["pid"] == trains.pid and run_state(read(out))[0] == "running"
-    with pytest.raises(
-        ConfigError, match=f"^train.output_dir: process {trains.pid} on .* is training into {out}. Wait"
-    ):
+def test_a_folder_that_another_run_has_is_refused_before_the_model_is_loaded(overrides, out, monkeypatch):
+    monkeypatch.setattr("ragfit.training.run.load_model", lambda cfg: pytest.fail("the model was loaded"))
+    with RunStatus(out).kept(), pytest.raises(ConfigError, match=f"^train.output_dir: .* is training into {out}. Wait"):
         trainer_of(overrides, out)
-    assert read(out)["pid"] == trains.pid
-    trains.kill()  # the lock goes with the process
-    trains.join()
-    assert run_state(read(out))[0] == "killed"
-    ragfit.train(trainer_of(overrides, out, "train.max_steps=1"))
-    assert run_state(read(out))[0] == "finished"

@@ -108,21 +108,6 @@ def test_a_run_is_tracked(config, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluated[-1])  # after the run, with nobody to tell
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("keys", "environment", "project"),
-    [
-        (["train.project=mine"], {"WANDB_PROJECT": "theirs"}, "mine"),
-        (["use_wandb=null", "train.report_to=wandb"], {"WANDB_PROJECT": "theirs"}, "theirs"),
-    ],
-)
-def test_the_project(config, tmp_path, monkeypatch, keys, environment, project):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    ragfit.train(tiny_trainer(config("use_wandb=true", "train.max_steps=1", *keys)))
-    assert read_run(tmp_path / "out")[0].project == project
-
-
 class Breaks(TrainerCallback):
     def on_step_end(self, *args, **kwargs):
         raise RuntimeError("it broke")

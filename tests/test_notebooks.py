@@ -283,7 +283,7 @@ def test_looking_shows_rows_and_findings_without_torch(name, odd_rows, tmp_path)
     if name.startswith("inspect"):
         assert "rows with an answer in their documents 6 of 6" in " ".join(text.split())
         assert "Lengths" in text and "shortest" in text
-        assert "Inference prompt and training text: identical" in text
+        assert "tokens, ending in" in text
     # The pictures are in the file as HTML; no widget is, whose state would need a live kernel.
     saved = json.dumps(notebook)
     assert "widget-view" not in saved and "widgets" not in notebook.metadata and len(saved) < 1_000_000

@@ -41,7 +41,7 @@ _READ_WITH = {
     "dataloader_prefetch_factor dataloader_persistent_workers": "train.dataloader_num_workers",
     "liger_kernel_config": "train.use_liger_kernel",
     "ignore_data_skip restore_callback_states_from_checkpoint": "resume_checkpoint",
-    "project trackio_space_id trackio_bucket_id trackio_static_space_id": "train.report_to=trackio train.report_to=all",
+    "trackio_space_id trackio_bucket_id trackio_static_space_id": "train.report_to=trackio train.report_to=all",
 }
 READ_WITH = {name: others.split() for names, others in _READ_WITH.items() for name in names.split()}
 ON_BY_DEFAULT = {"train.save_strategy": "steps", "train.logging_strategy": "steps"}

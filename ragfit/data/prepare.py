@@ -23,7 +23,7 @@ from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Part, Prepared, Report
 from ragfit.data.rows import Source, choose, open_rows, read_text, split, texts_of
 from ragfit.data.template import RowRefused
-from ragfit.data.words import question_of
+from ragfit.data.words import question_of, words_of
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError, DataError, PromptError
 
@@ -111,7 +111,7 @@ def choose_rows(cfg: DictConfig, sources: Mapping[str, Source]) -> dict[str, lis
     if isinstance(cfg.dev_split, str):
         return {"train": train, "dev": list(range(len(sources["dev"])))}
     texts = (texts_of(sources["train"], number, cfg) for number in train)
-    questions = [question_of(source, query).strip().casefold() for query, _, source in texts]
+    questions = [words_of(asked := question_of(source, query)).strip() or asked for query, _, source in texts]
     train, dev = split(train, cfg.dev_split, cfg.shuffle, questions)
     return {"train": train, "dev": dev}
 

@@ -55,7 +55,8 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> dict[str, floa
     answers, on texts as `normalize` leaves them, which says what differs from SQuAD's script. Recall is the string
     exact match of ASQA (Stelmakh et al. 2022, https://arxiv.org/abs/2204.06092), but on whole words: a short answer
     counts where the words of one of its spellings follow each other in the answer (`art` is not in `party`, and
-    `Monet` is in `Monet's`). It is None where all short answers are labels. Citations such as `[2]` are left out of all
+    `Monet` is in `Monet's`). Labels are no short
+    answers; it is None where there are no others. Citations such as `[2]` are left out of all
     three, as in ALCE (Gao et al. 2023, https://arxiv.org/abs/2305.14627), and compared on their own.
 
     Args:
@@ -70,13 +71,13 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> dict[str, floa
     answer = after_marker(answer, marker)
     said, expected = normalize(answer), [normalize(text) for text in gold.answers]
     short = [[one for one in spellings if words(one)] for spellings in gold.short]  # an empty one is in every answer
-    held = [any(holds(answer, one) for one in spellings) for spellings in short if spellings]
-    labels = all(is_label(one) for spellings in gold.short for one in spellings)
+    short = [spellings for spellings in short if not all(map(is_label, spellings))]
+    held = [any(holds(answer, one) for one in spellings) for spellings in short]
     cited = citations(gold.answers[0])
     return {
         "exact_match": float(said in expected),
         "f1": max(token_f1(said, text) for text in expected),
-        "recall": sum(held) / len(held) if held and not labels else None,
+        "recall": sum(held) / len(held) if held else None,
         "citations": float(citations(answer) == cited) if cited else None,
     }
 

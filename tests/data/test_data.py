@@ -7,7 +7,9 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from ragfit.data.prepare import choose_rows
 from ragfit.data.rows import choose, open_rows, read_text, split, text_of
 from ragfit.errors import ConfigError, DataError
 
@@ -282,3 +284,18 @@ def test_rows_of_one_question_stand_on_one_side(share):
     assert len(dev) == {0.3: 6, 6: 6, 1: 2, 2: 2}[share]
     assert split(positions, share, 7, questions) == (train, dev)
     assert split(positions, share, 7, positions) == split(positions, share, 7)
+
+
+def test_a_single_question_leaves_nothing_to_train_on():
+    with pytest.raises(DataError, match="leaves none to train on"):
+        split([0, 1, 2], 1, None, ["q"] * 3)
+
+
+def test_a_question_spelt_otherwise_is_the_same_question(tmp_path):
+    rows = [{"prompt": f"Q {n}", "question": text} for n, text in enumerate(["When was X?", "when was  x", "Who?"])]
+    cfg = OmegaConf.create(
+        {"shuffle": None, "limit": None, "dev_split": 1, "input_key": "prompt", "output_key": "prompt"}
+    )
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert choose_rows(cfg, dict.fromkeys(("train", "dev"), open_rows(path))) == {"train": [0, 1], "dev": [2]}

@@ -122,3 +122,9 @@ def test_expected_answers_are_all_under_the_key():
 )  # fmt: skip
 def test_a_share_and_its_interval(hits, n, low, high):
     assert share_interval(hits, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_a_label_among_short_answers_is_no_short_answer():
+    gold = Gold(("x",), (("Paris",), ("no",)))
+    assert scores("Paris, no doubt", gold).recall == 1.0
+    assert scores("no", gold).recall == 0.0

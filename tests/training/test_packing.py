@@ -261,7 +261,6 @@ def test_a_packed_run_is_told_apart(config):
     cfg = config(PACKED, "train.max_length=200", "train.max_steps=2", "train.save_strategy=steps", "train.save_steps=1")
     folder = ragfit.train(tiny_trainer(cfg))
     assert "rows in" in (folder / "README.md").read_text().partition("| packing |")[2].partition("\n")[0]
-    assert list(ragfit.table_of_runs(folder.parent)["train.packing"]) == [True]
     again = f"resume_checkpoint={folder.parent / 'checkpoint-2'}"
     for changed in ((), (PACKED, "train.max_length=150")):
         with pytest.raises(ConfigError, match="^resume_checkpoint: .*rows differs"):

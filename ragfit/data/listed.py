@@ -100,10 +100,13 @@ def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int, int
             continue
         found: list[tuple[int, int]] = []
         for form in [*(f"{title}{between}{text}" for between in BETWEEN if title), text]:
-            found = found or [match.span() for match in re.finditer(re.escape(form), left)]
+            pattern = r"\s+".join(map(re.escape, form.split()))  # a prompt may break lines elsewhere
+            found = found or [match.span() for match in re.finditer(pattern, left)]
         if len(found) > len(numbers):
             return []
         found = found or _cut(left, text)
+        if not found and len(text) > CUT and text[:CUT] in left:
+            return []  # it stands there in other words, and what cannot be read whole is not read in part
         for (start, end), place in zip(found, numbers, strict=False):
             left = f"{left[:start]}{chr(0) * (end - start)}{left[end:]}"
             places.append((start, end, place))

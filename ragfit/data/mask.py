@@ -47,10 +47,16 @@ class Masked:
 
 def to_arrow(rows: list[Masked]) -> "pa.RecordBatch":
     """Many rows as the columns `input_ids` and `labels` (lists of int32)."""
+    import numpy as np
     import pyarrow as pa
 
-    columns = [row.input_ids for row in rows], [row.labels() for row in rows]
-    return pa.record_batch([pa.array(column, pa.list_(pa.int32())) for column in columns], ["input_ids", "labels"])
+    ids = pa.array([row.input_ids for row in rows], pa.list_(pa.int32()))
+    flat = ids.values.to_numpy()
+    labels = np.full(len(flat), IGNORE_INDEX, np.int32)  # a Python list of labels for each row would take longer
+    for begin, row in zip(ids.offsets.to_pylist(), rows, strict=False):
+        learned = slice(begin + row.start, begin + max(row.start, row.end))
+        labels[learned] = flat[learned]
+    return pa.record_batch([ids, pa.ListArray.from_arrays(ids.offsets, labels)], ["input_ids", "labels"])
 
 
 class Encoder:

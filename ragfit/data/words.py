@@ -36,6 +36,7 @@ _UNSPACED = (
     _MARKED + "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
+_MINUS = re.compile(r"(?<!\S)[-\u2212](?=\d)")  # the sign of a number, which is no punctuation: -1 is not 1
 _ON_IT = "".join(char for char in map(chr, range(0xE00, 0xAA80)) if unicodedata.category(char) in ("Mn", "Mc"))
 _WORD = re.compile(rf"[{_UNSPACED}][{_ON_IT}]*|[^\s{_UNSPACED}]+")
 
@@ -53,7 +54,7 @@ def words(text: str, joined: bool = False) -> list[str]:
     >>> words("The U.S.'s well-known", joined=True)
     ['the', 'uss', 'wellknown']
     """
-    marks = _JOINED if joined else _APART
+    marks, text = (_JOINED if joined else _APART), _MINUS.sub("minus", text)
     # Once before NFKC, which makes a space and an accent of ´, and once after it, which makes … three periods.
     text = unicodedata.normalize("NFKC", CITATION.sub(" ", text).translate(marks)).casefold().translate(marks)
     return text.split() if text.isascii() else _WORD.findall(text)

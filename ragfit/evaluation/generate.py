@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.load import resolved
 from ragfit.draw.progress import progress_bar
+from ragfit.evaluation.losses import dev_loss as dev_loss  # a name of this module too, for scripts
 from ragfit.evaluation.losses import inference
 
 if TYPE_CHECKING:

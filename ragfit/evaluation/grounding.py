@@ -25,6 +25,7 @@ from ragfit.data.words import question_of
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
+from ragfit.evaluation.losses import token_losses
 from ragfit.evaluation.metrics import share_interval
 from ragfit.evaluation.probes import probes, taken_apart
 from ragfit.evaluation.reading import Text, read
@@ -82,7 +83,10 @@ def grounding(
     cited = [n for n, row in enumerate(found) if citations(row.output)]
     prompts = [trainer.prepared.renderer.render(found[n].query, "").prompt for n in cited]
     settings, size = answer_settings(trainer, part), trainer.args.per_device_eval_batch_size
-    for name in MODELS if isinstance(trainer.model, PeftModel) else MODELS[1:]:
+    names = MODELS if isinstance(trainer.model, PeftModel) else MODELS[1:]
+    if list(token_losses(trainer, 0, part)) == ["base"]:
+        names = MODELS[:1]  # the adapter has learned nothing, so the base model is all there is to measure
+    for name in names:
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
             for n in progress_bar(range(len(found)), desc=f"documents, {name}", unit="row", disable=not first):
                 table[n][name] = measure(trainer, probes(found, n))
@@ -163,7 +167,8 @@ def summarize(table: Sequence[Mapping]) -> dict[str, dict]:
     """Each measure's mean under both models, and their paired difference, all over the rows that have it under both.
 
     Returns:
-        `{measure: {"base": …, "tuned": …, "difference": …}}`, each an `estimate`; "tuned" alone where there is no base.
+        `{measure: {"base": …, "tuned": …, "difference": …}}`, each an `estimate`; one model's
+        alone where there is no other.
     """
     names = [name for name in MODELS if name in table[0]]
     values = [[values_of(row, name) for name in names] for row in table]

@@ -115,6 +115,8 @@ class GroundingView(View):
         if unread := self.summary["unread"]:
             said = f"The documents of {_numbers(unread)} could not be found in the prompt and were not tested."
             blocks.append(Callout(said))
+        if self.names == ["base"]:
+            blocks.append(Callout("No trained adapter is loaded: these figures are the base model's."))
         if self.summary["part"] == "train":
             blocks.append(Callout("There is no dev set: these rows were trained on. Set dev_split."))
         for title, meaning, measures, missing in QUESTIONS:
@@ -142,7 +144,7 @@ class GroundingView(View):
         cells = [_estimate(of[side], share) for side in self.names]
         if len(self.names) == 2:
             cells.append("–" if name == "chance" else _estimate(of["difference"], share, signed=True))
-        return [*cells, f"{of['tuned']['rows']:,}"]
+        return [*cells, f"{of[self.names[-1]]['rows']:,}"]
 
     def _curves(self, measures: Mapping[int, str], along: str) -> "Figure":
         """The loss with its interval, along the number of others or the places."""
@@ -158,7 +160,7 @@ class GroundingView(View):
         axis.set_xticks(list(measures))
         axis.set_ylim(bottom=0)
         axis.set_xlabel(along)
-        count = max(of["tuned"]["rows"] for of in points.values())
+        count = max(of[self.names[-1]]["rows"] for of in points.values())
         finish(axis, f"loss of the answer (nats), {counted(count, 'row')}{', 95 % intervals' * (count > 1)}")
         legend_below(drawn)
         return drawn

@@ -37,7 +37,8 @@ UNTOLD = (
     "train.output_dir", "train.report_to", "train.run_name", "train.project", "train.logging_", "train.save_",
     "train.hub_", "train.disable_tqdm", "train.stop_on_nan",
 )  # fmt: skip
-SHAPE = ("train.optim", "model.lora")  # of the optimizer's state and the adapter
+# Of the optimizer's state and the adapter; and the order of the rows, some of which would be read twice.
+SHAPE = ("train.optim", "model.lora", "train.seed", "train.data_seed")
 RATES = ("train.learning_rate", "train.lr_scheduler", "train.warmup", "train.num_train_epochs", "train.max_steps")
 WITH_MEMORY = {"reduce_lr_on_plateau", "greedy"}  # schedulers whose rate follows from all losses so far
 

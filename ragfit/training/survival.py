@@ -6,7 +6,6 @@ resume an epoch in another epoch's order; a resumed run keeps the old learning r
 run of NaNs ends as a success.
 """
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -194,6 +193,7 @@ class SurvivingTrainer(SFTTrainer):
         if target.is_dir():
             return
         self._check_weights()
+        sound = True
         try:
             self._staging = True
             super()._save_checkpoint(model, trial)
@@ -204,14 +204,16 @@ class SurvivingTrainer(SFTTrainer):
                     self.state.best_model_checkpoint = str(best)
                     self.state.save_to_json(staged / checkpoints.STATE)
                 if not self._sharded:
-                    with contextlib.suppress(ValueError):  # of NaNs, where the user wants to go on with them
+                    try:
                         write_fingerprint(self, staged)
+                    except ValueError:  # of NaNs: it is kept, and so are the older ones
+                        sound = False
                 checkpoints.publish(staged, target, {**self._identity, "changed": self.changed})
-                # By number, since `set_aside` has left only this run's; transformers goes by time.
-                rotate_checkpoints(output, self.args.save_total_limit, self.state.best_model_checkpoint)
+                if sound:  # by number, since `set_aside` has left only this run's; transformers goes by time
+                    rotate_checkpoints(output, self.args.save_total_limit, self.state.best_model_checkpoint)
         finally:  # on a full disk, what was written makes room for the status
             self._staging = False
             if self.args.should_save:
                 shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._healthy = target
+        self._healthy = target if sound else self._healthy

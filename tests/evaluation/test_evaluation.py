@@ -352,7 +352,6 @@ def test_labels_with_citations_and_choices():
 @pytest.mark.parametrize(
     "table",
     [
-        labelled(*[("-1", "1", "1"), ("1", "1", "1"), ("0", "0", "0")] * 5),  # without its sign, -1 is 1
         labelled(*[("yes", "no", "no")] * 9),  # one label says nothing
         labelled(*[(f"answer {n}", "no", "no") for n in range(9)]),
         labelled(*[("yes", "no", "no"), ("no", "no", "no")] * 2),  # too few

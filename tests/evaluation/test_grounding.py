@@ -147,9 +147,9 @@ def test_grounding_of_a_run(trainer, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "saved" / "grounding.jsonl").read_text().splitlines()]
     summary = json.loads((tmp_path / "saved" / "grounding.json").read_text())
     assert view.saved == tmp_path / "saved" / "grounding.jsonl" and len(rows) == 6
-    # An adapter that has not been trained changes nothing.
-    assert rows[0]["base"] == rows[0]["tuned"]
-    assert summary["loss_all"]["difference"]["mean"] == 0 and summary["chance"]["base"]["mean"] == pytest.approx(1 / 3)
+    # An adapter that has not been trained changes nothing, and is not called the tuned model.
+    assert "tuned" not in rows[0] and "No trained adapter is loaded" in repr(view)
+    assert set(summary["loss_all"]) == {"base"} and summary["chance"]["base"]["mean"] == pytest.approx(1 / 3)
     wide, narrow = ({name for name in row["base"]["losses"] if "others" in name or "place" in name} for row in rows[:2])
     assert wide == {f"{n} others" for n in (0, 1, 2, 4, 8)} | {f"place {n}" for n in range(1, 11)} and not narrow
     text = repr(view)

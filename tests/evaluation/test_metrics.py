@@ -126,5 +126,5 @@ def test_a_share_and_its_interval(hits, n, low, high):
 
 def test_a_label_among_short_answers_is_no_short_answer():
     gold = Gold(("x",), (("Paris",), ("no",)))
-    assert scores("Paris, no doubt", gold).recall == 1.0
-    assert scores("no", gold).recall == 0.0
+    assert scores("Paris, no doubt", gold)["recall"] == 1.0
+    assert scores("no", gold)["recall"] == 0.0

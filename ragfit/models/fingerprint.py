@@ -50,6 +50,10 @@ def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[s
     """
     training = model.training
     model.eval()
+    # In training autocast stands in for PEFT's casts of what an adapter reads (`disable_input_dtype_casting`).
+    uncast = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", True) is False]
+    for module in uncast:
+        module.cast_input_dtype_enabled = True
     found = []
     for row in rows:
         ids = torch.tensor([row], device=model.get_input_embeddings().weight.device)
@@ -58,6 +62,8 @@ def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[s
         scores = logits[0, -TOKENS - 1 : -1].float().log_softmax(-1)
         scores = scores.gather(-1, ids[0, -TOKENS:, None][-len(scores) :].to(scores.device))[:, 0]
         found.append([round(score, 6) for score in scores.tolist()])
+    for module in uncast:
+        module.cast_input_dtype_enabled = False
     model.train(training)
     return {"type": _type(model), "log_probs": found}
 

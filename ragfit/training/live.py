@@ -1,5 +1,6 @@
 """The live display of a run: one output that is updated in place, and a few plain lines for the log."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,6 +23,12 @@ LINES = {"loss": 16, "eval_loss": 8}  # at most so many printed lines of each
 NAMES = {"loss": "loss", "eval_loss": "dev loss"}
 
 
+def _print(line: str) -> None:
+    """Print a line; a terminal that is gone ends no run."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
 class LossCurve(View):
     """What a run has logged so far, read off the trainer's own `state.log_history`: progress, losses, and the curve.
 
@@ -29,13 +36,13 @@ class LossCurve(View):
 
     Args:
         show: whether to update a live display; where None, whether this is a notebook.
-        write: a function that takes a plain line.
+        write: a function that takes a plain line; prints it where None.
     """
 
     title = "Training"
 
-    def __init__(self, show: bool | None = None, write: Callable[[str], object] = print):
-        self.show, self.write = in_notebook() if show is None else show, write
+    def __init__(self, show: bool | None = None, write: Callable[[str], object] | None = None):
+        self.show, self.write = in_notebook() if show is None else show, write or _print
         self.state, self.doing = None, "not begun"
         self._reset()
 

@@ -183,7 +183,7 @@ def test_no_secret_is_written_and_nobody_is_asked_to_log_in(config, tmp_path):
     """The command line in a process of its own: secrets in its environment, its configuration and the repository's
     address, what it runs on named by the environment, no WANDB_MODE, and nobody at the keyboard."""
     cfg = config("use_wandb=true", "train.hub_token=hf_secret000", "train.save_strategy=steps", "train.save_steps=1")
-    cfg.train.model_init_kwargs = {"api_key": "inner-key-444"}
+    cfg.model.generation = {"api_key": "inner-key-444"}
     (tmp_path / "configs").mkdir()
     OmegaConf.save(cfg, tmp_path / "configs" / "run.yaml")  # with the secrets in it, as a user's own file may have them
     model = copytree(cfg.model.model_name_or_path, tmp_path / "planted-model-777")

@@ -13,8 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from ragfit.config.load import OUTPUT_DIR, finish, normalize_overrides, read_config
 from ragfit.config.overrides import refuse_secrets
 from ragfit.config.paths import CONFIGS, find_path, user_path
+from ragfit.config.save import keep_config
 from ragfit.draw.progress import print_any_text
 from ragfit.errors import Interrupted, RagfitError, for_terminal
+from ragfit.runs.records import now
+from ragfit.runs.status import RunStatus, read
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,23 +53,27 @@ def _task(composed: DictConfig, source: Path, overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    hydra_cfg = HydraConfig.get()
-    sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    hydra_cfg, cfg, is_main, began = HydraConfig.get(), None, os.environ.get("RANK", "0") == "0", now()
+    sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, hydra_cfg.runtime.output_dir
     try:
         cfg = finish(composed, source, overrides)
         if sweep:
-            cfg.train.output_dir = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
+            cfg.train.output_dir = folder = str(Path(cfg.train.output_dir, str(hydra_cfg.job.num)))
         from ragfit.training.run import run  # seconds, which a misspelt key need not wait for
 
         run(cfg)
     except Interrupted as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main:
             print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(128 + error.signal)
     except RagfitError as error:
         if not sweep:
             sys.exit(for_terminal(error))
         print(for_terminal(error, f"run {hydra_cfg.job.num}: "), file=sys.stderr, flush=True)
+        if is_main and (read(folder) or {}).get("started", "") < began:  # it has not said so itself
+            with RunStatus(folder).kept():  # for the table of runs
+                keep_config(composed if cfg is None else cfg, folder)
+                raise
         raise  # Hydra goes on with the other runs, and fails at the end
 
 

@@ -87,7 +87,7 @@ def test_the_documented_command(place):
 
 @pytest.mark.slow
 def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
-    """A run that is refused does not keep the others from theirs, and what the environment holds is in none."""
+    """A run that is refused has its folder beside the others', and what the environment holds is in none."""
     monkeypatch.setenv("CANARY", "cAnary7x")
     lines = "model: {model_name_or_path: phi3, lora: {r: 4}}\ntrain: {output_dir: out, max_steps: 1, run_name: '${oc.env:CANARY}-${model.lora.r}'}\n"
     lines += "data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\nexperiment: '3'\n"
@@ -98,7 +98,7 @@ def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
         cwd=place,
     )
     assert "error: run 1: model.lora.r: 'x' is not allowed" in result.stderr
-    assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "multirun.yaml"]
+    assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
     assert (
         "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
     )

@@ -66,9 +66,8 @@ def label_scores(table: Sequence[Mapping[str, Any]], marker: str | None = None) 
     texts = [row["expected"][0] for row in table]
     expected = [_plain(text) for text in texts]
     labels = sorted(set(expected))
-    spelt = {
-        CITATION.sub("", text).casefold().strip(" .!") for text in texts
-    }  # more of these than labels: words alone, -1 is 1
+    # Where there are more of these than labels, words alone do not tell them apart: C and C++ would be one label.
+    spelt = {CITATION.sub("", text).casefold().strip(" .!") for text in texts}
     few = 1 < len(labels) <= MOST_LABELS and len(table) >= FEWEST_ROWS_EACH * len(labels) and len(spelt) == len(labels)
     if (
         not few

@@ -272,20 +272,68 @@ def test_answers_of(row, output, answers, key):
     assert answers_of(row, output, "answer") == (answers, key)
 
 
-def test_answers_that_are_data():
-    for text in (
+@pytest.mark.parametrize(
+    "text",
+    [
         "['Paris', 'paris']",
         '["Paris"]',
-        "['a' 'b']",
+        '["Paris", null]',
+        "['a' 'b'\n 'c']",  # NumPy's own
+        "['it\\'s', \"it's\", '\\alpha']",
+        "('a', 'b')",
+        "{'a', 'b'}",
+        "{'text': ['Paris'], 'answer_start': [3]}",  # SQuAD's answers
+        "{'text': array(['Paris'], dtype=object), 'answer_start': array([3], dtype=int32)}",
+        "[{'text': 'Paris'}]",
+        "b'Paris'",
+        "[b'a']",
+        "array(['x'], dtype='<U1')",
+        "array([1, 2])",
+        "[array(['x'], dtype=object)]",
+        "np.str_('Paris')",
+        "[np.float64(3.5)]",
+        "[None]",
+        "[nan]",
         "[]",
-        "array(['x'], dtype=object)",
+        "()",
         "nan",
         " None",
         "null",
-    ):
-        assert answer_as_data({}, text) and answer_as_data({"short_answers": [["ok"], [text]]}, "Paris")
-    for text in ("Paris", "[1]", "[1, 2]", "Nan Goldin", "none", "", "He said ['x'] there", '{"answer": "Paris"}'):
-        assert not answer_as_data({"answers": [text, None, 3]}, text)
+    ],
+)
+def test_answers_that_are_data(text):
+    assert answer_as_data({}, text) and answer_as_data({"short_answers": [["ok"], [text]]}, "Paris")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paris",
+        "[1]",
+        "[1, 2]",
+        "(3, 4)",
+        "[1] says that 'Paris' is it.",
+        "Nan Goldin",
+        "none",
+        "",
+        "He said ['x'] there",
+        '{"answer": "Paris"}',  # JSON may be what the model is to write
+        '[{"name": "search", "arguments": {"q": "Paris"}}]',
+        "{}",
+        '["Yes," he said, "no"]',
+        "('a' is a letter)",
+        "('Paris')",
+        "(It is called 'Paris', 'the city')",
+        "array(s) of things (such as 'x')",
+        "[Paris]",
+        "[x for x in 'ab']",
+        "np.array is a function.",
+        "[" * 999,
+        "[\0'a']",
+    ],
+)
+def test_answers_that_begin_as_data_does(text):
+    assert not answer_as_data({"answers": [text, None, 3]}, text)
 
 
 def test_a_fixed_place():

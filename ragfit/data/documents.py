@@ -77,7 +77,8 @@ class Passages:
     def numbered(self, texts: Sequence[str]) -> tuple[Document, ...]:
         """Texts as documents of this prompt, numbered from 1 in their order, under headers such as it has."""
         like = self.documents[0]
-        before, number, behind = like.header.partition(str(like.number))
+        number = next((found for found in re.findall(r"\d+", like.header) if int(found) == like.number), "no number")
+        before, number, behind = like.header.partition(number)  # which may be in digits of any script
         return tuple(Document(n, before + (number and str(n)) + behind, text) for n, text in enumerate(texts, 1))
 
 

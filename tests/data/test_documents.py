@@ -53,6 +53,21 @@ def test_examples(module):
          ["Ada.\nEve.</DOCUMENT>", "Bob.</DOCUMENT>"], [1, 2]),
         ("<context>\n[1] Ada.\n[2] Bob.\n</context>", ["Ada.", "Bob."], [1, 2]),
         ("<context>Ada. Bob.</context>", ["Ada. Bob.</context>"], [1]),
+        # In other words and scripts.
+        ("Reference 1: Ada.\nReference 2: Bob.", ["Ada.", "Bob."], [1, 2]),
+        ("Document 1: Ada.\nReference 1: hers.\nDocument 2: Bob.", ["Ada.\nReference 1: hers.", "Bob."], [1, 2]),
+        ("文档1：Ada。\n文档2：Bob。", ["Ada。", "Bob。"], [1, 2]),
+        ("文档[1] Ada\n文档[2] Bob", ["Ada", "Bob"], [1, 2]),
+        ("[文档 1]: Ada\n[文档 2]: Bob", ["Ada", "Bob"], [1, 2]),
+        ("【1】Ada\n【2】Bob", ["Ada", "Bob"], [1, 2]),
+        ("资料1:Ada\n资料2:Bob", ["Ada", "Bob"], [1, 2]),
+        ("参考资料２：Bob\n参考资料１：Ada", ["Bob", "Ada"], [2, 1]),
+        ("参考文献1：Ada\n参考文献2：Bob", ["Ada", "Bob"], [1, 2]),
+        ("資料1（東京）Ada\n資料2（京都）Bob", ["（東京）Ada", "（京都）Bob"], [1, 2]),
+        ("문서 1: Ada\n문서 2: Bob", ["Ada", "Bob"], [1, 2]),
+        ("Документ 1: Ada\nДокумент 2: Bob", ["Ada", "Bob"], [1, 2]),
+        ("المستند ١: Ada\nالمستند ٢: Bob", ["Ada", "Bob"], [1, 2]),
+        ("**Fuente 1:** Ada\n**Fuente 2:** Bob", ["Ada", "Bob"], [1, 2]),
     ],
 )  # fmt: skip
 def test_documents_that_are_marked(query, texts, numbers):
@@ -78,6 +93,10 @@ def test_documents_that_are_marked(query, texts, numbers):
         "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.",  # the second was cut
         "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",
         "1. Ada.\n2. Bob.",  # so are instructions numbered
+        "Step 1: Ada.\nStep 2: Bob.",
+        "步骤1：Ada\n步骤2：Bob",
+        "例1：Ada\n例2：Bob",
+        "文档1：Ada\n文档3：Bob",
         "Who wrote it? [2] is not the first.",
     ],
 )
@@ -93,6 +112,11 @@ def test_what_cannot_be_read_whole_is_not_read(query):
         ("\n\nQ: Who?\nA:", {}),
         ("\nQuestion: Who?", {}),
         ("\n\n**Question:** Who?", {}),
+        ("\n\n问题：谁？\n答案：", {}),
+        ("\n问题：谁？", {}),
+        ("\nВопрос: кто?", {}),
+        ("\n질문: 누구?", {}),
+        ("\nالسؤال: من؟", {}),
         ("\n\nWho sang?", {"query": "Who sang?"}),
         ("\nNow: Who sang?", {"question": "Who sang?"}),
     ],
@@ -129,6 +153,23 @@ TWO = ["One.", "Two."]
         (TWO, {"context": {"title": [["placeholder_title"] * 2], "sentences": [TWO]}}),  # RAFT
         (TWO, {"documents": [{"page_content": text, "metadata": {}} for text in TWO]}),  # LangChain
         (TWO, {"documents": [{"title": "t", "snippet": text} for text in TWO]}),
+        (
+            SPELT,
+            {
+                "paragraphs": [
+                    {
+                        "idx": k,
+                        "title": text.split(":")[0],
+                        "paragraph_text": text.split(": ")[1],
+                        "is_supporting": True,
+                    }
+                    for k, text in enumerate(SPELT)
+                ]
+            },
+        ),  # MuSiQue
+        (TWO, {"source_documents": [{"page_content": text} for text in TWO]}),
+        (TWO, {"search_results": {"title": ["a", "b"], "search_context": TWO}}),  # TriviaQA
+        (TWO, {"retrieved_documents": TWO}),
         (TWO, {"documents": [{"document": {"text": text}, "score": 0.5} for text in TWO]}),
         (["One."], {"context": "One."}),  # SQuAD
         (["One."], {"context": {"title": "A", "text": "One."}}),
@@ -215,6 +256,8 @@ def test_other_documents_are_numbered_anew():
     found = find_documents(LISTED, ROW)
     fresh = found.numbered(["Zoe sang.", "Ada wrote it.", "Bob read it."])
     assert found.prompt(fresh) == "Context:\n(1) Zoe sang.\n(2) Ada wrote it.\n(3) Bob read it.\n\nQuestion: Who?"
+    found = find_documents("المستند ١: Ada\nالمستند ٢: Bob", {})
+    assert found.prompt(found.numbered(["Bob", "Ada"])) == "المستند 1: Bob\nالمستند 2: Ada"
     assert renumber("Ada [1], as Bob says [1, 2][9].", {1: 2, 2: 3}) == "Ada [2], as Bob says [2, 3][9]."
 
 

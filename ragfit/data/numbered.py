@@ -13,24 +13,25 @@ _NAME = r"(?i:document|doc|passage|source|context|article|snippet|evidence)"
 # What documents, questions and answers are called elsewhere: other words with numbers (Step 1, 例1) are no documents.
 _OTHER_NAME = (
     r"(?i:text|reference|excerpt|paragraph|chunk|abstract|result|dokument|quelle|texte|documento|fuente|fonte|texto|"
-    r"testo|tài liệu|документ|источник|отрывок|фрагмент|текст|[参參]考|(?:[参參]考)?(?:文[档檔件章書献獻]|[资資材]料)|段落|"
-    r"片段|[来來]源|上下文|記事|ドキュメント|문서|자료|(?:ال)?(?:مستند|وثيقة|مصدر|نص)|מסמך|מקור|दस्तावेज़|स्रोत|เอกสาร)"
+    r"testo|tài liệu|документ|источник|отрывок|фрагмент|текст|[参參]考|(?:[参參]考)?(?:文[档檔件章書献獻]|[资資材]料)|"
+    r"段落|片段|[来來]源|上下文|記事|ドキュメント|문서|자료|(?:ال)?(?:مستند|وثيقة|مصدر|نص)|מסמך|מקור|दस्तावेज़|स्रोत|เอกสาร)"
 )
 _QUESTION = r"(?i:question|query|q|frage|pregunta|domanda|вопрос|[问問質][题題問]?|질문|(?:ال)?سؤال|שאלה|प्रश्न|คำถาม)"
-_ANSWER = r"(?i:answer|a|antwort|respuesta|risposta|ответ|答案?|回答|답변?|(?:ال)?(?:إجابة|جواب)|תשובה|उत्तर|คำตอบ)"
+_ANSWER = (
+    r"(?i:answer|instruction|user question|a|antwort|respuesta|risposta|ответ|"
+    r"答案?|回答|답변?|(?:ال)?(?:إجابة|جواب)|תשובה|उत्तर|คำตอบ)"
+)
 _ID = r"\b[^>\n]*?\b(?:id|index|number)=[\"']?(?P<n>\d+)[\"']?[^>\n]*"
 _TAGS = re.compile(rf"^[ \t]*<(?P<tag>{_NAME}){_ID}>\s*", re.MULTILINE)
 _BRACKETS = re.compile(r"^[ \t]*[\[【](?P<n>\d+)[\]】][:：]?[ \t]?", re.MULTILINE)
 # Document [1] …, [Document 1] …, Document 1: …, Document 1 (Title: …): …, and on a line of its own, be it a heading.
 _HEADER = (
     r"^[ \t]*(?:#+ |\*\*)?[\[【]?{} ?[\[【]?#?(?P<n>\d+)"
-    r"(?:[\]】][:：]?[ \t]?|\*?\*?[:：]\*?\*?[ \t]?|\*?\*?[ \t]*(?=[(（]|\r?\n|$))"
+    r"(?:[\]】][:：]?[ \t]?|\*?\*? ?[:：]\*?\*?[ \t]?|\*?\*?[ \t]*(?=[(（]|\r?\n|$))"
 )
 _FORMS = (_BRACKETS, *(re.compile(_HEADER.format(name), re.MULTILINE) for name in (_NAME, _OTHER_NAME)), _TAGS)
 _PLAIN_TAG = re.compile(rf"<(?P<tag>{_NAME})>")
-_ASKS = (
-    rf"(?:(?:Question|Answer|Query|Instruction)\b|(?:{_QUESTION}|{_ANSWER}|(?i:instruction|user question))\** ?[:：])"
-)
+_ASKS = rf"(?:(?:Question|Answer|Query|Instruction)\b|(?:{_QUESTION}|{_ANSWER})\** ?[:：])"
 _AFTER_THE_LAST = re.compile(rf"\n[ \t\r]*\n(?=[#* \t]*{_ASKS})")
 _NEXT_LINE_ASKS = re.compile(rf"\n(?=[#* \t]*{_QUESTION}\** ?[:：])")
 _ASKED_BEFORE = re.compile(rf"^[#* \t]*{_ASKS}", re.MULTILINE)

@@ -82,8 +82,7 @@ class ChatTemplate:
         own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
         for name in self.kwargs:
             if name in own:
-                problem = f"{name!r} is no variable of the chat template but an argument that every rendering sets"
-                raise PromptError(KWARGS_KEY, problem, "Remove it.")
+                raise PromptError(KWARGS_KEY, f"{name!r} is no variable: each rendering sets it itself", "Remove it.")
             if not re.search(rf"\b{re.escape(str(name))}\b", self._source):
                 raise PromptError(KWARGS_KEY, f"the chat template reads no variable {name!r}", "Correct its name.")
         messages = self._messages(_QUERY)

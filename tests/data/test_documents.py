@@ -67,6 +67,7 @@ def test_examples(module):
         ("문서 1: Ada\n문서 2: Bob", ["Ada", "Bob"], [1, 2]),
         ("Документ 1: Ada\nДокумент 2: Bob", ["Ada", "Bob"], [1, 2]),
         ("المستند ١: Ada\nالمستند ٢: Bob", ["Ada", "Bob"], [1, 2]),
+        ("Texte 1 : Ada\nTexte 2 : Bob", ["Ada", "Bob"], [1, 2]),
         ("**Fuente 1:** Ada\n**Fuente 2:** Bob", ["Ada", "Bob"], [1, 2]),
     ],
 )  # fmt: skip
@@ -290,6 +291,8 @@ def test_supporting_documents(row, output, expected):
         ("唐朝的都城是长安。", "洛阳是一座城市。", "长安"),
         ("日本の首都は東京です。", "大阪は都市です。", "東京"),
         ("เมืองหลวงคือกรุงเทพมหานคร", "เชียงใหม่อยู่ทางเหนือ", "กรุงเทพ"),
+        ("وُلِدَ عامَ ١٩٧٩.", "ولد عام ١٩٨٠.", "عام 1979"),
+        ("Пётр I основал город.", "Павел I правил.", "Петр I"),
         ("Die Hauptstadt ist „Wien“.", "Wiener Walzer", "WIEN"),
         ("It is called the ﬁrst — 1914–18.", "In 191418 it was.", "1914-18"),
     ],
@@ -402,6 +405,13 @@ def test_a_fixed_place():
         ("हिन्दी।", "हिन्दी"),  # marks belong to their letters
         ("a\u200bb so\u00adft 👍\ufe0f", "a b soft 👍"),
         ("2008年北京", "2008 年 北 京"),
+        ("مُحَمَّد محمـــد هٰذا", "محمد محمد هذا"),  # harakat and tatweel
+        ("שָׁלוֹם שלום", "שלום שלום"),
+        ("آب ا\u0653ب اب", "آب آب اب"),  # a letter of its own, in one character or two
+        ("١٤٣٦ ۱۹۷۹ २०२४ ๒๕๖๗", "1436 1979 2024 2567"),
+        ("-٥ ٥", "minus5 5"),
+        ("Ёлка е\u0308лка елка мой мои", "елка елка елка мой мои"),
+        ("año ano schön Việt", "año ano schön việt"),
         ("กี่ ປີ ឆ្នាំ မြို့", "กี่ ປີ ឆ្ នាំ မြို့"),
     ],
 )

@@ -189,7 +189,6 @@ def _short(texts: Sequence[object]) -> list[str]:
 NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "undefined"}
 _BEGINS = re.compile(r"[\[({]|b['\"]|array\(|(?:np|numpy)\.\w+\(")
 _HOLDS = re.compile(r"['\"]|\b(?:None|nan|null|array\(|(?:np|numpy)\.)")
-_JSON_OBJECT = re.compile(r"\{\s*[\"}]")
 _AROUND = re.compile(r"\\.|\b(?:array|(?:np|numpy)\.\w+)(?=\()|,\s*dtype=[^,)\]]+", re.DOTALL)  # around NumPy's values
 
 
@@ -213,7 +212,7 @@ def _is_literal(text: str) -> bool:
 
     Numbers alone may be a citation or a point, and objects in JSON may be what the model is to write.
     """
-    if not _BEGINS.match(text) or _JSON_OBJECT.search(text):
+    if not _BEGINS.match(text) or re.search(r"\{\s*[\"}]", text):
         return False
     with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         value = ast.literal_eval(re.sub(r"\b(?:nan|null)\b", "None", _AROUND.sub("", text)))

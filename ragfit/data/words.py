@@ -11,8 +11,7 @@ CITATION = re.compile(r"\[(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\]")
 class _Marks(dict):
     """For `str.translate`: what becomes of each character, found once. Letters stay, with marks that tell words apart.
 
-    Vowel points of Hebrew and Arabic (Unicode's combining classes 10 to 36), the tatweel and the dots of ё are written
-    or left out at will. Accents, and marks of Devanagari or Thai, are not: año is not ano.
+    Vowel points of Hebrew and Arabic (combining classes 10 to 36) may be left out in writing; accents may not.
     """
 
     def __init__(self, between: str):

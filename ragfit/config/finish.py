@@ -131,7 +131,7 @@ def _give_type(mapping: dict[str, Any], name: str, key: str, value: Any, is_give
         # YAML has read it as a number, which need not be what was written: 0123456 is an octal one.
         raise ConfigError(key, f"{value!r} is a number, and this takes text", "Write it in quotes.")
     value = typed(key, "no" if value is False and name.endswith("_strategy") else value)  # YAML reads `no` as false
-    if not follows and not isinstance(written, dict):
+    if not follows:
         mapping[name] = value
     elif isinstance(written, str) and kind:  # then OmegaConf gives it its type wherever it is read
         mapping[name] = _NODES[kind](written)

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ragfit.errors import ConfigError
 from ragfit.secrets import MASK, is_secret_name
@@ -23,6 +23,9 @@ HF_TRAIN = "ragfit.models.hf.HFTrain"
 STRICT = ("model", "train", "model.lora")  # mappings whose keys are checked; those of others are free
 
 Count = Annotated[int, Field(ge=1)]
+# To Jinja any text is true, so text that says whether, as papermill or the environment brings it, becomes what it says.
+_SAYS = {"true": True, "false": False, "null": None}
+Variable = Annotated[Any, BeforeValidator(lambda value: _SAYS.get(str(value).lower(), value))]
 DATA_KEYS: dict[str, Any] = {
     **dict.fromkeys(("instruction", "template", "data_file", "input_key", "output_key"), str | None),
     "resume_checkpoint": bool | str | None,
@@ -38,7 +41,7 @@ PROMPT_KEYS: dict[str, Any] = {
     "instruction_in_prompt": bool | None,
     "max_sequence_len": Count | None,
     "over_length": Literal["drop", "cut_documents", "cut_start", "cut_end"] | None,
-    "chat_template_kwargs": dict | None,
+    "chat_template_kwargs": dict[str, Variable] | None,
 }
 MODEL_KEYS: dict[str, Any] = {
     "_target_": str,

@@ -1,5 +1,7 @@
 """The documents in a row's prompt: where they stand, which of them support the answer, and prompts with others."""
 
+import ast
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -75,7 +77,8 @@ class Passages:
     def numbered(self, texts: Sequence[str]) -> tuple[Document, ...]:
         """Texts as documents of this prompt, numbered from 1 in their order, under headers such as it has."""
         like = self.documents[0]
-        before, number, behind = like.header.partition(str(like.number))
+        number = next((found for found in re.findall(r"\d+", like.header) if int(found) == like.number), "no number")
+        before, number, behind = like.header.partition(number)  # which may be in digits of any script
         return tuple(Document(n, before + (number and str(n)) + behind, text) for n, text in enumerate(texts, 1))
 
 
@@ -184,7 +187,9 @@ def _short(texts: Sequence[object]) -> list[str]:
 
 
 NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "undefined"}
-_LIST = re.compile(r"\[\s*(?:['\"].*['\"],?)?\s*\]|array\(.*\)", re.DOTALL)
+_BEGINS = re.compile(r"[\[({]|b['\"]|array\(|(?:np|numpy)\.\w+\(")
+_HOLDS = re.compile(r"['\"]|\b(?:None|nan|null|array\(|(?:np|numpy)\.)")
+_AROUND = re.compile(r"\\.|\b(?:array|(?:np|numpy)\.\w+)(?=\()|,\s*dtype=[^,)\]]+", re.DOTALL)  # around NumPy's values
 
 
 def answer_as_data(row: Mapping, output: str) -> str:
@@ -197,9 +202,23 @@ def answer_as_data(row: Mapping, output: str) -> str:
     for one in texts:  # which grows by the lists in it
         if isinstance(one, list):
             texts += one
-        elif isinstance(one, str) and (one.strip() in NOTHING or _LIST.fullmatch(one.strip())):
+        elif isinstance(one, str) and (one.strip() in NOTHING or _is_literal(one.strip())):
             return f"{one.strip()[:60]!r}"
     return ""
+
+
+def _is_literal(text: str) -> bool:
+    """Whether a text is a literal of Python or NumPy or a list in JSON, with texts or nothing in it, or bytes.
+
+    Numbers alone may be a citation or a point, and objects in JSON may be what the model is to write.
+    """
+    if not _BEGINS.match(text) or re.search(r"\{\s*[\"}]", text):
+        return False
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        value = ast.literal_eval(re.sub(r"\b(?:nan|null)\b", "None", _AROUND.sub("", text)))
+        holds = isinstance(value, list | tuple | set | dict | bytes) or text.startswith("n")
+        return holds and (not value or bool(_HOLDS.search(text)))
+    return False
 
 
 FEWEST_ROWS, NEARLY_ALL = 20, 0.9  # from which on a place is called fixed

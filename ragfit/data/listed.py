@@ -7,11 +7,11 @@ from ragfit.data.numbered import Span
 
 DOCUMENT_KEYS = (
     "positive_passages", "documents", "passages", "contexts", "docs", "ctxs", "retrieved_contexts", "context",
-    "CONTEXTS",
+    "CONTEXTS", "paragraphs", "source_documents", "search_results", "retrieved_documents", "retrieved_passages",
 )  # fmt: skip
 TEXTS = (
     "text", "content", "contents", "page_content", "paragraph_text", "passage_text", "snippet", "passage", "paragraph",
-    "document", "body", "chunk", "contexts", "sentences",
+    "document", "body", "chunk", "search_context", "contexts", "sentences",
 )  # fmt: skip
 BETWEEN = (" ", ": ", "\n", ":\n")  # a title and its text
 HEADER = 200  # characters; what stands longer before a document is no header

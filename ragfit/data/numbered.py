@@ -10,22 +10,30 @@ from collections.abc import Mapping
 Span = tuple[int, int, int, int]  # a document's number, where its header starts, where its text starts and ends
 
 _NAME = r"(?i:document|doc|passage|source|context|article|snippet|evidence)"
-_BRACKETS = re.compile(rf"^[ \t]*(?:{_NAME} )?\[(?P<n>\d+)\]:?[ \t]?", re.MULTILINE)
+# What documents, questions and answers are called elsewhere: other words with numbers (Step 1, 例1) are no documents.
+_OTHER_NAME = (
+    r"(?i:text|reference|excerpt|paragraph|chunk|abstract|result|dokument|quelle|texte|documento|fuente|fonte|texto|"
+    r"testo|tài liệu|документ|источник|отрывок|фрагмент|текст|[参參]考|(?:[参參]考)?(?:文[档檔件章書献獻]|[资資材]料)|"
+    r"段落|片段|[来來]源|上下文|記事|ドキュメント|문서|자료|(?:ال)?(?:مستند|وثيقة|مصدر|نص)|מסמך|מקור|दस्तावेज़|स्रोत|เอกสาร)"
+)
+_QUESTION = r"(?i:question|query|q|frage|pregunta|domanda|вопрос|[问問質][题題問]?|질문|(?:ال)?سؤال|שאלה|प्रश्न|คำถาม)"
+_ANSWER = (
+    r"(?i:answer|instruction|user question|a|antwort|respuesta|risposta|ответ|"
+    r"答案?|回答|답변?|(?:ال)?(?:إجابة|جواب)|תשובה|उत्तर|คำตอบ)"
+)
 _ID = r"\b[^>\n]*?\b(?:id|index|number)=[\"']?(?P<n>\d+)[\"']?[^>\n]*"
 _TAGS = re.compile(rf"^[ \t]*<(?P<tag>{_NAME}){_ID}>\s*", re.MULTILINE)
-_FORMS = (
-    _BRACKETS,
-    re.compile(rf"^[ \t]*\[{_NAME} #?(?P<n>\d+)\]:?[ \t]?", re.MULTILINE),
-    # Document 1: …, Document 1 (Title: …): …, and on a line of its own, be it a heading.
-    re.compile(
-        rf"^[ \t]*(?:#+ |\*\*)?{_NAME} #?(?P<n>\d+)(?:\*?\*?:\*?\*?[ \t]?|\*?\*?[ \t]*(?=\(|\r?\n|$))", re.MULTILINE
-    ),
-    _TAGS,
+_BRACKETS = re.compile(r"^[ \t]*[\[【](?P<n>\d+)[\]】][:：]?[ \t]?", re.MULTILINE)
+# Document [1] …, [Document 1] …, Document 1: …, Document 1 (Title: …): …, and on a line of its own, be it a heading.
+_HEADER = (
+    r"^[ \t]*(?:#+ |\*\*)?[\[【]?{} ?[\[【]?#?(?P<n>\d+)"
+    r"(?:[\]】][:：]?[ \t]?|\*?\*? ?[:：]\*?\*?[ \t]?|\*?\*?[ \t]*(?=[(（]|\r?\n|$))"
 )
+_FORMS = (_BRACKETS, *(re.compile(_HEADER.format(name), re.MULTILINE) for name in (_NAME, _OTHER_NAME)), _TAGS)
 _PLAIN_TAG = re.compile(rf"<(?P<tag>{_NAME})>")
-_ASKS = r"(?:(?:Question|Answer|Query|Instruction)\b|(?i:question|answer|query|instruction|user question|q|a)\**:)"
+_ASKS = rf"(?:(?:Question|Answer|Query|Instruction)\b|(?:{_QUESTION}|{_ANSWER})\** ?[:：])"
 _AFTER_THE_LAST = re.compile(rf"\n[ \t\r]*\n(?=[#* \t]*{_ASKS})")
-_NEXT_LINE_ASKS = re.compile(r"\n(?=[#* \t]*(?i:question|query|q)\**:)")
+_NEXT_LINE_ASKS = re.compile(rf"\n(?=[#* \t]*{_QUESTION}\** ?[:：])")
 _ASKED_BEFORE = re.compile(rf"^[#* \t]*{_ASKS}", re.MULTILINE)
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 
@@ -43,7 +51,7 @@ def numbered_documents(query: str, row: Mapping) -> list[Span]:
     numbers = sorted(int(match["n"]) for match in matches)
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
         return []
-    if form is _BRACKETS and len(matches) == 1 and f"[{numbers[0] + 1}]" in query[matches[0].end() :]:
+    if "[" in matches[0][0] and len(matches) == 1 and f"[{numbers[0] + 1}]" in query[matches[0].end() :]:
         return []  # on one line with the next one, or is it a citation?
     starts = [match.start() for match in matches[1:]]
     texts = [(match.end(), end) for match, end in zip(matches, [*starts, len(query)], strict=True)]

@@ -5,6 +5,7 @@ rendered once with stand-ins for them, which shows the template's own text befor
 """
 
 import contextlib
+import inspect
 import os
 import re
 import string
@@ -60,7 +61,7 @@ class ChatTemplate:
         bos: empty; a chat template writes BOS itself.
 
     Raises:
-        PromptError: there is no template, it cannot be used for a prompt and an answer, or it reads no such variable.
+        PromptError: there is no template, it cannot be used for a prompt and an answer, or has no such variable.
     """
 
     bos = ()
@@ -78,7 +79,10 @@ class ChatTemplate:
         if not self._source:
             fix = f"{_OWN_TEMPLATE}, or use the model's instruction-tuned variant."
             raise PromptError("", "The tokenizer has no chat template", fix)
+        own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
         for name in self.kwargs:
+            if name in own:
+                raise PromptError(KWARGS_KEY, f"{name!r} is no variable: each rendering sets it itself", "Remove it.")
             if not re.search(rf"\b{re.escape(str(name))}\b", self._source):
                 raise PromptError(KWARGS_KEY, f"the chat template reads no variable {name!r}", "Correct its name.")
         messages = self._messages(_QUERY)

@@ -9,10 +9,13 @@ CITATION = re.compile(r"\[(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\]")
 
 
 class _Marks(dict):
-    """For `str.translate`: what becomes of each character, found once. Letters, digits and their marks stay."""
+    """For `str.translate`: what becomes of each character, found once. Letters stay, with marks that tell words apart.
+
+    Vowel points of Hebrew and Arabic (combining classes 10 to 36) may be left out in writing; accents may not.
+    """
 
     def __init__(self, between: str):
-        super().__init__()
+        super().__init__({ord("ё"): "е", ord("ـ"): ""})
         self.between = between  # what punctuation becomes
 
     def __missing__(self, code: int) -> str:
@@ -20,7 +23,9 @@ class _Marks(dict):
         kind = unicodedata.category(char)
         if kind[0] == "Z" or kind == "Cc" or code == 0x200B:
             self[code] = " "  # a zero-width space stands between words
-        elif kind == "Cf" or 0xFE00 <= code <= 0xFE0F:
+        elif kind == "Nd":
+            self[code] = str(unicodedata.decimal(char))
+        elif kind == "Cf" or 0xFE00 <= code <= 0xFE0F or 10 <= unicodedata.combining(char) <= 36:
             self[code] = ""  # joiners, soft hyphens, directions and variants show nothing
         elif kind == "So":
             self[code] = f" {char} "  # ° and emoji are words of their own
@@ -45,6 +50,7 @@ def words(text: str, joined: bool = False) -> list[str]:
     """A text's words as they are compared: NFKC, case folded, without citations and the punctuation of any script.
 
     In scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word.
+    Digits of all scripts are 0 to 9, and vowel points of Hebrew and Arabic, the tatweel and the dots of ё are left out.
 
     Args:
         joined: whether punctuation vanishes within a word, as in SQuAD's script, or stands between two words.

@@ -87,8 +87,8 @@ def normalize(text: str, joined: bool = True) -> str:
 
     What differs: characters are compared as NFKC, with case folded; punctuation is that of all scripts, quotes, dashes
     and symbols included, not ASCII's alone; characters of scripts without spaces (Chinese, Japanese, Thai …) are words
-    of their own; citations such as `[2]` are left out; and a text of nothing but articles (`A`, of several choices)
-    keeps them.
+    of their own; digits of all scripts are 0 to 9; vowel points of Hebrew and Arabic, the tatweel and the dots of ё are
+    left out, as citations such as `[2]` are; and a text of nothing but articles (`A`, of several choices) keeps them.
 
     Args:
         joined: whether punctuation vanishes within a word, as in that script, or stands between two words.

@@ -321,6 +321,8 @@ VALUES = [
     ("model: {lora: {init_lora_weights: pissa_niter_16}}", "model.lora.init_lora_weights", "pissa_niter_16"),
     ("model: {lora: {target_modules: '[a, b]'}}", "model.lora.target_modules", ["a", "b"]),
     ("model: {lora: {rank_pattern: {^x.y: 3}}}", "model.lora.rank_pattern", {"^x.y": 3}),
+    ("model: {chat_template_kwargs: {a: 'False', b: 'TRUE', c: 'null', d: none, e: '1.10', f: [1]}}",
+     "model.chat_template_kwargs", {"a": False, "b": True, "c": None, "d": "none", "e": "1.10", "f": [1]}),
     ("model: {device_map: 0}", "model.device_map", 0),
     ("model: {completion_start: ''}", "model.completion_start", None),
     ("model: {completion_start: 'null'}", "model.completion_start", "null"),
@@ -359,10 +361,12 @@ def test_the_environment_is_followed_where_it_is_read(write, monkeypatch):
     """Nothing is resolved on the way: what is saved says `${oc.env:…}`, and what is read has its type."""
     for name, value in {"RATE": "0.0625", "SEED": "3", "LIMIT": "4", "TOKEN": "planted", "R": "8"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("A", "false")
     train = "seed: '${oc.env:SEED}', warmup_ratio: '${oc.env:RATE}', hub_token: '${oc.env:TOKEN}', bf16: '${oc.env:NO,false}'"
-    text = f"model: {{model_name_or_path: a, lora: {{r: '${{oc.env:R}}'}}}}\ntrain: {{{train}}}\nlimit: ${{oc.env:LIMIT}}\n"
+    text = f"model: {{model_name_or_path: a, lora: {{r: '${{oc.env:R}}'}}, chat_template_kwargs: {{a: '${{oc.env:A}}'}}}}\ntrain: {{{train}}}\nlimit: ${{oc.env:LIMIT}}\n"
     cfg = load_config(write(text), ["train.run_name='of ${model.lora.r}'"])
     assert (cfg.limit, cfg.train.seed, cfg.model.lora.r) == (4, 3, 8)
+    assert resolved(cfg, "model")["chat_template_kwargs"] == {"a": False}
     train = resolved(cfg, "train")
     assert (train["seed"], train["warmup_steps"], train["bf16"]) == (3, 0.0625, False)
     assert (train["hub_token"], train["run_name"]) == ("planted", "of 8")
@@ -392,6 +396,8 @@ OVERRIDES = [
     (["model.completion_start='Answer:\\n'"], "model.completion_start", "Answer:\n"),  # as a shell leaves it
     (["model.completion_start='it''s'"], "model.completion_start", "'it''s'"),
     (["model.completion_start="], "model.completion_start", None),
+    (["model.chat_template_kwargs.a='false'"], "model.chat_template_kwargs.a", False),  # as papermill's -p gives it
+    (["model.chat_template_kwargs='{a: \"false\"}'"], "model.chat_template_kwargs.a", False),
     (["data_file='a, b.jsonl'"], "data_file", "a, b.jsonl"),
     (["data_file=a b.jsonl"], "data_file", "a b.jsonl"),
     (["experiment=1e3"], "experiment", "1e3"),

@@ -53,6 +53,22 @@ def test_examples(module):
          ["Ada.\nEve.</DOCUMENT>", "Bob.</DOCUMENT>"], [1, 2]),
         ("<context>\n[1] Ada.\n[2] Bob.\n</context>", ["Ada.", "Bob."], [1, 2]),
         ("<context>Ada. Bob.</context>", ["Ada. Bob.</context>"], [1]),
+        # In other words and scripts.
+        ("Reference 1: Ada.\nReference 2: Bob.", ["Ada.", "Bob."], [1, 2]),
+        ("Document 1: Ada.\nReference 1: hers.\nDocument 2: Bob.", ["Ada.\nReference 1: hers.", "Bob."], [1, 2]),
+        ("文档1：Ada。\n文档2：Bob。", ["Ada。", "Bob。"], [1, 2]),
+        ("文档[1] Ada\n文档[2] Bob", ["Ada", "Bob"], [1, 2]),
+        ("[文档 1]: Ada\n[文档 2]: Bob", ["Ada", "Bob"], [1, 2]),
+        ("【1】Ada\n【2】Bob", ["Ada", "Bob"], [1, 2]),
+        ("资料1:Ada\n资料2:Bob", ["Ada", "Bob"], [1, 2]),
+        ("参考资料２：Bob\n参考资料１：Ada", ["Bob", "Ada"], [2, 1]),
+        ("参考文献1：Ada\n参考文献2：Bob", ["Ada", "Bob"], [1, 2]),
+        ("資料1（東京）Ada\n資料2（京都）Bob", ["（東京）Ada", "（京都）Bob"], [1, 2]),
+        ("문서 1: Ada\n문서 2: Bob", ["Ada", "Bob"], [1, 2]),
+        ("Документ 1: Ada\nДокумент 2: Bob", ["Ada", "Bob"], [1, 2]),
+        ("المستند ١: Ada\nالمستند ٢: Bob", ["Ada", "Bob"], [1, 2]),
+        ("Texte 1 : Ada\nTexte 2 : Bob", ["Ada", "Bob"], [1, 2]),
+        ("**Fuente 1:** Ada\n**Fuente 2:** Bob", ["Ada", "Bob"], [1, 2]),
     ],
 )  # fmt: skip
 def test_documents_that_are_marked(query, texts, numbers):
@@ -78,6 +94,10 @@ def test_documents_that_are_marked(query, texts, numbers):
         "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.",  # the second was cut
         "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",
         "1. Ada.\n2. Bob.",  # so are instructions numbered
+        "Step 1: Ada.\nStep 2: Bob.",
+        "步骤1：Ada\n步骤2：Bob",
+        "例1：Ada\n例2：Bob",
+        "文档1：Ada\n文档3：Bob",
         "Who wrote it? [2] is not the first.",
     ],
 )
@@ -93,6 +113,11 @@ def test_what_cannot_be_read_whole_is_not_read(query):
         ("\n\nQ: Who?\nA:", {}),
         ("\nQuestion: Who?", {}),
         ("\n\n**Question:** Who?", {}),
+        ("\n\n问题：谁？\n答案：", {}),
+        ("\n问题：谁？", {}),
+        ("\nВопрос: кто?", {}),
+        ("\n질문: 누구?", {}),
+        ("\nالسؤال: من؟", {}),
         ("\n\nWho sang?", {"query": "Who sang?"}),
         ("\nNow: Who sang?", {"question": "Who sang?"}),
     ],
@@ -129,6 +154,23 @@ TWO = ["One.", "Two."]
         (TWO, {"context": {"title": [["placeholder_title"] * 2], "sentences": [TWO]}}),  # RAFT
         (TWO, {"documents": [{"page_content": text, "metadata": {}} for text in TWO]}),  # LangChain
         (TWO, {"documents": [{"title": "t", "snippet": text} for text in TWO]}),
+        (
+            SPELT,
+            {
+                "paragraphs": [
+                    {
+                        "idx": k,
+                        "title": text.split(":")[0],
+                        "paragraph_text": text.split(": ")[1],
+                        "is_supporting": True,
+                    }
+                    for k, text in enumerate(SPELT)
+                ]
+            },
+        ),  # MuSiQue
+        (TWO, {"source_documents": [{"page_content": text} for text in TWO]}),
+        (TWO, {"search_results": {"title": ["a", "b"], "search_context": TWO}}),  # TriviaQA
+        (TWO, {"retrieved_documents": TWO}),
         (TWO, {"documents": [{"document": {"text": text}, "score": 0.5} for text in TWO]}),
         (["One."], {"context": "One."}),  # SQuAD
         (["One."], {"context": {"title": "A", "text": "One."}}),
@@ -215,6 +257,8 @@ def test_other_documents_are_numbered_anew():
     found = find_documents(LISTED, ROW)
     fresh = found.numbered(["Zoe sang.", "Ada wrote it.", "Bob read it."])
     assert found.prompt(fresh) == "Context:\n(1) Zoe sang.\n(2) Ada wrote it.\n(3) Bob read it.\n\nQuestion: Who?"
+    found = find_documents("المستند ١: Ada\nالمستند ٢: Bob", {})
+    assert found.prompt(found.numbered(["Bob", "Ada"])) == "المستند 1: Bob\nالمستند 2: Ada"
     assert renumber("Ada [1], as Bob says [1, 2][9].", {1: 2, 2: 3}) == "Ada [2], as Bob says [2, 3][9]."
 
 
@@ -247,6 +291,8 @@ def test_supporting_documents(row, output, expected):
         ("唐朝的都城是长安。", "洛阳是一座城市。", "长安"),
         ("日本の首都は東京です。", "大阪は都市です。", "東京"),
         ("เมืองหลวงคือกรุงเทพมหานคร", "เชียงใหม่อยู่ทางเหนือ", "กรุงเทพ"),
+        ("وُلِدَ عامَ ١٩٧٩.", "ولد عام ١٩٨٠.", "عام 1979"),
+        ("Пётр I основал город.", "Павел I правил.", "Петр I"),
         ("Die Hauptstadt ist „Wien“.", "Wiener Walzer", "WIEN"),
         ("It is called the ﬁrst — 1914–18.", "In 191418 it was.", "1914-18"),
     ],
@@ -272,20 +318,68 @@ def test_answers_of(row, output, answers, key):
     assert answers_of(row, output, "answer") == (answers, key)
 
 
-def test_answers_that_are_data():
-    for text in (
+@pytest.mark.parametrize(
+    "text",
+    [
         "['Paris', 'paris']",
         '["Paris"]',
-        "['a' 'b']",
+        '["Paris", null]',
+        "['a' 'b'\n 'c']",  # NumPy's own
+        "['it\\'s', \"it's\", '\\alpha']",
+        "('a', 'b')",
+        "{'a', 'b'}",
+        "{'text': ['Paris'], 'answer_start': [3]}",  # SQuAD's answers
+        "{'text': array(['Paris'], dtype=object), 'answer_start': array([3], dtype=int32)}",
+        "[{'text': 'Paris'}]",
+        "b'Paris'",
+        "[b'a']",
+        "array(['x'], dtype='<U1')",
+        "array([1, 2])",
+        "[array(['x'], dtype=object)]",
+        "np.str_('Paris')",
+        "[np.float64(3.5)]",
+        "[None]",
+        "[nan]",
         "[]",
-        "array(['x'], dtype=object)",
+        "()",
         "nan",
         " None",
         "null",
-    ):
-        assert answer_as_data({}, text) and answer_as_data({"short_answers": [["ok"], [text]]}, "Paris")
-    for text in ("Paris", "[1]", "[1, 2]", "Nan Goldin", "none", "", "He said ['x'] there", '{"answer": "Paris"}'):
-        assert not answer_as_data({"answers": [text, None, 3]}, text)
+    ],
+)
+def test_answers_that_are_data(text):
+    assert answer_as_data({}, text) and answer_as_data({"short_answers": [["ok"], [text]]}, "Paris")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paris",
+        "[1]",
+        "[1, 2]",
+        "(3, 4)",
+        "[1] says that 'Paris' is it.",
+        "Nan Goldin",
+        "none",
+        "",
+        "He said ['x'] there",
+        '{"answer": "Paris"}',  # JSON may be what the model is to write
+        '[{"name": "search", "arguments": {"q": "Paris"}}]',
+        "{}",
+        '["Yes," he said, "no"]',
+        "('a' is a letter)",
+        "('Paris')",
+        "(It is called 'Paris', 'the city')",
+        "array(s) of things (such as 'x')",
+        "[Paris]",
+        "[x for x in 'ab']",
+        "np.array is a function.",
+        "[" * 999,
+        "[\0'a']",
+    ],
+)
+def test_answers_that_begin_as_data_does(text):
+    assert not answer_as_data({"answers": [text, None, 3]}, text)
 
 
 def test_a_fixed_place():
@@ -311,6 +405,13 @@ def test_a_fixed_place():
         ("हिन्दी।", "हिन्दी"),  # marks belong to their letters
         ("a\u200bb so\u00adft 👍\ufe0f", "a b soft 👍"),
         ("2008年北京", "2008 年 北 京"),
+        ("مُحَمَّد محمـــد هٰذا", "محمد محمد هذا"),  # harakat and tatweel
+        ("שָׁלוֹם שלום", "שלום שלום"),
+        ("آب ا\u0653ب اب", "آب آب اب"),  # a letter of its own, in one character or two
+        ("١٤٣٦ ۱۹۷۹ २०२४ ๒๕๖๗", "1436 1979 2024 2567"),
+        ("-٥ ٥", "minus5 5"),
+        ("Ёлка е\u0308лка елка мой мои", "елка елка елка мой мои"),
+        ("año ano schön Việt", "año ano schön việt"),
         ("กี่ ປີ ឆ្នាំ မြို့", "กี่ ປີ ឆ្ នាំ မြို့"),
     ],
 )

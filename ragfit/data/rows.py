@@ -5,12 +5,13 @@ large file does not wait for the rest, and the file is never held in memory.
 """
 
 import array
+import contextlib
 import gzip
 import io
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import xxhash
 from ragfit.config.keys import short_repr
 from ragfit.config.paths import find_existing, find_file
 from ragfit.draw.text import listed
-from ragfit.errors import DataError, first_line
+from ragfit.errors import DataError, RagfitError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -139,6 +140,20 @@ def _parquet(path: Path) -> TableRows:
     from datasets import Dataset
 
     return TableRows(Dataset.from_parquet(str(path)), str(path))
+
+
+@contextlib.contextmanager
+def saying_who_named(cfg: "DictConfig") -> Iterator[None]:
+    """Say of an error in a file that the user has not named, since the configuration does, where its name came from."""
+    try:
+        yield
+    except RagfitError as error:
+        for key, source in vars(cfg).get("named_in", {}).items():
+            name = str(cfg.get(key) or "")
+            if name and error.where.startswith((key, name, str(find_existing(name) or name))):
+                fix = f"{error.fix} {key} comes from the configuration {source}; name your own with {key}=…"
+                raise type(error)(error.where, error.problem, fix) from error.__cause__
+        raise
 
 
 def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> list[int]:

@@ -35,7 +35,6 @@ from ragfit.errors import ConfigError, first_line
 
 logger = logging.getLogger(__name__)
 
-FILES = ("data_file", "dev_split")  # the keys that name files with rows
 OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
 _NODES = {bool: BooleanNode, int: IntegerNode, float: FloatNode}
 
@@ -56,7 +55,7 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
         where = f"an override of {source}" if mine else source
         raise (error.in_file(where) if source else error) from error.__cause__
     # Beside the keys, since it is neither compared nor saved: who named the files, for an error in one of them.
-    vars(finished)["named_in"] = {key: str(source) for key in FILES if source and key not in given}
+    vars(finished)["named_in"] = {key: source for key in ("data_file", "dev_split") if source and key not in given}
     return finished
 
 

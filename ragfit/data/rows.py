@@ -130,16 +130,15 @@ def open_rows(name: str | Path, key: str = "data_file") -> Source:
         path = find_file(name, key)
         if not path.name.endswith(SUFFIXES):
             raise DataError(path, "its format is not known", f"Use one of {', '.join(SUFFIXES)}.")
-        rows = _parquet(path) if path.suffix == ".parquet" else JsonlRows(path)
+        if path.suffix == ".parquet":
+            from datasets import Dataset
+
+            rows = TableRows(Dataset.from_parquet(str(path)), str(path))
+        else:
+            rows = JsonlRows(path)
     if not len(rows):
         raise DataError(name, "the file has no rows", f"Check {key}.")
     return rows
-
-
-def _parquet(path: Path) -> TableRows:
-    from datasets import Dataset
-
-    return TableRows(Dataset.from_parquet(str(path)), str(path))
 
 
 @contextlib.contextmanager
@@ -151,8 +150,7 @@ def saying_who_named(cfg: "DictConfig") -> Iterator[None]:
         for key, source in vars(cfg).get("named_in", {}).items():
             name = str(cfg.get(key) or "")
             if name and error.where.startswith((key, name, str(find_existing(name) or name))):
-                fix = f"{error.fix} {key} comes from the configuration {source}; name your own with {key}=…"
-                raise type(error)(error.where, error.problem, fix) from error.__cause__
+                error.fix += f" {key} comes from the configuration {source}; name your own with {key}=…"
         raise
 
 
@@ -215,9 +213,8 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
         return ""
     if not isinstance(value, str):
         fix = f"Set {config_key} to a key with text{', or a list whose first element is text' * takes_lists}."
-        raise DataError(
-            where, f"{key!r} holds {'an' if type(value) is int else 'a'} {type(value).__name__}, not text", fix
-        )
+        problem = f"{key!r} holds {'an' if type(value) is int else 'a'} {type(value).__name__}, not text"
+        raise DataError(where, problem, fix)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

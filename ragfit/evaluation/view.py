@@ -120,9 +120,7 @@ def _answer(row: Mapping, name: str, summary: Mapping) -> Line:
     f1, exact = row[f"{name}_f1"], row[f"{name}_exact_match"]
     recall, cites = row.get(f"{name}_recall"), row.get(f"{name}_citations")
     mark = Badge("✓ exact", "good") if exact else Badge(f"F1 {f1:.0%}") if f1 else Badge("✗ no match", "bad")
-    rest = []
-    if recall and not exact and "confusion" not in summary:
-        rest.append(f"recall {recall:.0%}")
+    rest = [f"recall {recall:.0%}"] if recall and not exact and "confusion" not in summary else []
     if cites is not None:
         other = "otherwise" if citations(after_marker(row[name], summary.get("answer_marker"))) else "nothing"
         rest.append(f"cites {'the same' if cites else other}")

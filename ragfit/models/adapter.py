@@ -44,8 +44,7 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
     modules = {f".{name}": module for name, module in model.named_modules()}
     for key in ("target_modules", "modules_to_save"):
         wanted = lora.get(key) if isinstance(lora.get(key), list) else []  # PEFT refuses a text that matches nothing
-        missing = [repr(name) for name in wanted if not any(place.endswith(f".{name}") for place in modules)]
-        if missing:
+        if missing := [repr(name) for name in wanted if not any(place.endswith(f".{name}") for place in modules)]:
             linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
             fix = f"Its linear layers are {', '.join(dict.fromkeys(name.rpartition('.')[2] for name in linear))}."
             raise ConfigError(f"{KEY}.{key}", f"{', '.join(missing)} matches no layer of this model", fix)

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +48,13 @@ def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[s
         `type`, of the weights: a torch type or how they are quantized; and `log_probs`, for each row those of its last
         `TOKENS` tokens.
     """
-    found = []
-    with _as_loaded_again(model):
+    training, found = model.training, []
+    # In training autocast stands in for PEFT's casts of what an adapter reads (`disable_input_dtype_casting`).
+    uncast = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", True) is False]
+    try:
+        model.eval()
+        for module in uncast:
+            module.cast_input_dtype_enabled = True
         for row in rows:
             ids = torch.tensor([row], device=model.get_input_embeddings().weight.device)
             mask = torch.ones_like(ids)
@@ -59,24 +63,11 @@ def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[s
             scores = logits[0, -TOKENS - 1 : -1].float().log_softmax(-1)
             scores = scores.gather(-1, ids[0, -TOKENS:, None][-len(scores) :].to(scores.device))[:, 0]
             found.append([round(score, 6) for score in scores.tolist()])
-    return {"type": _type(model), "log_probs": found}
-
-
-@contextlib.contextmanager
-def _as_loaded_again(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """A model in the middle of its training computes as one that is loaded: without dropout, and with PEFT's casts."""
-    training = model.training
-    # In training autocast stands in for PEFT's casts of what an adapter reads (`disable_input_dtype_casting`).
-    uncast = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", True) is False]
-    try:
-        model.eval()
-        for module in uncast:
-            module.cast_input_dtype_enabled = True
-        yield
-    finally:
+    finally:  # a training may go on, after memory gave out
         for module in uncast:
             module.cast_input_dtype_enabled = False
         model.train(training)
+    return {"type": _type(model), "log_probs": found}
 
 
 def _type(model: PreTrainedModel | PeftModel) -> str:
@@ -105,8 +96,7 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
         ConfigError: it computes something else, beyond what the rounding of its weights' type explains.
         Exception: the file is damaged; a note says what to do.
     """
-    path = model_file(str(folder), FILE)
-    if path is None:
+    if (path := model_file(str(folder), FILE)) is None:
         return
     fix = f"Take base and adapter from where they were trained, or delete {path} to put them together all the same."
     try:

@@ -49,11 +49,14 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
     """
     given = given_keys(overrides)
     try:
-        return _finish(OmegaConf.to_container(cfg, resolve=False), given)
+        finished = _finish(OmegaConf.to_container(cfg, resolve=False), given)
     except ConfigError as error:
         mine = any(f"{error.where}.".startswith(f"{key}.") for key in given)
         where = f"an override of {source}" if mine else source
         raise (error.in_file(where) if source else error) from error.__cause__
+    # Beside the keys, since it is neither compared nor saved: who named the files, for an error in one of them.
+    vars(finished)["named_in"] = {key: source for key in ("data_file", "dev_split") if source and key not in given}
+    return finished
 
 
 def _finish(tree: dict[str, Any], given: set[str]) -> DictConfig:

@@ -21,7 +21,7 @@ from ragfit.data.fit import Fitter, taken
 from ragfit.data.mask import Encoder, Masked, to_arrow
 from ragfit.data.prompt import Rendered, Renderer
 from ragfit.data.report import Part, Prepared, Report
-from ragfit.data.rows import Source, choose, open_rows, read_text, split, texts_of
+from ragfit.data.rows import Source, choose, open_rows, read_text, saying_who_named, split, texts_of
 from ragfit.data.template import RowRefused
 from ragfit.data.words import question_of, words_of
 from ragfit.draw.progress import progress_bar
@@ -77,20 +77,21 @@ def prepare(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase | None" = None,
             raise ConfigError(key, "it is not set", f"Set it, for instance {key}={example}.")
     instruction = read_text(cfg.instruction, "instruction") if cfg.instruction else ""
     template = read_text(cfg.template, "template") if cfg.template else None
-    sources = open_sources(cfg)
     from ragfit.models.tokenizer import load_tokenizer, stop_token_ids
 
-    model = resolved(cfg, "model")
-    name, revision = model.get("model_name_or_path"), model.get("revision")
-    # With a tokenizer at hand, nothing is asked of the hub.
-    knows_stops = tokenizer is None or find_existing(name)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(name, revision, bool(model.get("trust_remote_code")))
-    stops = stop_token_ids(name, revision) if knows_stops else []
-    prompt = instruction, template, model.get("instruction_in_prompt"), model.get("completion_start")
-    renderer = Renderer(tokenizer, *prompt, stops, model.get("chat_template_kwargs"))
-    preparer = Preparer(cfg, renderer, sources)
-    train, dev, report = get_or_prepare(key_of(cfg, renderer, sources) if cache else None, preparer.write)
+    with saying_who_named(cfg):
+        sources = open_sources(cfg)
+        model = resolved(cfg, "model")
+        name, revision = model.get("model_name_or_path"), model.get("revision")
+        # With a tokenizer at hand, nothing is asked of the hub.
+        knows_stops = tokenizer is None or find_existing(name)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(name, revision, bool(model.get("trust_remote_code")))
+        stops = stop_token_ids(name, revision) if knows_stops else []
+        prompt = instruction, template, model.get("instruction_in_prompt"), model.get("completion_start")
+        renderer = Renderer(tokenizer, *prompt, stops, model.get("chat_template_kwargs"))
+        preparer = Preparer(cfg, renderer, sources)
+        train, dev, report = get_or_prepare(key_of(cfg, renderer, sources) if cache else None, preparer.write)
     report.data_file = str(cfg.data_file)
     return Prepared(train, dev, report, tokenizer, renderer, preparer.encoder, instruction, cfg, sources)
 

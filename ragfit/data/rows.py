@@ -5,12 +5,13 @@ large file does not wait for the rest, and the file is never held in memory.
 """
 
 import array
+import contextlib
 import gzip
 import io
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import xxhash
 from ragfit.config.keys import short_repr
 from ragfit.config.paths import find_existing, find_file
 from ragfit.draw.text import listed
-from ragfit.errors import DataError, first_line
+from ragfit.errors import DataError, RagfitError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,16 +130,28 @@ def open_rows(name: str | Path, key: str = "data_file") -> Source:
         path = find_file(name, key)
         if not path.name.endswith(SUFFIXES):
             raise DataError(path, "its format is not known", f"Use one of {', '.join(SUFFIXES)}.")
-        rows = _parquet(path) if path.suffix == ".parquet" else JsonlRows(path)
+        if path.suffix == ".parquet":
+            from datasets import Dataset
+
+            rows = TableRows(Dataset.from_parquet(str(path)), str(path))
+        else:
+            rows = JsonlRows(path)
     if not len(rows):
         raise DataError(name, "the file has no rows", f"Check {key}.")
     return rows
 
 
-def _parquet(path: Path) -> TableRows:
-    from datasets import Dataset
-
-    return TableRows(Dataset.from_parquet(str(path)), str(path))
+@contextlib.contextmanager
+def saying_who_named(cfg: "DictConfig") -> Iterator[None]:
+    """Say of an error in a file that the user has not named, since the configuration does, where its name came from."""
+    try:
+        yield
+    except RagfitError as error:
+        for key, source in vars(cfg).get("named_in", {}).items():
+            name = str(cfg.get(key) or "")
+            if name and error.where.startswith((key, name, str(find_existing(name) or name))):
+                error.fix += f" {key} comes from the configuration {source}; name your own with {key}=…"
+        raise
 
 
 def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> list[int]:
@@ -200,9 +213,8 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
         return ""
     if not isinstance(value, str):
         fix = f"Set {config_key} to a key with text{', or a list whose first element is text' * takes_lists}."
-        raise DataError(
-            where, f"{key!r} holds {'an' if type(value) is int else 'a'} {type(value).__name__}, not text", fix
-        )
+        problem = f"{key!r} holds {'an' if type(value) is int else 'a'} {type(value).__name__}, not text"
+        raise DataError(where, problem, fix)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

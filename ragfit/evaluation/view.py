@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ragfit.data.words import citations
 from ragfit.draw.blocks import Badge, Block, Callout, Fold, Heading, Line, Long, Note, Span, Table
 from ragfit.draw.text import counted
 from ragfit.draw.view import View
-from ragfit.evaluation.metrics import share_interval
+from ragfit.evaluation.metrics import after_marker, share_interval
 from ragfit.evaluation.results import CLOSED_BOOK, MODELS
 from ragfit.runs.records import METRICS, OF_LABELS
 
@@ -87,7 +88,7 @@ class EvaluationView(View):
             if marker and (without := sum(marker not in row[name] for row in answers)):
                 yield f"{name}: {without} of {len(answers)} answers do not hold {marker!r} and were compared whole."
             if cut := sum(bool(row.get(f"{name}_cut")) for row in answers):
-                where = f"{self.summary['max_new_tokens']} tokens (model.generation.max_new_tokens)"
+                where = f"{self.summary['max_new_tokens']} tokens; for longer ones set model.generation.max_new_tokens"
                 yield f"{name}: {cut} of {len(answers)} answers were cut at {where}."
         if "base" not in self.columns and self.rows:
             yield "All weights were trained, so the base model is not here any more."
@@ -104,26 +105,25 @@ class EvaluationView(View):
         return [Fold("which labels were answered", tables)] if tables else []
 
     def _answers(self, rows: list[dict]) -> Table:
-        labels, table = "confusion" in self.summary, []
+        table = []
         for row in rows:
             first, *others = row["expected"]
             expected = Long(first + (f" (or {len(others)} more)" if others else ""))
-            answers = (_answer(row, name, labels) if name in row else "–" for name in self.columns)
+            answers = (_answer(row, name, self.summary) if name in row else "–" for name in self.columns)
             table.append([Long(f"{row['row']}. {row['question']}"), expected, *answers])
         head = ["question", "expected", *map(self._named, self.columns)]
         return Table(head, table, widths=[f"{100 / len(head):.0f}%"] * len(head))
 
 
-def _answer(row: Mapping, name: str, labels: bool) -> Line:
+def _answer(row: Mapping, name: str, summary: Mapping) -> Line:
     """An answer under its verdict."""
     f1, exact = row[f"{name}_f1"], row[f"{name}_exact_match"]
     recall, cites = row.get(f"{name}_recall"), row.get(f"{name}_citations")
     mark = Badge("✓ exact", "good") if exact else Badge(f"F1 {f1:.0%}") if f1 else Badge("✗ no match", "bad")
-    rest = []
-    if recall and not exact and not labels:
-        rest.append(f"recall {recall:.0%}")
+    rest = [f"recall {recall:.0%}"] if recall and not exact and "confusion" not in summary else []
     if cites is not None:
-        rest.append("cites the same" if cites else "cites otherwise")
+        other = "otherwise" if citations(after_marker(row[name], summary.get("answer_marker"))) else "nothing"
+        rest.append(f"cites {'the same' if cites else other}")
     if row.get(f"{name}_cut"):
         rest.append("cut")
     return mark, " ", Span(", ".join(rest), "quiet"), " ", "\n", Long(row[name])

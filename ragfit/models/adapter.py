@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TrainableTokensWrapper
 
+from ragfit.config.trust import believed
 from ragfit.errors import ConfigError
 from ragfit.models import fingerprint
 
@@ -42,8 +44,7 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
     modules = {f".{name}": module for name, module in model.named_modules()}
     for key in ("target_modules", "modules_to_save"):
         wanted = lora.get(key) if isinstance(lora.get(key), list) else []  # PEFT refuses a text that matches nothing
-        missing = [repr(name) for name in wanted if not any(place.endswith(f".{name}") for place in modules)]
-        if missing:
+        if missing := [repr(name) for name in wanted if not any(place.endswith(f".{name}") for place in modules)]:
             linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
             fix = f"Its linear layers are {', '.join(dict.fromkeys(name.rpartition('.')[2] for name in linear))}."
             raise ConfigError(f"{KEY}.{key}", f"{', '.join(missing)} matches no layer of this model", fix)
@@ -56,10 +57,16 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
         # What computes with the weights waits until they are read.
         settings = {key: value for key, value in lora.items() if key != "kasa_config" and value != "mica"}
         with torch.random.fork_rng(devices=[]):  # the adapter that is trained draws what it would have drawn
-            new_adapter(model, settings, low_cpu_mem_usage=True).merge_and_unload()
+            tried = new_adapter(model, settings, low_cpu_mem_usage=True)
+            head = tried.get_base_model().get_output_embeddings()
+            tried.merge_and_unload()
     except Exception as error:
         error.add_note(f"PEFT says so of the keys of {KEY}, in making such an adapter or in merging it.")
         raise
+    if isinstance(head, TrainableTokensWrapper):  # TRL refuses LoRA there by itself
+        problem = "they are tokens of the LM head too, whose weight TRL's loss takes without what is trained of it"
+        fix = "Leave it out, or train the embeddings whole: model.lora.modules_to_save=[embed_tokens]."
+        raise ConfigError(f"{KEY}.trainable_token_indices", problem, fix)
 
 
 def put_new_adapter(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> torch.nn.Module:
@@ -158,7 +165,13 @@ def merge_adapter(model: torch.nn.Module, source: str | Path, key: str = "model.
         ConfigError: as `load_adapter`, or the base or the merged model is another than the checkpoint says.
         Exception: PEFT's own, where the adapter can't be merged (weights that are not finite).
     """
-    fingerprint.check(source, model, "base")
+    try:
+        fingerprint.check(source, model, "base")
+    except ConfigError as error:
+        if earlier := believed(source)[0].get("model", {}).get("trained_adapter"):
+            fix = f"It was trained on top of {earlier}: python -m ragfit merge {source} FOLDER merges both; name "
+            raise ConfigError(key, error.problem, f"{fix}FOLDER as the model, and no trained_adapter.") from error
+        raise
     tuned = load_adapter(model, source, key)
     _untie(tuned)
     merged = tuned.merge_and_unload(safe_merge=True)

@@ -48,23 +48,25 @@ def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[s
         `type`, of the weights: a torch type or how they are quantized; and `log_probs`, for each row those of its last
         `TOKENS` tokens.
     """
-    training = model.training
-    model.eval()
+    training, found = model.training, []
     # In training autocast stands in for PEFT's casts of what an adapter reads (`disable_input_dtype_casting`).
     uncast = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", True) is False]
-    for module in uncast:
-        module.cast_input_dtype_enabled = True
-    found = []
-    for row in rows:
-        ids = torch.tensor([row], device=model.get_input_embeddings().weight.device)
-        # Not `model(…)`: in training, accelerate has put autocast around the object's own forward.
-        logits = type(model).forward(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        scores = logits[0, -TOKENS - 1 : -1].float().log_softmax(-1)
-        scores = scores.gather(-1, ids[0, -TOKENS:, None][-len(scores) :].to(scores.device))[:, 0]
-        found.append([round(score, 6) for score in scores.tolist()])
-    for module in uncast:
-        module.cast_input_dtype_enabled = False
-    model.train(training)
+    try:
+        model.eval()
+        for module in uncast:
+            module.cast_input_dtype_enabled = True
+        for row in rows:
+            ids = torch.tensor([row], device=model.get_input_embeddings().weight.device)
+            mask = torch.ones_like(ids)
+            # Not `model(…)`: in training, accelerate has put autocast around the object's own forward.
+            logits = type(model).forward(model, input_ids=ids, attention_mask=mask, use_cache=False).logits
+            scores = logits[0, -TOKENS - 1 : -1].float().log_softmax(-1)
+            scores = scores.gather(-1, ids[0, -TOKENS:, None][-len(scores) :].to(scores.device))[:, 0]
+            found.append([round(score, 6) for score in scores.tolist()])
+    finally:  # a training may go on, after memory gave out
+        for module in uncast:
+            module.cast_input_dtype_enabled = False
+        model.train(training)
     return {"type": _type(model), "log_probs": found}
 
 
@@ -94,13 +96,12 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
         ConfigError: it computes something else, beyond what the rounding of its weights' type explains.
         Exception: the file is damaged; a note says what to do.
     """
-    path = model_file(str(folder), FILE)
-    if path is None:
+    if (path := model_file(str(folder), FILE)) is None:
         return
     fix = f"Take base and adapter from where they were trained, or delete {path} to put them together all the same."
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        expected = kept.get("base" if what == "base" else "tuned")
+        expected = kept.get("base") if what == "base" and kept["tuned"] else kept["tuned"]
         if expected is None:  # all weights were trained: the base is another folder's
             return
         difference, kinds = math.inf, [expected["type"]]

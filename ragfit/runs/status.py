@@ -23,7 +23,7 @@ from ragfit.draw.blocks import Block, Callout, Facts
 from ragfit.draw.view import View
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line
 from ragfit.files import write_whole
-from ragfit.runs.records import STATUS, now
+from ragfit.runs.records import EVALUATION, STATUS, now
 from ragfit.secrets import mask
 
 logger = logging.getLogger(__name__)
@@ -136,11 +136,21 @@ def to_json(tree: Any) -> str:
 
 def read(folder: str | PathLike) -> dict[str, Any] | None:
     """The facts of a folder's `status.json`, or None where there is none that a run wrote."""
-    try:
-        facts = json.loads(Path(folder, STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    facts = read_json(Path(folder, STATUS))
     return facts | {"folder": str(folder)} if isinstance(facts, dict) and facts.get("state") in STATES else None
+
+
+def read_json(path: Path) -> Any:
+    """What a run left in a file; {} where there is none, or none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {}
+
+
+def measured(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    """What was measured of the run of these facts; {} where nothing was, or what an earlier run left in its folder."""
+    found = read_json(Path(facts["folder"], name))
+    return found if found.get("written", "") >= facts.get("started", "") else {}
 
 
 def run_state(facts: dict[str, Any]) -> tuple[str, str]:
@@ -198,7 +208,9 @@ class StatusView(View):
     def blocks(self) -> list[Block]:
         facts = dict(self.facts)
         if step := facts.get("saved_step"):  # of a finished run
-            facts = {"loss": f"not measured at step {step}", "dev_loss": f"not measured at step {step}"} | facts
+            missing, evaluated = f"not measured at step {step}", measured(facts, EVALUATION).get("dev_loss") or {}
+            facts = {"loss": missing, "dev_loss": evaluated.get("tuned") or missing} | facts
+        facts = {key: f"{fact:.4f}" if isinstance(fact, float) else fact for key, fact in facts.items()}
         items = {label: facts[key] for key, label in LABELS.items() if key in facts}
         for key, values in (facts.get("changed") or {}).items():
             items[key] = " then ".join(f"{value} (from step {step})" for step, value in values)

@@ -1,7 +1,5 @@
 """A table of runs: what differs between their configurations, how they ended, and how good what they saved is."""
 
-import contextlib
-import json
 import os
 import re
 from os import PathLike
@@ -17,7 +15,7 @@ from ragfit.draw.text import counted
 from ragfit.draw.view import View
 from ragfit.errors import ConfigError
 from ragfit.runs.records import CONFIG, EVALUATION, GROUNDING, LOG, METRICS, OF_LABELS, STATUS
-from ragfit.runs.status import read, run_state
+from ragfit.runs.status import measured, read, read_json, run_state
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -82,22 +80,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return {key: ", ".join(map(str, one)) if isinstance(one, list) else one for key, one in found.items()}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """What a run left in a file; {} where there is none, or none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return {}
-
-
 def _outcome(folder: Path) -> dict[str, Any]:
     """What became of a run, and the figures of the weights that it saved."""
-    facts, evaluation, grounding = read(folder), _json(folder / EVALUATION), _json(folder / GROUNDING)
+    facts = read(folder)
+    evaluation, grounding = measured(facts, EVALUATION), measured(facts, GROUNDING)
     state, saved = run_state(facts)[0], facts.get("saved_step")
-    # What an earlier run left in the same folder does not count.
-    evaluation, grounding = (
-        found if found.get("written", "") >= facts["started"] else {} for found in (evaluation, grounding)
-    )
-    history = [] if saved is None else _json(folder / LOG).get("log_history", [])
+    history = [] if saved is None else read_json(folder / LOG).get("log_history", [])
     tuned = {key: (evaluation.get(key) or {}).get("tuned") for key in ("dev_loss", *METRICS, *OF_LABELS)}
     if tuned["dev_loss"] is None and saved is not None:
         tuned["dev_loss"] = facts.get("dev_loss")

@@ -53,6 +53,28 @@ def test_an_error_says_where_what_and_what_to_do():
     assert pickle.loads(pickle.dumps(Interrupted("at step 3", 2))).signal == 2
 
 
+NAMED = {  # what is wrong, what the user sets, and the key whose name came from the configuration
+    "no such file": ("gone.jsonl", [], "data_file"),
+    "a format that is not known": ("own.yaml", [], "data_file"),
+    "a row": ("bad.jsonl", [], "data_file"),
+    "a key of the user's, in a file that is not": ("rows.jsonl", ["output_key=nothing"], "data_file"),
+    "a file of the user's": ("rows.jsonl", ["data_file=bad.jsonl"], None),
+    "a file of the user's that is not there": ("rows.jsonl", ["++data_file=gone.jsonl"], None),
+    "dev rows of the user's": ("rows.jsonl", ["dev_split=bad.jsonl"], None),
+    "none at all": ("rows.jsonl", ["data_file=null"], None),
+}
+
+
+@pytest.mark.parametrize(("file", "overrides", "key"), NAMED.values(), ids=NAMED)
+def test_an_error_in_a_file_that_the_user_has_not_named_says_who_has(place, file, overrides, key):
+    (place / "bad.jsonl").write_text('{"prompt": 3}')
+    (place / "own.yaml").write_text(CONFIG.replace("rows.jsonl", file))
+    with pytest.raises(RagfitError) as caught:
+        ragfit.prepare(ragfit.load_config("own.yaml", overrides))
+    said = f" {key} comes from the configuration own.yaml; name your own with {key}=…"
+    assert str(caught.value).endswith(said) if key else "comes from" not in str(caught.value)
+
+
 def test_a_token_in_an_error_is_masked_and_a_terminal_is_not_steered():
     token = "hf_" + "aB3" * 11
     error = RagfitError("", f"refused {token}\x1b[2J", "Log in.")

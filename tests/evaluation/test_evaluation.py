@@ -180,7 +180,9 @@ def test_cut_answers_are_told(trained, recwarn):
     )
     assert not any(cut for _, cut in answers)  # the tuned model ends its turn
     view = ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
-    assert all(row["tuned_cut"] for row in view.rows) and "tuned: 2 of 2 answers were cut at 2 tokens" in repr(view)
+    assert all(
+        row["tuned_cut"] for row in view.rows
+    ) and "tuned: 2 of 2 answers were cut at 2 tokens; for longer ones set model.generation" in repr(view)
     assert not [str(warning.message) for warning in recwarn]  # red in a notebook
 
 
@@ -311,7 +313,10 @@ def test_figures_say_what_they_stand_on():
     text = repr(EvaluationView(rows, {"part": "dev", "max_new_tokens": 9, **summarize(rows), **loss}))
     assert "0.0% (0% to 32%)" in text and "12.5% (2% to 47%)" in text and "1.2500" in text
     assert "tuned, no documents (5 rows)" in text and "20.0% (4% to 62%)" in text
-    assert "cites otherwise Giverny" in text  # a verdict and its answer are two things
+    assert "cites nothing Giverny" in text  # a verdict and its answer are two things
+    other = scored("Who?", ["Ada [1]"], "Bob [2] <A>: Bob", "Bob [2] <A>: Bob [3]")
+    text = repr(EvaluationView([other], {"part": "dev", "answer_marker": "<A>:", **summarize([other])}))
+    assert "cites nothing Bob [2]" in text and "cites otherwise Bob [2]" in text  # what follows the marker counts
     perfect = [scored("Who?", ["Ada"], "Ada", "Ada")] * 8
     assert "100.0% (68% to 100%)" in repr(EvaluationView(perfect, {"part": "dev", **summarize(perfect)}))
 

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file, save_file
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -43,7 +44,7 @@ FIELDS = {
     "layers_pattern": [("layers", "layers_to_transform")],
     "rank_pattern": [({"q_proj": 2}, None)],
     "alpha_pattern": [({"q_proj": 2}, None)],
-    "trainable_token_indices": [([5, 9], None), ({"lm_head": [5]}, None)],
+    "trainable_token_indices": [],  # by whether the embeddings are tied, below
     "target_parameters": [(["mlp.gate_proj.weight"], None)],
     "ensure_weight_tying": [(True, None)],
     "lora_bias": [(True, None)],
@@ -81,8 +82,17 @@ MORE = [  # two that belong together
 ]
 CASES = [({key: value}, refused) for key, cases in FIELDS.items() for value, refused in cases] + MORE
 # On a model with tied embeddings; where they matter, on one without as well.
-OF_EMBEDDINGS = {"target_modules", "bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying"}
-CASES = [(True, *case) for case in CASES] + [(False, *case) for case in CASES if OF_EMBEDDINGS & case[0].keys()]
+OF_EMBEDDINGS = {"target_modules", "bias", "modules_to_save", "ensure_weight_tying"}
+CASES = (
+    [(True, *case) for case in CASES]
+    + [
+        (True, {"trainable_token_indices": [5, 9]}, "tokens of the LM head too"),
+        (True, {"trainable_token_indices": {"lm_head": [5]}}, "tokens of the LM head too"),
+        (False, {"trainable_token_indices": [5, 9]}, None),
+        (False, {"trainable_token_indices": {"lm_head": [5]}}, "tokens of the LM head too"),
+    ]
+    + [(False, *case) for case in CASES if OF_EMBEDDINGS & case[0].keys()]
+)
 
 
 @pytest.fixture(scope="module")
@@ -219,12 +229,24 @@ def test_a_smaller_model_and_a_damaged_file(checkpoint, tiny_llama, tmp_path):
     (folder / fingerprint.FILE).write_text(json.dumps(kept | {"rows": [[9999999, 1]]}))
     with pytest.raises(ConfigError, match="^checkpoint: the base model with this adapter is not .* off by inf"):
         fingerprint.check(folder, load(tiny_llama), "tuned")
-    (folder / fingerprint.FILE).write_text("{")
-    with pytest.raises(json.JSONDecodeError) as caught:
-        fingerprint.check(folder, load(tiny_llama), "tuned")
-    assert (
-        "cannot be compared with this model" in caught.value.__notes__[0] and "or delete" in caught.value.__notes__[0]
-    )
+    for damaged, kind in (("{", json.JSONDecodeError), ("{}", KeyError)):
+        (folder / fingerprint.FILE).write_text(damaged)
+        for what in fingerprint.WRONG:
+            with pytest.raises(kind) as caught:
+                fingerprint.check(folder, load(tiny_llama), what)
+            [note] = caught.value.__notes__
+            assert "cannot be compared with this model" in note and "or delete" in note
+
+
+def test_a_measurement_that_fails_leaves_the_model_as_it_was(tiny_llama):
+    """Out of memory, say: a training that goes on is in training mode, with the casts that it had."""
+    model = put_new_adapter(load(tiny_llama), LORA).train()
+    layers = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    with disable_input_dtype_casting(model):
+        with pytest.raises(IndexError):
+            fingerprint.measure(model, [[10**6]])
+        assert layers and not any(module.cast_input_dtype_enabled for module in layers)
+    assert all(module.training for module in model.modules())
 
 
 # --- A run ----------------------------------------------------------------------------------------------------------

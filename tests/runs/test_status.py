@@ -42,7 +42,7 @@ def test_a_push_that_fails_leaves_a_finished_run(tmp_path):
         raise OSError
     assert run_state(read(tmp_path)) == ("finished", f"finished: step 3 of 3, the adapter is in {tmp_path}/checkpoint")
     view = repr(run_status(tmp_path))
-    assert "1.5" in view and "not measured at step 3" in view  # the training loss was not logged there
+    assert "dev loss         1.5000" in view and "not measured at step 3" in view  # the training loss was not logged
     assert "failed" not in run_status(tmp_path)._repr_html_()
 
 

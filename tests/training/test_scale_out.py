@@ -108,6 +108,47 @@ def test_what_is_said_is_said_once(runs, launcher):
     assert output.count("saved ") == 1
 
 
+PACKED = ["train.packing=true", "train.eval_packing=true", "train.max_length=400"]
+
+
+@pytest.fixture(scope="module")
+def dev_losses(tiny_model, tmp_path_factory):
+    """The dev loss after a step that moves nothing, by launcher, packing and rows in a batch.
+
+    A mean of the means of batches of two would be off by a thousandth of it.
+    """
+    folder, rows = tmp_path_factory.mktemp("dev"), question_rows(40)
+    for number, row in enumerate(
+        rows
+    ):  # one token beside many: a mean over batches or processes is not one over tokens
+        row["answers"] = ["yes"] if number % 3 else [f"The answer is {number}, " + "and no idea " * 20]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = [
+        "dev_split=11",
+        "train.max_steps=1",
+        "train.learning_rate=0",
+        "train.eval_strategy=steps",
+        "train.eval_steps=1",
+    ]
+    found = {}
+    for case in [("one", False, 1), ("one", False, 2), ("one", True, 2), ("torchrun", False, 2), ("torchrun", True, 2)]:
+        launcher, packed, size = case
+        output = folder / "-".join(map(str, case))
+        more = [f"train.per_device_eval_batch_size={size}", *PACKED * packed]
+        launch(launcher, tiny_model("llama"), data, output, *keys, *more)
+        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+        [found[case]] = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    return found
+
+
+@pytest.mark.parametrize(
+    "case", [("one", False, 2), ("one", True, 2), ("torchrun", False, 2), ("torchrun", True, 2)], ids=str
+)
+def test_dev_loss_is_the_single_process_s_packed_and_on_two(dev_losses, case):
+    assert dev_losses[case] == pytest.approx(dev_losses["one", False, 1], rel=1e-5)
+
+
 @pytest.mark.parametrize("to", ["the launcher", "1"])
 def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
     """As SLURM sends it: torchrun passes it on. Or one process alone gets it: both stop after the same step, and say why."""

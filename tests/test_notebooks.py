@@ -331,6 +331,7 @@ def test_grounding_of_a_trained_run_is_saved_beside_its_evaluation(trained, tiny
     before = (folder / "grounding.json").read_text()
     text = outputs(execute("grounding.ipynb", trained[0].parent, {"checkpoint": str(folder / "checkpoint"), "rows": 2}))
     assert f"Saved in {folder / 'grounding.jsonl'}" in text and "capital" not in text
+    assert f"The tuned model is that of {folder / 'checkpoint'}." in text and "Measured: dev rows of " in text
     after = json.loads((folder / "grounding.json").read_text())
     assert after | {"written": 0} == json.loads(before) | {"written": 0}
 

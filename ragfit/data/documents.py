@@ -77,9 +77,11 @@ class Passages:
     def numbered(self, texts: Sequence[str]) -> tuple[Document, ...]:
         """Texts as documents of this prompt, numbered from 1 in their order, under headers such as it has."""
         like = self.documents[0]
-        number = next((found for found in re.findall(r"\d+", like.header) if int(found) == like.number), "no number")
-        before, number, behind = like.header.partition(number)  # which may be in digits of any script
-        return tuple(Document(n, before + (number and str(n)) + behind, text) for n, text in enumerate(texts, 1))
+        number = next((one for one in re.finditer(r"\d+", like.header) if int(one[0]) == like.number), None)
+        if number is None:
+            return tuple(Document(n, like.header, text) for n, text in enumerate(texts, 1))
+        before, behind = like.header[: number.start()], like.header[number.end() :]
+        return tuple(Document(n, f"{before}{n}{behind}", text) for n, text in enumerate(texts, 1))
 
 
 def find_documents(query: str, row: Mapping) -> Passages | None:

@@ -167,8 +167,8 @@ def summarize(table: Sequence[Mapping]) -> dict[str, dict]:
     """Each measure's mean under both models, and their paired difference, all over the rows that have it under both.
 
     Returns:
-        `{measure: {"base": …, "tuned": …, "difference": …}}`, each an `estimate`; one model's
-        alone where there is no other.
+        `{measure: {"base": …, "tuned": …, "difference": …}}`, each an `estimate`; one model's alone where
+        there is no other.
     """
     names = [name for name in MODELS if name in table[0]]
     values = [[values_of(row, name) for name in names] for row in table]

@@ -101,7 +101,8 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
     fix = f"Take base and adapter from where they were trained, or delete {path} to put them together all the same."
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        expected = kept.get("base") if what == "base" and kept["tuned"] else kept["tuned"]
+        tuned = kept["tuned"]  # which every fingerprint has
+        expected = kept.get("base") if what == "base" else tuned
         if expected is None:  # all weights were trained: the base is another folder's
             return
         difference, kinds = math.inf, [expected["type"]]

@@ -118,9 +118,8 @@ def dev_losses(tiny_model, tmp_path_factory):
     A mean of the means of batches of two would be off by a thousandth of it.
     """
     folder, rows = tmp_path_factory.mktemp("dev"), question_rows(40)
-    for number, row in enumerate(
-        rows
-    ):  # one token beside many: a mean over batches or processes is not one over tokens
+    # One token beside many: a mean over batches or processes is not one over tokens.
+    for number, row in enumerate(rows):
         row["answers"] = ["yes"] if number % 3 else [f"The answer is {number}, " + "and no idea " * 20]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -5,21 +5,24 @@ rendered once with stand-ins for them, which shows the template's own text befor
 """
 
 import contextlib
-import inspect
+import itertools
 import os
 import re
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ragfit.errors import PromptError
+from ragfit.errors import PromptError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUERY, _OUTPUT, _SYSTEM = "qRAGFITqueryq", "oRAGFIToutputo", "sRAGFITsystems"
 _OWN_TEMPLATE = "Set template to a file of your own with the placeholders {query} and {output}"
+_PLACEHOLDERS = (
+    "Write {query} once and, after it, {output} once, {instruction} before both if it is wanted, and double all other "
+    "braces ({{ and }})."
+)
 KWARGS_KEY = "model.chat_template_kwargs"
 
 
@@ -29,14 +32,9 @@ class RowRefused(PromptError):
 
 @dataclass(frozen=True)
 class Placed:
-    """A row as a template writes it.
+    """A row as a template writes it: `full`, with the output from `start` to `end`; `prompt` is inference's.
 
-    Attributes:
-        prompt: what the model is given at inference.
-        full: the row with its output, and whatever the template writes after the assistant's turn.
-        user_end: where the template's own text before the output begins in `full`, or None where the template writes
-            it in another way for this row.
-        start, end: the place of the output in `full`.
+    The template's own text before the output begins at `user_end`, None where it is written in another way.
     """
 
     prompt: str
@@ -47,24 +45,9 @@ class Placed:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer.
+    """The tokenizer's, with `kwargs` as variables in every rendering; `ragfit.data.prompt.Renderer` tells the rest."""
 
-    Args:
-        tokenizer: a `transformers` tokenizer.
-        instruction: the system instruction, or "".
-        in_prompt: whether the instruction stands before the prompt instead of in a system message.
-        kwargs: variables of the template, given in every rendering (`enable_thinking`, say).
-
-    Attributes:
-        head, middle, tail, generation, system: as in `ragfit.data.prompt.Renderer`.
-        header: what `add_generation_prompt` adds, the header of the assistant's turn; "" where that is not known.
-        bos: empty; a chat template writes BOS itself.
-
-    Raises:
-        PromptError: there is no template, it cannot be used for a prompt and an answer, or has no such variable.
-    """
-
-    bos = ()
+    bos = ()  # which a chat template writes itself
 
     def __init__(
         self,
@@ -79,20 +62,16 @@ class ChatTemplate:
         if not self._source:
             fix = f"{_OWN_TEMPLATE}, or use the model's instruction-tuned variant."
             raise PromptError("", "The tokenizer has no chat template", fix)
-        own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
         for name in self.kwargs:
-            if name in own:
-                raise PromptError(KWARGS_KEY, f"{name!r} is no variable: each rendering sets it itself", "Remove it.")
             if not re.search(rf"\b{re.escape(str(name))}\b", self._source):
                 raise PromptError(KWARGS_KEY, f"the chat template reads no variable {name!r}", "Correct its name.")
         messages = self._messages(_QUERY)
         text = self._answered(messages, _OUTPUT)
-        start = text.rfind(_QUERY, 0, text.rfind(_OUTPUT))
-        if text.count(_OUTPUT) != 1 or start < 0:
+        parts = re.fullmatch(f"(.*){_QUERY}(.*){_OUTPUT}(.*)", text, re.DOTALL)
+        if not parts or text.count(_OUTPUT) != 1:
             problem = "The chat template does not render the user's and the assistant's message one after the other"
             raise PromptError("", problem, f"{_OWN_TEMPLATE}.")
-        self.head = text[:start]
-        self.middle, self.tail = text[start + len(_QUERY) :].split(_OUTPUT)
+        self.head, self.middle, self.tail = parts.groups()
         prompt, without_header = self._apply(messages, generation=True), self._apply(messages)
         self.generation = prompt.rpartition(_QUERY)[2]
         self.header = prompt.removeprefix(without_header) if prompt.startswith(without_header) else ""
@@ -126,69 +105,59 @@ class ChatTemplate:
 
         Qwen3 writes an empty think block before an answer, which the prompt has under `enable_thinking=False` alone.
         """
-        for name in dict.fromkeys(re.findall(r"\b[a-z_]*(?:think|reason)[a-z_]*\b", self._source)):
-            for value in (False, True):
-                kwargs = {**self.kwargs, name: value}
-                with contextlib.suppress(PromptError):
-                    other = ChatTemplate(self.tokenizer, self.instruction, self.in_prompt, kwargs)
-                    if other.middle == other.generation:
-                        return f"{{{name}: {str(value).lower()}}}"
+        names = dict.fromkeys(re.findall(r"\b[a-z_]*(?:think|reason)[a-z_]*\b", self._source))
+        for name, value in itertools.product(names, (False, True)):
+            with contextlib.suppress(PromptError):
+                other = ChatTemplate(self.tokenizer, self.instruction, self.in_prompt, {**self.kwargs, name: value})
+                if other.middle == other.generation:
+                    return f"{{{name}: {str(value).lower()}}}"
         return ""
 
     def render(self, query: str, output: str) -> Placed:
-        """Write a row.
-
-        Raises:
-            RowRefused: the template refuses the row, or rewrites its output so that its place is unknown.
-        """
+        """Write a row, or raise `RowRefused`. Two strategies find the place of its output."""
         messages, full = self._messages(query), ""
         try:
             prompt = self._apply(messages, generation=True)
             # A template may refuse an empty answer, which gets the turn of any other answer then.
             with contextlib.nullcontext() if output.strip() else contextlib.suppress(PromptError):
                 full = self._answered(messages, output)
-            if place := _at_the_end(full, self.middle, output, self.tail):
-                return Placed(prompt, full, place[0] - len(self.middle), *place)
-            before, _, after = self._answered(messages, _OUTPUT).rpartition(_OUTPUT)
+            return self._at_the_end(prompt, full, output) or self._by_a_stand_in(messages, prompt, full, output)
         except PromptError as error:
             raise RowRefused(*error.args) from error
-        user_end = len(before) - len(self.middle) if before.endswith(self.middle) else None
-        if user_end is None and prompt.endswith(self.generation) and before.startswith(prompt):
+
+    def _at_the_end(self, prompt: str, full: str, output: str) -> Placed | None:
+        """The row, where its text ends with the template's middle, the output and the template's tail."""
+        if not full or self.middle in output:
+            return None  # the output could be taken for the template's own text, where the template drops the output
+        end = len(full) - len(self.tail)
+        for variant in stripped(output):
+            if full.endswith(self.middle + variant + self.tail):
+                start = end - len(variant)
+                return Placed(prompt, full, start - len(self.middle), start, end)
+        return None
+
+    def _by_a_stand_in(self, messages: list[dict], prompt: str, full: str, output: str) -> Placed:
+        """The row, by the text around a stand-in for an output that the template treats in its own way."""
+        before, _, after = self._answered(messages, _OUTPUT).rpartition(_OUTPUT)
+        end, user_end, output = len(full) - len(after), None, output.strip()
+        if before.endswith(self.middle):
+            user_end = len(before) - len(self.middle)
+        elif prompt.endswith(self.generation) and before.startswith(prompt):
             user_end = len(prompt) - len(self.generation)
-        if place := _by_a_stand_in(full, before, after, user_end, output):
-            return Placed(prompt, full, user_end, *place)
-        if not output.strip():
+        if full and full.endswith(after):
+            if full.startswith(before) and len(before) <= end:
+                return Placed(prompt, full, user_end, len(before), end)
+            # The template writes something else before this answer. The output begins where the texts part, or before
+            # that, where it begins like the template's own text (both with <think>): where it agrees for longest.
+            shared = len(os.path.commonprefix([full[:end], before]))
+            if output and user_end is not None and shared >= user_end:
+                places = range(shared, user_end - 1, -1)
+                start = max(places, key=lambda at: len(os.path.commonprefix([full[at:end], output])))
+                return Placed(prompt, full, user_end, start, end)
+        if not output:
             return Placed(prompt, before + after, user_end, len(before), len(before))
         problem = f"The chat template rewrites this answer so that its place is not known: it begins {output[:60]!r}"
         raise RowRefused("", problem, "Change the row, or set template to a file of your own.")
-
-
-def _at_the_end(full: str, middle: str, output: str, tail: str) -> tuple[int, int] | None:
-    """(start, end) of an output in a text that ends with the template's middle, the output and the template's tail."""
-    if middle in output:
-        return None  # it could be taken for the template's own text, where the template drops the output
-    for variant in stripped(output):
-        if full and full.endswith(middle + variant + tail):
-            end = len(full) - len(tail)
-            return end - len(variant), end
-    return None
-
-
-def _by_a_stand_in(full: str, before: str, after: str, user_end: int | None, output: str) -> tuple[int, int] | None:
-    """(start, end) of an output that the template treats in its own way, from the text around a stand-in for it."""
-    end = len(full) - len(after)
-    if not full or not full.endswith(after):
-        return None
-    if full.startswith(before) and len(before) <= end:
-        return len(before), end
-    # The template writes something else before this answer. The output begins where the texts part, or before that,
-    # where it begins like the template's own text (both with <think>): wherever it agrees with the text for longest.
-    shared = len(os.path.commonprefix([full[:end], before]))
-    output = output.strip()
-    if user_end is None or shared < user_end or not output:
-        return None
-    places = range(shared, user_end - 1, -1)
-    return max(places, key=lambda at: len(os.path.commonprefix([full[at:end], output]))), end
 
 
 def stripped(text: str) -> tuple[str, ...]:
@@ -197,54 +166,29 @@ def stripped(text: str) -> tuple[str, ...]:
 
 
 class TextTemplate:
-    """A template of the user's own: a text with the placeholders `{query}`, `{output}` and, if wanted, `{instruction}`.
-
-    Args and attributes are those of `ChatTemplate`, and:
-        text: the template. Braces of its own are doubled, as in `str.format`; data is never formatted.
-        bos: ids to put before the text's own, where the tokenizer adds BOS by itself.
-
-    Raises:
-        PromptError: a placeholder is missing, unknown, there twice or in the wrong order, or a brace is alone.
-    """
+    """A template of the user's own, with the attributes of `ChatTemplate`: a text to fill in, as by `str.format`."""
 
     header = ""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, instruction: str = "", in_prompt: bool = False):
-        parts = _parse(text)
-        says_where = any(name == "instruction" for _, name in parts)
+        try:
+            head, rest = text.format(query=_QUERY, output=_OUTPUT, instruction=_SYSTEM).split(_QUERY)
+            self.middle, self.tail = rest.split(_OUTPUT)
+            if _SYSTEM in rest:
+                raise ValueError("{instruction} stands behind {query}")
+        except (AttributeError, LookupError, ValueError) as error:
+            raise PromptError("template", f"it cannot be filled in ({first_line(error)})", _PLACEHOLDERS) from error
+        self.head, self.generation, says_where = head.replace(_SYSTEM, instruction), self.middle, _SYSTEM in head
         self.instruction, self.in_prompt = instruction, in_prompt and not says_where  # once is enough
-        fill = {None: "", "query": _QUERY, "output": _OUTPUT, "instruction": instruction}
-        self.head, rest = "".join(literal + fill[name] for literal, name in parts).split(_QUERY)
-        self.middle, self.tail = rest.split(_OUTPUT)
-        self.generation = self.middle
-        self.system = "none" if not instruction else "prompt" if self.in_prompt or says_where else "dropped"
-        self.bos = ()
-        bos = tokenizer.bos_token_id
-        if bos is not None and not self.head.startswith(tokenizer.bos_token):
-            ids, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-            if ids[:1] == [bos] != plain[:1]:
-                self.bos = (bos,)
+        self.system = "none" if not instruction else "prompt" if in_prompt or says_where else "dropped"
+        ids, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+        bos, text_of_bos = tokenizer.bos_token_id, tokenizer.bos_token or ""
+        adds = bos is not None and ids[:1] == [bos] != plain[:1] and not self.head.startswith(text_of_bos)
+        self.bos = (bos,) if adds else ()
 
     def render(self, query: str, output: str) -> Placed:
         """Write a row."""
         user = f"{self.instruction}\n{query}" if self.in_prompt else query
         prompt = f"{self.head}{user}{self.middle}"
-        start, end = len(prompt), len(prompt) + len(output)
-        return Placed(prompt, f"{prompt}{output}{self.tail}", start - len(self.middle), start, end)
-
-
-def _parse(template: str) -> list[tuple[str, str | None]]:
-    """[(literal, the placeholder that follows it or None)], in order."""
-    fix = (
-        "Write {query} once and, after it, {output} once, {instruction} before both if it is wanted, and double all "
-        "other braces ({{ and }})."
-    )
-    try:
-        pieces = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise PromptError("template", str(error), fix) from error
-    names = [name for _, name, *_ in pieces if name is not None]
-    formats = any(form or conversion for _, _, form, conversion in pieces)
-    if names[-2:] != ["query", "output"] or set(names[:-2]) - {"instruction"} or formats:
-        raise PromptError("template", f"its placeholders are {names}", fix)
-    return [(literal, name) for literal, name, *_ in pieces]
+        end = len(prompt) + len(output)
+        return Placed(prompt, f"{prompt}{output}{self.tail}", len(prompt) - len(self.middle), len(prompt), end)

@@ -448,14 +448,9 @@ def test_a_prompt_whose_last_tokens_are_others_before_the_answer(prepare, length
     ("kwargs", "settings", "message"),
     [
         ({"enable_thinkin": False}, {}, "chat_template_kwargs: the chat template reads no variable 'enable_thinkin'"),
-        (
-            {"add_generation_prompt": False},
-            {},
-            "kwargs: 'add_generation_prompt' is no variable: each rendering sets it",
-        ),
-        ({"messages": []}, {}, "kwargs: 'messages' is no variable"),  # which the template reads
-        ({"tokenize": True}, {}, "kwargs: 'tokenize' is no variable"),
-        ({"continue_final_message": True}, {}, "kwargs: 'continue_final_message' is no variable"),
+        ({"add_generation_prompt": False}, {}, "multiple values for keyword argument 'add_generation_prompt'"),
+        ({"messages": []}, {}, "multiple values for keyword argument 'messages'"),
+        ({"tokenize": True}, {}, "reads no variable 'tokenize'"),
         ({"enable_thinking": False}, {"template": "{query}{output}"}, "chat_template_kwargs: a template of your own"),
     ],
 )

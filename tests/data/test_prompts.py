@@ -333,7 +333,7 @@ def test_a_template_of_ones_own(custom, text, completion):
     "custom",
     [
         "{query}", "{output}", "plain", "{query}{query}{output}", "{query}{output}{output}", "{output}{query}",
-        "{query}{output}{question}", "{query}{output}{}", "{query}{output}{0}", "{query!r}{output}", "{query:>10}{output}",
+        "{query}{output}{question}", "{query}{output}{}", "{query}{output}{0}",
         "{query.x}{output}", "{query}{output", "{query}{output}}", '{"q": "{query}"}{output}', "{query}{instruction}{output}",
         "{query}{output}{instruction}",
     ],

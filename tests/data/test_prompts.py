@@ -378,7 +378,7 @@ def test_markers_in_a_template_of_ones_own(custom, marker, query, completion):
 
 def test_a_row_without_the_marker_in_a_template_of_ones_own():
     given = renderer(custom="{query}{output}", completion_start="Answer:")
-    with pytest.raises(PromptError, match=r"'Answer:' does not occur.*Leave model\.completion_start empty"):
+    with pytest.raises(PromptError, match=r"'Answer:' does not occur.*Leave it empty"):
         given.render("Answer: where?", "Rome")
 
 

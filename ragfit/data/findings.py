@@ -104,7 +104,7 @@ class Checks:
         return found
 
     def check(
-        self, part: str, number: int, query: str, output: str, row: Rendered, masked: Masked, source: Mapping
+        self, part: str, number: int, query: str, output: str, source: Mapping, row: Rendered, masked: Masked
     ) -> None:
         """Look at one row.
 
@@ -181,6 +181,6 @@ class Checks:
         return f"⟨part of {text.strip()[:1]}⟩" if "\ufffd" in self._texts[token] else self._texts[token]
 
     def counts(self) -> dict[str, Any]:
-        """The fields of a `Report` that tell where loss begins and ends."""
+        """The fields of a `Report` that tell what was found, and where loss begins and ends."""
         ends = {"first_labels": self._first, "last_labels": self._last, "boundary": self._boundary}
-        return {**ends, "last_ids": sorted(self._last_ids)}
+        return {**ends, "last_ids": sorted(self._last_ids), "findings": self.findings()}

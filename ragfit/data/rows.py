@@ -1,41 +1,35 @@
-"""Rows of the processed files: read, chosen, shuffled, limited, split.
-
-A file is indexed once and a row is read when it is asked for, so that a look at the first row of a
-large file does not wait for the rest, and the file is never held in memory.
-"""
+"""Rows of the processed files: indexed in one scan, read when they are asked for, chosen, shuffled, limited, split."""
 
 import array
-import contextlib
 import gzip
 import io
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xxhash
 
 from ragfit.config.keys import short_repr
 from ragfit.config.paths import find_existing, find_file
 from ragfit.draw.text import listed
-from ragfit.errors import DataError, RagfitError, first_line
+from ragfit.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from omegaconf import DictConfig
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
-_BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF-8
 
 
 class JsonlRows(Sequence):
     """The rows of a JSONL file (plain, or gzipped and then held in memory), read on demand: `rows[i]` is a dict."""
 
-    def __init__(self, path: Path):
-        self.name = str(path)
-        self._file = path.open("rb")
+    def __init__(self, path: Path, name: str):
+        self.name, self._file = name, path.open("rb")
         if self._file.peek(2)[:2] == b"\x1f\x8b":
             try:
                 self._file = io.BytesIO(gzip.decompress(self._file.read()))
@@ -45,34 +39,31 @@ class JsonlRows(Sequence):
         self._places, self._hash, offset = array.array("Q"), xxhash.xxh3_128(), 0
         for number, line in enumerate(self._file, 1):
             self._hash.update(line)
-            if line.removeprefix(_BOM).strip():
+            if not line.isspace():
                 self._places.extend((offset, len(line), number))
             offset += len(line)
 
     def __len__(self) -> int:
         return len(self._places) // 3
 
+    def __getitem__(self, i: int) -> dict:
+        self._file.seek(self._places[3 * i])
+        line = self._file.read(self._places[3 * i + 1])
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+            if not isinstance(row, dict):
+                raise ValueError(f"it is a JSON {type(row).__name__}, not an object")
+            json.dumps(row, ensure_ascii=False).encode()  # no tokenizer takes half a character (a lone surrogate)
+        except (RecursionError, ValueError) as error:  # among them bytes that are not UTF-8
+            fix = 'Save the file as UTF-8, with one JSON object a line: {"prompt": …, "answers": …} (no JSON array).'
+            raise DataError(self.where(i), f"no row can be read: {first_line(error)}", fix) from error
+        return row
+
     def where(self, i: int) -> str:
-        """The file and the line of a row, for messages."""
         return f"{self.name}, line {self._places[3 * i + 2]}"
 
     def digest(self) -> str:
-        """A hash of the whole content, as it was when the file was opened."""
-        return self._hash.hexdigest()
-
-    def __getitem__(self, i: int) -> dict:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        self._file.seek(self._places[3 * i])
-        line, where = self._file.read(self._places[3 * i + 1]), self.where(i)
-        fix = 'Save the file as UTF-8, with one JSON object a line such as {"prompt": …, "answers": …} (no JSON array).'
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (RecursionError, ValueError) as error:  # among them bytes that are not UTF-8
-            raise DataError(where, f"not JSON that can be read: {first_line(error)}", fix) from error
-        if not isinstance(row, dict):
-            raise DataError(where, f"a JSON {type(row).__name__}, not an object", fix)
-        return row
+        return self._hash.hexdigest()  # of the content as it was when the file was opened
 
 
 class TableRows(Sequence):
@@ -84,85 +75,47 @@ class TableRows(Sequence):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def __getitem__(self, i: int) -> dict:
+        return self._dataset[int(i)]
+
     def where(self, i: int) -> str:
-        """The file and the row's number, for messages."""
         return f"{self.name}, row {i}"
 
     def digest(self) -> str:
-        """A hash of all columns, whatever file or hub they came from."""
-        import pyarrow as pa
-
-        hasher = xxhash.xxh3_128()
-        for table in self._dataset.with_format("arrow").iter(1000):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table.combine_chunks())
-            hasher.update(sink.getvalue())
-        return hasher.hexdigest()
-
-    def __getitem__(self, i: int) -> dict:
-        return self._dataset[int(i)]
+        content = xxhash.xxh3_128()
+        for batch in self._dataset.iter(1000):
+            content.update(repr(batch).encode())
+        return content.hexdigest()
 
 
 Source = JsonlRows | TableRows
 
 
-def open_rows(name: str | Path, key: str = "data_file") -> Source:
-    """Open the data file that a key names, or the data set on the hub where no such file exists.
+def open_rows(name: str | Path, key: str = "data_file", named_in: str = "") -> Source:
+    """Open the file that a key names, or else the data set on the hub: `org/name`, `org/name:[configuration:]split`.
 
-    Args:
-        name: a path, or a data set as `org/name`, `org/name:split` or `org/name:configuration:split` (the split is
-            `train` where none is named).
-
-    Raises:
-        ConfigError: there is no such file.
-        DataError: the file is damaged, empty or of another format. A data set or Parquet file that cannot be loaded is
-            an error of `datasets`, which lists the configurations and splits that there are.
+    What cannot be loaded from the hub or from Parquet is an error of `datasets`, which lists what there is. `named_in`
+    is the configuration that has named the file in the user's place, for the messages.
     """
-    text = str(name)
-    is_path = text.endswith(SUFFIXES) or text.startswith((".", "/", "~")) or "/" not in text
-    if not is_path and find_existing(name) is None:
+    text, by = str(name), f" (named in {named_in})" * bool(named_in)
+    if "/" in text and text[0] not in "./~" and not text.endswith(SUFFIXES) and not find_existing(name):
         from datasets import load_dataset
 
         repository, *configuration, split = text.split(":") if ":" in text else (text, "train")
-        rows = TableRows(load_dataset(repository, *configuration, split=split or "train"), text)
-    else:
-        path = find_file(name, key)
-        if not path.name.endswith(SUFFIXES):
-            raise DataError(path, "its format is not known", f"Use one of {', '.join(SUFFIXES)}.")
-        if path.suffix == ".parquet":
-            from datasets import Dataset
+        rows = TableRows(load_dataset(repository, *configuration, split=split), text + by)
+    elif (path := find_file(name, key + by)).suffix == ".parquet":
+        from datasets import Dataset
 
-            rows = TableRows(Dataset.from_parquet(str(path)), str(path))
-        else:
-            rows = JsonlRows(path)
+        rows = TableRows(Dataset.from_parquet(str(path)), f"{path}{by}")
+    else:
+        rows = JsonlRows(path, f"{path}{by}")
     if not len(rows):
-        raise DataError(name, "the file has no rows", f"Check {key}.")
+        raise DataError(text + by, "the file has no rows", f"Check {key}.")
     return rows
 
 
-@contextlib.contextmanager
-def saying_who_named(cfg: "DictConfig") -> Iterator[None]:
-    """Say of an error in a file that the user has not named, since the configuration does, where its name came from."""
-    try:
-        yield
-    except RagfitError as error:
-        for key, source in vars(cfg).get("named_in", {}).items():
-            name = str(cfg.get(key) or "")
-            if name and error.where.startswith((key, name, str(find_existing(name) or name))):
-                error.fix += f" {key} comes from the configuration {source}; name your own with {key}=…"
-        raise
-
-
 def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> list[int]:
-    """The positions of the rows to use, in the order to use them.
-
-    Args:
-        shuffle: a seed, or None to keep the file's order. The order is that of `datasets.Dataset.shuffle`.
-        limit: the number of rows to keep, taken after shuffling, or None for all.
-    """
-    import numpy as np
-
+    """The positions of the rows to use: shuffled by a seed as `datasets.Dataset.shuffle` does, then limited."""
     order = np.arange(count) if shuffle is None else np.random.default_rng(shuffle).permutation(count)
     return order[:limit].tolist()
 
@@ -170,18 +123,10 @@ def choose(count: int, shuffle: int | None = None, limit: int | None = None) -> 
 def split(
     positions: list[int], share: float, seed: int | None = None, questions: Sequence[str] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Take a development set out of the chosen rows: (train, dev), each in the order of `positions`.
+    """Take dev rows out of the chosen ones, by a seed alone: (train, dev), each in the order of `positions`.
 
-    Args:
-        share: a share between 0 and 1, or a number of rows; where questions repeat, up to so many are taken.
-        seed: what alone decides which rows are drawn.
-        questions: the question of each row; those of one question stand on one side. None where each has its own.
-
-    Raises:
-        DataError: none is left to train on.
+    `share` is a share below 1 or a number of rows. Rows of one question stand on one side, so fewer may be taken.
     """
-    import numpy as np
-
     rows = len(positions)
     count = max(round(share * rows) if share < 1 else int(share), 1)
     same, drawn = defaultdict(list), set()
@@ -198,10 +143,9 @@ def split(
 
 
 def text_of(row: dict, key: str, where: str, config_key: str) -> str:
-    """The text under `key`; under an `output_key` also the first text of a list (of lists). Empty or null gives "".
+    """The text under `key`, which a `config_key` names; beside `input_key` also the first text of a list (of lists).
 
-    Raises:
-        DataError: the key is missing, or holds something else.
+    Empty and null are "". A missing key and anything else are a DataError.
     """
     if key not in row:
         problem = f"there is no key {key!r}; the row has {listed([*map(short_repr, row)], 20) or 'no keys'}"
@@ -209,31 +153,13 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
     value, takes_lists = row[key], config_key != "input_key"
     while takes_lists and isinstance(value, (list, tuple)):
         value = value[0] if len(value) else ""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
+    if not isinstance(value, str | None):
         fix = f"Set {config_key} to a key with text{', or a list whose first element is text' * takes_lists}."
-        problem = f"{key!r} holds {'an' if type(value) is int else 'a'} {type(value).__name__}, not text"
-        raise DataError(where, problem, fix)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        problem = f"{key!r} holds half a character (a lone surrogate) at {error.start}"
-        raise DataError(where, problem, "Correct or remove the row.") from error
-    return value
+        raise DataError(where, f"{key!r} holds a value of type {type(value).__name__}, not text", fix)
+    return value or ""
 
 
 def texts_of(rows: Source, number: int, cfg: "DictConfig") -> tuple[str, str, dict]:
     """(query, output, row) of a row by its number in its file."""
-    row, where = rows[number], rows.where(number)
-    return text_of(row, cfg.input_key, where, "input_key"), text_of(row, cfg.output_key, where, "output_key"), row
-
-
-def read_text(name: str | Path, key: str) -> str:
-    """A small text file (an instruction, a template), as it is but for a byte order mark.
-
-    Raises:
-        ConfigError: there is no such file.
-        UnicodeDecodeError: it is not UTF-8.
-    """
-    return find_file(name, key).read_text(encoding="utf-8-sig")
+    row, keys = rows[number], ("input_key", "output_key")
+    return *(text_of(row, cfg[key], rows.where(number), key) for key in keys), row

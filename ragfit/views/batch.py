@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Block, Note, Span, Table
-from ragfit.draw.text import counted, short
+from ragfit.draw.text import counted, in_one_line
 from ragfit.draw.view import View
 
 ENDS = 6  # tokens that are shown of a row's beginning and end
@@ -79,6 +79,6 @@ class BatchView(View):
 
     def _line(self, row: RowInBatch, index: int | None) -> list[str | Span]:
         counts = (len(row.tokens), sum(label != IGNORE_INDEX for label in row.labels), row.padding)
-        ends = (Span(short(self.decode(part), 40), "mono") for part in (row.tokens[:ENDS], row.tokens[-ENDS:]))
+        ends = (Span(in_one_line(self.decode(part), 40), "mono") for part in (row.tokens[:ENDS], row.tokens[-ENDS:]))
         number = "–" if index is None else f"{index:,}"
         return [number, f"{row.sequence:,}", row.places, *(f"{count:,}" for count in counts), *ends]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ragfit.draw.blocks import Block, Fold, Note, Source, Span, Table
+from ragfit.draw.blocks import Block, Fold, Note, Span, Table
 from ragfit.draw.view import View
 from ragfit.secrets import MASK, holds_secret, masked
 
@@ -29,7 +29,7 @@ class DifferencesView(View):
 
         rows = [[Span(key), Span(before, "mono"), Span(after, "mono")] for key, before, after in self.rows]
         found = Table(["key", "in the file", "this run"], rows, widths=("30%", "30%", "40%"))
-        whole = Fold("the whole configuration", [Source(to_yaml(self.cfg))], in_text=False)
+        whole = Fold("the whole configuration", [Note(Span(to_yaml(self.cfg), "mono"))], in_text=False)
         return [found if rows else Note("Nothing: this run uses the file unchanged."), whole]
 
 

@@ -59,12 +59,12 @@ class PromptView(View):
 
     def _parts_html(self) -> str:
         rows = []
-        look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;line-height:1.6;text-align:left"
+        look = f"padding:6px 10px;border:0;{style.border('-bottom')};vertical-align:top;line-height:1.6;text-align:left"
         for name, text, tokens, loss in self.parts:
             pair = _LOOK[name]
             learned = f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>" if loss else ""
             side = f"{colours(style.PAPER)};border-left:4px solid {pair.line};width:112px;font-size:12px"
-            paper = colours(style.LOSS_PAPER if loss else style.PAPER)
+            paper = colours(style.LOSS if loss else style.PAPER)
             rows.append(
                 f'<tr><td style="{look};{side}">{style.badge(name, pair)}<br>{_count_of(tokens)}{learned}</td>'
                 f'<td style="{look};{paper};padding:0">{style.mono(text)}</td></tr>'

@@ -28,7 +28,7 @@ _TAGS = {
     "": ("", ""),
     "special": (f'<b style="{colours(style.SPECIAL)};font-weight:600">', "</b>"),
     "marker": (f'<i style="{colours(style.MARKER)};font-style:normal">', "</i>"),
-    "boundary": (f'<em style="{colours(style.BOUNDARY)};border:1px dashed">', "</em>"),
+    "boundary": (f'<em style="{colours(style.BAD)};border:1px dashed">', "</em>"),
     "padding": ('<small style="background:#8884;font-size:11px">', "</small>"),
 }
 _HINT = (
@@ -135,7 +135,7 @@ class TokenView(View):
 
     def _word(self, i: int) -> int:
         """The next place between words or lines, where there is one near."""
-        near = range(i, min(i + 8, len(self.ids)))
+        near = range(max(i, 0), min(i + 8, len(self.ids)))
         return next((k for k in near if self.texts[k][:1].isspace() or self.texts[k - 1].endswith("\n")), i)
 
     # HTML.

@@ -137,7 +137,7 @@ def test_losses_stand_below_their_tokens(make):
     html, count = view.html(), sum(label != -100 for label in labels)
     assert len(re.findall(r"<sub [^>]*>2\.50 </sub><sub [^>]*>0\.25 </sub>", html)) == count
     assert html.count("loss 2.50 → 0.25") == count
-    assert f"loss, base: {' '.join(['2.50'] * count)}\n" in repr(view)
+    assert f"loss, base: {', '.join(['2.50'] * count)}\n" in repr(view)
     with pytest.raises(ValueError, match="losses"):
         TokenView(prepared, losses={"base": [1.0]})
 
@@ -222,7 +222,7 @@ def test_a_token_across_the_boundary_is_a_difference(make, tmp_path):
     prepared = make(rows("ANSWER: 42"), make_tokenizer("whole"), template=str(tmp_path / "template.txt"))
     view = TokenView(prepared)
     assert "they differ" in repr(PromptView(prepared)) and "spans the boundary, no loss" in view.html()
-    assert f"Token {view.boundary} " in repr(view) and not view.loss[view.boundary]
+    assert view.kinds[view.boundary] == "read" and "they differ" in repr(view)
 
 
 # --- All rows --------------------------------------------------------------------------------------------------------

@@ -208,10 +208,11 @@ GREETS = CHAT_TEMPLATES["chatml"].replace(
 def test_the_inference_prompt_and_what_is_read_before_loss(make, template, marker, said, only_in_training):
     prepared = make(rows("<b>it</b>"), make_tokenizer("digits", template), **{"model.completion_start": marker})
     view, tokens = PromptView(prepared), TokenView(prepared)
-    sentence, found = view.row.compared(prepared.encoder)
+    told, *tables = view.row.comparison(prepared.encoder)
+    found, sentence = [row for table in tables for row in table.rows], told.text[1]
     count = prepared.train[0]["labels"].index(next(label for label in prepared.train[0]["labels"] if label != -100))
     assert said.format(count=count) in sentence and sentence in view.text()
-    assert [part[2] for part in found] == only_in_training
+    assert [row[2].text for row in found] == only_in_training
     assert_harmless(view._repr_html_())
     for html in (view.html(), tokens.html()):
         assert ("only in training" in html) == bool(found)

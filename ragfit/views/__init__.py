@@ -1,7 +1,4 @@
-"""Views: what the model reads, what it learns from and what a run did, drawn from the trainer's own objects.
-
-Each has `_repr_html_` for notebooks, a `__repr__` that reads well in a log, and `save_html(path)`.
-"""
+"""What the notebooks show, drawn from the trainer's own objects: each view is HTML, and text that reads well in a log."""
 
 import importlib
 from typing import Any

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ragfit.config.save import to_yaml
 from ragfit.draw.blocks import Block, Fold, Note, Span, Table
 from ragfit.draw.view import View
 from ragfit.secrets import MASK, holds_secret, masked
@@ -22,12 +23,10 @@ class DifferencesView(View):
         self.title, self.cfg, self.differences = f"What differs from {config_name}", cfg, list(differences)
 
     def blocks(self) -> list[Block]:
-        from ragfit.config.save import to_yaml
-
         rows = []
         for key, *values in self.differences:
             shown = (MASK if holds_secret(key, value) else masked(value) for value in values)
             rows.append([Span(key), *(Span("–" if one is None else str(one), "mono") for one in shown)])
-        found = Table(["key", "in the file", "this run"], rows, widths=("30%", "30%", "40%"))
+        found = Table(["key", "in the file", "this run"], rows, widths=("30%", "30%", "40%")) if rows else None
         whole = Fold("the whole configuration", [Note(Span(to_yaml(self.cfg), "mono"))], in_text=False)
-        return [found if rows else Note("Nothing: this run uses the file unchanged."), whole]
+        return [found or Note("Nothing: this run uses the file unchanged."), whole]

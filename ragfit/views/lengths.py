@@ -32,7 +32,7 @@ class LengthsView(View):
             said += f" max_sequence_len is {self.limit:,}: {dropped} dropped as too long, {cut:,} cut."
         rows = []
         for (part, name), lengths in self.lengths.items():
-            places = (0, len(lengths) // 2, min(len(lengths) - 1, int(len(lengths) * 0.95)), -1)
+            places = (0, len(lengths) // 2, int((len(lengths) - 1) * 0.95), -1)
             rows.append([f"{part}, {name}", *(f"{lengths[place]:,}" for place in places)])
         head = ["tokens", "shortest", "median", "95th percentile", "longest"]
         picture = Picture(self._figure, f"Histograms of lengths in tokens. {said}")
@@ -41,9 +41,8 @@ class LengthsView(View):
     def _figure(self) -> Any:
         drawn = figure(2.5)
         for axis, (name, colour) in zip(drawn.subplots(1, 3), COLUMNS.items(), strict=True):
-            whole = name == "whole row"
             stacks = [("train", self.lengths["train", name], colour)]
-            stacks.append(("dropped", self.train.rejected_lengths if whole else [], style.RED))
+            stacks.append(("dropped", self.train.rejected_lengths if name == "whole row" else [], style.RED))
             stacks.append(("dev", self.lengths.get(("dev", name)), style.ORANGE))
             parts, lengths, colours = zip(*(stack for stack in stacks if stack[1]), strict=True)
             labels = [f"{part}, {counted(len(of), 'row')}" for part, of in zip(parts, lengths, strict=True)]
@@ -53,7 +52,7 @@ class LengthsView(View):
             axis.hist(lengths, bins, stacked=True, color=colours, label=labels)
             if len(bins) < 8:
                 axis.set_xlim(max(0, low - 4), high + 4)
-            if self.limit and whole and self.limit <= 3 * high:
+            if self.limit and name == "whole row" and self.limit <= 3 * high:
                 axis.axvline(self.limit, color=INK, linewidth=1.2, label=f"max_sequence_len {self.limit:,}")
                 axis.set_xlim(right=max(axis.get_xlim()[1], self.limit * 1.02))
             finish(axis, f"{name}, tokens")

@@ -1,4 +1,4 @@
-"""What the notebooks show, drawn from the trainer's own objects: each view is HTML, and text that reads well in a log."""
+"""What the notebooks show, drawn from the trainer's own objects: each view is HTML, and text for a log."""
 
 import importlib
 from typing import Any

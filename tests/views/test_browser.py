@@ -23,7 +23,7 @@ def run_all(lab, browser, tiny_llama, write_rows, tmp_path):
     page.on("pageerror", lambda error: errors.append(str(error)))
 
     def run_all(name, until, **parameters):
-        rows = [{key: text.format(n) for key, text in ROW.items()} for n in range(9)]
+        rows = [{key: text.format(n) for key, text in ROW.items()} for n in range(12)]
         place(folder, name, notebook_parameters(tiny_llama, write_rows(rows), tmp_path / "trained") | parameters)
         page.goto(f"{address}lab/tree/{name}?token=here&reset")
         # Before its session has started JupyterLab asks which kernel to take.
@@ -51,7 +51,7 @@ def run_all(lab, browser, tiny_llama, write_rows, tmp_path):
 def test_train_notebook(run_all):
     page = run_all("train.ipynb", "adapter_model.safetensors")
     text = page.locator(".jp-Notebook").inner_text()
-    for expected in ("What differs from training", "Rows and tokens", "Before the run", "dev rows", "done: step 5/5"):
+    for expected in ("What differs from training", "Before the run", "Answers on 3 dev rows", "done: step 5/5"):
         assert expected in text
     learned = page.locator(".jp-OutputArea mark").all_inner_texts()
     assert any("number" in mark and "<|im_end|>" in mark for mark in learned)
@@ -78,7 +78,7 @@ def test_looking_notebook(run_all, name, view):
     field("row").press("ArrowUp")  # the number of the row, by keyboard
     explorer.get_by_text(f"{view} of train, row 1 of its file").wait_for()
     fill("row", "8", f"{view} of train, row 8 of its file")
-    explorer.get_by_text("9 of 9 rows").wait_for()
+    explorer.get_by_text("9 of 12 rows").wait_for()
     if view == "Tokens":
         fold = explorer.locator("details").last
         assert "deep inside 8" not in fold.inner_text().replace("·", " ")

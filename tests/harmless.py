@@ -29,7 +29,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("br", "img"):
+        if tag not in ("br", "img", "wbr"):
             self.stack.append(tag)
         title = dict(attrs).get("title") or ""
         if tag == "bdi" and re.match(r"\d+: id", title):

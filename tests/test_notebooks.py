@@ -312,7 +312,7 @@ def test_loss_mask_says_what_is_wrong(tiny_run, tmp_path):
 def test_grounding(tiny_run, tmp_path):
     """Without a trained adapter there are the base model's figures alone; the documents are shown before."""
     text = outputs(execute("grounding.ipynb", tmp_path, {**tiny_run, "rows": 2}))
-    for expected in ("There is no trained adapter yet", "Position of the first supporting document", "supports",
+    for expected in ("There is no trained adapter yet", "supporting document at position 1", "supports",
                      "Which document does the answer come from?", "loss without documents", "No trained adapter is loaded"):  # fmt: skip
         assert expected in text
     assert "Saved in" not in text

@@ -1,18 +1,8 @@
-"""What a view shows, said once: `draw.html` makes HTML of these blocks, `draw.text` makes lines for a log.
-
->>> from ragfit.draw.text import lines
->>> for line in lines([Callout("Two rows are the same."), Facts([("rows", "200", "12 dropped")])]):
-...     print("|" + line)
-|  ! Two rows are the same.
-|  rows  200  (12 dropped)
-"""
+"""What a view shows, said once: `draw.html` makes HTML of these blocks, `draw.text` makes lines for a log."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any, Literal
 
 Tone = Literal["good", "bad", "warning", "note", "quiet"]
 
@@ -55,42 +45,29 @@ Line = str | Span | Badge | Bar | Long | tuple["Line", ...]
 
 @dataclass(frozen=True)
 class Facts:
-    """`(label, value, note)`, of which the note may be empty."""
-
-    items: Sequence[tuple[str, str, str]]
+    items: Sequence[tuple[str, str, str]]  # (label, value, note), of which the note may be empty
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; a log has it in columns or, where cells are long, as a record for each row.
+    """A table; a log has it in columns or, where cells are long, as a record for each row."""
 
-    Attributes:
-        head: column titles; empty for none.
-        right: columns of numbers, set to the right.
-        widths: of the first columns in a page, such as "25%" or "190px"; where all have one, long words break.
-        wide: whether it stays in columns however wide it is, but in a terminal; a page scrolls it sideways.
-    """
-
-    head: Sequence[str]
+    head: Sequence[str]  # empty for none
     rows: Sequence[Sequence[Line]]
-    right: Sequence[int] = ()
-    widths: Sequence[str] = ()
-    wide: bool = False
+    right: Sequence[int] = ()  # columns of numbers
+    widths: Sequence[str] = ()  # of the first columns in a page ("25%", "190px"); where all have one, long words break
+    wide: bool = False  # stays in columns, but in a terminal; a page scrolls it sideways
 
 
 @dataclass(frozen=True)
 class Callout:
-    """What should be read first."""
-
-    text: Line
+    text: Line  # what should be read first
     tone: Tone = "warning"
 
 
 @dataclass(frozen=True)
 class Note:
-    """A line of small, quiet text."""
-
-    text: Line
+    text: Line  # small and quiet
 
 
 @dataclass(frozen=True)
@@ -99,17 +76,10 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Text as it stands, such as YAML, every character visible."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Picture:
     """A matplotlib figure in a page; a log has `text` in its place. The description is for whoever cannot see it."""
 
-    figure: Callable[[], "Figure"]
+    figure: Callable[[], Any]
     description: str
     text: str = ""
 
@@ -131,4 +101,4 @@ class Drawn:
     lines: Callable[[], Iterable[str]]
 
 
-Block = Facts | Table | Callout | Note | Heading | Source | Picture | Fold | Drawn
+Block = Facts | Table | Callout | Note | Heading | Picture | Fold | Drawn

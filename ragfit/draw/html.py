@@ -1,29 +1,22 @@
 """Blocks as HTML, and the look that all views share.
 
-Written for the strictest reader, JupyterLab's sanitizer for untrusted notebooks: no scripts, style sheets or `hsl()`,
-no `unicode-bidi: isolate` (hence `<bdi>`). A coloured element names both its colours, so it reads in light and dark
-themes, and carries a cue that does not need colour, because GitHub drops styles altogether. Where a notebook is
-trusted, paper, ink and tints follow JupyterLab's theme: a `var()` after the plain colour, which the sanitizer drops.
+Written for the strictest reader, JupyterLab's sanitizer for untrusted notebooks: no scripts, style sheets, `hsl()` or
+`unicode-bidi: isolate` (hence `<bdi>`). A coloured element names both its colours, and has a cue that needs none, as
+GitHub drops styles. Where a notebook is trusted, a `var()` behind the plain colour follows JupyterLab's theme.
 """
 
 import base64
 import html
 import io
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ragfit.draw import blocks
 from ragfit.draw.blocks import Block, Line
-from ragfit.draw.text import plain, short, visible
+from ragfit.draw.text import in_one_line, plain, visible
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Of lines and bars, which suit any paper.
-GREEN, LINE, BLUE, ORANGE, RED, GREY, PURPLE, GOLD = (
-    "#1a7f45", "#d8dee4", "#2f6fd8", "#c2560c", "#d04436", "#8b949e", "#7a5fd0", "#b58900",
-)  # fmt: skip
+GREEN, LINE, BLUE, ORANGE = "#1a7f45", "#d8dee4", "#2f6fd8", "#c2560c"
+RED, GREY, PURPLE, GOLD = "#d04436", "#8b949e", "#7a5fd0", "#b58900"  # lines and bars, on any paper
 
 
 class Pair(NamedTuple):
@@ -35,20 +28,12 @@ class Pair(NamedTuple):
     share: int = 18
 
 
-PAPER = Pair("#ffffff", "#1f2328")
-FAINT = Pair("#ffffff", "#57606a")
-QUIET = Pair("#f6f8fa", "#57606a")
-LOSS = Pair("#dcf5e4", "#0b3d22", GREEN)
-LOSS_PAPER = Pair("#dff0e5", "#1f2328", GREEN, 14)  # under a longer text
-MARKER = Pair("#fff1c2", "#5a4300", GOLD)
-SPECIAL = Pair("#ebe4fc", "#46288a", PURPLE)
-PADDING = Pair("#eaeef2", "#57606a")
-BOUNDARY = Pair("#ffe0d9", "#82200f", RED)
-WARNING = Pair("#fff0d9", "#7a3e00", ORANGE)
-NOTE = Pair("#e4effc", "#0b4a8f", BLUE)
-GOOD = Pair("#dcf5e4", "#0b5a2b", GREEN)
-BAD = Pair("#ffe3e0", "#94180c", RED)
-TONES = {"good": GOOD, "bad": BAD, "warning": WARNING, "note": NOTE, "quiet": PADDING}
+PAPER, FAINT = Pair("#ffffff", "#1f2328"), Pair("#ffffff", "#57606a")
+QUIET, PADDING = Pair("#f6f8fa", "#57606a"), Pair("#eaeef2", "#57606a")
+LOSS, NOTE = Pair("#dcf5e4", "#0b3d22", GREEN), Pair("#e4effc", "#0b4a8f", BLUE)
+MARKER, SPECIAL = Pair("#fff1c2", "#5a4300", GOLD), Pair("#ebe4fc", "#46288a", PURPLE)
+WARNING, BAD = Pair("#fff0d9", "#7a3e00", ORANGE), Pair("#ffe3e0", "#94180c", RED)
+TONES = {"good": LOSS, "bad": BAD, "warning": WARNING, "note": NOTE, "quiet": PADDING}
 # Of tokens, from surprising the model least to most: the highest loss in nats, and its colours.
 HEAT = (
     (0.1, Pair("#e9f7ee", "#0b3d22", GREEN, 14)),
@@ -59,22 +44,13 @@ HEAT = (
 )
 _SHEET, _INK = "var(--jp-layout-color1,#ffffff)", "var(--jp-content-font-color1,#1f2328)"
 # What JupyterLab's theme has of its own; other pairs mix their line into its paper and ink.
-_THEME = {
-    PAPER: (_SHEET, _INK),
-    FAINT: (_SHEET, "var(--jp-content-font-color2,#57606a)"),
-    QUIET: ("var(--jp-layout-color2,#f6f8fa)", _INK),
-    LOSS_PAPER: (f"color-mix(in srgb,{GREEN} 14%,{_SHEET})", _INK),
-}
-# 0 in JupyterLab's light theme and 32 in its dark one: light paper and dark ink change places, and hues stay.
-_DARK = "var(--jp-shadow-base-lightness,0)"
-_TURNED = f"filter:invert(calc({_DARK}*.0272)) hue-rotate(calc({_DARK}*5.625deg))"
+_THEME = {PAPER: (_SHEET, _INK), QUIET: ("var(--jp-layout-color2,#f6f8fa)", _INK)}
+_THEME[FAINT] = _SHEET, "var(--jp-content-font-color2,#57606a)"
+# 0 in JupyterLab's light theme and 32 in its dark one: a picture's paper and ink change places, and hues stay.
+_TURNED = "filter:invert(calc(?*.0272)) hue-rotate(calc(?*5.625deg))".replace("?", "var(--jp-shadow-base-lightness,0)")
 
-# For MathJax, of JupyterLab and of nbconvert: it would typeset what stands between two dollar signs.
-AS_IT_STANDS = "mathjax_ignore tex2jax_ignore"
-SANS = "font-family:system-ui,-apple-system,Segoe UI,Roboto,sans-serif"
 MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
-FOLDED = 240  # characters of a long text that are seen before it is opened
-BEGIN, END = 900, 300  # characters that are seen of source text before and behind its fold
+FOLDED, BEGIN, END = 240, 900, 300  # characters seen of a long text, and before and behind a fold of one as it stands
 
 
 def escape(text: str) -> str:
@@ -95,8 +71,7 @@ def colours(pair: Pair) -> str:
 
 
 def border(side: str = "") -> str:
-    """A thin line around an element, or at one side of it, as CSS."""
-    side = f"-{side}" if side else ""
+    """A thin line around an element, or at one side of it (`-bottom`), as CSS."""
     return f"border{side}:1px solid {LINE};border{side}-color:var(--jp-border-color2,{LINE})"
 
 
@@ -126,13 +101,12 @@ def mono(text: str) -> str:
 
 
 def card(title: str, aside: Line, body: str) -> str:
-    """The frame of a view: a title, what stands beside it, and HTML below."""
-    return (
-        f'<div class="{AS_IT_STANDS}" style="{SANS};font-size:13px;line-height:1.5;{colours(PAPER)};{border()};'
-        'border-radius:8px;padding:12px 16px;margin:4px 0;text-align:left"><div style="margin:0 0 6px">'
-        f'<b style="font-size:14px">{html_lines(title)}</b> <span style="{colours(FAINT)}">{inline(aside)}</span></div>'
-        f"{body}</div>"
-    )
+    """The frame of a view: a title, what stands beside it, and HTML below. No dollar sign in it begins a formula."""
+    look = "font-family:system-ui,-apple-system,Segoe UI,Roboto,sans-serif;font-size:13px;line-height:1.5"
+    look += f";text-align:left;margin:4px 0;padding:12px 16px;border-radius:8px;{colours(PAPER)};{border()}"
+    beside = f'<span style="{colours(FAINT)}">{inline(aside)}</span>'
+    head = f'<div style="margin:0 0 6px"><b style="font-size:14px">{html_lines(title)}</b> {beside}</div>'
+    return f'<div class="mathjax_ignore tex2jax_ignore" style="{look}">{head}{body}</div>'
 
 
 def inline(part: Line) -> str:
@@ -142,24 +116,21 @@ def inline(part: Line) -> str:
             return "".join(map(inline, part))
         case blocks.Span(text, "bold"):
             return f"<b>{html_lines(text)}</b>"
-        case blocks.Span(text, "quiet"):
-            return f'<span style="font-size:12px;{colours(FAINT)}">{html_lines(text)}</span>'
-        case blocks.Span(text, "mono"):
-            return f'<span style="{MONO};font-size:12px"><bdi>{html_lines(text)}</bdi></span>'
+        case blocks.Span(text, look):
+            look = MONO if look == "mono" else colours(FAINT)
+            return f'<span style="font-size:12px;{look}"><bdi>{html_lines(text)}</bdi></span>'
         case blocks.Badge(text, tone):
             return badge(text, TONES[tone])
         case blocks.Bar(share, tone, width):
-            filled = max(2.0 if share > 0 else 0.0, min(1.0, share) * width)
             look, line = "height:7px;border-radius:4px", TONES[tone].line
             whole = f"display:inline-block;vertical-align:middle;width:{width}px;{look};background:#8884"
-            part = f"display:block;width:{filled:.0f}px;{look};background:{line};color:{line}"
-            return f'<span style="{whole}"><span style="{part}"></span></span>&ensp;'
+            part = f"width:{min(1, share):.1%};min-width:{2 * (share > 0)}px;{look};background:{line};color:{line}"
+            return f'<span style="{whole}"><span style="display:block;{part}"></span></span>&ensp;'
         case blocks.Long(""):
             return badge("empty", PADDING)
-        case blocks.Long(text) if len(text) > FOLDED:
-            return details(f"<bdi>{escape(short(text, FOLDED))}</bdi>", f"<bdi>{html_lines(text)}</bdi>")
         case blocks.Long(text):
-            return f"<bdi>{html_lines(text)}</bdi>"
+            whole = f"<bdi>{html_lines(text)}</bdi>"
+            return whole if len(text) <= FOLDED else details(f"<bdi>{escape(in_one_line(text, FOLDED))}</bdi>", whole)
     return "<br>" if part == "\n" else html_lines(part)
 
 
@@ -177,11 +148,12 @@ def block(one: Block) -> str:
         case blocks.Note(text):
             return f'<div style="font-size:12px;{colours(FAINT)};margin:3px 0">{inline(text)}</div>'
         case blocks.Heading(text):
-            return f'<div style="{colours(PAPER)};font-weight:600;margin:12px 0 2px"><b>{html_lines(text)}</b></div>'
-        case blocks.Source(text):
-            return mono(text)
+            return f'<div style="{colours(PAPER)};margin:12px 0 2px"><b>{html_lines(text)}</b></div>'
         case blocks.Picture(figure, description):
-            return _picture(figure(), description)
+            figure().savefig(data := io.BytesIO(), format="png")
+            code = base64.b64encode(data.getvalue()).decode("ascii")
+            look = f"max-width:100%;background:{PAPER.paper};color:{PAPER.ink};{_TURNED};border-radius:6px;margin:6px 0"
+            return f'<img alt="{escape(description)}" style="{look}" src="data:image/png;base64,{code}">'
         case blocks.Fold(summary, inner):
             return details(html_lines(summary), "".join(map(block, inner)))
         case blocks.Drawn(draw):
@@ -189,35 +161,20 @@ def block(one: Block) -> str:
 
 
 def _table(table: blocks.Table) -> str:
-    widths = table.widths
-
     def line(tag: str, cells: Sequence[Line]) -> str:
         drawn = []
-        for column, value in enumerate(cells):
-            look = f"text-align:{'right' if column in table.right else 'left'};white-space:normal;border:0"
-            look += f";width:{widths[column]}" if column < len(widths) and widths[column] else ""
-            look += ";vertical-align:top;line-height:1.5;padding:5px 10px;overflow-wrap:break-word"
-            drawn.append(f'<{tag} style="{look}">{inline(value)}</{tag}>')
-        return f'<tr style="{colours(QUIET if tag == "th" else PAPER)};{border("bottom")}">{"".join(drawn)}</tr>'
+        for column, cell in enumerate(map(inline, cells)):
+            look = "vertical-align:top;line-height:1.5;padding:5px 10px;overflow-wrap:break-word;white-space:normal"
+            side, width = "right" if column in table.right else "left", widths.get(column, "auto")
+            look += f";border:0;text-align:{side};width:{width}"
+            cell = cell.replace("_", "_<wbr>").replace(".", ".<wbr>") if table.wide and tag == "th" else cell
+            drawn.append(f'<{tag} style="{look}">{cell}</{tag}>')
+        return f'<tr style="{colours(QUIET if tag == "th" else PAPER)};{border("-bottom")}">{"".join(drawn)}</tr>'
 
-    head = [_on_two_lines(name) if table.wide else name for name in table.head] if any(table.head) else []
-    top = f"<thead>{line('th', head)}</thead>" if head else ""
+    widths, columns = dict(enumerate(table.widths)), max(map(len, (table.head, *table.rows)))
+    head = f"<thead>{line('th', table.head)}</thead>" if any(table.head) else ""
     body = "".join(line("td", cells) for cells in table.rows)
-    layout = "fixed" if widths and len(widths) >= len((head or [*table.rows, ()])[0]) else "auto"
+    layout = "fixed" if len(widths) >= columns else "auto"
     look = f"width:100%;border-collapse:collapse;border:0;margin:6px 0;font-size:13px;table-layout:{layout}"
-    drawn = f'<table style="{look};{colours(PAPER)}">{top}<tbody>{body}</tbody></table>'
+    drawn = f'<table style="{look};{colours(PAPER)}">{head}<tbody>{body}</tbody></table>'
     return f'<div style="overflow-x:auto">{drawn}</div>' if table.wide else drawn
-
-
-def _on_two_lines(name: str) -> Line:
-    """A dotted key or a name with underscores, so that it makes a narrow column."""
-    parts = re.split(r"(?<=\.)(?=[^.]+$)", name) if "." in name else name.split("_")
-    return tuple(piece for part in parts for piece in ("\n", part))[1:]
-
-
-def _picture(figure: "Figure", description: str) -> str:
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    code = base64.b64encode(data.getvalue()).decode("ascii")
-    look = f"max-width:100%;background:{PAPER.paper};color:{PAPER.ink};{_TURNED};border-radius:6px;margin:6px 0"
-    return f'<img alt="{escape(description)}" style="{look}" src="data:image/png;base64,{code}">'

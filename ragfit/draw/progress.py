@@ -1,46 +1,36 @@
-"""What a user is told on the way: news, and progress bars as text, of which a saved notebook keeps how they ended.
-
-A bar of widgets (`tqdm.notebook`) would stand at 0 % in a notebook that is read later.
-"""
+"""What a user is told on the way: news, and progress bars as text."""
 
 import contextlib
-import io
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from tqdm import tqdm
 
 
 def in_notebook() -> bool:
     """Whether outputs can be updated in place: an IPython with a kernel, not a terminal."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell is not None and hasattr(shell, "kernel")
+    return "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel")
 
 
-def news_stream() -> TextIO:
-    """Where news and bars go: stdout in a notebook, which paints stderr red, and elsewhere stderr, off the results."""
-    return sys.stdout if in_notebook() else sys.stderr
+def _stream() -> TextIO:
+    return sys.stdout if in_notebook() else sys.stderr  # a notebook paints stderr red; elsewhere stdout has results
 
 
 def say(text: str) -> None:
     """Tell the user something that is no warning. An unconfigured notebook shows nothing that is logged as news."""
-    print(text, file=news_stream(), flush=True)
+    print(text, file=_stream(), flush=True)
 
 
 def print_any_text() -> None:
     """Print escapes where a terminal or a log is not UTF-8; else a single character of the data would end a run."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def progress_bar(*args: object, **kwargs: object) -> "tqdm":
-    """A `tqdm.tqdm` where news go, which shows itself once the work has taken two seconds."""
-    from tqdm import tqdm
-
-    return tqdm(*args, **{"file": news_stream(), "mininterval": 1.0, "delay": 2, **kwargs})
+def progress_bar(*args: object, **kwargs: object) -> tqdm:
+    """A bar that shows itself after two seconds. One of widgets would stand at 0 % in a notebook that is read later."""
+    return tqdm(*args, **{"file": _stream(), "mininterval": 1.0, "delay": 2, **kwargs})
 
 
 @contextlib.contextmanager
@@ -48,10 +38,7 @@ def weights_bar() -> Iterator[None]:
     """transformers' bars of loading weights as such text."""
     from transformers.utils import logging
 
-    def bar(factory: object, args: tuple, kwargs: dict[str, object]) -> "tqdm":
-        return progress_bar(*args, **{"disable": not logging.is_progress_bar_enabled(), **kwargs})
-
-    before = logging.set_tqdm_hook(bar)
+    before = logging.set_tqdm_hook(lambda factory, args, kwargs: progress_bar(*args, **kwargs))
     try:
         yield
     finally:

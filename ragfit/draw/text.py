@@ -1,55 +1,39 @@
-"""Text of any origin made safe to print: every character is seen, and nothing moves the cursor or reorders a line.
+"""Text of any origin made safe to print: every character is seen, and nothing moves the cursor. And blocks as lines."""
 
-At the end, blocks as lines for a log.
-"""
-
+import math
 import re
 import shutil
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 from ragfit.draw import blocks
 from ragfit.draw.blocks import Block, Line
 
-WIDTH = 150  # characters of a line, above which a table is written as records
-LONG = 300  # characters of a long text in a log
+WIDTH, LONG = 150, 300  # characters of a log's line, above which a table is written as records, and of a long text
 
 # A terminal's escape sequences: colours and cursor moves (CSI), titles and links (OSC), and the short ones.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]")
-_NAMES = {
-    "\n": "⏎\n", "\t": "→\t", "\x7f": "␡", "\u200b": "⟨ZWSP⟩", "\u200d": "⟨ZWJ⟩", "\u202e": "⟨RLO⟩", "\ufeff": "⟨BOM⟩",
-}  # fmt: skip
+_PICTURES = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\n": "\n", "\t": "→\t", "\x7f": "␡"}
+_PICTURES |= {"\u200b": "⟨ZWSP⟩", "\u200d": "⟨ZWJ⟩", "\u202e": "⟨RLO⟩", "\u2028": "⟨LS⟩", "\ufeff": "⟨BOM⟩"}
 
 
 def _picture(char: str) -> str:
-    if char in _NAMES:
-        return _NAMES[char]
-    if char < " ":
-        return chr(0x2400 + ord(char))
-    return "⍽" if unicodedata.category(char) == "Zs" else f"⟨U+{ord(char):04X}⟩"
-
-
-def visible(text: str) -> str:
-    """Text with every character seen: control, format and bidi characters, odd spaces and runs of spaces as pictures.
-
-    A newline is `⏎` and stays a newline; a single space stays a space.
-    """
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else _picture(char) for char in text)
-    return text.replace("  ", "··").replace("· ", "··") if "  " in text else text
+    return char if char.isprintable() else _PICTURES.get(char) or ("⍽" if char.isspace() else f"⟨U+{ord(char):04X}⟩")
 
 
 def plain(text: object) -> str:
     """Text for a log: as it stands, but nothing in it can move the cursor or reorder a line."""
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char == "\n" else _picture(char) for char in text)
+    return text if (text := str(text)).isprintable() else "".join(map(_picture, text))
+
+
+def visible(text: str) -> str:
+    """Text with every character seen: a newline is `⏎` and stays one, of several spaces each is a dot."""
+    text = plain(text).replace("\n", "⏎\n")
+    return text.replace("  ", "··").replace("· ", "··") if "  " in text else text
 
 
 def in_one_line(text: object, length: int = 600) -> str:
-    """Any text on one line, without terminal escapes; the end of a long one is cut off."""
+    """The beginning of any text, on one line and without terminal escapes."""
     text = plain(" ".join(_ESCAPES.sub("", str(text)).split()))
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
@@ -62,17 +46,6 @@ def counted(number: int, what: str) -> str:
 def listed(items: Sequence[object], most: int = 6) -> str:
     """Items one after the other, only the first of many: `3, 5, 8, …`."""
     return ", ".join(map(str, items[:most])) + (", …" if len(items) > most else "")
-
-
-def short(text: str, length: int = 80) -> str:
-    """The beginning of a text, on one line."""
-    text = visible(" ".join(text.split()))
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def width() -> int:
-    """Characters of a line: a terminal's own, or those of a log."""
-    return shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else WIDTH
 
 
 def line(part: Line) -> str:
@@ -89,7 +62,7 @@ def _words(part: Line) -> str:
         case blocks.Badge(text):
             return f" {plain(text)} "
         case blocks.Long(text):
-            return short(text, LONG) or "(empty)"
+            return in_one_line(text, LONG) or "(empty)"
         case blocks.Span(text, "mono"):
             return visible(text).replace("⏎\n", "⏎")
         case blocks.Span(text) | str(text):
@@ -101,37 +74,32 @@ def lines(view: Iterable[Block]) -> Iterator[str]:
     for block in view:
         match block:
             case blocks.Facts(items):
-                yield from _table([[label, value, f"({note})" if note else ""] for label, value, note in items])
-            case blocks.Table(head, rows, right, wide=wide):
-                yield from _table(rows, head if any(head) else (), right, wide)
-            case blocks.Callout(text, tone):
-                yield f"  ! {line(text)}" if tone in ("warning", "bad") else f"  {line(text)}"
-            case blocks.Note(text):
+                rows = [(label, value, note and f"({note})") for label, value, note in items]
+                yield from _table(blocks.Table((), rows))
+            case blocks.Table():
+                yield from _table(block)
+            case blocks.Callout(text, "warning" | "bad"):
+                yield f"  ! {line(text)}"
+            case blocks.Callout(text) | blocks.Note(text) | blocks.Picture(text=text) if text:
                 yield f"  {line(text)}"
             case blocks.Heading(text):
-                yield f"  {plain(text)}" if text.endswith("?") else f"  {plain(text)}:"
-            case blocks.Source(text):
-                yield from (f"    {plain(part)}" for part in text.splitlines())
-            case blocks.Picture(text=text) if text:
-                yield f"  {plain(text)}"
+                yield f"  {plain(text)}{':' * (not text.endswith('?'))}"
             case blocks.Fold(blocks=inner, in_text=True):
                 yield from lines(inner)
             case blocks.Drawn(lines=draw):
                 yield from draw()
 
 
-def _table(
-    rows: Sequence[Sequence[Line]], head: Sequence[str] = (), right: Sequence[int] = (), wide: bool = False
-) -> Iterator[str]:
+def _table(table: blocks.Table) -> Iterator[str]:
     """Columns or, where they are too wide for a line, a record for each row."""
-    head, *table = [list(map(line, row)) for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*([head] if head else []), *table, strict=True)]
-    if not head or sum(widths) + 2 * len(widths) <= width() or (wide and not sys.stdout.isatty()):
-        for row in [head, *table] if head else table:
-            sides = enumerate(zip(row, widths, strict=True))
-            yield "  " + "  ".join(c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in sides).rstrip()
+    head, *rows = [list(map(line, row)) for row in (table.head, *table.rows)]
+    shown = [head, *rows] if any(head) else rows
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    room = shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else math.inf if table.wide else WIDTH
+    if not any(head) or sum(widths) + 2 * len(widths) <= room:
+        for row in shown:
+            aligned = ((cell.rjust if n in table.right else cell.ljust)(widths[n]) for n, cell in enumerate(row))
+            yield f"  {'  '.join(aligned)}".rstrip()
         return
-    for row in table:
-        pairs = [": ".join(filter(None, pair)) for pair in zip(head, row, strict=True)]
-        yield f"  {pairs[0]}"
-        yield from (f"    {pair}" for pair, cell in zip(pairs[1:], row[1:], strict=True) if cell)
+    for row in rows:
+        yield "  " + "\n    ".join(": ".join(filter(None, pair)) for pair in zip(head, row, strict=True) if pair[1])

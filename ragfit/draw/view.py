@@ -1,6 +1,5 @@
 """What all views are: something to look at in a notebook, in a log and on a page of its own."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ragfit.draw.blocks import Block, Line
@@ -20,7 +19,7 @@ class View:
     aside: Line = ""
 
     def blocks(self) -> list[Block]:
-        raise NotImplementedError
+        return []
 
     def html(self) -> str:
         return card(self.title, self.aside, "".join(map(block, self.blocks())))
@@ -39,23 +38,14 @@ class View:
         return self.text()
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the view as a whole page that needs nothing from elsewhere."""
-        path = Path(path)
+        """Write the view as a whole page that needs nothing from elsewhere, and would run no script."""
+        path, policy = Path(path), "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(self.title, [self]), encoding="utf-8", errors="backslashreplace")
+        head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        head += f"<title>{escape(self.title)}</title><style>{_PAGE}</style>"
+        page = f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{self.html()}</body></html>\n'
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
         return path
-
-
-def page(title: str, views: Sequence[View]) -> str:
-    """Views as one page of HTML; should a text get past their escaping, no script in it would run."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_PAGE}</style></head>"
-        f"<body>{''.join(view.html() for view in views)}</body></html>\n"
-    )
 
 
 # What JupyterLab's themes define, for a reader whose system is dark.

@@ -1,8 +1,4 @@
-"""Views: what the model reads, what it learns from and what a run did, drawn from the trainer's own objects.
-
-Each view has `_repr_html_` for notebooks, a `__repr__` that reads well in a log, and `save_html(path)`. Their HTML
-survives JupyterLab's sanitizer: no scripts, no style sheets, only inline styles with hex colours.
-"""
+"""What the notebooks show, drawn from the trainer's own objects: each view is HTML, and text for a log."""
 
 import importlib
 from typing import Any
@@ -34,9 +30,9 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"ragfit.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'ragfit.views' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'ragfit.views' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ragfit.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

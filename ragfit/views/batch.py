@@ -2,83 +2,59 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ragfit.data.mask import IGNORE_INDEX
 from ragfit.data.report import Prepared
 from ragfit.draw.blocks import Block, Note, Span, Table
-from ragfit.draw.text import counted, short
+from ragfit.draw.text import counted, in_one_line
 from ragfit.draw.view import View
 
-ENDS = 6  # tokens that are shown of a row's beginning and end
 
-
-@dataclass(frozen=True)
-class RowInBatch:
-    """A row's stretch of a batch: its sequence, its first place there, its tokens, and the padding behind them."""
+class RowInBatch(NamedTuple):
+    """A row's stretch of a batch: its sequence, its places there, its tokens; ids and labels with padding behind."""
 
     sequence: int
-    start: int
+    places: str
+    tokens: list[int]
     ids: list[int]
     labels: list[int]
-    padding: int
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.ids[: len(self.ids) - self.padding]
-
-    @property
-    def places(self) -> str:
-        return f"{self.start:,}–{self.start + len(self.ids) - 1:,}"
 
 
 def rows_in(batch: Mapping[str, object]) -> Iterator[RowInBatch]:
     """The rows of a batch of `ragfit.collator`, padded or packed; padding behind a pack is no row."""
+    packed = "position_ids" in batch
     for number, (ids, labels) in enumerate(zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)):
-        if "position_ids" not in batch:
-            yield RowInBatch(number, 0, ids, labels, batch["attention_mask"][number].tolist().count(0))
-            continue
-        positions = batch["position_ids"][number].tolist()
-        starts = [place for place, position in enumerate(positions) if position == 0]
+        starts = [i for i, place in enumerate(batch["position_ids"][number].tolist()) if place == 0] if packed else [0]
         for start, stop in itertools.pairwise([*starts, len(ids)]):
-            if stop - start > 1:  # one token alone predicts nothing
-                yield RowInBatch(number, start, ids[start:stop], labels[start:stop], 0)
+            end = stop if packed else int(batch["attention_mask"][number].sum())
+            if end - start > 1:  # one token alone predicts nothing
+                yield RowInBatch(number, f"{start:,}–{stop - 1:,}", ids[start:end], ids[start:stop], labels[start:stop])
 
 
 class BatchView(View):
     """The rows of a batch: a line for each, with its place, and how it begins and ends.
 
-    Args:
-        prepared: of `ragfit.prepare`.
-        batch: of the trainer's collator.
-        part: "train" or "dev", where the rows come from.
-
-    Attributes:
-        rows: `RowInBatch` of each row.
-        indices: of the rows in `prepared.train` or `prepared.dev`.
-        shortest: the index of the one with the fewest tokens.
+    Takes a batch of the trainer's collator and the part, "train" or "dev", of its rows. `indices` are those of the rows
+    in `prepared.train` or `prepared.dev`, and `shortest` is the index of the one with the fewest tokens.
     """
 
     def __init__(self, prepared: Prepared, batch: Mapping[str, object], part: str = "train"):
-        self.decode, self.part, self.packed = prepared.tokenizer.decode, part, "position_ids" in batch
-        self.rows, positions = list(rows_in(batch)), batch["input_ids"].numel()
-        lengths = {len(row.tokens) for row in self.rows}
+        self.decode, self.part, self.rows = prepared.tokenizer.decode, part, list(rows_in(batch))
+        lengths, positions = [len(row.tokens) for row in self.rows], batch["input_ids"].numel()
         near = [i for i, pair in enumerate(prepared.report.part(part).lengths) if sum(pair) in lengths]
         known = {tuple(prepared.part(part)[i]["input_ids"]): i for i in reversed(near)}
-        self.indices = [known.get(tuple(row.tokens)) for row in self.rows]
-        self.shortest = min(zip(self.rows, self.indices, strict=True), key=lambda pair: len(pair[0].tokens))[1]
-        self.title = f"A batch of {counted(len(self.rows), f'{part} row')}"
-        padding = positions - sum(len(row.tokens) for row in self.rows)
+        self.indices = [known[tuple(row.tokens)] for row in self.rows]
+        self.shortest, padding = self.indices[lengths.index(min(lengths))], positions - sum(lengths)
+        self.title = f"A batch of {counted(len(lengths), f'{part} row')}"
         self.aside = f"{positions:,} positions, {padding:,} of them padding ({padding / positions:.1%})"
+        self.notes = [Note("The rows lie end to end, and positions begin at 0 in each.")] * ("position_ids" in batch)
 
     def blocks(self) -> list[Block]:
-        said = "The rows lie end to end. Positions begin at 0 in each, by which attention keeps them apart."
+        table = []
+        for row, index in zip(self.rows, self.indices, strict=True):
+            counts = len(row.tokens), sum(i != IGNORE_INDEX for i in row.labels), len(row.ids) - len(row.tokens)
+            ends = (Span(in_one_line(self.decode(part), 40), "mono") for part in (row.tokens[:6], row.tokens[-6:]))
+            table.append([f"{index:,}", f"{row.sequence:,}", row.places, *(f"{count:,}" for count in counts), *ends])
         head = [f"{self.part} row", "sequence", "places", "tokens", "with loss", "padding", "begins", "ends"]
-        table = Table(head, list(map(self._line, self.rows, self.indices)), right=range(6))
-        return [Note(said), table] if self.packed else [table]
-
-    def _line(self, row: RowInBatch, index: int | None) -> list[str | Span]:
-        counts = (len(row.tokens), sum(label != IGNORE_INDEX for label in row.labels), row.padding)
-        ends = (Span(short(self.decode(part), 40), "mono") for part in (row.tokens[:ENDS], row.tokens[-ENDS:]))
-        number = "–" if index is None else f"{index:,}"
-        return [number, f"{row.sequence:,}", row.places, *(f"{count:,}" for count in counts), *ends]
+        return [*self.notes, Table(head, table, right=range(6))]

@@ -7,20 +7,13 @@ from ragfit.data.prompt import Rendered
 from ragfit.data.report import Prepared
 from ragfit.draw import html as style
 from ragfit.draw.blocks import Block, Drawn
-from ragfit.draw.html import colours
 from ragfit.draw.text import counted, visible
 from ragfit.draw.view import View
 from ragfit.views.shown import ShownRow
 from ragfit.views.token_text import token_texts
 
-_LOOK = {
-    "template": style.SPECIAL,
-    "instruction": style.NOTE,
-    "prompt": style.QUIET,
-    "marker": style.MARKER,
-    "output": style.LOSS,
-    "end of turn": style.LOSS,
-}
+_LOOK = {"template": style.SPECIAL, "instruction": style.NOTE, "prompt": style.QUIET, "marker": style.MARKER}
+_LOOK |= {"output": style.LOSS, "end of turn": style.LOSS}
 
 
 class PromptView(View):
@@ -40,42 +33,35 @@ class PromptView(View):
 
     def __init__(self, prepared: Prepared, index: int = 0, part: str = "train", row: ShownRow | None = None):
         self.row, self.encoder = row or ShownRow.of(prepared, index, part), prepared.encoder
-        row = self.row
-        self.title, self.findings, text = f"Prompt of {part} row {index}", row.findings, row.rendered.text
+        row, text, self.findings = self.row, self.row.rendered.text, self.row.findings
         loss = [label != IGNORE_INDEX for label in row.labels]
-        self.aside = f"{len(row.ids):,} tokens, {sum(loss):,} with loss"
+        self.title, self.aside = f"Prompt of {part} row {index}", f"{len(row.ids):,} tokens, {sum(loss):,} with loss"
         _, spans = token_texts(row.ids, text, self.encoder)
         # A token counts where it begins; one without characters may stand behind the last of them.
         begins = [min(start, len(text) - 1) for start, _ in spans or ()]
         self.parts = []
         for name, left, right in regions(row.rendered, row.instruction):
             inside = [learned for at, learned in zip(begins, loss, strict=False) if left <= at < right]
-            counts = (len(inside), sum(inside)) if spans else (None, None)
-            self.parts.append((name, text[left:right], *counts))
+            self.parts.append((name, text[left:right], *((len(inside), sum(inside)) if spans else (None, None))))
 
     def blocks(self) -> list[Block]:
-        parts = Drawn(self._parts_html, self._parts_lines)
-        return [*self.row.found(), parts, *self.row.comparison(self.encoder)]
+        return [*self.row.found(), Drawn(self._page, self._log), *self.row.comparison(self.encoder)]
 
-    def _parts_html(self) -> str:
-        rows = []
-        look = f"padding:6px 10px;border:0;{style.border('bottom')};vertical-align:top;line-height:1.6;text-align:left"
+    def _page(self) -> str:
+        rows = ""
+        look = f"border:0;{style.border('-bottom')};vertical-align:top;line-height:1.6;text-align:left"
         for name, text, tokens, loss in self.parts:
-            pair = _LOOK[name]
             learned = f"<br><u>{'all' if loss == tokens else f'{loss:,}'} with loss</u>" if loss else ""
-            side = f"{colours(style.PAPER)};border-left:4px solid {pair.line};width:112px;font-size:12px"
-            paper = colours(style.LOSS_PAPER if loss else style.PAPER)
-            rows.append(
-                f'<tr><td style="{look};{side}">{style.badge(name, pair)}<br>{_count_of(tokens)}{learned}</td>'
-                f'<td style="{look};{paper};padding:0">{style.mono(text)}</td></tr>'
-            )
+            side = f"{look};padding:6px 10px;border-left:4px solid {_LOOK[name].line};width:112px;font-size:12px"
+            paper = f"{look};padding:0;{style.colours(style.LOSS if loss else style.PAPER)}"
+            rows += f'<tr><td style="{side};{style.colours(style.PAPER)}">{style.badge(name, _LOOK[name])}<br>'
+            rows += f'{_count_of(tokens)}{learned}</td><td style="{paper}">{style.mono(text)}</td></tr>'
         look = f"width:100%;border-collapse:collapse;{style.border()};margin:8px 0;table-layout:fixed"
-        return f'<table style="{look}"><tbody>{"".join(rows)}</tbody></table>'
+        return f'<table style="{look}"><tbody>{rows}</tbody></table>'
 
-    def _parts_lines(self) -> Iterator[str]:
+    def _log(self) -> Iterator[str]:
         for name, text, tokens, loss in self.parts:
-            learned = f", {loss:,} with loss" if loss else ""
-            yield f"--- {name} ({_count_of(tokens)}{learned})"
+            yield f"--- {name} ({_count_of(tokens)}{f', {loss:,} with loss' if loss else ''})"
             yield visible(text).removesuffix("\n")
 
 
@@ -86,12 +72,10 @@ def _count_of(tokens: int | None) -> str:
 def regions(row: Rendered, instruction: str) -> list[tuple[str, int, int]]:
     """(name, first character, one past the last) of each part of a row's text, without gaps."""
     known, before = [], row.user[0] if row.user else row.output[0]
-    for said in (instruction, instruction.strip()):
-        at = row.text.find(said, 0, before)
-        if said and at >= 0 and not known:
-            known.append(("instruction", at, at + len(said)))
-    if row.user:
-        known.append(("prompt", *row.user))
+    said = instruction if instruction in row.text[:before] else instruction.strip()
+    at = row.text.find(said, 0, before)
+    known += [("instruction", at, at + len(said))] if said and at >= 0 else []
+    known += [("prompt", *row.user)] if row.user else []
     if row.marker and row.marker[0] >= (row.user or (0, 0))[1]:
         known.append(("marker", *row.marker))
     known += [("output", *row.output), ("end of turn", row.output[1], row.end_char)]

@@ -2,46 +2,32 @@
 
 from ragfit.data.prepare import Preparer, Settings
 from ragfit.data.report import Prepared
-from ragfit.draw.blocks import Block, Callout, Note, Span
+from ragfit.draw.blocks import Block, Callout, Span
 from ragfit.draw.view import View
 from ragfit.errors import RagfitError
 from ragfit.views.prompt import PromptView
 from ragfit.views.shown import ShownRow
 from ragfit.views.tokens import TokenView
 
-# Findings that compare rows with each other; a row alone does not show them, and no setting changes them.
-_BETWEEN_ROWS = ("duplicate rows", "row in train and dev")
-
 
 def settings_of(prepared: Prepared) -> Settings:
-    """The settings that rows were prepared with."""
     model, renderer = prepared.cfg.model, prepared.renderer
-    return Settings(
-        renderer.marker,
-        prepared.instruction or "",
-        bool(model.get("instruction_in_prompt")),
-        renderer.template or "",
-        model.get("max_sequence_len"),
-        model.get("over_length") or "drop",
-    )
+    prompt = renderer.marker, prepared.instruction or "", bool(model.get("instruction_in_prompt"))
+    return Settings(*prompt, renderer.template or "", model.get("max_sequence_len"), model.get("over_length") or "drop")
 
 
 class RowView(View):
-    """Any row of the data, trained on or not, prepared as `ragfit.prepare` does it, with what was found in it.
-
-    A row that would be dropped is as it would be without `max_sequence_len`.
+    """Any row of the data, with what was found in it; one that would be dropped is as it would be without the limit.
 
     Args:
         prepared: of `ragfit.prepare`.
-        number: the row's number in its file.
-        part: "train" or "dev".
+        number, part: the row's number in its file, and "train" or "dev".
         show: "prompt" for a `PromptView`, "tokens" for a `TokenView`.
-        settings: a `Settings` to prepare the row with; those of `prepared` where None.
+        settings: to prepare the row with; those of `prepared` where None.
 
     Attributes:
         error: why the row cannot be prepared with these settings, or "".
-        trained: whether the row would be trained on.
-        row: a `ShownRow`, or None.
+        row, trained: a `ShownRow` or None, and whether it would be trained on.
         findings: what was found in the row, and in all rows.
     """
 
@@ -53,23 +39,23 @@ class RowView(View):
         show: str = "prompt",
         settings: Settings | None = None,
     ):
-        self.title = f"{'Prompt' if show == 'prompt' else 'Tokens'} of {part}, row {number} of its file"
-        self.error, self.row, self.findings, self.inner = "", None, [], None
-        settings, own = settings or settings_of(prepared), (part, number)
+        self.title = f"{show.capitalize()} of {part}, row {number} of its file"
         work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
         try:
-            rendered, masked, findings = work.one(number, part, settings)
+            rendered, masked, found = work.one(number, part, settings := settings or settings_of(prepared))
         except RagfitError as error:
-            self.error = str(error)
-        else:
-            findings += [one for one in prepared.report.findings if one.kind in _BETWEEN_ROWS and own in one.rows]
-            self.row = ShownRow(rendered, masked.input_ids, masked.labels(), findings, settings.instruction)
-            self.inner = (PromptView if show == "prompt" else TokenView)(prepared, number, part, row=self.row)
-            self.aside, self.findings = self.inner.aside, self.row.findings
-        self.trained = bool(self.row) and not any(found.kind.startswith("dropped: ") for found in self.findings)
+            self.error, self.row, self.findings, self.trained = str(error), None, [], False
+            return
+        self.error, self.trained = "", not any(one.kind.startswith("dropped: ") for one in found)
+        # A row alone doesn't show what was found by comparing rows with each other, and no setting changes that.
+        between = (one for one in prepared.report.findings if one.kind in ("duplicate rows", "row in train and dev"))
+        self.findings = [*found, *(one for one in between if (part, number) in one.rows)]
+        self.row = ShownRow(rendered, masked.input_ids, masked.labels(), self.findings, settings.instruction)
+        self.inner = {"prompt": PromptView, "tokens": TokenView}[show](prepared, number, part, row=self.row)
+        self.aside = self.inner.aside
 
     def blocks(self) -> list[Block]:
-        if not self.inner:
+        if self.error:
             return [Callout((Span("This row cannot be prepared with these settings:"), f" {self.error}"), "bad")]
         dropped = Callout((Span("Not trained on:"), " the row is dropped. Below is the row as it is."))
         return [*([] if self.trained else [dropped]), *self.inner.blocks()]
@@ -79,18 +65,11 @@ class NoteView(View):
     """A sentence or two where there is nothing else to see."""
 
     def __init__(self, title: str, text: str):
-        self.title, self.said = title, text
-
-    def blocks(self) -> list[Block]:
-        return [Note(self.said)]
+        self.title, self.aside = title, text
 
 
 def rows_with_findings(prepared: Prepared, show: str = "prompt", most: int = 6) -> list[View]:
-    """A `RowView` of the first row of each finding, at most `most`; findings that share a row share its view."""
-    rows = {}
-    for finding in prepared.report.findings:
-        if finding.rows and not any(row in rows for row in finding.rows):
-            rows[finding.rows[0]] = None
-    if not rows:
-        return [NoteView("Rows with findings", "None: no finding concerns individual rows.")]
-    return [RowView(prepared, number, part, show) for part, number in list(rows)[:most]]
+    """A `RowView` of the first row of each finding, at most `most`; findings of one row share its view."""
+    rows = list(dict.fromkeys(finding.rows[0] for finding in prepared.report.findings if finding.rows))[:most]
+    views = [RowView(prepared, number, part, show) for part, number in rows]
+    return views or [NoteView("Rows with findings", "None: no finding concerns individual rows.")]

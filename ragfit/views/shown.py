@@ -14,14 +14,8 @@ AROUND = 12  # tokens shown before and after a difference
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row, trained on or not.
-
-    Attributes:
-        rendered: the text.
-        ids, labels: of each token, as the trainer gets them.
-        findings: what was found in this row and in all rows.
-        instruction: the text of the instruction that it was rendered with.
-    """
+    """A row, trained on or not: its text, its ids and labels as the trainer gets them, its findings and those of all
+    rows, and the text of the instruction that it was rendered with."""
 
     rendered: Rendered
     ids: list[int]
@@ -44,40 +38,25 @@ class ShownRow:
         for one in self.findings:
             name = f"{one.severity.capitalize()}, {one.kind}{'' if one.rows else ' (all rows)'}:"
             seen = f" Seen: {one.detail}." if one.detail else ""
-            tone = "warning" if one.severity == "warning" else "note"
-            blocks.append(Callout((Span(name), f" {one.meaning}{seen} {one.fix}"), tone))
+            blocks.append(Callout((Span(name), f" {one.meaning}{seen} {one.fix}"), one.severity))
         return blocks
 
-    def compared(self, encoder: Encoder) -> tuple[str, list[tuple[str, str, str, str]]]:
-        """How the ids of the inference prompt and those before the first label compare.
-
-        Returns:
-            (a sentence, differences): each is the text before it, what stands only at inference, what stands only in
-            training, and the text after it.
-        """
-        bos = self.ids[: max(0, len(self.ids) - len(encoder.spans(self.rendered.text)[0]))]  # which is not in the text
-        prompt = [*bos, *encoder.spans(self.rendered.prompt)[0]]
-        first = next((i for i, label in enumerate(self.labels) if label != IGNORE_INDEX), len(self.ids))
-        read, text = self.ids[:first], encoder.tokenizer.decode
-        if prompt == read:
-            return f"the same {len(prompt):,} tokens, ending in {text(prompt[-6:])!r}.", []
-        if self.ids[: len(prompt)] == prompt and len(prompt) > first:
-            return (
-                f"the same tokens, the last {len(prompt) - first:,} of which have loss: {text(prompt[first:])!r}.",
-                [],
-            )
-        found = [
-            (text(read[max(0, c - AROUND) : c]), text(prompt[a:b]), text(read[c:d]), text(read[d : d + AROUND]))
-            for tag, a, b, c, d in difflib.SequenceMatcher(None, prompt, read).get_opcodes()
-            if tag != "equal"
-        ]
-        return "they differ: the model learns to continue something else than it is given.", found
-
     def comparison(self, encoder: Encoder) -> list[Block]:
-        """The same as blocks: a sentence, and a table where there are differences."""
-        said, found = self.compared(encoder)
-        tone = "warning" if found else "good"
-        told = Callout((Span("Inference prompt and what is read before loss begins:"), f" {said}"), tone)
-        rows = [[Span(text, "mono") for text in parts] for parts in found]
-        table = Table(["after", "only at inference", "only in training", "before"], rows, widths=["25%"] * 4)
-        return [told, table] if found else [told]
+        """How the ids of the inference prompt and those before the first label compare; a table where they differ."""
+        bos = self.ids[: max(0, len(self.ids) - len(encoder.spans(self.rendered.text)[0]))]  # which is not in the text
+        prompt, text = [*bos, *encoder.spans(self.rendered.prompt)[0]], encoder.tokenizer.decode
+        first = next((i for i, label in enumerate(self.labels) if label != IGNORE_INDEX), len(self.ids))
+        read, rows = self.ids[:first], []
+        if prompt == read:
+            said = f"the same {len(prompt):,} tokens, ending in {text(prompt[-6:])!r}."
+        elif self.ids[: len(prompt)] == prompt and len(prompt) > first:
+            said = f"the same tokens, the last {len(prompt) - first:,} of which have loss: {text(prompt[first:])!r}."
+        else:
+            said = "they differ: the model learns to continue something else than it is given."
+            for tag, a, b, c, d in difflib.SequenceMatcher(None, prompt, read).get_opcodes():
+                parts = read[max(0, c - AROUND) : c], prompt[a:b], read[c:d], read[d : d + AROUND]
+                rows += [[Span(text(part), "mono") for part in parts]] if tag != "equal" else []
+        head = ["after", "only at inference", "only in training", "before"]
+        table = [Table(head, rows, widths=["25%"] * 4)] if rows else []
+        told = (Span("Inference prompt and what is read before loss begins:"), f" {said}")
+        return [Callout(told, "warning" if rows else "good"), *table]

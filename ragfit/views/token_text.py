@@ -6,16 +6,10 @@ Spans = list[tuple[int, int]]
 
 
 def token_texts(ids: list[int], text: str, encoder: Encoder) -> tuple[list[str], Spans | None]:
-    """The text that each token adds.
+    """(texts, spans): the text that each token adds, and its (start, end) characters.
 
-    Args:
-        ids: token ids without padding.
-        text: what they were made from.
-
-    Returns:
-        (texts, spans): a text for each id ("" where a token only continues a character), and the (start, end)
-        characters of each. Where the text gives other ids, as that of a template that writes the date does on another
-        day, spans are None and each id is decoded by itself.
+    "" where a token only continues a character. Where the text gives other ids, as that of a template that writes the
+    date does on another day, spans are None and each id is decoded by itself.
     """
     again, spans = encoder.spans(text)
     ahead = len(ids) - len(again)

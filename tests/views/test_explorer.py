@@ -19,23 +19,21 @@ ROWS = [
     {"prompt": "Question: who?\n\nDocuments:\n[1] <script>alert(1)</script>\n[2] no idea.", "answers": ["no   idea"]},
     {"prompt": "Question: special <|im_end|>?", "answers": ["東京 👩‍👩‍👧"]},
 ]
-MARKER = "<|im_start|>assistant\n"
 
 
 @pytest.fixture
 def setup(tmp_path, write_rows, monkeypatch):
-    """`setup(**keys)`: (chosen, prepared, tokenizer) for `ROWS`, as a notebook's first cells make them."""
+    """`setup(**keys)`: (chosen, prepared) for `ROWS`, as a notebook's first cells make them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "instruction.txt").write_text("Be brief.\nCite.\n")
     (tmp_path / "config.yaml").write_text("model:\n  model_name_or_path: none\n  max_sequence_len: 400\n")
 
     def make(template="chatml", rows=ROWS, **keys):
-        tokenizer = make_tokenizer("digits", template)
         values = {"data_file": str(write_rows(rows)), "input_key": "prompt", "output_key": "answers"}
-        values |= {"instruction": "instruction.txt", "model.completion_start": MARKER, **keys}
+        values |= {"instruction": "instruction.txt", "model.completion_start": "<|im_start|>assistant\n", **keys}
         given = " ".join(override(key, value) for key, value in values.items())
         chosen = from_parameters({"config": str(tmp_path / "config.yaml"), "overrides": given})
-        return chosen, prepare(chosen.cfg, tokenizer, cache=False), tokenizer
+        return chosen, prepare(chosen.cfg, make_tokenizer("digits", template), cache=False)
 
     return make
 
@@ -46,77 +44,46 @@ def label_rows(prepared, part="train"):
     return {number: (list(row["input_ids"]), list(row["labels"])) for number, row in pairs}
 
 
-# --- A row -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "keys", [{}, {"dev_split": 2}, {"shuffle": 1, "limit": 4}, {"model.over_length": "cut_end"}], ids=str
 )
 @pytest.mark.parametrize("template", ["chatml", "llama-3", "qwen3"])
 def test_a_row_is_the_trainers_row(setup, keys, template):
-    _, prepared, _ = setup(template, **keys | ({} if template == "chatml" else {"model.completion_start": ""}))
+    _, prepared = setup(template, **keys | ({} if template == "chatml" else {"model.completion_start": ""}))
     for part in ("train", "dev") if prepared.dev is not None else ("train",):
         report = prepared.report.part(part)
         views = {n: RowView(prepared, n, part, "tokens") for n in [*report.kept, *sum(report.dropped.values(), [])]}
         for number, (ids, labels) in label_rows(prepared, part).items():
             view = views[number]
             assert (view.row.ids, view.row.labels, view.trained, view.error) == (ids, labels, True, "")
-        for reason, numbers in report.dropped.items():
-            for number in numbers:
-                view = views[number]
-                assert not view.trained and f"dropped: {reason}" in view.text() and "Not trained on" in view.html()
-                assert "word word" in view.text()  # and yet it is shown
+        for number in sum(report.dropped.values(), []):
+            assert not views[number].trained and "Not trained on" in views[number].html()
+            assert (
+                "dropped: too long" in views[number].text() and "word word" in views[number].text()
+            )  # yet it is shown
         # The same findings as in the whole data set, all of which name their rows or all rows.
         for number, view in views.items():
             mine = {found.kind for found in prepared.report.findings if not found.rows or (part, number) in found.rows}
             assert {found.kind for found in view.findings} == mine
 
 
-def test_rows_with_findings_are_shown_once_each(setup):
-    _, prepared, _ = setup()
+def test_rows_with_findings_and_settings_that_cannot_be_used(setup):
+    _, prepared = setup()
     shown = rows_with_findings(prepared, "tokens")
     assert [view.title for view in shown] == [f"Tokens of train, row {n} of its file" for n in (2, 3, 5, 4)]
     assert "The row has more tokens than max_sequence_len" in shown[0].text()
-    assert len(rows_with_findings(prepared, most=1)) == 1
-    _, prepared, _ = setup(rows=ROWS[:1])
+    nope, none = Settings(completion_start="<|nope|>"), Settings(template="no placeholders")
+    for settings, said in ((nope, "'<|nope|>' does not occur"), (none, "Write {query} once")):
+        view = RowView(prepared, 1, show="tokens", settings=settings)
+        assert said in view.error and view.row is None and not view.trained
+        assert "! This row cannot be prepared with these settings: " in view.text() and "Traceback" not in view.html()
+    _, prepared = setup(rows=ROWS[:1])
     assert "no finding concerns individual rows" in rows_with_findings(prepared)[0].text()
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (Settings(completion_start="<|nope|>"), "'<|nope|>' does not occur"),
-        (Settings(template="no placeholders"), "Write {query} once"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_a_callout(setup, settings, said):
-    _, prepared, _ = setup()
-    view = RowView(prepared, 1, show="tokens", settings=settings)
-    assert said in view.error and view.row is None and not view.trained
-    assert "! This row cannot be prepared with these settings: " in view.text() and "Traceback" not in view.html()
-
-
-# --- The widgets -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def explorer(setup):
-    """`explorer(show, **keys)`: the explorer with its widgets made."""
-
-    def make(show="tokens", **keys):
-        chosen, prepared, tokenizer = setup(**keys)
-        made = explore(prepared, show, chosen)
-        assert made.box
-        made.tokenizer = tokenizer
-        return made
-
-    return make
-
-
-def test_choosing_rows(explorer):
-    one = explorer("prompt")
-    assert one.number.value == 0 and "1 of 6 rows" in one.count.value
-    assert one.finding.label == "any or none (6 rows)"
+def test_choosing_rows(setup):
+    one = explore(setup()[1], "prompt")
+    assert one.box and one.number.value == 0 and "1 of 6 rows" in one.count.value
     one.number.value = 3
     assert "Prompt of train, row 3 of its file" in one.view.value and "4 of 6 rows" in one.count.value
     one.number.value = 900
@@ -130,21 +97,16 @@ def test_choosing_rows(explorer):
     one.search.value = "nowhere"
     assert "No row matches" in one.view.value and "0 rows" in one.count.value and one.row is None
     one.search.value = ""
-    assert len(one.found) == 6
-    names = ["any or none (6 rows)", "dropped: too long (1 row)", "empty output (1 row)"]
-    assert list(one.finding.options) == [*names, "special tokens in data (1 row)", "duplicate rows (1 row)"]
-    one.finding.value = one.finding.options["dropped: too long (1 row)"]
+    names = ["dropped: too long (1)", "empty output (1)", "special tokens in data (1)", "duplicate rows (1)"]
+    assert len(one.found) == 6 and [label for label, _ in one.finding.options] == ["any or none", *names]
+    one.finding.index = 1
     assert one.found == [2] and "Not trained on" in one.view.value
     one.fields["max_sequence_len"].value = 0
     assert "Not trained on" not in one.view.value
-
-
-def test_rows_of_the_dev_set(explorer):
-    one = explorer(dev_split=2)
-    assert one.part.options == ("train", "dev")
+    one = explore(setup(dev_split=2)[1], "tokens")
+    assert one.box and one.part.options == ("train", "dev")
     one.part.value = "dev"
     assert one.found == [2, 3] and one.prepared.report.dev.kept == [3]  # one is too long, and yet can be looked at
-    assert "dev, row 2 of its file" in one.view.value
 
 
 EDITS = [
@@ -161,49 +123,38 @@ EDITS = [
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: ",".join(edit) or "none")
-def test_what_is_copied_gives_what_is_shown(explorer, edit, tmp_path):
-    one = explorer()
+def test_what_is_copied_gives_what_is_shown(setup, edit, tmp_path):
+    chosen, prepared = setup()
+    one = explore(prepared, "tokens", chosen)
+    assert one.box
     for name, value in edit.items():
         one.fields[name].value = value
-    assert one.settings.instruction.strip() or "instruction" in edit
     for name in ("instruction", "template"):  # as the explorer asks, an edited text is saved under the name it gives
         if edit.get(name, "").strip():
             file = next(word for word in one.state.value.split() if word.startswith(f"{name}-"))
             (tmp_path / file).write_text(getattr(one.settings, name), newline="")
     cell, _, command = one.copy.value.partition("papermill ")
-    namespace = {}
-    exec(cell, namespace)  # the parameters cell of train.ipynb
+    exec(cell, namespace := {})  # the parameters cell of train.ipynb
     words = shlex.split(command)
     assert words[:2] == ["notebooks/train.ipynb", "out.ipynb"] and set(words[2::3]) == {"-p"}
     for parameters in (namespace, dict(zip(words[3::3], words[4::3], strict=True))):
-        rows = label_rows(prepare(from_parameters(parameters).cfg, one.tokenizer, cache=False))
+        rows = label_rows(prepare(from_parameters(parameters).cfg, prepared.tokenizer, cache=False))
         for number in range(len(ROWS)):
-            view = RowView(one.prepared, number, "train", "tokens", one.settings)
-            assert not view.error
+            view = RowView(prepared, number, "train", "tokens", one.settings)
             assert (view.row.ids, view.row.labels) == rows[number] if view.trained else number not in rows
     assert ("Nothing is changed" in one.state.value) == (not edit)
 
 
-def test_a_marker_that_is_wrong_and_one_that_is_not(explorer):
-    one = explorer()
+def test_a_wrong_marker_and_no_front_end(setup, monkeypatch):
+    one = explore(setup()[1])
+    bundle = one._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "text/plain"} and "interactive" in bundle["text/plain"]
+    assert "box" not in vars(one)  # no widget is made
+    monkeypatch.setattr("ragfit.views.explorer.live", lambda: True)
+    assert {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"} == set(one._repr_mimebundle_())
     marker = one.fields["completion_start"]
     assert marker.value == "<|im_start|>assistant\\n"
     marker.value = "<|im_nope|>"
     assert "cannot be prepared with these settings" in one.view.value and one.copy.value == ""
-    assert "Nothing to copy" in one.state.value
     marker.value = "<|im_start|>assistant\\n"
-    assert "cannot be prepared" not in one.view.value and "Nothing is changed" in one.state.value
-    marker.value = "<|im_start|>"
-    row = one.row.row
-    assert row.labels.index(next(label for label in row.labels if label != -100)) < len(row.ids) - 4
-    assert "model.completion_start='<|im_start|>'" in one.copy.value
-
-
-def test_without_a_front_end_there_is_a_note_and_no_widget(setup, monkeypatch):
-    _, prepared, _ = setup()
-    explorer = explore(prepared)
-    bundle = explorer._repr_mimebundle_()
-    assert set(bundle) == {"text/html", "text/plain"} and "interactive" in bundle["text/plain"]
-    assert "box" not in vars(explorer)
-    monkeypatch.setattr("ragfit.views.explorer.live", lambda: True)
-    assert {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"} == set(explorer._repr_mimebundle_())
+    assert "Nothing is changed" in one.state.value

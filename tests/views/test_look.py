@@ -24,22 +24,18 @@ def words(tiny_llama, write_rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("encoding", "learned"), [("utf-8", "▶Rome [1]<|im_end|>◀"), ("ascii", r"\u25b6Rome [1]<|im_end|>\u25c0")]
-)
-def test_a_look_at_a_row(words, encoding, learned):
+def test_a_look_at_a_row(words):
     code = (
         "import sys; from ragfit.__main__ import main\ntry: main(sys.argv[1:])\nfinally: "
         "print([m for m in ('torch', 'trl', 'peft', 'matplotlib', 'ipywidgets') if m in sys.modules])"
     )
-    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "PYTHONIOENCODING": encoding}
+    env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-c", code, *words]
     shown = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert shown.returncode == 0 and shown.stderr == ""
     first, *rest, imported = shown.stdout.splitlines()
     assert first.endswith("rows.jsonl, configuration: training") and imported == "[]"
-    assert "  train: 2 of 2 rows kept" in "\n".join(rest) and learned in "\n".join(rest)
-    assert "[warning] empty output, 1 row (train 1)" in "\n".join(rest)
+    assert r"\u25b6Rome [1]<|im_end|>\u25c0" in "\n".join(rest) and "empty output" in "\n".join(rest)
     assert "\x1b" not in shown.stdout and "\u202e" not in shown.stdout  # neither the data's nor, into a pipe, our own
 
 
@@ -52,28 +48,26 @@ def test_all_of_it_as_json(words):
     assert [token["text"] for token in row["tokens"] if token["loss"]] == ["<|im_end|>"]
 
 
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [
-        (["--row", "7"], "error: row 7 of train: there is no such prepared row. There are 2 in train and 0 in dev"),
-        (["--part", "dev"], "error: row 0 of dev: there is no such prepared row. There are 2 in train and 0 in dev"),
-        (["train.lerning_rate=1"], "Did you mean train.learning_rate?"),
-    ],
-)
+NONE = "error: row {}: there is no such prepared row. There are 2 in train and 0 in dev"
+WRONG = {
+    "--row 7": NONE.format("7 of train"),
+    "--part dev": NONE.format("0 of dev"),
+    "train.lerning_rate=1": "Did you mean train.learning_rate?",
+}
+
+
+@pytest.mark.parametrize(("more", "expected"), WRONG.items())
 def test_what_cannot_be_looked_at(words, more, expected):
-    shown = forked.command("ragfit", *words, *more)
+    shown = forked.command("ragfit", *words, *more.split())
     assert shown.returncode == 1 and expected in shown.stderr and "Traceback" not in shown.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_says_what_it_takes(name):
-    shown = forked.command("ragfit", name, "--help")
-    said = shown.stdout + shown.stderr
-    assert f"ragfit.{name}" in said or "usage" in said or "Hydra" in said
-    assert "Traceback" not in said
-
-
-def test_an_unknown_command():
+def test_every_command_says_what_it_takes_and_an_unknown_one_that_it_is_none():
+    for name in COMMANDS:
+        shown = forked.command("ragfit", name, "--help")
+        said = shown.stdout + shown.stderr
+        assert f"ragfit.{name}" in said or "usage" in said or "Hydra" in said
+        assert "Traceback" not in said
     shown = forked.command("ragfit", "trian")
     assert shown.returncode == 1 and "  look " in shown.stderr
     assert shown.stderr.endswith("error: there is no command 'trian'. Take one of these.\n")

@@ -152,31 +152,25 @@ def test_code_is_read_back(text):
     assert html.unescape(cell).strip() == " ".join(text.split()).replace("\u202e", "⟨RLO⟩")
 
 
-@pytest.mark.parametrize(
-    ("name", "base"),
-    [("org/model-1.5B", "org/model-1.5B"), ("gpt2", "gpt2"), ("demo:smollm2-135m-instruct", None), ("a/b/c", None), ("./llama", None)],
-)  # fmt: skip
-def test_the_base_model_is_named_as_it_was_configured(build, name, base):
-    trainer = build()
-    trainer.cfg.model.model_name_or_path = name
-    folder = save_checkpoint(trainer)
-    header, body = parts(folder)
-    assert header.get("base_model") == base and (f'base = "{base}"' in body) == bool(base)
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    assert settings["base_model_name_or_path"] == name and settings["r"] == 16
-
-
-def test_nothing_of_environment_and_rows_is_in_a_card(build, tmp_path, tiny_phi3, monkeypatch):
+def test_what_a_card_tells_of_base_and_rows(build, tmp_path, tiny_phi3, monkeypatch):
+    """The base as it was configured, nothing of the environment, and no text of the rows."""
     monkeypatch.setenv("MODELS", str(tiny_phi3))
     rows = [*question_rows(3), question_rows(1)[0], {"prompt": "private <|im_end|> text", "answers": ["x"]}]
     trainer = build("model.model_name_or_path='${oc.env:MODELS}'", rows=rows)
-    folder = save_checkpoint(trainer)
-    names = ("README.md", "ragfit.yaml", "adapter_config.json")
-    written = "".join((folder / name).read_text(encoding="utf-8") for name in names)
-    assert str(tiny_phi3) not in written and tiny_phi3.name not in written
-    body = parts(folder)[1]
-    assert "- note: **duplicate rows**" in body and "- warning: **special tokens in data**, 1 rows" in body
-    assert "private" not in body
+    for name, base in {"org/model-1.5B": "org/model-1.5B", "gpt2": "gpt2"}.items() | {
+        (name, None) for name in ("${oc.env:MODELS}", "demo:smollm2-135m-instruct", "a/b/c", "./llama")
+    }:
+        trainer.cfg.model.model_name_or_path = name
+        folder = save_checkpoint(trainer)
+        header, body = parts(folder)
+        assert header.get("base_model") == base and (f'base = "{base}"' in body) == bool(base)
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        assert settings["base_model_name_or_path"] == name and settings["r"] == 16
+        written = "".join(
+            (folder / name).read_text("utf-8") for name in ("README.md", "ragfit.yaml", "adapter_config.json")
+        )
+        assert tiny_phi3.name not in written and "private" not in body
+        assert "- note: **duplicate rows**" in body and "- warning: **special tokens in data**, 1 rows" in body
 
 
 def test_an_adapter_is_not_lost_for_want_of_a_card(build, monkeypatch, caplog):

@@ -17,19 +17,14 @@ from ragfit.runs.status import run_status
 from ragfit.views import RunsView
 
 
-@pytest.fixture
-def rows(write_rows):
-    return write_rows(question_rows(12))
-
-
 @pytest.mark.slow
-def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
-    """The runs behind the failing one go on, the exit code says that one failed, and the table says which."""
-    keys = {"model.model_name_or_path": str(tiny_llama), "model.completion_start": MARKER, "data_file": str(rows)}
-    words = [override(key, value) for key, value in keys.items()]
-    words += ["output_key=answers", "train.output_dir=sweep", "dev_split=3", "model.load_in_8bit=false"]
-    words += ["train.optim=adamw_torch", "train.max_steps=2", "train.logging_steps=1", "--multirun"]
-    words += ["model.lora.target_modules=[q_proj]", "train.learning_rate=0.001,1e30,0.05"]
+def test_a_sweep_with_a_run_that_fails(tiny_llama, write_rows, tmp_path, capsys):
+    """The run behind the failing one goes on, the exit code says that one failed, and the table says which."""
+    keys = {"model.model_name_or_path": str(tiny_llama), "model.completion_start": MARKER}
+    keys |= {"data_file": str(write_rows(question_rows(12))), "model.lora.target_modules": ["q_proj"]}
+    words = "output_key=answers train.output_dir=sweep dev_split=3 model.load_in_8bit=false train.optim=adamw_torch"
+    words += " train.max_steps=2 train.logging_steps=1 --multirun train.learning_rate=0.001,1e30,0.05"
+    words = [*(override(key, value) for key, value in keys.items()), *words.split()]
     result = forked.command("ragfit.training", *words, cwd=tmp_path)
     assert result.returncode == 1 and "not a finite number" in result.stderr
 
@@ -40,14 +35,13 @@ def test_a_sweep_with_a_run_that_fails(tiny_llama, rows, tmp_path, capsys):
     assert frame["state"].tolist() == ["finished", "failed", "finished"]
     assert frame["problem"].notna().tolist() == [False, True, False] and "finite" in frame["problem"].iloc[1]
     done = frame[frame["state"] == "finished"]
-    assert done["step"].tolist() == [2, 2] and done["dev_loss"].nunique() == 2 and (done["seconds"] > 0).all()
+    assert done["step"].tolist() == [2, 2] and (done["seconds"] > 0).all() and "f1" not in frame
     printed = [line.split()[-1] for line in result.stdout.splitlines() if line.startswith("dev loss")]
     assert [f"{loss:.4f}" for loss in done["dev_loss"]] == printed
-    assert "f1" not in frame  # nothing was answered
 
     main(["runs", str(tmp_path / "sweep")])
     said = capsys.readouterr().out
-    assert said.startswith("3 runs:") and f"{done['dev_loss'].min():.4f}" in said and "failed" in said
+    assert said.startswith("3 runs:") and printed[0] in said and "failed" in said
 
 
 STARTED = "2026-01-01T00:00:00+00:00"

@@ -21,7 +21,6 @@ from ragfit.runs.records import EVALUATION, STATUS, now
 from ragfit.secrets import mask
 
 LOCK = ".status.lock"
-KNOWN = {"state", "pid", "host", "updated"}  # of any run, and of no other program's file of this name
 TONES = {"running": "note", "finished": "good"}
 SHOWN = ("started", "updated", "saved_step", "loss", "dev_loss", "last_checkpoint")
 
@@ -41,8 +40,8 @@ class RunStatus:
             with FileLock(self.folder / LOCK, timeout=2) if self.write else contextlib.nullcontext():
                 yield
         except Timeout:
-            fix = "Wait for it, or set train.output_dir to another folder."
-            raise ConfigError("train.output_dir", f"another run is training into {self.folder}", fix) from None
+            problem = f"another run is training into {self.folder}"
+            raise ConfigError("train.output_dir", problem, "Wait for it, or set another folder.") from None
 
     @contextlib.contextmanager
     def kept(self, **facts: Any) -> Iterator[None]:
@@ -88,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read(folder: str | Path) -> dict[str, Any] | None:
     """The facts of a run's `status.json`, or None; the dev loss is the evaluated one where these weights have one."""
     facts = read_json(Path(folder, STATUS)) | {"folder": str(folder)}
-    if not facts.keys() >= KNOWN:
+    if not facts.keys() >= {"state", "pid", "host", "updated"}:  # then another program wrote it
         return None
     loss = (measured(facts, EVALUATION).get("dev_loss") or {}).get("tuned")
     return facts if loss is None else facts | {"dev_loss": loss}
@@ -125,6 +124,7 @@ class StatusView(View):
         self.state, self.sentence = run_state(facts)
 
     def blocks(self) -> list[Block]:
-        facts = {key.replace("_", " "): self.facts.get(key, "none at this step") for key in SHOWN}
+        figures = dict.fromkeys(("loss", "dev_loss"), f"not measured at step {self.facts.get('saved_step', 0)}")
+        facts = {key.replace("_", " "): fact for key, fact in (figures | self.facts).items() if key in SHOWN}
         texts = [(key, f"{fact:.4f}" if isinstance(fact, float) else str(fact), "") for key, fact in facts.items()]
         return [Callout(self.sentence, TONES.get(self.state, "bad")), Facts(texts)]

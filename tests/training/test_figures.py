@@ -95,9 +95,9 @@ def test_a_figure_that_was_not_measured_is_not_taken_over(config, tmp_path):
     ragfit.train(tiny_trainer(config("train.logging_steps=4")))
     facts = read(tmp_path / "out")
     assert facts["saved_step"] == 6 and "loss" not in facts and "dev_loss" not in facts
-    assert "dev loss         none at this step" in repr(ragfit.run_status(tmp_path / "out"))
+    assert "dev loss         not measured at step 6" in repr(ragfit.run_status(tmp_path / "out"))
     measured = {"written": facts["updated"], "dev_loss": {"base": 2.0, "tuned": 1.23456}}
-    for written, said in ((facts["updated"], "1.2346"), ("2001-01-01", "none at this step")):  # that is an earlier run's
+    for written, said in ((facts["updated"], "1.2346"), ("2001-01-01", "not measured")):  # that is an earlier run's
         (tmp_path / "out" / "evaluation.json").write_text(json.dumps(measured | {"written": written}))
         assert f"dev loss         {said}" in repr(ragfit.run_status(tmp_path / "out"))
 

@@ -85,7 +85,7 @@ def test_the_figures_are_of_the_weights_that_are_saved(tmp_path):
         "damaged": [9, None, None, None, None, None],
     }
     assert run_status(tmp_path / "measured").facts["dev_loss"] == 0.5  # the same in both
-    assert "dev loss  1.5000" in repr(run_status(tmp_path / "older")).replace("         ", "  ")
+    assert "dev loss 1.5000" in " ".join(repr(run_status(tmp_path / "older")).split())
 
 
 def test_a_run_without_its_configuration_and_folders_that_are_none(tmp_path):

@@ -22,7 +22,8 @@ from ragfit.secrets import mask
 
 LOCK = ".status.lock"
 TONES = {"running": "note", "finished": "good"}
-SHOWN = ("started", "updated", "saved_step", "loss", "dev_loss", "last_checkpoint")
+LABELS = {"loss": "training loss", "dev_loss": "dev loss", "saved_step": "weights of step"}
+LABELS |= {"last_checkpoint": "last checkpoint", "started": "started", "updated": "last heard of"}
 
 
 class RunStatus:
@@ -78,9 +79,8 @@ def to_json(tree: Any) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a run left in a file; {} where there is none, or none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     return {}
 
 
@@ -125,6 +125,6 @@ class StatusView(View):
 
     def blocks(self) -> list[Block]:
         figures = dict.fromkeys(("loss", "dev_loss"), f"not measured at step {self.facts.get('saved_step', 0)}")
-        facts = {key.replace("_", " "): fact for key, fact in (figures | self.facts).items() if key in SHOWN}
-        texts = [(key, f"{fact:.4f}" if isinstance(fact, float) else str(fact), "") for key, fact in facts.items()]
+        facts = {LABELS[key]: fact for key, fact in (figures | self.facts).items() if key in LABELS}
+        texts = [(label, f"{fact:.4f}" if isinstance(fact, float) else str(fact), "") for label, fact in facts.items()]
         return [Callout(self.sentence, TONES.get(self.state, "bad")), Facts(texts)]

@@ -156,7 +156,7 @@ def test_training_notebook_runs_again_without_a_restart(trained):
 @pytest.mark.slow
 def test_a_loop_of_papermill_ends_in_one_table(trained):
     frame = ragfit.table_of_runs(trained[0])
-    assert frame.index.tolist() == ["r2", "r3"] and frame["model.lora.r"].tolist() == [2, 3]
+    assert [Path(name).name for name in frame.index] == ["r2", "r3"] and frame["model.lora.r"].tolist() == [2, 3]
     assert frame.columns[1] == "state" and frame["state"].tolist() == ["finished"] * 2
     assert frame[["train_loss", "dev_loss", "f1"]].notna().all(axis=None) and frame["answers"].tolist() == [3, 3]
 

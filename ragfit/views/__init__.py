@@ -14,7 +14,6 @@ _HOME = {
     "EvaluationView": "evaluation.view",
     "GroundingView": "evaluation.grounding_view",
     "RunsView": "runs.table",
-    "SavedView": "runs.save",
     "StatusView": "runs.status",
     "LossCurve": "training.live",
     "loss_curve": "training.live",

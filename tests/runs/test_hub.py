@@ -1,6 +1,5 @@
 """Pushing an adapter: the real client of the Hugging Face hub against a stand-in on loopback."""
 
-import logging
 import subprocess
 import sys
 
@@ -12,7 +11,6 @@ from tiny_runs import question_rows, tiny_config, tiny_trainer
 import ragfit
 from ragfit.__main__ import main
 from ragfit.config.paths import PROJECT_ROOT
-from ragfit.errors import ConfigError
 from ragfit.runs import status
 from ragfit.runs.hub import check_tag
 
@@ -40,7 +38,7 @@ def python(env, *arguments):
 
 def test_pushing_a_folder_later(folder):
     """Without what a trainer's checkpoint holds beside the weights: some of it is pickled, with the arguments' token."""
-    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "trainer_state.json", ".env", ".cache/x"):
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", ".env", ".cache/x"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"secret")
     with hub() as there:
@@ -67,8 +65,7 @@ def test_a_run_pushes_what_it_saved(tiny_phi3, write_rows, tmp_path):
         "adapter_model.safetensors", "adapter_config.json", "ragfit.yaml", "instruction.txt", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja", "README.md", "fingerprint.json",
     }  # fmt: skip
-    card = saved["README.md"].decode()
-    assert "# LoRA adapter for" in card and "| training loss |" in card
+    assert "- training loss: " in saved["README.md"].decode()
     assert not [name for name, content in saved.items() if str(tmp_path).encode() in content and name != "ragfit.yaml"]
     assert there.created[0]["visibility"] == "private" and there.unknown == []
     assert there.tokens == {"hf_own"}  # train.hub_token goes before the environment's
@@ -79,13 +76,16 @@ FAILING = {
     "no login": ({"status": 401}, {"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent/token"}, "401"),
     "in the middle": ({"status": 403, "failing": "/large/"}, {}, "403"),
     "public": ({"public": ["org/my-adapter"]}, {}, "exists and is public"),
+    "silent": ({"status": "silence", "failing": "/repos/create"}, {}, "timed out"),
 }
 
 
 @pytest.mark.parametrize(("settings", "environment", "reason"), FAILING.values(), ids=FAILING)
 def test_a_failed_push_says_how_to_push_later(folder, settings, environment, reason):
+    code = "import sys, ragfit.runs.hub as hub; hub.SILENCE = {}; from ragfit.__main__ import main; main(sys.argv[1:])"
+    code = code.format(0.5 if reason == "timed out" else 120.0)
     with hub(**settings) as there:
-        result = python(there.environment(**environment), "-m", "ragfit", "push", folder, "org/my-adapter")
+        result = python(there.environment(**environment), "-c", code, "push", folder, "org/my-adapter")
     assert there.files.get("org/my-adapter", {}) == {}
     assert result.returncode == 1 and "Traceback" not in result.stderr
     message = next(line for line in result.stderr.splitlines() if line.startswith("hfhub_tag: "))
@@ -95,35 +95,21 @@ def test_a_failed_push_says_how_to_push_later(folder, settings, environment, rea
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
 
 
-def test_a_hub_that_never_answers(folder):
-    code = "import sys, ragfit.runs.hub; ragfit.runs.hub.SILENCE = 0.5; from ragfit.__main__ import main; main(['push', *sys.argv[1:]])"
-    with hub("silence", failing="/repos/create") as there:
-        result = python(there.environment(), "-c", code, folder, "org/my-adapter")
-    assert result.returncode == 1 and "timed out" in result.stderr and "push it later with" in result.stderr
-
-
 @pytest.mark.slow
 def test_a_run_whose_push_is_refused_ends_well(tiny_phi3, write_rows, tmp_path, caplog):
     """The tests run with HF_HUB_OFFLINE=1, so the client itself refuses."""
     keys = ["hfhub_tag=org/my-adapter", "train.max_steps=1", "train.save_strategy=no"]
-    trainer = tiny_trainer(tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", *keys))
-    with caplog.at_level(logging.ERROR, "ragfit.runs.hub"):
-        folder = ragfit.train(trainer)
+    folder = ragfit.train(tiny_trainer(tiny_config(tiny_phi3, write_rows(question_rows(3)), tmp_path / "out", *keys)))
     assert (folder / "adapter_model.safetensors").is_file()
-    assert status.read(tmp_path / "out")["state"] == "finished"
-    assert "pushing to org/my-adapter failed" in caplog.text
-    assert f"python -m ragfit push {folder} org/my-adapter" in caplog.text
+    assert status.read(tmp_path / "out")["state"] == "finished" and "pushing to org/my-adapter failed" in caplog.text
 
 
 def test_nothing_to_push_and_nowhere_to(folder):
     for words, said in (
         ((folder / "nothing", "org/name"), "checkpoint: .* holds no adapter and no model. Name the folder checkpoint"),
+        ((folder, "no name"), "hfhub_tag: 'no name' is not a repository name"),
         ((folder, "a/b/c"), "hfhub_tag: 'a/b/c' is not a repository name"),
     ):
         with pytest.raises(SystemExit, match=f"error: {said}"):
             main(["push", *map(str, words)])
-    for tag in ("name", "org/name", "my.org/name-1_b"):
-        check_tag(tag)
-    for tag in ("no name", "org/", "name.git"):
-        with pytest.raises(ConfigError, match="hfhub_tag: .* is not a repository name"):
-            check_tag(tag)
+    check_tag("my.org/name-1_b")

@@ -15,24 +15,20 @@ from ragfit.runs.status import RunStatus, read, run_state, run_status
 ENDS = {
     "failed": (ValueError("one\nsecond line"), "failed, step 3 of 9: ValueError: one second line"),
     "told": (ConfigError("train.x", "no", "Set it."), "failed, step 3 of 9: train.x: no. Set it."),
-    "stopped": (
-        Interrupted("stopped by SIGTERM at step 3 of 9", 15),
-        "interrupted, step 3 of 9: stopped by SIGTERM at",
-    ),
-    "at once": (KeyboardInterrupt(), "interrupted, step 3 of 9: stopped at once, without a checkpoint"),
+    "stopped": (Interrupted("stopped by SIGTERM", 15), "interrupted, step 3 of 9: stopped by SIGTERM"),
+    "at once": (KeyboardInterrupt(), "interrupted, step 3 of 9: KeyboardInterrupt"),
 }
 
 
 @pytest.mark.parametrize(("error", "sentence"), ENDS.values(), ids=ENDS)
 def test_how_a_run_ends(tmp_path, error, sentence):
     status = RunStatus(tmp_path)
-    with pytest.raises(type(error)), status.kept(resumed_from="x/checkpoint-1", last_checkpoint="x/checkpoint-1"):
+    with pytest.raises(type(error)), status.kept(last_checkpoint="x/checkpoint-1"):
         assert run_state(read(tmp_path))[0] == "running"
         status.set(step=3, total_steps=9)
         raise error
     assert run_state(read(tmp_path))[1].startswith(sentence)
-    view = repr(run_status(tmp_path))
-    assert "resume_checkpoint=true" in view and "went on from" in view
+    assert "last checkpoint  x/checkpoint-1" in repr(run_status(tmp_path))
 
 
 def test_a_push_that_fails_leaves_a_finished_run(tmp_path):
@@ -40,56 +36,51 @@ def test_a_push_that_fails_leaves_a_finished_run(tmp_path):
     with pytest.raises(OSError), status.kept():
         status.set(state="finished", step=3, total_steps=3, saved=f"{tmp_path}/checkpoint", saved_step=3, dev_loss=1.5)
         raise OSError
-    assert run_state(read(tmp_path)) == ("finished", f"finished: step 3 of 3, the adapter is in {tmp_path}/checkpoint")
-    view = repr(run_status(tmp_path))
-    assert "dev loss         1.5000" in view and "not measured at step 3" in view  # the training loss was not logged
-    assert "failed" not in run_status(tmp_path)._repr_html_()
+    assert run_state(read(tmp_path)) == ("finished", f"finished, step 3 of 3: {tmp_path}/checkpoint")
+    view = " ".join(repr(run_status(tmp_path)).split())
+    assert "dev loss 1.5000" in view and "loss not measured at step 3" in view
 
 
 def test_a_process_that_is_killed(tmp_path):
-    code = "import os, signal\nfrom ragfit.runs.status import RunStatus\nwith RunStatus('.').kept():\n    os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "import os\nfrom ragfit.runs.status import RunStatus\nwith RunStatus('.').kept():\n    os.kill(os.getpid(), 9)"
+    )
     env = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=False)
     state, sentence = run_state(read(tmp_path))
     assert done.returncode == -signal.SIGKILL and state == "killed"
-    assert sentence.startswith("killed, before the first step: process ") and sentence.endswith(
-        "is gone and said nothing"
-    )
+    assert sentence.startswith("killed, step 0 of ?: process ") and sentence.endswith("is gone and said nothing")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     with RunStatus(tmp_path).kept():
         before = (tmp_path / "status.json").read_bytes()
-        problem = f"^train.output_dir: process {os.getpid()} on .* is training into {tmp_path}. Wait for it"
+        problem = f"^train.output_dir: another run is training into {tmp_path}. Wait for it"
         with pytest.raises(ConfigError, match=problem), RunStatus(tmp_path).kept():
             pytest.fail("two runs in one folder")
-        assert (tmp_path / "status.json").read_bytes() == before
-    with RunStatus(tmp_path, write=False).kept():  # another process of the run writes nothing and locks nothing
-        assert (tmp_path / "status.json").read_bytes() == before
+        with RunStatus(tmp_path, write=False).kept():  # another process of the run writes nothing and locks nothing
+            assert (tmp_path / "status.json").read_bytes() == before
 
 
-def test_a_file_system_that_locks_nothing_is_told_and_trained_on(tmp_path, monkeypatch, caplog):
-    def acquire(*args, **kwargs):
-        raise OSError("no locks")
-
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    with RunStatus(tmp_path).kept():
-        (tmp_path / ".status.lock").touch()
-        assert run_state(read(tmp_path))[0] == "running"  # what was written is believed
-    assert f"{tmp_path} cannot be locked" in caplog.text
-
-
-@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"state": "odd"}', '{"step": 3}'])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"state": "running"}'])
 def test_a_folder_without_a_status(tmp_path, text):
     if text is not None:
         (tmp_path / "status.json").write_text(text)
     assert read(tmp_path) is None
-    with pytest.raises(ConfigError, match="has no status.json"):
+    with pytest.raises(ConfigError, match="^folder: no run has written a status.json into"):
         run_status(tmp_path)
 
 
 def test_what_anybody_may_have_written_is_shown_as_text(tmp_path):
-    (tmp_path / "status.json").write_text(
-        json.dumps({"state": "failed", "reason": "<script>", "loss": ["x"], "step": "<i x>"})
-    )
-    assert "<script>" not in run_status(tmp_path)._repr_html_() and "<i x>" not in run_status(tmp_path)._repr_html_()
+    facts = {
+        "state": "failed",
+        "reason": "<script>",
+        "loss": ["x"],
+        "step": "<i x>",
+        "pid": 1,
+        "host": "",
+        "updated": "",
+    }
+    (tmp_path / "status.json").write_text(json.dumps(facts))
+    html = run_status(tmp_path)._repr_html_()
+    assert "<script>" not in html and "<i x>" not in html

@@ -1,7 +1,4 @@
-"""The kit's commands: `python -m ragfit COMMAND --help` says what each takes.
-
-A command is a function below: its docstring says what it does, and what it returns is the exit code.
-"""
+"""The kit's commands: each is a function, whose docstring says what it does, and which returns the exit code."""
 
 import json
 import logging
@@ -10,17 +7,14 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 import ragfit
 from ragfit.draw.progress import print_any_text
 from ragfit.errors import ConfigError, RagfitError, for_terminal
 
-# What argparse is told of the arguments that are more than a name.
-ARGUMENTS: dict[str, dict[str, Any]] = {
+ARGUMENTS: dict[str, dict[str, object]] = {
     "overrides": {"nargs": "*", "help": "overrides, such as data_file=rows.jsonl model.load_in_8bit=false"},
     "checkpoint": {"help": "the folder checkpoint of a run's train.output_dir"},
-    "folder": {"help": "a run's train.output_dir"},
     "folders": {"nargs": "+", "help": "a run's train.output_dir, or a folder that holds some"},
     "--config|-cn|--config-name": {"help": "a name under configs/ or a YAML file; the demo, with a data_file training"},
     "--row": {"type": int, "default": 0, "help": "which of the prepared rows to show; the first by default"},
@@ -30,8 +24,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--out": {"help": "folder for what is found; the run's own, with --data a folder evaluation-NAME in it"},
     "--rows": {"type": int, "help": "take so many rows; by default all to evaluate, 30 for grounding"},
     "--marker": {"help": "compare only what follows this text in an answer, such as '<ANSWER>:'"},
-    "--base": {"help": "the base model's folder or name, where it has moved"},
-    "--dtype": {"help": "the type of the merged weights, such as bfloat16; the base's own by default"},
     "--trust-remote-code": {"action": "store_true", "help": "run code that comes with the base model"},
 }
 
@@ -49,13 +41,6 @@ def look(args: Namespace) -> None:
     print(prepared.report, ragfit.views.TokenView(prepared, args.row, args.part).terminal(colour), sep="\n\n")
 
 
-def train(words: list[str]) -> None:
-    """Train, with every override of Hydra's, which reads the arguments itself."""
-    from ragfit.training.__main__ import main as hydra_main
-
-    hydra_main(words)
-
-
 def evaluate(args: Namespace) -> None:
     """Base against tuned on a checkpoint of an earlier run."""
     trainer, out = _of_checkpoint(args)
@@ -68,7 +53,7 @@ def grounding(args: Namespace) -> None:
     print(ragfit.grounding(trainer, 30 if args.rows is None else args.rows, save=out))
 
 
-def _of_checkpoint(args: Namespace) -> tuple[Any, Path]:
+def _of_checkpoint(args: Namespace) -> tuple[object, Path]:
     """The trainer of a finished run, and the folder for what is found."""
     trainer = ragfit.load_checkpoint(args.checkpoint, args.data, args.overrides)
     run, name = Path(trainer.args.output_dir), Path(args.data or "").name.partition(".")[0]
@@ -103,15 +88,13 @@ def push(args: Namespace) -> int:
     hub.check_tag(args.repository)
     folder = Path(args.checkpoint).expanduser()
     if not any(folder.glob("*.safetensors")):
-        fix = "Name the folder checkpoint of a run's train.output_dir."
-        raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", fix)
+        problem = f"{folder} holds no adapter and no model"
+        raise ConfigError("checkpoint", problem, "Name the folder checkpoint of a run.")
     return 0 if hub.push(folder, args.repository) else 1
 
 
-# Each command with its arguments.
 COMMANDS = {
     "look": (look, "overrides --config|-cn|--config-name --row --part --json"),
-    "train": (train, ""),
     "evaluate": (evaluate, "checkpoint overrides --data --out --rows --marker"),
     "grounding": (grounding, "checkpoint overrides --data --out --rows"),
     "status": (status, "folder"),
@@ -125,17 +108,20 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command; an error of the kit's is said in one line, and the exit code is then 1."""
     print_any_text()
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["train"]:
+        from ragfit.training.__main__ import main as train  # whose arguments Hydra reads
+
+        return train(words[1:])
     parser = ArgumentParser("python -m ragfit")
-    parser.add_argument("command", choices=COMMANDS)
-    name = parser.parse_args(words[:1]).command
-    command, arguments = COMMANDS[name]
-    parser = ArgumentParser(f"python -m ragfit {name}", description=command.__doc__)
+    parser.add_argument("command", choices=["train", *COMMANDS], help="--help behind it says what it takes")
+    command, arguments = COMMANDS[parser.parse_args(words[:1]).command]
+    parser = ArgumentParser(f"python -m ragfit {words[0]}", description=command.__doc__)
     for argument in arguments.split():
         parser.add_argument(*argument.split("|"), **ARGUMENTS.get(argument, {}))
     try:
-        code = command(parser.parse_intermixed_args(words[1:]) if arguments else words[1:])
+        code = command(parser.parse_intermixed_args(words[1:]))
     except RagfitError as error:
-        sys.exit(for_terminal(error))
+        code = for_terminal(error)
     if code:
         sys.exit(code)
 

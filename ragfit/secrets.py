@@ -20,14 +20,9 @@ _TOKEN = re.compile(
 )
 
 
-def is_secret_name(key: Any) -> bool:
-    """Whether a key's last part says that its value is a secret."""
-    return bool(_NAME.fullmatch(str(key).rpartition(".")[2]))
-
-
 def holds_secret(key: Any, value: Any) -> bool:
-    """Whether a key and its value are a secret; a switch is none."""
-    return is_secret_name(key) and value is not None and not isinstance(value, bool)
+    """Whether a key's last part says that its value is a secret; a switch is none."""
+    return bool(_NAME.fullmatch(str(key).rpartition(".")[2])) and value is not None and not isinstance(value, bool)
 
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:

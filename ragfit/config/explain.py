@@ -19,7 +19,6 @@ _OUT_OF_MEMORY = "out of memory|can(no|')t allocate memory|alloc_failed|bad_allo
 _CAUSES = {
     "no space left|disk quota|file too large": "Make room there, or set train.output_dir to another disk",
     "device-side assert|index out of range": "Check that the tokenizer belongs to model.model_name_or_path",
-    "size mismatch|loading state_dict|parameter group": "Check that checkpoint and model belong together",
     "flash.?attention|flash_attn": "Set model.attn_implementation=sdpa",
     "trust_remote_code|custom code": "Set model.trust_remote_code=true (merge: --trust-remote-code) if you trust it",
     "max retries|connect|offline|name resolution": "Check the network, or name a model and rows on this disk",

@@ -29,7 +29,7 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
     try:
         finished = OmegaConf.create(_finished(OmegaConf.to_container(cfg, resolve=False), given))
     except ConfigError as error:
-        mine = any(f"{error.where}.".startswith(f"{key}.") for key in given)
+        mine = any(key.startswith(error.where) or error.where.startswith(key) for key in given)
         place = f"an override of {source}" if mine else source
         raise (error.in_file(place) if source else error) from error.__cause__
     # Beside the keys, since it is neither compared nor saved: who named the files, for an error in one of them.
@@ -38,7 +38,8 @@ def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: 
 
 
 def _finished(tree: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    tree |= {part: keys.typed(part, tree.get(part) or {}) for part in ("model", "train")}
+    tree = {"model": None, "train": None, **tree}  # first, since a file may say `train.seed` at its top
+    tree |= {part: keys.typed(part, tree[part] or {}) for part in ("model", "train")}
     flat = {**dict.fromkeys(keys.DATA_KEYS), **dict(keys.leaves(tree, inside=keys.STRICT))}
     free = () if keys.is_hf_train(flat.get("model._target_")) else ("model.",)  # another class takes what it likes
     _translate(flat, free)

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from ragfit.errors import ConfigError
-from ragfit.secrets import MASK, is_secret_name
+from ragfit.secrets import MASK, holds_secret
 
 HF_TRAIN = "ragfit.models.hf.HFTrain"
 STRICT = ("model", "train", "model.lora")  # mappings whose keys are checked; those of others are free
@@ -121,7 +121,7 @@ def typed(key: str, value: Any) -> Any:
 
 def short_repr(value: Any, key: str = "") -> str:
     """A value in a message: one line of it, not all of a long one, and nothing of a secret."""
-    text = MASK if is_secret_name(key) else repr(value)
+    text = MASK if holds_secret(key, value) else repr(value)
     return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"
 
 

@@ -30,8 +30,7 @@ def override(key: str, value: Any) -> str:
         word = r"(?!(?i:null|true|false|inf|nan)$)[A-Za-z_][\w./-]*"  # which Hydra reads as text without quotes
         if isinstance(part, dict) and all(re.fullmatch(word, str(name)) for name in part):
             return "{" + ",".join(f"{name}:{write(inner)}" for name, inner in part.items()) + "}"
-        problem = f"an override cannot express {short_repr(value, key)}"
-        raise ConfigError(key, problem, "Write it into a YAML file.")
+        raise ConfigError(key, f"an override cannot express {short_repr(value, key)}", "Write it into a YAML file.")
 
     return f"{key}={write(value)}"
 

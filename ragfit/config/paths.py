@@ -2,7 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import Any
+
+import platformdirs
 
 from ragfit.errors import ConfigError
 
@@ -29,8 +30,7 @@ def find_path(value: PathText | None, key: str) -> Path:
     """As `find_existing`, with a ConfigError naming the key where there is no such path."""
     if path := find_existing(value):
         return path
-    problem = f"there is no {str(value)[:300]!r} in {Path.cwd()} or {PROJECT_ROOT}"
-    raise ConfigError(key, problem, f"Set {key} to a path that exists.")
+    raise ConfigError(key, f"there is no {str(value)[:300]!r} here or in {PROJECT_ROOT}", "Name a path that exists.")
 
 
 def find_file(value: PathText | None, key: str) -> Path:
@@ -42,20 +42,15 @@ def find_file(value: PathText | None, key: str) -> Path:
 
 def find_model(name: PathText, key: str = "model.model_name_or_path") -> Path | None:
     """The folder of a model or an adapter, or None for a name on the hub; a ConfigError for what can be neither."""
-    path, text = find_existing(name), str(name)
-    if path is not None and not path.is_dir():
-        raise ConfigError(key, f"{name} is a file", "Give the folder with the model's files, or a name on the hub.")
-    local = text.startswith((".", "/", "~")) or text.count("/") > 1
-    return find_path(name, key) if path is None and local else path
+    only_a_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    return find_path(name, key) if only_a_path else find_existing(name)
 
 
 def cache_folder() -> Path:
     """The kit's cache folder, which may not exist yet."""
-    import platformdirs
-
     return Path(os.environ.get("RAGFIT_CACHE") or platformdirs.user_cache_path("ragfit")).expanduser().absolute()
 
 
-def is_demo(name: Any) -> bool:
+def is_demo(name: object) -> bool:
     """Whether a model name asks for the demo model: it begins with `demo:`, known or not."""
     return isinstance(name, str) and name.startswith(DEMO_PREFIX)

@@ -5,6 +5,7 @@ what such a file may say: all else, and whatever has `${…}` in it, counts only
 """
 
 import logging
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,7 @@ _QUIET = ("train.", "model.lora.", "resume_checkpoint", "hfhub_tag", "use_wandb"
 
 
 def believed(checkpoint: PathText) -> tuple[dict[str, Any], list[str]]:
-    """What counts of a checkpoint's own configuration, in its shape, and the dotted keys that do not, for `warn`.
-
-    Instruction and template are the checkpoint's own files, whatever paths it names.
-    """
+    """What counts of a checkpoint's own configuration, in its shape, and the dotted keys that do not, for `warn`."""
     path = Path(checkpoint, FILE)
     if not path.is_file():
         return {}, []
@@ -49,10 +47,12 @@ def believed(checkpoint: PathText) -> tuple[dict[str, Any], list[str]]:
     quiet = (*_QUIET, "model._target_") if is_hf_train(keys.get("model._target_")) else _QUIET
     counted = {key: value for key, value in keys.items() if key in BELIEVED and _is_plain(key, value)}
     for key in ("data_file", "dev_split"):
-        if isinstance(counted.get(key), str):
-            counted[key] = _own_rows(path, key, counted[key])
+        if isinstance(name := counted.get(key), str):
+            # Rows in its folder, or known by the digest that it tells: who has that has read the file.
+            own, digest = own_file(checkpoint, name), digest_of_rows(key, name)
+            counted[key] = str(own) if own else name if digest and digest in path.read_text(encoding="utf-8") else None
     for key in ("instruction", "template"):
-        own = own_file(checkpoint, f"{key}.txt")
+        own = own_file(checkpoint, f"{key}.txt")  # whatever path it names
         counted[key] = str(own) if own and own.stat().st_size else None
     said = [key for key, value in keys.items() if value not in (None, False, "", "none", [], {})]
     set_aside = [key for key in said if counted.get(key) is None and not key.startswith(quiet)]
@@ -66,21 +66,10 @@ def own_file(checkpoint: PathText, name: str) -> Path | None:
     return path if path.is_file() and path.resolve().parent in (folder, blobs) else None
 
 
-def _own_rows(config: Path, key: str, name: str) -> str | None:
-    """The rows that a checkpoint names, in its folder or known by their digest: who tells that has read the file."""
-    own, digest = own_file(config.parent, name), digest_of_rows(key, name)
-    known = digest and digest in config.read_text(encoding="utf-8")
-    return str(own) if own else name if known else None
-
-
 def _is_plain(key: str, value: Any) -> bool:
-    """Whether a value is numbers, switches and text, in lists or under keys, follows nothing and names no code."""
-    if isinstance(value, dict):
-        return all(not str(name).startswith("_") and _is_plain("", inner) for name, inner in value.items())
-    if isinstance(value, list):
-        return all(_is_plain("", inner) for inner in value)
-    kernel = key == "model.attn_implementation" and "/" in str(value)  # of the hub, which is code
-    return not kernel and "${" not in str(value)
+    """Whether a value follows no `${…}`, and names no code: no `_target_`, and no attention kernel of the hub."""
+    kernel = key == "model.attn_implementation" and "/" in str(value)
+    return not kernel and not re.search(r"\$\{|['\"]_\w*['\"]:", repr(value))
 
 
 def warn(checkpoint: PathText, set_aside: Collection[str], advice: str) -> None:

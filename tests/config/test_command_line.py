@@ -129,13 +129,12 @@ def test_help_and_the_configuration_are_shown_at_once(tmp_path):
 
 
 ERRORS = [
-    ("data_file=x.jsonl trane.output_dir=x", "trane.output_dir: unknown key (an override). Did you mean train.output_dir?"),
-    ("model.lora.rank=4", "model.lora.rank: unknown key (an override). Did you mean model.lora."),
-    ("+epochs=3", "epochs: unknown key (an override). Did you mean train.num_train_epochs?"),
-    ("model.lora.target_modules=[qkv_proj", "The override 'model.lora.target_modules=…' cannot be read: "),
+    ("data_file=x.jsonl trane.output_dir=x", "trane: unknown key (an override of "),
+    ("+epochs=3", "epochs: unknown key (an override of "),
+    ("model.lora.target_modules=[qkv_proj", "model.lora.target_modules: the override 'model.lora.target_modules=…' is not"),
     ("-cn paper/training-aqsa", "config: there is no configuration "),
-    ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' at "),
-    ("--config-dir no/such/folder", "--config-dir: there is no 'no/such/folder' at "),
+    ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' here"),
+    ("--config-dir no/such/folder", "--config-dir: there is no 'no/such/folder' here"),
 ]  # fmt: skip
 
 
@@ -156,7 +155,6 @@ FOLDERS = [
     ("--config-pa configs/paper --config-n training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("-cp=mine -cn=own --config-dir=configs", "here/mine/own.yaml"),
     ("-cn paper/training-asqa", "project/configs/paper/training-asqa.yaml"),
-    ("-cd mine -cn own", "here/mine/own.yaml"),
     ("-cp ./mine -cn own.yaml", "here/mine/own.yaml"),
     ("-cn local", "here/configs/local.yaml"),
 ]

@@ -98,6 +98,7 @@ model: {model_name_or_path: "${oc.env:MODELS}/m", generation: {a: "${data_file}"
 train: {output_dir: out, run_name: "${experiment}", learning_rate: "${oc.env:RATE}", warmup_ratio: "${oc.env:RATE}", hub_token: "${oc.env:TOKEN}"}
 data_file: ${oc.env:DATA,rows}.jsonl
 experiment: mine
+limit: ${oc.env:NUMBER}
 """
 
 
@@ -110,7 +111,7 @@ def test_what_the_environment_holds_is_used_but_does_not_leave(load, monkeypatch
         found = (cfg.model.model_name_or_path, cfg.data_file, cfg.train.hub_token)
         assert found == ("/planted/m", "planted2.jsonl", "planted3")
         assert (cfg.train.learning_rate, cfg.train.warmup_steps, cfg.model.generation.b) == (0.0625, 0.0625, 77771)
-        assert cfg.model.lora.target_modules == ["planted2", "b"]
+        assert cfg.model.lora.target_modules == ["planted2", "b"] and (cfg.limit == 77771 or overrides)
         save_config(cfg, tmp_path / "saved.yaml")
         shown = (
             tmp_path / "saved.yaml"

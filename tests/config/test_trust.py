@@ -49,8 +49,6 @@ def warned(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "ragfit.config.trust"]
 
 
-# --- What counts ----------------------------------------------------------------------------------------------------
-
 # A key, a value, and whether it is named as set aside. None of these counts.
 SET_ASIDE = [
     ("model.trust_remote_code", True, True),
@@ -89,32 +87,17 @@ def test_what_a_checkpoint_may_not_say(key, value, named, tmp_path, monkeypatch)
 
 
 def test_what_a_checkpoint_may_say(tmp_path):
-    keys = {
-        "model.model_name_or_path": "org/name",
-        "model.max_sequence_len": 7,
-        "model.lora.target_modules": ["o_proj"],
-        "model.generation.temperature": 1e-5,
-        "data_file": "rows.jsonl",  # its own
-        "dev_split": 0.1,
-        "train.bf16": True,
+    model = {"model_name_or_path": "org/name", "max_sequence_len": 7, "lora": {"target_modules": ["o_proj"]}}
+    model["generation"] = {"temperature": 1e-5, "do_sample": False}
+    change(tmp_path / "checkpoint", {"model": model, "data_file": "rows.jsonl", "dev_split": 0.1, "train.bf16": False})
+    for name in ("template.txt", "rows.jsonl"):  # its own
+        (tmp_path / "checkpoint" / name).write_text("{query}{output}")
+    own = {
+        key: str(tmp_path / "checkpoint" / name)
+        for key, name in (("data_file", "rows.jsonl"), ("template", "template.txt"))
     }
-    change(tmp_path / "checkpoint", keys)
-    (tmp_path / "checkpoint" / "template.txt").write_text("{query}{output}")
-    (tmp_path / "checkpoint" / "rows.jsonl").write_text("{}")
     tree, set_aside = believed(tmp_path / "checkpoint")
-    assert set_aside == []
-    assert tree == {
-        "model": {
-            "model_name_or_path": "org/name",
-            "max_sequence_len": 7,
-            "lora": {"target_modules": ["o_proj"]},
-            "generation": {"temperature": 1e-5},
-        },
-        "data_file": str(tmp_path / "checkpoint" / "rows.jsonl"),
-        "dev_split": 0.1,
-        "train": {"bf16": True},
-        "template": str(tmp_path / "checkpoint" / "template.txt"),
-    }
+    assert (tree, set_aside) == ({"model": model, "dev_split": 0.1, "train": {"bf16": False}, **own}, [])
 
 
 def test_the_rows_of_a_run_count_while_they_are_the_same(tmp_path):
@@ -127,9 +110,6 @@ def test_the_rows_of_a_run_count_while_they_are_the_same(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "b"}')
     tree, set_aside = believed(tmp_path / "checkpoint")
     assert "data_file" not in tree and set_aside == ["data_file"]
-
-
-# --- Code that comes with a checkpoint ------------------------------------------------------------------------------
 
 
 def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tmp_path, caplog):

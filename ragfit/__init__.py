@@ -32,10 +32,7 @@ _HOME = {
     "table_of_runs": "runs.table",
     "RagfitError": "errors",
 }
-_ROOMS = {
-    *("collator", "config", "data", "draw", "errors", "evaluation", "files", "models", "runs", "secrets"),
-    *("training", "views"),
-}
+_ROOMS = "collator config data draw errors evaluation files models runs secrets training views".split()  # noqa: SIM905
 
 __all__ = sorted(_HOME)
 
@@ -46,7 +43,3 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"ragfit.{name}")
     raise AttributeError(f"module 'ragfit' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_ROOMS})

@@ -1,14 +1,13 @@
 """Settings that must be made before torch is imported: how threads wait and how memory is reused on a CPU, and which
 notes stay unseen. `import ragfit` makes them.
 
-Torch's threads wait for each other at the end of each operation, and by default they compute while they do. On a
-machine with other jobs they so take the time that the awaited thread needs. Where they sleep at once, a quiet machine
-loses the time that waking takes. So they look around for a fraction of a millisecond, and then sleep. OpenMP's runtime
+Torch's threads wait for each other at the end of each operation, and by default they compute while they do, which takes
+the time that the awaited thread needs where a machine has other jobs. Where they sleep at once, a quiet machine loses
+the time that waking takes. So they look around for a fraction of a millisecond, and then sleep. OpenMP's runtime
 (libgomp in torch's wheels) reads how to wait when it is loaded, which importing torch does.
 
-A training step takes and frees gigabytes in blocks of a few MB. glibc returns them to the system and asks for them
-again, page by page. It can't reuse freed blocks for tensors of the same size, so peak memory doubles. torch reads its
-own setting when it takes its first memory.
+A training step takes and frees gigabytes in blocks of a few MB. glibc returns them to the system and can't reuse them
+for tensors of the same size, so peak memory doubles. torch reads its own setting when it takes its first memory.
 """
 
 import ctypes
@@ -25,22 +24,17 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large pages for l
 # A few notes of the libraries to each other, which a user of this kit can do nothing about.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU.*")
-for name, text in (
-    ("bitsandbytes.backends.cpu.ops", "kernels-community"),
-    # One line for each product, hundreds of thousands in a run; LLM.int8 works in float16, whatever the input.
-    ("bitsandbytes.autograd._functions", "inputs will be cast"),
-):
-    logging.getLogger(name).addFilter(lambda record, text=text: text not in record.getMessage())
+# One line for each product, hundreds of thousands in a run; LLM.int8 works in float16, whatever the input.
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda said: "will be cast" not in said.getMessage())
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda said: "kernels-comm" not in said.getMessage())
 
-# Parameters of mallopt(3), from malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 32 * 2**20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from malloc.h
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed, so that the next step takes it again; another C library is left as it is."""
     if libc := _glibc():
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the largest there is
         libc.mallopt(_TRIM_THRESHOLD, -1)  # never
 
 

@@ -5,37 +5,24 @@ from ragfit.secrets import mask
 
 
 class RagfitError(Exception):
-    """Something the user can mend; its text says what is wrong and what to do, and holds no token.
-
-    Attributes:
-        where: the configuration's key, or the file and line; "" where there is none.
-        problem: what is wrong, a clause that can follow `where` and a colon.
-        fix: what to do, a sentence.
-    """
+    """Something the user can mend: `where` (key, or file and line), `problem` (a clause), `fix` (a sentence)."""
 
     def __init__(self, where: str, problem: str, fix: str = ""):
-        self.where, self.problem, self.fix = (mask(str(part)) for part in (where, problem, fix))
-        self.args = self.where, self.problem, self.fix  # pickle makes the error anew of these
+        self.args = self.where, self.problem, self.fix = tuple(mask(str(part)) for part in (where, problem, fix))
 
     def __str__(self) -> str:
         said = f"{self.where}: {self.problem}" if self.where else self.problem
         return f"{said.rstrip('.')}. {self.fix}" if self.fix else said
 
-    def _render_traceback_(self) -> list[str]:
-        """What IPython shows in the place of a traceback."""
+    def _render_traceback_(self) -> list[str]:  # what IPython shows in the place of a traceback
         return [f"{type(self).__name__}: {plain(self)}"]
 
 
 class ConfigError(RagfitError, ValueError):
     """A configuration key or value that cannot be used."""
 
-    def in_file(self, place: object) -> "ConfigError":
-        """The same error with the place that the key was given in."""
+    def in_file(self, place: object) -> "ConfigError":  # the same error with the place that the key was given in
         return type(self)(self.where, f"{self.problem} ({place})", self.fix)
-
-
-class MissingPath(ConfigError, FileNotFoundError):
-    """A key that names a file or folder which is not there."""
 
 
 class DataError(RagfitError, ValueError):
@@ -55,13 +42,9 @@ class Interrupted(RagfitError):
 
 
 def first_line(error: BaseException) -> str:
-    """Another library's error in one line and without its last period, for a sentence of ours.
-
-    Its first line, all of it where that line ends with a colon, or its class where it has no text.
-    """
-    text = str(error).strip() or type(error).__name__
-    first = text.splitlines()[0]
-    return in_one_line(text if first.rstrip().endswith(":") else first, 300).rstrip(". ")
+    """Another library's error in one line without its last period; all of it where its first line ends with a colon."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return in_one_line(" ".join([first, *more]) if first.rstrip().endswith(":") else first, 300).rstrip(". ")
 
 
 def for_terminal(error: BaseException, where: str = "") -> str:

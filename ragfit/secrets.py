@@ -7,11 +7,8 @@ from typing import Any
 MASK = "•••"
 # A key that holds a secret. `eos_token`, `pad_token` and their like do not.
 _NAME = re.compile(
-    r"token|(?:.*[_-])?(?:secret|passw(?:or)?d|passphrase|credentials?|authorization"
-    r"|(?:api|access|private|secret|account)[_-]?key"
-    r"|(?:hub|hf|api|auth|access|bearer|session|refresh|login|user|id|write|read|wandb|github|gitlab|slack|openai|oauth"
-    r"|service|security|secret|private|client)[_-]?tokens?)",
-    re.IGNORECASE,
+    r"(?i)token|(?:.*[_-])?(?:secret|passw(?:or)?d|passphrase|credentials?|(?:api|access|private|secret|account)[_-]?key"
+    r"|(?:hub|hf|api|auth|access|bearer|session|user|write|read|wandb|github|gitlab|openai|secret)[_-]?tokens?)"
 )
 # Tokens as the services write them, and the user and password of an address: too odd to be a path or a name.
 _TOKEN = re.compile(
@@ -23,15 +20,9 @@ _TOKEN = re.compile(
 )
 
 
-def is_secret_name(key: Any) -> bool:
-    """Whether a key's last part says that its value is a secret."""
-    return bool(_NAME.fullmatch(str(key).rpartition(".")[2]))
-
-
 def holds_secret(key: Any, value: Any) -> bool:
-    """Whether a key and its value are a secret; a switch is none, and neither is a number of tokens."""
-    number = isinstance(value, int | float) and str(key).lower().endswith(("token", "tokens"))
-    return is_secret_name(key) and value is not None and not isinstance(value, bool) and not number
+    """Whether a key's last part says that its value is a secret; a switch is none."""
+    return bool(_NAME.fullmatch(str(key).rpartition(".")[2])) and value is not None and not isinstance(value, bool)
 
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
@@ -46,19 +37,15 @@ def masked(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: masked(value) for key, value in tree.items() if not holds_secret(key, value)}
     if isinstance(tree, list | tuple):
-        return [masked(value) for value in tree]
+        return type(tree)(masked(value) for value in tree)
     return mask(tree) if isinstance(tree, str) else tree
 
 
-def plain_secrets(tree: Any, key: str = "") -> Iterator[str]:
+def plain_secrets(tree: dict[str, Any]) -> Iterator[str]:
     """The dotted keys of a tree that give a secret as it is (`train.hub_token: hf_…`), not as `${oc.env:NAME}`."""
-    if isinstance(tree, str) and "${" in tree:
-        tree = re.sub(r"\$\{[^${}]*\}", "", tree)
-    if holds_secret(key, tree) and tree not in ("", {}, []) or isinstance(tree, str) and _TOKEN.search(tree):
-        yield key
-    elif isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from plain_secrets(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from plain_secrets(value, key)
+    for key, value in tree.items():
+        plain = re.sub(r"\$\{[^${}]*\}", "", value) if isinstance(value, str) else value
+        if isinstance(value, dict):
+            yield from (f"{key}.{name}" for name in plain_secrets(value))
+        elif plain and masked({key: plain}) != {key: plain}:
+            yield key

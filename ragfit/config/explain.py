@@ -16,35 +16,18 @@ LESS_TO_EVALUATE = (
     "(model.load_in_4bit=true). The adapter of a run that has ended is saved: its checkpoint/ can be evaluated later"
 )
 _OUT_OF_MEMORY = "out of memory|can(no|')t allocate memory|alloc_failed|bad_alloc|could not create a memory|MemoryError"
-_TOKENIZER = "Check that the tokenizer belongs to model.model_name_or_path, and lower model.max_sequence_len"
-_OTHER_MODEL = "Check that resume_checkpoint, model.trained_adapter and model.model_name_or_path belong together"
-_CAUSES = (
-    ("no space left|disk quota|file too large", "Make room there, or set train.output_dir to another disk"),
-    ("device-side assert|index out of range|out of bounds", _TOKENIZER),
-    ("size mismatch|loading state_dict|parameter group", _OTHER_MODEL),
-    ("c compiler", "Install one (gcc), which Triton builds its kernels with on a GPU"),
-    ("dataloader worker", "Set train.dataloader_num_workers=0"),
-    ("bitsandbytes", "Set model.load_in_8bit=false and model.load_in_4bit=false, or another train.optim"),
-    ("flash.?attention|flash_attn", "Set model.attn_implementation=sdpa"),
-    (
-        "trust_remote_code|custom code",
-        "Set model.trust_remote_code=true (merge: --trust-remote-code) if you trust its code",
-    ),
-    ("nccl|gloo|timed out after|rendezvous", "Check that all processes run and reach each other"),
-    ("max retries|connect|offline|name resolution", "Check the network, or name a model and rows on this disk"),
-)
+_CAUSES = {
+    "no space left|disk quota|file too large": "Make room there, or set train.output_dir to another disk",
+    "device-side assert|index out of range": "Check that the tokenizer belongs to model.model_name_or_path",
+    "flash.?attention|flash_attn": "Set model.attn_implementation=sdpa",
+    "trust_remote_code|custom code": "Set model.trust_remote_code=true (merge: --trust-remote-code) if you trust it",
+    "max retries|connect|offline|name resolution": "Check the network, or name a model and rows on this disk",
+}
 
 
 @contextlib.contextmanager
 def explained(doing: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
-    """Add a note of what most likely helps to a library's error, which is raised on as it is.
-
-    A decorator of the public functions, or a block. The kit's own errors say by themselves what to do.
-
-    Args:
-        doing: what fails then, as the subject of a sentence, such as "Training".
-        less_memory: what to do where memory gives out, without the period.
-    """
+    """Raise a library's error on with a note of what most likely helps; `doing` is what failed, such as "Training"."""
     try:
         yield
     except RagfitError:
@@ -56,7 +39,7 @@ def explained(doing: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
             traceback.clear_frames(error.__traceback__)
             advice = less_memory
         else:
-            advice = next((advice for cause, advice in _CAUSES if re.search(cause, said, re.IGNORECASE)), "")
+            advice = next((advice for cause, advice in _CAUSES.items() if re.search(cause, said, re.IGNORECASE)), "")
         if advice and not hasattr(error, "__notes__"):  # a block within this one may have said it
             error.add_note(f"{doing} failed. {advice}.")
         raise

@@ -1,10 +1,9 @@
 """A composed configuration made ready: names, types, and what the keys mean together.
 
-Three parts: `model` (how the model is loaded), `train` (TRL's `SFTConfig`), and data keys at the top level. A key that
-is none of these is an error, earlier names are translated, and a value has the type of its key.
+Three parts: `model` (how the model is loaded), `train` (TRL's `SFTConfig`), and data keys at the top level. On the way
+it is `flat`: one mapping of dotted keys, such as `train.seed`, to what is written there.
 """
 
-import logging
 import os
 import re
 from collections.abc import Iterable
@@ -13,171 +12,109 @@ from typing import Any
 from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ragfit.config.keys import (
-    DATA_KEYS,
-    HF_TRAIN,
-    PROMPT_KEYS,
-    RENAMED,
-    STRICT,
-    get,
-    is_hf_train,
-    is_known,
-    is_text,
-    parent_and_name,
-    simple_type,
-    typed,
-    unknown_key,
-)
+from ragfit.config import keys
 from ragfit.config.overrides import given_keys
 from ragfit.config.paths import find_existing
 from ragfit.config.unread import refuse_unread
+from ragfit.draw.progress import say
 from ragfit.errors import ConfigError, first_line
 
-logger = logging.getLogger(__name__)
-
 OUTPUT_DIR = "./trained_models"  # where train.output_dir is empty
-_NODES = {bool: BooleanNode, int: IntegerNode, float: FloatNode}
+_NODES = {"bool": BooleanNode, "int": IntegerNode, "PositiveInt": IntegerNode, "float": FloatNode}
 
 
 def finish(cfg: DictConfig, source: str | os.PathLike | None = None, overrides: Iterable[str] = ()) -> DictConfig:
-    """Translate earlier names, give values their types, refuse what is unknown or not read, add missing data keys.
-
-    Args:
-        cfg: a composed configuration, of `load_config` or of `@hydra.main`; it may already be finished.
-        source: the YAML file it came from, for the messages.
-        overrides: what was set beside the file.
-    """
+    """Translate earlier names, give values their types, refuse what is unknown or not read, add missing data keys."""
     given = given_keys(overrides)
     try:
-        finished = _finish(OmegaConf.to_container(cfg, resolve=False), given)
+        finished = OmegaConf.create(_finished(OmegaConf.to_container(cfg, resolve=False), given))
     except ConfigError as error:
-        mine = any(f"{error.where}.".startswith(f"{key}.") for key in given)
-        where = f"an override of {source}" if mine else source
-        raise (error.in_file(where) if source else error) from error.__cause__
+        mine = any(key.startswith(error.where) or error.where.startswith(key) for key in given)
+        place = f"an override of {source}" if mine else source
+        raise (error.in_file(place) if source else error) from error.__cause__
     # Beside the keys, since it is neither compared nor saved: who named the files, for an error in one of them.
     vars(finished)["named_in"] = {key: source for key in ("data_file", "dev_split") if source and key not in given}
     return finished
 
 
-def _finish(tree: dict[str, Any], given: set[str]) -> DictConfig:
-    tree |= {part: typed(part, tree.get(part) or {}) for part in ("model", "train")}
-    hf_train = _translate(tree, given)
-    given |= {RENAMED[key] for key in given & RENAMED.keys()}
-    dev = tree.get("dev_split")
-    if "data_file" in given and "dev_split" not in given and tree.get("data_file") and isinstance(dev, str):
-        # The configuration's dev rows belong to its own data file.
-        logger.warning("dev_split: %s is not taken over beside a data_file of yours.", dev)
-        tree["dev_split"] = None
-    _give_types(tree, hf_train, given)
-    _put_right(tree, given)
-    values = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    _check_together(values, hf_train)
-    for key in refuse_unread(values, given):
-        place, name = parent_and_name(tree, key)
-        del place[name]
-    return OmegaConf.create({"model": tree["model"], "train": tree["train"], **{k: tree.get(k) for k in DATA_KEYS}})
+def _finished(tree: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    tree = {"model": None, "train": None, **tree}  # first, since a file may say `train.seed` at its top
+    tree |= {part: keys.typed(part, tree[part] or {}) for part in ("model", "train")}
+    flat = {**dict.fromkeys(keys.DATA_KEYS), **dict(keys.leaves(tree, inside=keys.STRICT))}
+    free = () if keys.is_hf_train(flat.get("model._target_")) else ("model.",)  # another class takes what it likes
+    _translate(flat, free)
+    for key, value in _followed(flat).items():
+        if not key.startswith(free) or key.removeprefix("model.") in keys.PROMPT_KEYS:
+            value = keys.typed(key, value)
+            node = _NODES.get(keys.known_keys()[key].removesuffix(" | None"), lambda written: written)
+            # What follows `${…}` is given its type by OmegaConf, wherever it is read.
+            flat[key] = node(flat[key]) if "${" in str(flat.get(key)) else value
+    _decide(flat, given)
+    for key in refuse_unread(_followed(flat), given):
+        del flat[key]
+    return nested(flat)
 
 
-def _translate(tree: dict[str, Any], given: set[str]) -> bool:
-    """Move values of earlier names to today's, in place; returns whether the model is this kit's `HFTrain`."""
-    target = tree["model"].get("_target_") or HF_TRAIN
-    hf_train = is_hf_train(target)
-    tree["model"] = {**tree["model"], "_target_": HF_TRAIN if hf_train else target}
-    quantization, name = parent_and_name(tree, "model.quantization_config._target_")
-    if str(quantization.get(name)).endswith("BitsAndBytesConfig"):
-        del quantization[name]  # the class that is made of these keys
+def _translate(flat: dict[str, Any], free: tuple[str, ...]) -> None:
+    """Put today's names in the place of earlier ones, today's first, and refuse names that nothing has."""
+    for old, new in keys.RENAMED.items():
+        if old in flat and not old.startswith(free):
+            value = flat.pop(old)
+            flat[new] = value if flat.get(new) is None else flat[new]
     for key in ("instruction", "template"):
-        text = tree.get(key)
-        if isinstance(text, str) and re.match(r"(\./)?ragfoundry/", text) and not find_existing(text):
-            tree[key] = text.replace("ragfoundry/", "ragfit/", 1)
-    packs = typed("train.packing", tree["train"].get("packing") or False)
-    for old, new in RENAMED.items():
-        place, name = parent_and_name(tree, old)
-        if name not in place or (old == "train.max_length" and packs) or (old.startswith("model.") and not hf_train):
-            continue
-        value = place.pop(name)
-        if old == "train.group_by_length" and value is not None:
-            value = "group_by_length" if typed("use_wandb", value) else None
-        place, name = parent_and_name(tree, new)
-        # Of two in one file today's counts; what an override says, under either name, counts more.
-        if new not in given and (old in given or value is not None and place.get(name) is None):
-            place[name] = value
-    return hf_train
+        if re.match(r"(\./)?ragfoundry/", str(flat[key])) and not find_existing(flat[key]):
+            flat[key] = flat[key].replace("ragfoundry/", "ragfit/", 1)
+    if not free:
+        flat["model._target_"] = keys.HF_TRAIN
+    by_length, said = "train.train_sampling_strategy", {"true": "group_by_length", "false": None}
+    flat[by_length] = said.get(str(flat.get(by_length)).lower(), flat.get(by_length))  # what group_by_length said
+    for key in flat:
+        if key not in keys.known_keys() and not key.startswith(free):
+            raise keys.unknown_key(key)
 
 
-def _give_types(tree: dict[str, Any], hf_train: bool, given: set[str]) -> None:
-    """Check names, and check and convert values, in place; what stands there as `${…}` stays so."""
+def _followed(flat: dict[str, Any]) -> dict[str, Any]:
+    """The keys with every `${…}` followed."""
     try:
-        values = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
+        tree = OmegaConf.to_container(OmegaConf.create(nested(flat)), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        problem = f"it cannot be resolved: {first_line(error)}"
-        fix = "Give the value, or correct the ${…}; NAME of the environment is ${oc.env:NAME}."
-        raise ConfigError(error.full_key or "the configuration", problem, fix) from error
-    for part in ("", *STRICT):
-        mapping = get(tree, part) if part else tree
-        for name in list(mapping) if isinstance(mapping, dict) else ():
-            key = f"{part}.{name}".lstrip(".")
-            if not is_known(key, not hf_train):
-                raise unknown_key(key)
-            if "." in str(name):
-                raise ConfigError(key, "a key with dots", "Write its last part below the others, indented.")
-            if mapping[name] is None and part in ("train", "model.lora"):
-                del mapping[name]  # `key:` left empty means that it is not set
-            elif hf_train or part not in ("model", "model.lora") or name in PROMPT_KEYS:
-                _give_type(mapping, name, key, get(values, key), key in given)
+        raise ConfigError(error.full_key or "${…}", first_line(error), "Give the value, or correct it.") from error
+    return dict(keys.leaves(tree, inside=keys.STRICT))
 
 
-def _give_type(mapping: dict[str, Any], name: str, key: str, value: Any, is_given: bool) -> None:
-    written, kind = mapping[name], simple_type(key)
-    follows = "${" in str(written)
-    if is_text(key) and type(value) in (int, float) and not follows and not is_given:
-        # YAML has read it as a number, which need not be what was written: 0123456 is an octal one.
-        raise ConfigError(key, f"{value!r} is a number, and this takes text", "Write it in quotes.")
-    value = typed(key, "no" if value is False and name.endswith("_strategy") else value)  # YAML reads `no` as false
-    if not follows:
-        mapping[name] = value
-    elif isinstance(written, str) and kind:  # then OmegaConf gives it its type wherever it is read
-        mapping[name] = _NODES[kind](written)
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The keys as a tree. What is empty in `train` or `model.lora` is not set, as libraries' defaults are not None."""
+    tree: dict[str, Any] = {"model": {}, "train": {}}
+    for key, value in flat.items():
+        place, (*above, last) = tree, key.split(".")
+        for part in above:
+            place = place.setdefault(part, {})
+        if value is not None or above in ([], ["model"]):
+            place[last] = value
+    return tree
 
 
-def _put_right(tree: dict[str, Any], given: set[str]) -> None:
+def _decide(flat: dict[str, Any], given: set[str]) -> None:
     """Set what other keys decide."""
-    model, train = tree["model"], tree["train"]
-    if isinstance(tree.get("shuffle"), bool):
-        tree["shuffle"] = 42 if tree["shuffle"] else None
-    marker = model.get("completion_start")
-    if marker and "${" not in marker:
-        model["completion_start"] = marker.replace("\\n", "\n")  # as a shell or 'single quotes' leave it
-    train["output_dir"] = os.path.expanduser(train.get("output_dir") or OUTPUT_DIR)  # noqa: PTH111  (keeps ./)
-    if train.get("report_to") in (None, "", "none", [], ["none"]):
-        train["report_to"] = "wandb" if OmegaConf.create(tree).get("use_wandb") else "none"
-    # Steps that the user gives, beside a strategy that the user has not turned off.
-    if "train.save_steps" in given and "train.save_strategy" not in given and train.get("save_strategy") == "no":
-        train["save_strategy"] = "steps"
-    off = train.get("eval_strategy") is None or train["eval_strategy"] == "no" and "train.eval_steps" in given
-    if off and train.get("eval_steps") and tree.get("dev_split") and "train.eval_strategy" not in given:
-        train["eval_strategy"] = "steps"
-
-
-def _check_together(values: dict[str, Any], hf_train: bool) -> None:
-    """What the type of a single key does not say."""
-    model, train, share, text = values["model"], values["train"], values.get("dev_split"), values.get("output_key")
-    if isinstance(share, int | float) and not (0 < share < 1 or isinstance(share, int) and share >= 1):
-        fix = "Set a share between 0 and 1, a number of rows, or the path of a data file."
-        raise ConfigError("dev_split", f"{share} is not allowed", fix)
-    if text and values.get("input_key") == text:
-        problem = f"{text!r}, as input_key is, so the model would learn to repeat its prompt"
-        raise ConfigError("output_key", problem, "Set output_key to the key of a row with the text to learn.")
-    if train.get("num_train_epochs") == 0 and (train.get("max_steps") or 0) <= 0:
-        fix = "Set a number above 0, or train.max_steps."
-        raise ConfigError("train.num_train_epochs", "0, so nothing would be trained", fix)
-    if hf_train and not model.get("model_name_or_path"):
-        raise ConfigError("model.model_name_or_path", "it is not set", "Set a model's name on the hub, or its folder.")
+    if "data_file" in given and "dev_split" not in given and flat["data_file"] and isinstance(flat["dev_split"], str):
+        # The configuration's dev rows belong to its own data file.
+        say(f"dev_split: {flat['dev_split']} is not taken over beside a data_file of yours.")
+        flat["dev_split"] = None
+    if marker := flat.get("model.completion_start"):
+        flat["model.completion_start"] = marker.replace("\\n", "\n")  # as a shell or 'single quotes' leave it
+    flat["train.output_dir"] = os.path.expanduser(flat.get("train.output_dir") or OUTPUT_DIR)  # noqa: PTH111 (keeps ./)
+    if flat.get("train.report_to") in (None, "", "none", [], ["none"]):
+        flat["train.report_to"] = "wandb" if _followed(flat)["use_wandb"] else "none"
+    for event in ("save", "eval"):
+        # Steps that the user gives count, beside a strategy that the user has not turned off.
+        steps, strategy = f"train.{event}_steps", f"train.{event}_strategy"
+        if steps in given and strategy not in given and flat.get(strategy) in (None, "no"):
+            flat[strategy] = "steps"
 
 
 def resolved(cfg: DictConfig, part: str) -> dict[str, Any]:
     """The keys of a part ("model", "train") as plain values in the types of their keys, with every `${…}` followed."""
     values = OmegaConf.to_container(cfg[part], resolve=True)
-    if part == "model" and not is_hf_train(values.get("_target_")):
+    if part == "model" and not keys.is_hf_train(values.get("_target_")):
         return values
-    return {name: value if value is None else typed(f"{part}.{name}", value) for name, value in values.items()}
+    return {name: value if value is None else keys.typed(f"{part}.{name}", value) for name, value in values.items()}

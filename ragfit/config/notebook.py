@@ -1,12 +1,8 @@
 """A notebook's parameters cell under papermill, turned into a configuration.
 
 papermill writes `-p train.output_dir ./x` into its injected cell as `train.output_dir = "./x"`. So the parameters cell
-defines `model` and `train` as objects that record assignments:
-
-    model = ragfit.overrides_for("model")
-    train = ragfit.overrides_for("train")
-
-and the next cell reads them all: `chosen = ragfit.from_parameters(globals())`.
+defines `train = ragfit.overrides_for("train")` and `model` alike as objects that record assignments, and the next cell
+reads them all: `chosen = ragfit.from_parameters(globals())`.
 """
 
 import ast
@@ -18,10 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ragfit.config.keys import DATA_KEYS, STRICT, unknown_key
+from ragfit.config.keys import DATA_KEYS, STRICT, leaves, unknown_key
 from ragfit.config.load import load_config
 from ragfit.config.overrides import override, split_overrides
-from ragfit.errors import ConfigError
 from ragfit.secrets import plain_secrets
 
 logger = logging.getLogger(__name__)
@@ -31,11 +26,10 @@ class Overrides:
     """Assignments to one part of the configuration, `train.learning_rate = 1e-5`; `from_parameters` checks them."""
 
     def __init__(self, key: str, values: dict[str, Any] | None = None):
-        object.__setattr__(self, "_key", key)
-        object.__setattr__(self, "_values", {} if values is None else values)
+        vars(self).update(_key=key, _values={} if values is None else values)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        for key, part in _flat(f"{self._key}.{name}", value).items():
+        for key, part in leaves({f"{self._key}.{name}": value}, inside=STRICT):
             self._values.pop(key, None)  # the last assignment stands last
             self._values[key] = part
 
@@ -46,8 +40,8 @@ class Overrides:
         return self._values[key] if key in self._values else Overrides(key, self._values)
 
     def __repr__(self) -> str:
-        mine = {k: v for k, v in self._values.items() if k.startswith(f"{self._key}.")}
-        return "\n".join(f"{k} = {v!r}" for k, v in mine.items()) or f"{self._key}: as the configuration says"
+        mine = [f"{key} = {value!r}" for key, value in self._values.items() if key.startswith(f"{self._key}.")]
+        return "\n".join(mine) or f"{self._key}: as the configuration says"
 
 
 def overrides_for(part: str) -> Overrides:
@@ -69,8 +63,8 @@ def from_parameters(namespace: Mapping[str, Any], extra: Iterable[str] = ()) -> 
     """The configuration that a notebook's parameters choose.
 
     Reads `config`, `overrides`, `model`, `train` and the data keys; None means what the configuration says. The
-    file gives way to the plain parameters, and these to `overrides`. `${oc.env:NAME}` in a parameter is followed. With
-    neither a configuration nor a data file the demo is chosen; with a data file alone, `configs/training.yaml`.
+    file gives way to the plain parameters, and these to `overrides`. With neither a configuration nor a data file the
+    demo is chosen; with a data file alone, `configs/training.yaml`.
 
     Args:
         namespace: the notebook's `globals()`.
@@ -80,44 +74,22 @@ def from_parameters(namespace: Mapping[str, Any], extra: Iterable[str] = ()) -> 
         ConfigError: a parameter that does not exist, or as `load_config`.
     """
     known = ("config", "overrides", "model", "train", *DATA_KEYS, *extra)
-    for name in _injected(namespace.get("In") or ()):
-        if name not in known:
-            raise unknown_key(name, known, "parameter")
-    for name in {"answers", "examples", "rows"}.intersection(extra):  # else the last cell would fail, after training
-        if not isinstance(count := namespace.get(name), int | None) or (count or 0) < 0:
-            raise ConfigError(name, f"{count!r} is not a number of rows", "Give a whole number, or None for all.")
+    if unknown := [name for name in _injected(namespace.get("In") or ()) if name not in known]:
+        raise unknown_key(unknown[0], known, "parameter")
     values = {key: namespace[key] for key in DATA_KEYS if namespace.get(key) not in (None, "")}
     for part in ("model", "train"):
         value = namespace.get(part) or {}
-        values |= value._values if isinstance(value, Overrides) else _flat(part, value)
+        values |= value._values if isinstance(value, Overrides) else dict(leaves({part: value}, inside=STRICT))
     for key in plain_secrets(values):
         logger.warning("%s: a notebook keeps its parameters, this secret too; write ${oc.env:NAME} instead.", key)
-    given = [override(key, value, environment=True) for key, value in values.items()]
-    given += split_overrides(namespace.get("overrides"))
-    config = namespace.get("config") or None
-    data = any(re.match(r"\+{0,2}data_file=(?!$|null$)", text) for text in given)
-    name = config or ("training" if data else "demo")
-    return Chosen(str(name), tuple(given), load_config(str(name), given), not config and not data)
-
-
-def _flat(key: str, value: Any) -> dict[str, Any]:
-    """The values to set, by dotted key; a mapping that is a value of its own (`generation`) stays whole."""
-    if not isinstance(value, dict):
-        return {key: value}
-    if key in STRICT:
-        return {k: v for name, child in value.items() for k, v in _flat(f"{key}.{name}", child).items()}
-    # papermill's YAML reads `1e-4` as text.
-    number = r"[+-]?\d+(\.\d*)?[eE][+-]?\d+"
-    return {key: {k: float(v) if re.fullmatch(number, str(v)) else v for k, v in value.items()}}
+    given = [override(key, value) for key, value in values.items()] + split_overrides(namespace.get("overrides"))
+    config, data = namespace.get("config"), any(re.match(r"\+*data_file=(?!$|null$)", text) for text in given)
+    name = str(config or ("training" if data else "demo"))
+    return Chosen(name, tuple(given), load_config(name, given), not config and not data)
 
 
 def _injected(cells: Iterable[str]) -> list[str]:
     """Names assigned in the cell that papermill injected; a misspelt one is only a warning to papermill."""
-    for cell in reversed(list(cells)):
-        if cell.partition("\n")[0].strip() == "# Parameters":
-            try:
-                lines = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
-            except SyntaxError:  # a cell of the user's, with IPython's own syntax
-                continue
-            return [re.match(r"\w*", ast.unparse(target))[0] for node in lines for target in node.targets]
-    return []
+    mine = [cell for cell in cells if cell.partition("\n")[0].strip() == "# Parameters"]
+    lines = [node for node in ast.parse(mine[-1]).body if isinstance(node, ast.Assign)] if mine else []
+    return [ast.unparse(target).partition(".")[0] for node in lines for target in node.targets]

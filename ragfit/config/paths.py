@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
-from ragfit.errors import ConfigError, MissingPath
+import platformdirs
+
+from ragfit.errors import ConfigError
 
 DEMO_PREFIX = "demo:"
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -18,54 +19,38 @@ def user_path(value: PathText) -> Path:
     return Path(os.path.expanduser(value))  # noqa: PTH111  (raises nothing for ~nobody)
 
 
-def _places(value: PathText) -> tuple[Path, Path]:
-    """Where a path is looked up: from the working directory, then from the project's root."""
-    path = user_path(value)
-    return path, CONFIGS.joinpath(*path.parts[1:]) if path.parts[:1] == ("configs",) else PROJECT_ROOT / path
-
-
 def find_existing(value: PathText | None) -> Path | None:
     """`value` as a path, looked up from the working directory, then the project's root; None where neither has it."""
-    places = _places(value) if value else ()
-    return next((place for place in places if os.path.exists(place)), None)  # noqa: PTH110  (nor for a long text)
+    path = user_path(value or "\0")
+    project = CONFIGS.joinpath(*path.parts[1:]) if path.parts[:1] == ("configs",) else PROJECT_ROOT / path
+    return next((place for place in (path, project) if os.path.exists(place)), None)  # noqa: PTH110  (nor a long text)
 
 
 def find_path(value: PathText | None, key: str) -> Path:
-    """As `find_existing`, with a `MissingPath` naming the key and both places where there is no such path."""
+    """As `find_existing`, with a ConfigError naming the key where there is no such path."""
     if path := find_existing(value):
         return path
-    places = " or ".join(dict.fromkeys(str(Path.cwd() / place)[:300] for place in _places(value or "")))
-    raise MissingPath(key, f"there is no {str(value)[:300]!r} at {places}", f"Set {key} to a path that exists.")
+    raise ConfigError(key, f"there is no {str(value)[:300]!r} here or in {PROJECT_ROOT}", "Name a path that exists.")
 
 
 def find_file(value: PathText | None, key: str) -> Path:
     """As `find_path`, of a file."""
-    path = find_path(value, key)
-    if path.is_dir():
+    if (path := find_path(value, key)).is_dir():
         raise ConfigError(key, f"{path} is a folder", "Name the file in it.")
     return path
 
 
 def find_model(name: PathText, key: str = "model.model_name_or_path") -> Path | None:
-    """The folder of a model or an adapter, or None for a name on the hub.
-
-    Raises:
-        ConfigError: a file, or what can only be a path and does not exist.
-    """
-    path, text = find_existing(name), str(name)
-    if path is not None and not path.is_dir():
-        raise ConfigError(key, f"{name} is a file", "Give the folder with the model's files, or a name on the hub.")
-    local = text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text
-    return find_path(name, key) if path is None and local else path
+    """The folder of a model or an adapter, or None for a name on the hub; a ConfigError for what can be neither."""
+    only_a_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    return find_path(name, key) if only_a_path else find_existing(name)
 
 
 def cache_folder() -> Path:
     """The kit's cache folder, which may not exist yet."""
-    import platformdirs
-
     return Path(os.environ.get("RAGFIT_CACHE") or platformdirs.user_cache_path("ragfit")).expanduser().absolute()
 
 
-def is_demo(name: Any) -> bool:
+def is_demo(name: object) -> bool:
     """Whether a model name asks for the demo model: it begins with `demo:`, known or not."""
     return isinstance(name, str) and name.startswith(DEMO_PREFIX)

@@ -1,25 +1,21 @@
 """The configuration as it is saved and sent: with `${…}` as it was written, and without secrets."""
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ragfit.config.paths import find_existing
+from ragfit.config.keys import leaves
+from ragfit.config.paths import PathText, find_existing
 from ragfit.files import write_whole
 from ragfit.secrets import masked
 
+__all__ = ["digest_of_rows", "keep_config", "leaves", "save_config", "to_yaml", "without_secrets"]
+
 
 def without_secrets(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values that may leave the process.
-
-    What came from the environment stays `${oc.env:NAME}`; keys that hold a secret (`train.hub_token`) are left out,
-    and texts in a token's form masked.
-    """
+    """The configuration as plain values that may leave the process: what holds a secret is left out or masked."""
     return masked(OmegaConf.to_container(cfg, resolve=False))
 
 
@@ -28,40 +24,20 @@ def to_yaml(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(without_secrets(cfg)))
 
 
-def save_config(cfg: DictConfig, path: str | PathLike) -> None:
-    """Write `to_yaml(cfg)`, which holds no secret, to `path` in UTF-8: the whole file or none.
-
-    Comments at its end tell the digests of the files with rows, for `recorded_rows`.
-    """
-    digests = {key: _digest(cfg.get(key)) for key in ("data_file", "dev_split")}
-    notes = [f"# {key} sha256 {digest}\n" for key, digest in digests.items() if digest]
-    write_whole(path, to_yaml(cfg) + "".join(notes))
+def save_config(cfg: DictConfig, path: PathText) -> None:
+    """Write `to_yaml(cfg)` to `path`, the whole file or none; its last lines are digests of the files with rows."""
+    write_whole(path, to_yaml(cfg) + "".join(digest_of_rows(key, cfg.get(key)) for key in ("data_file", "dev_split")))
 
 
-def recorded_rows(config: Path, key: str, data_file: str) -> bool:
-    """Whether a file with rows is still the one whose digest a saved configuration tells under a key."""
-    digest = _digest(data_file)
-    return digest is not None and f"# {key} sha256 {digest}\n" in config.read_text(encoding="utf-8")
+def keep_config(cfg: DictConfig, folder: PathText) -> None:
+    """Write `ragfit.yaml` into a run's folder."""
+    save_config(cfg, Path(folder, "ragfit.yaml"))
 
 
-def _digest(data_file: Any) -> str | None:
-    path = find_existing(data_file) if isinstance(data_file, str) else None
+def digest_of_rows(key: str, data_file: Any) -> str:
+    """The line of a saved configuration by which a file with rows is known again; empty where there is no file."""
+    path = find_existing(str(data_file or ""))
     if path is None or not path.is_file():
-        return None
+        return ""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def keep_config(cfg: DictConfig, folder: str | PathLike) -> None:
-    """Write `ragfit.yaml` into a run's folder, where that can be written."""
-    with contextlib.suppress(OSError):
-        save_config(cfg, Path(folder, "ragfit.yaml"))
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`(dotted key, value)` of the values in a tree of mappings."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        return f"# {key} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}\n"

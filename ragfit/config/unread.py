@@ -1,83 +1,50 @@
-"""Keys of `train` that nothing reads: what somebody set there and believes in would never happen.
+"""Keys of `train` that nothing reads; `SFTConfig`'s fields were gone through for them (trl 1.16, transformers 5.24)."""
 
-Each field of `SFTConfig` was gone through once (trl 1.16, transformers 5.24). What is in neither table is read by
-transformers' Trainer, TRL's SFTTrainer or this kit.
-"""
-
-from collections.abc import Collection
 from typing import Any
 
-from ragfit.config.keys import get
 from ragfit.errors import ConfigError
 
-# What to do instead, and the keys that nothing reads here.
-_UNREAD = {
-    "Training trains, and eval_strategy evaluates": "do_train do_eval do_predict",
-    "Set resume_checkpoint": "resume_from_checkpoint",
-    "Set hfhub_tag to push the adapter at the end": "push_to_hub hub_model_id hub_private_repo hub_strategy "
-    "hub_always_push hub_revision",
-    "The rows are labelled and tokenized before the trainer sees them": "dataset_text_field dataset_kwargs "
-    "dataset_num_proc assistant_only_loss length_column_name include_for_metrics batch_eval_metrics",
-    "Set model.over_length": "truncation_mode",
-    "Set shuffle": "shuffle_dataset",
-    "Set template, or the tokenizer's own chat template": "chat_template_path",
-    "Take a tokenizer that has it": "eos_token pad_token",
-    "Set the keys of model": "model_init_kwargs trust_remote_code",
-}
-UNREAD = {name: instead for instead, names in _UNREAD.items() for name in names.split()}
-# Keys that are read only where one of some others is set (`key`, or `key=value`), and these others.
-_BEST = "train.load_best_model_at_end train.save_strategy=best train.early_stopping_patience"
-_READ_WITH = {
-    "load_best_model_at_end eval_delay early_stopping_patience": "train.eval_strategy",
-    "eval_steps": "train.eval_strategy=steps",
-    "eval_on_start eval_packing": "dev_split",
-    "early_stopping_threshold": "train.early_stopping_patience",
-    "metric_for_best_model": f"{_BEST} train.lr_scheduler_type=reduce_lr_on_plateau",
-    "greater_is_better": _BEST,
-    "save_steps": "train.save_strategy=steps",
-    "save_total_limit save_only_model save_on_each_node": "train.save_strategy",
-    "logging_steps": "train.logging_strategy=steps",
-    "packing_strategy": "train.packing",
-    "dataloader_prefetch_factor dataloader_persistent_workers": "train.dataloader_num_workers",
-    "liger_kernel_config": "train.use_liger_kernel",
-    "ignore_data_skip restore_callback_states_from_checkpoint": "resume_checkpoint",
-    "trackio_space_id trackio_bucket_id trackio_static_space_id": "train.report_to=trackio train.report_to=all",
-}
-READ_WITH = {name: others.split() for names, others in _READ_WITH.items() for name in names.split()}
-ON_BY_DEFAULT = {"train.save_strategy": "steps", "train.logging_strategy": "steps"}
+
+def _by_key(table: dict[str, str]) -> dict[str, list[str]]:
+    return {f"train.{name}": settings.split() for settings, names in table.items() for name in names.split()}
 
 
-def refuse_unread(tree: dict[str, Any], given: Collection[str]) -> list[str]:
-    """Raise for a key that nothing reads in this configuration.
+# What to set instead, and the keys that nothing reads here.
+UNREAD = _by_key({
+    "": "do_train do_eval do_predict dataset_text_field dataset_kwargs dataset_num_proc assistant_only_loss "
+    "length_column_name include_for_metrics batch_eval_metrics truncation_mode shuffle_dataset chat_template_path",
+    "resume_checkpoint": "resume_from_checkpoint",
+    "hfhub_tag": "push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push hub_revision",
+    "train.packing": "padding_free eval_packing",
+    "model": "model_init_kwargs trust_remote_code eos_token pad_token",
+})  # fmt: skip
+# One of these is to be on (`key`, or `key=value`), and the keys that are read only then.
+READ_WITH = _by_key({
+    "train.eval_strategy": "load_best_model_at_end eval_delay eval_on_start early_stopping_patience",
+    "train.eval_strategy=steps": "eval_steps",
+    "train.early_stopping_patience": "early_stopping_threshold",
+    "train.load_best_model_at_end train.save_strategy=best train.early_stopping_patience "
+    "train.lr_scheduler_type=reduce_lr_on_plateau": "metric_for_best_model greater_is_better",
+    "train.save_strategy=steps": "save_steps",
+    "train.save_strategy": "save_total_limit save_only_model save_on_each_node",
+    "train.packing": "packing_strategy max_length",
+})  # fmt: skip
 
-    Args:
-        tree: the configuration as plain values.
-        given: the keys that overrides set.
 
-    Returns:
-        Keys that are read no more since an override turned off what reads them, such as `train.save_steps` of a file
-        beside `train.save_strategy=no`.
-    """
+def refuse_unread(values: dict[str, Any], given: set[str]) -> list[str]:
+    """Raise a ConfigError for a key that nothing reads; returns those that an override has put out of use."""
     left = []
-    for key in [f"train.{name}" for name in tree["train"] if _is_on(tree, f"train.{name}")]:
-        name = key.removeprefix("train.")
-        if name in UNREAD:
-            raise ConfigError(key, "it is set, but nothing reads it", f"Remove it. {UNREAD[name]}.")
-        others = READ_WITH.get(name, [key])
-        if any(_is_on(tree, other) for other in others):
+    for key, settings in (UNREAD | READ_WITH).items():
+        if not _is_on(values, key) or key in READ_WITH and any(_is_on(values, setting) for setting in settings):
             continue
-        if key in given or not any(other.partition("=")[0] in given for other in others):
-            fix = f"Remove it, or set {' or '.join(others)}."
-            raise ConfigError(key, "it is set, but nothing reads it in this configuration", fix)
+        if key in given | UNREAD.keys() or given.isdisjoint(setting.partition("=")[0] for setting in settings):
+            fix = " or ".join(["Remove it", *(f"set {setting}" for setting in settings)])
+            raise ConfigError(key, "it is set, but nothing reads it in this configuration", f"{fix}.")
         left.append(key)
     return left
 
 
-def _is_on(tree: dict[str, Any], setting: str) -> bool:
-    """Whether `key` has a value that turns something on, or `key=value` is that value or holds it."""
+def _is_on(values: dict[str, Any], setting: str) -> bool:
     key, _, wanted = setting.partition("=")
-    value = get(tree, key)
-    value = ON_BY_DEFAULT.get(key) if value is None else value
-    if wanted:
-        return wanted in value if isinstance(value, list) else value == wanted
-    return value not in (None, False, 0, "", "no", "none", [], {})
+    value = values.get(key, "steps" if key == "train.save_strategy" else None)  # which is on by default
+    return value == wanted if wanted else value not in (None, False, 0, "", "no", "none", [], {})

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = read_config(source)
         if options or any(word.lstrip("+~").startswith("hydra") for word in args.overrides):
             refuse_secrets(cfg, args.overrides, f"Hydra writes or shows all of {source} with these options")
-        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides, cfg)
+        overrides = _hydra_defaults(args.overrides) + normalize_overrides(args.overrides)
     except RagfitError as error:
         sys.exit(for_terminal(error))
     sys.argv = [sys.argv[0], *overrides, *options]

@@ -9,7 +9,6 @@ from shutil import copytree
 
 import forked
 import pytest
-import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tiny_runs import question_rows
@@ -106,36 +105,13 @@ def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
     assert not [path for path in place.rglob("*") if path.is_file() and b"cAnary7x" in path.read_bytes()]
 
 
-def test_an_error_of_the_run_is_one_line(place):
-    words = "data_file=asqa.jsonl output_key=answer model.model_name_or_path=phi3"
-    result = forked_command(*words.split(), "model.completion_start=<|assistant|>", cwd=place)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: asqa.jsonl, line 1: ") and "answer" in result.stderr
-    assert result.stderr.count("\n") == 1 and names(place) == ["asqa.jsonl", "phi3"]
-
-
-@pytest.mark.slow
-def test_help_and_the_configuration_are_shown_at_once(tmp_path):
-    result = command("--help", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "max_sequence_len: 4000" in result.stdout and "functools" not in result.stdout
-    result = forked_command(
-        *["--cfg", "job", "-cn", "paper/training-pubmed", "model.lora.r=4", "limit=3", "-p", "model"], cwd=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
-    shown = yaml.safe_load(result.stdout.partition("\n")[2])  # its first line says which package it shows
-    assert (shown["lora"]["r"], shown["max_sequence_len"]) == (4, 2000)
-    assert names(tmp_path) == []
-
-
 ERRORS = [
-    ("data_file=x.jsonl trane.output_dir=x", "trane.output_dir: unknown key (an override). Did you mean train.output_dir?"),
-    ("model.lora.rank=4", "model.lora.rank: unknown key (an override). Did you mean model.lora."),
-    ("+epochs=3", "epochs: unknown key (an override). Did you mean train.num_train_epochs?"),
-    ("model.lora.target_modules=[qkv_proj", "The override 'model.lora.target_modules=…' cannot be read: "),
+    ("data_file=x.jsonl trane.output_dir=x", "trane: unknown key (an override of "),
+    ("+epochs=3", "epochs: unknown key (an override of "),
+    ("model.lora.target_modules=[qkv_proj", "model.lora.target_modules: the override 'model.lora.target_modules=…' is not"),
     ("-cn paper/training-aqsa", "config: there is no configuration "),
-    ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' at "),
-    ("--config-dir no/such/folder", "--config-dir: there is no 'no/such/folder' at "),
+    ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' here"),
+    ("--config-dir no/such/folder", "--config-dir: there is no 'no/such/folder' here"),
 ]  # fmt: skip
 
 
@@ -156,7 +132,6 @@ FOLDERS = [
     ("--config-pa configs/paper --config-n training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("-cp=mine -cn=own --config-dir=configs", "here/mine/own.yaml"),
     ("-cn paper/training-asqa", "project/configs/paper/training-asqa.yaml"),
-    ("-cd mine -cn own", "here/mine/own.yaml"),
     ("-cp ./mine -cn own.yaml", "here/mine/own.yaml"),
     ("-cn local", "here/configs/local.yaml"),
 ]

@@ -64,10 +64,8 @@ def test_which_configuration(given, config, demo):
         ({"model": {"completion_start": "Answer:\\n"}}, "model.completion_start", "Answer:\n"),
         ({"data_file": "a, b=c/${x}'.jsonl"}, "data_file", "a, b=c/${x}'.jsonl"),
         ({"limit": 10, "overrides": "limit=20"}, "limit", 20),
-        ({"overrides": '["limit=3", "shuffle=1"]'}, "limit", 3),
         ({"overrides": ["limit=3", "model.completion_start=<|x|>"]}, "model.completion_start", "<|x|>"),
         ({"train": {"learning_rate": "1e-5"}}, "train.learning_rate", 1e-5),
-        ({"train": {"lr_scheduler_kwargs": {"min_lr": "1e-5"}}}, "train.lr_scheduler_kwargs.min_lr", 1e-5),
         ({"model": {"lora": {"r": 8, "target_modules": ["a"]}}}, "model.lora.r", 8),
         ({"model": {"lora": None}}, "model.lora", None),
         ({"model": {"completion_start": "<|a|>\n"}}, "model.completion_start", "<|a|>\n"),
@@ -84,12 +82,8 @@ def test_order_of_assignments_and_overrides():
     train.warmup_ratio = 0.2
     train.learning_rate = "2e-5"
     chosen = from_parameters(cell(data_file="x.jsonl", train=train, overrides="train.max_steps=5"))
-    assert chosen.overrides == (
-        "data_file='x.jsonl'",
-        "train.warmup_ratio=0.2",
-        "train.learning_rate='2e-5'",
-        "train.max_steps=5",
-    )
+    given = "data_file='x.jsonl' train.warmup_ratio=0.2 train.learning_rate='2e-5' train.max_steps=5"
+    assert " ".join(chosen.overrides) == given
     assert (chosen.cfg.train.learning_rate, chosen.cfg.train.warmup_steps, chosen.cfg.train.max_steps) == (2e-5, 0.2, 5)
 
 
@@ -104,7 +98,6 @@ def test_order_of_assignments_and_overrides():
         ("m.t=[a, b] ++x.y={c: 1, d: 2} ~train.bf16", ["m.t=[a, b]", "++x.y={c: 1, d: 2}", "~train.bf16"]),
         ("data_file=don't.jsonl limit=3", ["data_file=don't.jsonl", "limit=3"]),
         ("output_key= limit=3", ["output_key=", "limit=3"]),
-        ("['a=1', 'b=[1, 2]']", ["a=1", "b=[1, 2]"]),
         (["a=1", " b=2 "], ["a=1", "b=2"]),
     ],
 )
@@ -115,26 +108,19 @@ def test_overrides_in_one_text(text, parts):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"overrides": "limt=3"}, r"limt: unknown key .an override.. Did you mean limit\?"),
-        ({"overrides": "limit=3, shuffle=1"}, r"limit: '3,' is not allowed .*It takes a whole number"),
-        ({"overrides": "[limit=3]"}, "cannot be read"),
-        ({"overrides": {"limit": 3}}, r"overrides: \{'limit': 3\} is not text"),
+        ({"overrides": "limt=3"}, r"limt: unknown key .an override of .*. Did you mean limit\?"),
+        ({"overrides": "limit=3, shuffle=1"}, "limit: the override 'limit=…' is not in Hydra's grammar"),
         ({"config": "trainig"}, r"no configuration 'trainig'.* or one of: demo"),
-        ({"model": "gpt2"}, r"model: 'gpt2' is not allowed .*It takes keys and values"),
+        ({"model": "gpt2"}, r"model: 'gpt2' is not allowed .*It takes dict"),
         ({"train": {"learning_rat": 1}}, r"Did you mean train.learning_rate\?"),
-        ({"model": {"lora": {"alpha": 2}}}, r"model.lora.alpha: unknown key .an override.. .* model.lora.lora_alpha"),
+        ({"model": {"lora": {"alpha": 2}}}, r"model.lora.alpha: unknown key .* model.lora.lora_alpha"),
         (
             {"train": {"learning_rate": "fast"}},
-            r"train.learning_rate: 'fast' is not allowed \(an override of .*training.yaml\)",
+            r"learning_rate: 'fast' is not allowed \(an override of .*training.yaml\)",
         ),
         ({"shuffle": print}, r"shuffle: an override cannot express"),
         ({"In": ["", "# Parameters\ndata_fle = 'x'\n"]}, r"data_fle: unknown parameter. Did you mean data_file\?"),
-        (
-            {"In": ["# Parameters\nlearning_rate = 1"]},
-            r"learning_rate: unknown parameter. Did you mean train.learning_rate\?",
-        ),
         ({"In": ["# Parameters\ntran.max_steps = 1\n"]}, r"tran: unknown parameter. Did you mean train\?"),
-        ({"answers": -1}, "answers: -1 is not a number of rows. Give a whole number, or None"),
     ],
 )
 def test_errors(given, message):
@@ -154,65 +140,44 @@ def test_what_the_environment_holds_in_a_parameter(monkeypatch):
     monkeypatch.setenv("MINE", "planted")
     train = overrides_for("train")
     train.hub_token = train.run_name = "${oc.env:MINE}"
-    cfg = from_parameters(
-        cell(train=train, data_file="${oc.env:MINE}/${x}.jsonl", model={"generation": {"a": ["${oc.env:MINE}"]}})
-    ).cfg
-    assert (cfg.train.hub_token, cfg.train.run_name, cfg.data_file, cfg.model.generation.a) == (
-        "planted",
-        "planted",
-        "planted/${x}.jsonl",
-        ["planted"],
-    )
+    given = {"data_file": "${oc.env:MINE}/${x}.jsonl", "model": {"generation": {"a": ["${oc.env:MINE}"]}}}
+    cfg = from_parameters(cell(train=train, **given)).cfg
+    found = (cfg.train.hub_token, cfg.train.run_name, cfg.data_file, cfg.model.generation.a)
+    assert found == ("planted", "planted", "planted/${x}.jsonl", ["planted"])
     assert "planted" not in to_yaml(cfg)
 
 
-@pytest.fixture
-def notebook(tmp_path):
-    """A notebook with our parameters cell; it writes the chosen configuration to `out.yaml`."""
+@pytest.mark.slow
+def test_papermill_dotted_parameters_and_a_file(tmp_path):
+    """In a notebook with our parameters cell; it writes the chosen configuration to `out.yaml`."""
+    names = "config = data_file = output_key = limit = use_wandb = overrides = None\n"
+    setting = "from ragfit.config.notebook import from_parameters, overrides_for\nfrom ragfit import save_config\n"
+    setting += f'{names}model = overrides_for("model")\ntrain = overrides_for("train")'
+    choosing = f"save_config(from_parameters(globals()).cfg, {str(tmp_path / 'out.yaml')!r})"
     book = nbformat.v4.new_notebook()
-    names = "config = None\ndata_file = None\noutput_key = None\nlimit = None\nuse_wandb = None\noverrides = None"
-    setting = "from ragfit.config.notebook import from_parameters, overrides_for\n"
-    setting += f'{names}\nmodel = overrides_for("model")\ntrain = overrides_for("train")'
-    book.cells = [
-        nbformat.v4.new_code_cell(setting, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(
-            "from ragfit.config.save import save_config\n"
-            "chosen = from_parameters(globals())\n"
-            f"save_config(chosen.cfg, {str(tmp_path / 'out.yaml')!r})\nprint(chosen.config, chosen.demo)"
-        ),
-    ]
+    book.cells = [nbformat.v4.new_code_cell(source) for source in (setting, choosing)]
+    book.cells[0].metadata["tags"] = ["parameters"]
     book.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
     nbformat.write(book, tmp_path / "book.ipynb")
-    return tmp_path / "book.ipynb"
-
-
-def run_papermill(notebook, *arguments):
-    command = [sys.executable, "-m", "papermill", str(notebook), str(notebook.with_name("out.ipynb")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
-
-
-@pytest.mark.slow
-def test_papermill_dotted_parameters_and_a_file(notebook, tmp_path):
-    (tmp_path / "given.yaml").write_text(
-        "data_file: a.jsonl\noutput_key: answers\nlimit: 7\nmodel:\n  lora: {r: 4}\n  completion_start: <|a|>\n"
-    )
-    arguments = "-p train.output_dir ./x -p train.learning_rate 1e-5 -p train.warmup_ratio 0.1"
-    arguments += " -p use_wandb true -p limit 9"
-    arguments += f" -p overrides shuffle=3 -f {tmp_path / 'given.yaml'}"
-    result = run_papermill(notebook, *arguments.split())
+    given = "data_file: a.jsonl\noutput_key: answers\nlimit: 7\nmodel:\n  lora: {r: 4}\n  completion_start: <|a|>\n"
+    (tmp_path / "given.yaml").write_text(given)
+    words = "-p train.output_dir ./x -p train.learning_rate 1e-5 -p train.warmup_ratio 0.1 -p use_wandb true -p limit 9"
+    words += f" -p overrides shuffle=3 -f {tmp_path / 'given.yaml'}"
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(tmp_path / "book.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        *words.split(),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
     assert result.returncode == 0, result.stderr
     cfg = OmegaConf.load(tmp_path / "out.yaml")
     assert (cfg.data_file, cfg.output_key, cfg.limit, cfg.shuffle, cfg.use_wandb) == ("a.jsonl", "answers", 9, 3, True)
     assert (cfg.model.lora.r, cfg.model.lora.lora_alpha, cfg.model.completion_start) == (4, 16, "<|a|>")
     assert (cfg.train.output_dir, cfg.train.learning_rate, cfg.train.warmup_steps) == ("./x", 1e-5, 0.1)
     assert cfg.train.report_to == "wandb"
-
-
-@pytest.mark.slow
-def test_papermill_only_warns_of_a_misspelt_parameter(notebook):
-    result = run_papermill(notebook, "-p", "data_fle", "x.jsonl")
-    assert result.returncode == 1
-    assert "data_fle: unknown parameter. Did you mean data_file?" in result.stderr
 
 
 def test_a_notebook_warns_of_a_secret(caplog):

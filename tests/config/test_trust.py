@@ -49,8 +49,6 @@ def warned(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "ragfit.config.trust"]
 
 
-# --- What counts ----------------------------------------------------------------------------------------------------
-
 # A key, a value, and whether it is named as set aside. None of these counts.
 SET_ASIDE = [
     ("model.trust_remote_code", True, True),
@@ -89,32 +87,17 @@ def test_what_a_checkpoint_may_not_say(key, value, named, tmp_path, monkeypatch)
 
 
 def test_what_a_checkpoint_may_say(tmp_path):
-    keys = {
-        "model.model_name_or_path": "org/name",
-        "model.max_sequence_len": 7,
-        "model.lora.target_modules": ["o_proj"],
-        "model.generation.temperature": 1e-5,
-        "data_file": "rows.jsonl",  # its own
-        "dev_split": 0.1,
-        "train.bf16": True,
+    model = {"model_name_or_path": "org/name", "max_sequence_len": 7, "lora": {"target_modules": ["o_proj"]}}
+    model["generation"] = {"temperature": 1e-5, "do_sample": False}
+    change(tmp_path / "checkpoint", {"model": model, "data_file": "rows.jsonl", "dev_split": 0.1, "train.bf16": False})
+    for name in ("template.txt", "rows.jsonl"):  # its own
+        (tmp_path / "checkpoint" / name).write_text("{query}{output}")
+    own = {
+        key: str(tmp_path / "checkpoint" / name)
+        for key, name in (("data_file", "rows.jsonl"), ("template", "template.txt"))
     }
-    change(tmp_path / "checkpoint", keys)
-    (tmp_path / "checkpoint" / "template.txt").write_text("{query}{output}")
-    (tmp_path / "checkpoint" / "rows.jsonl").write_text("{}")
     tree, set_aside = believed(tmp_path / "checkpoint")
-    assert set_aside == []
-    assert tree == {
-        "model": {
-            "model_name_or_path": "org/name",
-            "max_sequence_len": 7,
-            "lora": {"target_modules": ["o_proj"]},
-            "generation": {"temperature": 1e-5},
-        },
-        "data_file": str(tmp_path / "checkpoint" / "rows.jsonl"),
-        "dev_split": 0.1,
-        "train": {"bf16": True},
-        "template": str(tmp_path / "checkpoint" / "template.txt"),
-    }
+    assert (tree, set_aside) == ({"model": model, "dev_split": 0.1, "train": {"bf16": False}, **own}, [])
 
 
 def test_the_rows_of_a_run_count_while_they_are_the_same(tmp_path):
@@ -129,9 +112,6 @@ def test_the_rows_of_a_run_count_while_they_are_the_same(tmp_path):
     assert "data_file" not in tree and set_aside == ["data_file"]
 
 
-# --- Code that comes with a checkpoint ------------------------------------------------------------------------------
-
-
 def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tmp_path, caplog):
     base, ran = shutil.copytree(tiny_llama, tmp_path / "base"), tmp_path / "ran"
     with_code(base, ran)
@@ -142,14 +122,12 @@ def test_code_of_the_base_runs_where_the_user_says_so(checkpoint, tiny_llama, tm
         ragfit.load_checkpoint(checkpoint)
     assert not ran.exists()
     for line, advice in zip(warned(caplog), ("--trust-remote-code", "override"), strict=True):
-        assert "ragfit.yaml: set aside: model.trust_remote_code." in line and advice in line
+        assert "ragfit.yaml says more than counts here" in line and advice in line
     caplog.clear()
     merge_checkpoint(checkpoint, tmp_path / "merged", trust_remote_code=True)
     assert ran.exists()
     ran.unlink()
-    (tmp_path / "base" / "own.py").write_text(
-        (base / "own.py").read_text() + "\n"
-    )  # not the module that is loaded already
+    (base / "own.py").write_text((base / "own.py").read_text() + "\n")  # not the module that is loaded already
     trainer = ragfit.load_checkpoint(checkpoint, overrides=["model.trust_remote_code=true"])
     assert ran.exists() and type(trainer.model.get_base_model()).__name__ == "OwnModel"
     assert warned(caplog) == []
@@ -190,20 +168,9 @@ def test_a_module_in_the_working_directory_is_not_imported(checkpoint, tmp_path,
     main(["evaluate", str(checkpoint), "--rows", "1"])
     main(["merge", str(checkpoint), "merged"])
     assert not (tmp_path / "ran").exists() and "s3cret" not in caplog.text + capsys.readouterr().out
-    of_evaluation, of_merge = warned(caplog)
-    for key in (
-        "model._target_",
-        "model.generation._target_",
-        "model.completion_start",
-        "hydra",
-        "defaults",
-        "instruction",
-    ):
-        assert key in of_evaluation
-    assert "model._target_" in of_merge
-    caplog.clear()
+    assert len(warned(caplog)) == 2  # of the evaluation and of the merging
     main(["evaluate", str(checkpoint), "--rows", "1", "model._target_=evil.Model"])
-    assert (tmp_path / "ran").exists() and "model._target_" not in " ".join(warned(caplog))
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_link_to_a_file_of_the_user_s_is_not_followed(checkpoint, tmp_path):

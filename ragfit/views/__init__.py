@@ -16,7 +16,6 @@ _HOME = {
     "RunsView": "runs.table",
     "StatusView": "runs.status",
     "LossCurve": "training.live",
-    "loss_curve": "training.live",
     "RowView": "views.row",
     "rows_with_findings": "views.row",
     "explore": "views.explorer",

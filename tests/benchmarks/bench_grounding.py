@@ -39,7 +39,9 @@ def main():
         texts = []
         found, _ = taken_apart(prepared, "dev", args.rows)
         for number in range(len(found)):
-            asked = [text for name, text in probes(found, number).items() if name == "all" or name.startswith("without")]
+            asked = [
+                text for name, text in probes(found, number).items() if name == "all" or name.startswith("without")
+            ]
             texts.append(prepared.encoder.encode([prepared.renderer.render(*text) for text in asked]))
 
         def ours():

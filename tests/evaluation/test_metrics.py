@@ -118,7 +118,7 @@ def test_expected_answers_are_all_under_the_key():
     ("hits", "n", "low", "high"),
     # Newcombe 1998 (Statistics in Medicine 17), table I: Wilson's score method without continuity correction.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-     (8, 8, 0.6756, 1.0), (0, 0, 0.0, 1.0)],
+     (8, 8, 0.6756, 1.0)],
 )  # fmt: skip
 def test_a_share_and_its_interval(hits, n, low, high):
     assert share_interval(hits, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))

@@ -80,7 +80,7 @@ class GroundingView(View):
 
     def _answer(self, title: str, meaning: str, along: str = "", **measures: str) -> list[Block]:
         found = {name: self.summary[name] for name in measures if name in self.summary}
-        lacking = ", ".join(called for name, called in measures.items() if name not in found)
+        lacking = ", ".join(called for name, called in measures.items() if found and name not in found) or "all of it"
         blocks: list[Block] = [Heading(title), Note(meaning)]
         if found:
             head = ["measure", *self.names, *(["tuned − base"] if len(self.names) == 2 else []), "rows"]
@@ -88,7 +88,7 @@ class GroundingView(View):
             table = Table(head, rows, range(1, len(head)), ("38%",))
             curve = Picture(lambda: self._curves(found, along), f"{title} {meaning}")
             blocks += [curve, Fold("the numbers", [table])] if along else [table]
-        return [*blocks, *([Note(f"Not measured: {lacking}: {MISSING}.")] if lacking else [])]
+        return [*blocks, *([Note(f"Not measured: {lacking}: {MISSING}.")] if len(found) < len(measures) else [])]
 
     def _curves(self, measures: Mapping[str, Mapping], along: str) -> Figure:
         """The loss with its interval, along the number of others or the places."""

@@ -1,27 +1,16 @@
 """After the run: dev loss and answers of the base model beside those of the tuned one, measured, shown and saved."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import explained
-from ragfit.config.paths import PathText
-from ragfit.data.documents import find_documents
 from ragfit.data.words import question_of
-from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
+from ragfit.evaluation.labels import label_scores
 from ragfit.evaluation.losses import dev_loss
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
-from ragfit.evaluation.results import (
-    CLOSED_BOOK,
-    data_of,
-    label_scores,
-    part_of,
-    results_folder,
-    save_results,
-    summarize,
-)
+from ragfit.evaluation.results import MODELS, Save, measured_rows, save_results, summarize
 from ragfit.evaluation.view import EvaluationView
-from ragfit.runs.records import now
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -36,13 +25,12 @@ def evaluate(
     answer_marker: str | None = None,
     base_loss: float | None = None,
     max_new_tokens: int | None = None,
-    save: PathText | Literal[False] | None = None,
-    closed_book: bool = False,
+    save: Save = None,
 ) -> EvaluationView:
     """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.
 
     The rows are the first of the dev set, or of the training set where there is none (which the view says). What the
-    metrics measure, and against which expected answers, is said in `ragfit.evaluation.metrics.scores` and `gold_of`.
+    metrics measure, and against which expected answers, is said in `ragfit.evaluation.metrics`.
 
     Args:
         trainer: of `ragfit.build_trainer`, trained or not. Where all weights are trained there is no base any more.
@@ -50,66 +38,45 @@ def evaluate(
         answer_marker: text such as `<ANSWER>:`; only what follows it in an answer is compared.
         base_loss: the dev loss from before training, where it is known; else it is measured with the adapter off.
         max_new_tokens: the longest answer, in tokens; by default that of `model.generation`, and where there is none
-            as `ragfit.evaluation.generate.longest_answer` says.
-        save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary), which replace
-            those of an earlier evaluation; by default the run's output folder where the trainer has trained. False:
-            nowhere.
-        closed_book: whether the tuned model answers a second time without the documents in its prompt, so that what the
-            documents gave can be told from what the training gave.
+            as `ragfit.evaluation.generate.answer_settings` says.
+        save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary); by default the
+            run's output folder where the trainer has trained. False: nowhere.
 
     Returns:
         EvaluationView, with the attributes `rows` (as in the JSONL), `summary` and `saved`.
-
-    Raises:
-        ConfigError: `rows` is negative.
     """
     from peft import PeftModel
 
-    if rows is not None and rows < 0:
-        raise ConfigError("rows", f"{rows!r} is not a number of rows", "Give one, or None for all rows.")
-    folder = results_folder(trainer, save)
-    prepared, cfg, model, part = trainer.prepared, trainer.cfg, trainer.model, part_of(trainer)
-    settings = answer_settings(trainer, part, max_new_tokens)
+    prepared, cfg, about = trainer.prepared, trainer.cfg, measured_rows(trainer)
+    settings = answer_settings(trainer, part := about["part"], max_new_tokens)
     measured = [_row(prepared, number, part, answer_marker) for number in prepared.report.part(part).kept[:rows]]
-    table = [row for row, _ in measured]
+    table, losses = [row for row, _ in measured], {"base": base_loss}
     prompts = [prepared.rendered(index, part).prompt for index in range(len(table))]
-    notes = []
-
-    def answer(name: str, prompts: Sequence[str | None]) -> None:
-        """Put the answers of the model as it is now, with their scores, under a name into the rows with a prompt."""
-        asked = [(prompt, *one) for prompt, one in zip(prompts, measured, strict=True) if prompt is not None]
-        doing = f"answers, {name}" if trainer.is_world_process_zero() else None
-        size = trainer.args.per_device_eval_batch_size
-        given = generate(model, prepared, [prompt for prompt, *_ in asked], settings, size, doing)
-        for (_, row, gold), (text, cut) in zip(asked, given, strict=True):
-            scored = scores(text, gold, answer_marker)
-            row |= {name: text, f"{name}_cut": cut, **{f"{name}_{metric}": value for metric, value in scored.items()}}
-
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            base_loss = dev_loss(trainer, "base") if base_loss is None else base_loss
-            answer("base", prompts)
-    tuned_loss = dev_loss(trainer, "tuned")
-    answer("tuned", prompts)
-    if part == "train":
-        notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
-    if cfg.model.get("trained_adapter"):
-        notes.append(f"The base is {cfg.model.model_name_or_path} with {cfg.model.trained_adapter} merged into it.")
-    if closed_book:
-        bare = [_without_documents(prepared, row["row"], part) for row in table]
-        answer(CLOSED_BOOK, bare)
-        if lacking := bare.count(None):
-            notes.append(f"The documents of {lacking} rows were not found: they have no closed_book answer.")
-    about = {"part": part, "data": data_of(trainer), "rows": len(table), "answer_marker": answer_marker}
-    summary = about | {"max_new_tokens": settings["max_new_tokens"], "written": now()} | summarize(table)
-    if labels := label_scores(table, answer_marker):
-        summary |= labels
-        summary.pop("recall", None)  # of labels: "no" is a word of many an answer that says yes
-    if tuned_loss is not None:
-        tokens = prepared.report.dev.loss_tokens
-        summary["dev_loss"] = {"rows": len(prepared.dev), "tokens": tokens, "base": base_loss, "tuned": tuned_loss}
-    saved = save_results(folder, "evaluation", summary, table) if folder else None
-    return EvaluationView(table, summary, notes, saved)
+    names = MODELS if isinstance(trainer.model, PeftModel) else MODELS[1:]
+    for name in names:
+        with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
+            if losses.get(name) is None:
+                losses[name] = dev_loss(trainer, name)
+            answers = generate(trainer, prompts, settings, name)
+        for (row, gold), (text, cut) in zip(measured, answers, strict=True):
+            found = scores(text, gold, answer_marker)
+            row |= {name: text, f"{name}_cut": cut, **{f"{name}_{metric}": value for metric, value in found.items()}}
+    labels = label_scores(table, answer_marker)
+    summary = about | {"rows": len(table), "answer_marker": answer_marker}
+    summary |= {"max_new_tokens": settings["max_new_tokens"], **summarize(table), **labels}
+    if labels:
+        summary.pop("recall", None)  # "no" is a word of many an answer that says yes
+    if part == "dev":
+        dev = prepared.report.dev
+        summary["dev_loss"] = {"rows": len(dev.kept), "tokens": dev.loss_tokens, **losses}
+    saved = save_results(trainer, save, "evaluation", summary, table)
+    merged = cfg.model.get("trained_adapter")
+    notes = {
+        "There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.": part == "train",
+        f"The base is {cfg.model.model_name_or_path} with {merged} merged into it.": merged,
+        "All weights were trained, so the base model is not here any more.": names == MODELS[1:],
+    }
+    return EvaluationView(table, summary, [note for note, holds in notes.items() if holds], saved)
 
 
 def _row(prepared: "Prepared", number: int, part: str, marker: str | None) -> tuple[dict[str, Any], Gold]:
@@ -117,12 +84,5 @@ def _row(prepared: "Prepared", number: int, part: str, marker: str | None) -> tu
     query, _, source = prepared.row(number, part)
     where, question = prepared.sources[part].where(number), question_of(source, query)
     gold = gold_of(source, prepared.cfg.output_key, where, marker)
-    short = {SHORT_ANSWERS: [list(spellings) for spellings in gold.short]} if SHORT_ANSWERS in source else {}
+    short = {SHORT_ANSWERS: list(map(list, gold.short))} if SHORT_ANSWERS in source else {}
     return {"row": number, "source": where, "question": question, "expected": list(gold.answers), **short}, gold
-
-
-def _without_documents(prepared: "Prepared", number: int, part: str) -> str | None:
-    """The inference prompt of a row without its documents; None where they cannot be found in it."""
-    query, output, source = prepared.row(number, part)
-    passages = find_documents(query, source)
-    return prepared.renderer.render(passages.prompt([]), output).prompt if passages else None

@@ -1,49 +1,33 @@
 """Does the model read? Which document an answer comes from, the base model beside the tuned one.
 
-All five questions are asked with one measurement, the loss of a row's answer under another set of documents
-(`ragfit.evaluation.probes`, `ragfit.evaluation.reading`):
-
-1. Drop a document: how much the answer's loss rises without it (ContextCite, https://arxiv.org/abs/2409.00729;
-   AttriBoT, https://arxiv.org/abs/2411.15102).
-2. Without documents: is the answer's loss lower without any, so that it was memorized or guessed (Sufficient Context,
-   https://arxiv.org/abs/2411.06037)?
-3. Distractors: the supporting documents among 0, 1, 2, 4 and 8 of other rows (RAFT, https://arxiv.org/abs/2403.10131).
-4. Position: the supporting document at each place of ten (Lost in the Middle, https://arxiv.org/abs/2307.03172).
-5. Citations: does the answer cite the document that it depends on most (MIRAGE, https://arxiv.org/abs/2406.13663)?
+All five questions (`ragfit.evaluation.grounding_view.QUESTIONS`, with their papers) are asked with one measurement: the
+loss of a row's answer under another set of documents (`ragfit.evaluation.probes`), with one pass over what they share.
 """
 
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
-from ragfit.config.paths import PathText
 from ragfit.data.documents import citations
-from ragfit.data.words import question_of
 from ragfit.draw.progress import progress_bar
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
+from ragfit.evaluation.grounding_view import GroundingView
 from ragfit.evaluation.losses import token_losses
 from ragfit.evaluation.metrics import share_interval
 from ragfit.evaluation.probes import probes, taken_apart
 from ragfit.evaluation.reading import Text, read
-from ragfit.evaluation.results import MODELS, data_of, part_of, results_folder, save_results
-from ragfit.runs.records import now
+from ragfit.evaluation.results import MODELS, Save, measured_rows, save_results
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
 
-    from ragfit.evaluation.grounding_view import GroundingView
-
-DRAWS = 2000  # of the bootstrap
-
 
 @explained("The look at grounding", LESS_TO_EVALUATE)
-def grounding(
-    trainer: "SFTTrainer", rows: int | None = 30, save: PathText | Literal[False] | None = None
-) -> "GroundingView":
+def grounding(trainer: "SFTTrainer", rows: int | None = 30, save: Save = None) -> GroundingView:
     """Measure which documents the answers come from, with the base model and the tuned one.
 
     Args:
@@ -56,88 +40,62 @@ def grounding(
         GroundingView, with the attributes `rows`, `summary` and `saved`.
 
     Raises:
-        ConfigError: `rows` is below 1, or no row has documents that can be found in its prompt.
+        ConfigError: no row, or none has documents that can be found in its prompt.
     """
-    from peft import PeftModel
-
-    from ragfit.evaluation.grounding_view import GroundingView
-
-    if rows is not None and rows < 1:
-        raise ConfigError("rows", f"it is {rows!r}", "Give the number of rows to read, or None for all.")
-    part = part_of(trainer)
-    found, unread = taken_apart(trainer.prepared, part, rows)
+    about = measured_rows(trainer)
+    found, unread = taken_apart(trainer.prepared, about["part"], rows)
     if not found:
-        problem = f"none of the {len(unread)} rows has documents that can be found in its prompt"
-        fix = (
-            "Number them in the prompt ([1], [2], …), or list them in the row under documents as they stand in the "
-            "prompt, word for word."
-        )
-        raise ConfigError("input_key", problem, fix)
-    folder = results_folder(trainer, save)
+        fix = "Number them in the prompt ([1], [2], …), or list them under documents, word for word as in the prompt."
+        raise ConfigError("input_key", f"of {len(unread)} rows none has documents that are found in its prompt", fix)
     table = [
-        {"row": row.number, "source": row.where, "question": question_of(row.source, row.query), "expected": row.output}
-        | {"documents": [asdict(one) for one in row.passages.documents], "supporting": sorted(row.supports)}
+        {"row": row.number, "source": row.where, "question": row.question, "expected": row.output}
+        | {
+            "documents": list(map(asdict, row.passages.documents)),
+            "supporting": sorted(one.number for one in row.supporting),
+        }
         for row in found
     ]
-    first = trainer.is_world_process_zero()
     cited = [n for n, row in enumerate(found) if citations(row.output)]
-    prompts = [trainer.prepared.renderer.render(found[n].query, "").prompt for n in cited]
-    settings, size = answer_settings(trainer, part), trainer.args.per_device_eval_batch_size
-    names = MODELS if isinstance(trainer.model, PeftModel) else MODELS[1:]
-    if list(token_losses(trainer, 0, part)) == ["base"]:
-        names = MODELS[:1]  # the adapter has learned nothing, so the base model is all there is to measure
-    for name in names:
+    prompts = [trainer.prepared.renderer.render(found[n].passages.query, "").prompt for n in cited]
+    settings, quiet = answer_settings(trainer, about["part"]), not trainer.is_world_process_zero()
+    # An adapter that has learned nothing leaves "base" alone; where all weights are trained, there is "model".
+    losses = token_losses(trainer, 0, about["part"])
+    for name in MODELS[1:] if "model" in losses else losses:
         with trainer.model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            for n in progress_bar(range(len(found)), desc=f"documents, {name}", unit="row", disable=not first):
+            for n in progress_bar(range(len(found)), desc=f"documents, {name}", unit="row", disable=quiet):
                 table[n][name] = measure(trainer, probes(found, n))
-            doing = f"answers, {name}" if first else None
-            answers = generate(trainer.model, trainer.prepared, prompts, settings, size, doing)
-            for n, (answer, _) in zip(cited, answers, strict=True):
+            for n, (answer, _) in zip(cited, generate(trainer, prompts, settings, name), strict=True):
                 table[n][name]["answer"] = answer
-    about = {"part": part, "data": data_of(trainer), "rows": len(table), "unread": unread, "written": now()}
-    summary = about | summarize(table)
-    saved = save_results(folder, "grounding", summary, table) if folder else None
-    return GroundingView(table, summary, saved)
+        for row in table:
+            row[name]["values"] = values_of(row, name)
+    summary = about | {"rows": len(table), "unread": unread} | summarize(table)
+    return GroundingView(table, summary, save_results(trainer, save, "grounding", summary, table))
 
 
 def measure(trainer: "SFTTrainer", texts: Mapping[str, Text]) -> dict[str, Any]:
-    """What a row's answer costs the model as it is now, under each of its texts.
-
-    Args:
-        texts: of `probes`.
-
-    Returns:
-        `losses`, the sum over the answer's tokens in nats, citations excluded, by the names of the texts, and `tokens`:
-        of each token of the answer its text, its loss, and how much that rises without each document.
-    """
-    costs = {name: reading.answer() for name, reading in zip(texts, read(trainer, list(texts.values())), strict=True)}
-    without = {name.split()[1]: cost for name, cost in costs.items() if name.startswith("without")}
+    """The loss of a row's answer by the names of its texts, and its rise without each document; citations excluded."""
+    costs = {name: one.answer for name, one in zip(texts, read(trainer, list(texts.values())), strict=True)}
+    without = {int(name.split()[1]): cost for name, cost in costs.items() if name.startswith("without")}
+    losses = {name: sum(loss for _, loss in cost) for name, cost in costs.items()}
     tokens = [
         {"text": text, "loss": loss, "rise": {number: cost[n][1] - loss for number, cost in without.items()}}
         for n, (text, loss) in enumerate(costs["all"])
     ]
-    return {"losses": {name: sum(loss for _, loss in cost) for name, cost in costs.items()}, "tokens": tokens}
-
-
-def rise_of(row: Mapping[str, Any], name: str) -> dict[int, float]:
-    """By how many nats a row's answer costs more without each document, by number."""
-    losses, numbers = row[name]["losses"], [one["number"] for one in row["documents"]]
-    return {number: losses[f"without {number}"] - losses["all"] for number in numbers}
+    rise = {number: losses[f"without {number}"] - losses["all"] for number in without}
+    return {"losses": losses, "rise": rise, "tokens": tokens}
 
 
 def values_of(row: Mapping[str, Any], name: str) -> dict[str, float | bool]:
     """One row's values of the measures that it has under a model; what is a yes or a no is a bool."""
-    losses, answer, rise = row[name]["losses"], row[name].get("answer"), rise_of(row, name)
-    ours = [value for number, value in rise.items() if number in row["supporting"]]
-    others = [value for number, value in rise.items() if number not in row["supporting"]]
-    top = max(rise, key=rise.__getitem__)
+    losses, rise, answer = row[name]["losses"], row[name]["rise"], row[name].get("answer")
+    top, ours = max(rise, key=rise.__getitem__), row["supporting"]
     found = {f"loss_{text}": losses[text] for text in ("all", "supporting", "none") if text in losses}
     found["cheaper_without"] = losses["none"] < losses["all"]
-    if ours:
-        found["rise_supporting"] = sum(ours) / len(ours)
-    if ours and others:
-        found["rise_others"] = sum(others) / len(others)
-        found |= {"top_is_supporting": top in row["supporting"], "chance": len(ours) / len(rise)}
+    for measured, numbers in (("supporting", set(ours)), ("others", rise.keys() - ours)):
+        if ours and numbers:
+            found[f"rise_{measured}"] = sum(rise[number] for number in sorted(numbers)) / len(numbers)
+    if "rise_others" in found:
+        found |= {"top_is_supporting": top in ours, "chance": len(ours) / len(rise)}
     if answer is not None:
         said, expected = citations(answer), citations(row["expected"])
         found |= {"cites_expected": said == expected, "cites_top": top in said, "expected_is_top": top in expected}
@@ -145,38 +103,25 @@ def values_of(row: Mapping[str, Any], name: str) -> dict[str, float | bool]:
 
 
 def estimate(values: Sequence[float | bool]) -> dict[str, float | int | None]:
-    """A mean over rows, with the bounds of its 95 % interval.
-
-    Of a share (of yes and no) it is Wilson's, of other values the bootstrap's, and None where there is one value alone.
-
-    Returns:
-        `mean`, `low`, `high` and `rows`, the number of values.
-    """
+    """A mean with its 95 % interval: Wilson's of yes and no, of other values the bootstrap's, or None of one alone."""
     import numpy as np
 
     known, low, high = np.array(values, float), None, None
     if all(isinstance(value, bool) for value in values):
         low, high = share_interval(sum(values), len(values))
     elif len(values) > 1:
-        drawn = np.random.default_rng(0).integers(0, len(known), (DRAWS, len(known)))
+        drawn = np.random.default_rng(0).integers(0, len(known), (2000, len(known)))
         low, high = map(float, np.percentile(known[drawn].mean(axis=1), (2.5, 97.5)))
     return {"mean": float(known.mean()), "low": low, "high": high, "rows": len(values)}
 
 
 def summarize(table: Sequence[Mapping]) -> dict[str, dict]:
-    """Each measure's mean under both models, and their paired difference, all over the rows that have it under both.
-
-    Returns:
-        `{measure: {"base": …, "tuned": …, "difference": …}}`, each an `estimate`; one model's alone where
-        there is no other.
-    """
+    """Each measure's `estimate` under both models, and of their paired difference, on the rows that have it."""
     names = [name for name in MODELS if name in table[0]]
-    values = [[values_of(row, name) for name in names] for row in table]
+    values = [[row[name]["values"] for name in names] for row in table]
     summary = {}
-    for measured in dict.fromkeys(key for row in values for one in row for key in one):
-        rows = [[one[measured] for one in row] for row in values if all(measured in one for one in row)]
-        if not rows:
-            continue
+    for measured in dict.fromkeys(key for row in values for key in row[0]):
+        rows = [[one[measured] for one in row] for row in values if measured in row[0]]
         of = {name: estimate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         if len(names) == 2:
             of["difference"] = estimate([float(tuned) - float(base) for base, tuned in rows])

@@ -1,8 +1,7 @@
 """What each token of a completion costs a model, in nats: of one row, and of the whole dev set."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
@@ -11,8 +10,6 @@ from ragfit.draw.progress import progress_bar
 from ragfit.models.load import forward_arguments
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
     from trl import SFTTrainer
 
 Losses = list[float | None]  # one for each token of a row, in nats; None where the token has no loss
@@ -22,90 +19,51 @@ Losses = list[float | None]  # one for each token of a row, in nats; None where 
 def dev_loss(trainer: "SFTTrainer", model: str = "the model") -> float | None:
     """The loss of all completion tokens of the dev set by their number, in nats; None where there is no dev set.
 
-    Each row is read by itself, so the figure is the same at any batch size, and in every process.
-
-    Args:
-        model: what the trainer's model is at present, for the progress bar.
+    Each row is read by itself, so the figure is the same at any batch size, and in every process. `model` says in the
+    progress bar what is measured.
     """
-    rows, first = trainer.prepared.dev, trainer.is_world_process_zero()
-    if rows is None:
+    if (rows := trainer.prepared.dev) is None:
         return None
-    with inference(trainer.model):
-        bar = progress_bar(rows, desc=f"dev loss of {model}", unit="row", disable=not first)
-        losses = [loss for row in bar for loss in label_losses(trainer, row) if loss is not None]
+    bar = progress_bar(rows, desc=f"dev loss of {model}", unit="row", disable=not trainer.is_world_process_zero())
+    losses = [loss for row in bar for loss in _row_losses(trainer, row) if loss is not None]
     return math.fsum(losses) / len(losses)
 
 
 def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> dict[str, Losses]:
-    """The loss of each completion token of a prepared row, for `TokenView(…, losses=…)`.
-
-    Args:
-        trainer: of `ragfit.build_trainer`, trained or not.
-        index: the row's index in `prepared.train` or `prepared.dev`.
-        part: "train" or "dev".
+    """The losses of the tokens of a prepared row of a part ("train" or "dev"), for `TokenView(…, losses=…)`.
 
     Returns:
-        The losses under "base" (the adapter disabled) and "tuned", under "base" alone where both are the same, or under
-        "model" where there is no adapter.
+        Under "base" (the adapter disabled) and "tuned" a loss in nats for each token, None where it has none; under
+        "base" alone where both are the same, or under "model" where there is no adapter.
     """
     from peft import PeftModel
 
     row, model = trainer.prepared.at(index, part), trainer.model
-    with inference(model):
-        tuned = label_losses(trainer, row)
-        if not isinstance(model, PeftModel):
-            return {"model": tuned}
-        with model.disable_adapter():
-            base = label_losses(trainer, row)
+    tuned = _row_losses(trainer, row)
+    if not isinstance(model, PeftModel):
+        return {"model": tuned}
+    with model.disable_adapter():
+        base = _row_losses(trainer, row)
     return {"base": base} if base == tuned else {"base": base, "tuned": tuned}
 
 
-def label_losses(trainer: "SFTTrainer", row: Mapping[str, Sequence[int]]) -> Losses:
-    """The loss of each label of a row with `input_ids` and `labels`, from one forward pass."""
-    labels = row["labels"]
-    # The token at a position is predicted from the position before it; the first one is not predicted at all.
-    places = [place for place in range(1, len(labels)) if labels[place] != IGNORE_INDEX]
-    before, wanted = [place - 1 for place in places], [labels[place] for place in places]
-    losses = dict(zip(places, losses_at(trainer, row["input_ids"], before, wanted), strict=True))
-    return [losses.get(place) for place in range(len(labels))]
+def _row_losses(trainer: "SFTTrainer", row: dict[str, list[int]]) -> Losses:
+    # Nothing predicts a row's first token.
+    places = [place for place, label in enumerate(row["labels"]) if place and label != IGNORE_INDEX]
+    losses = dict(zip(places, losses_at(trainer, row["input_ids"], places), strict=True))
+    return [losses.get(place) for place in range(len(row["labels"]))]
 
 
-def losses_at(
-    trainer: "SFTTrainer", ids: Sequence[int], places: Sequence[int], wanted: Sequence[int], **inputs: Any
-) -> list[float]:
-    """The cross-entropy of tokens, each predicted at its place, in nats, as precise as the trainer's own passes.
-
-    Args:
-        ids: one text, of shape (tokens,).
-        places: where the model predicts; the LM head, which over long prompts would take gigabytes, is applied there
-            alone.
-        wanted: the id to predict at each place.
-        inputs: further arguments of the model.
-    """
+def losses_at(trainer: "SFTTrainer", ids: Sequence[int], places: Sequence[int], **inputs: Any) -> list[float]:
+    """The losses of the tokens at these places of a text, in evaluation mode, which a training step leaves again."""
     import torch
 
-    model = trainer.model
-    few = "logits_to_keep" in forward_arguments(model)
-    if few:
-        inputs["logits_to_keep"] = torch.tensor(places)  # on the CPU, as a spread model's last layer is on another GPU
-    with trainer.compute_loss_context_manager():
-        logits = model(input_ids=torch.tensor([ids], device=model.device), **{"use_cache": False, **inputs}).logits[0]
-    logits = logits if few else logits[places]
-    wanted = torch.tensor(wanted, device=logits.device)
+    model, before = trainer.model.eval(), torch.tensor(places) - 1  # a token is predicted from the place before it
+    # Logits of a whole long prompt would take gigabytes. (The places stay on the CPU: a spread model's head is
+    # on another GPU than its first layer.)
+    few = {"logits_to_keep": before} if "logits_to_keep" in forward_arguments(model) else {}
+    with torch.inference_mode(), trainer.compute_loss_context_manager():  # as precise as the trainer's own passes
+        output = model(input_ids=torch.tensor([ids], device=model.device), **{"use_cache": False} | few | inputs)
+    logits = output.logits[0] if few else output.logits[0, before]
+    wanted = torch.tensor([ids[place] for place in places], device=logits.device)
     return torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
-
-
-@contextlib.contextmanager
-def inference(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Evaluation mode with the cache on, and back."""
-    import torch
-
-    training, cache = model.training, model.config.use_cache
-    model.eval()
-    model.config.use_cache = True
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.config.use_cache = cache
-        model.train(training)

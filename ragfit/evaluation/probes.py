@@ -1,103 +1,70 @@
 """The questions of grounding as texts: a row's prompt and answer under other documents."""
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ragfit.data.documents import SUPPORT_KEYS, Document, Passages, find_documents, renumber, supporting
 from ragfit.data.report import Prepared
+from ragfit.data.words import question_of
 from ragfit.errors import DataError
 from ragfit.evaluation.reading import Text
 
-DISTRACTORS = (0, 1, 2, 4, 8)
-PLACES = 10
-FEWER = 6  # distractors and places are read on every sixth of the rows: each costs several times the rest
+DISTRACTORS, PLACES, FEWER = (0, 1, 2, 4, 8), 10, 6  # on every sixth row alone, as they cost several times the rest
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row taken apart.
-
-    Attributes:
-        number: its number in its file.
-        supports: the numbers of the documents that support its answer.
-    """
+class Row(NamedTuple):
+    """A row taken apart: its number in its file, and which of its documents support its answer."""
 
     number: int
     where: str
-    query: str
+    question: str
     output: str
-    source: Mapping
     passages: Passages
-    supports: frozenset[int]
-
-    @property
-    def supporting(self) -> list[Document]:
-        return [one for one in self.passages.documents if one.number in self.supports]
-
-    def without(self, document: Document) -> str:
-        """The prompt without a document."""
-        return self.passages.prompt([one for one in self.passages.documents if one is not document])
+    supporting: list[Document]
 
     def among(self, documents: Sequence[Document]) -> Text:
-        """The row with documents in a new order, its own and others', numbered anew."""
+        """The row with documents in a new order, its own and others', numbered anew, as its citations are."""
         fresh = self.passages.numbered([one.text for one in documents])
-        own = {id(one): new.number for one, new in zip(documents, fresh, strict=True)}
-        numbers = {one.number: own[id(one)] for one in self.passages.documents if id(one) in own}
+        numbers = {old.number: new.number for old, new in zip(documents, fresh, strict=True) if old in self.supporting}
         return self.passages.prompt(fresh), renumber(self.output, numbers)
 
 
 def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[Row], list[int]]:
-    """The first prepared rows of a part, and the numbers of those whose documents cannot be found.
-
-    Raises:
-        DataError: a row counts its supporting documents from 0 where they are numbered from 1.
-    """
+    """The first prepared rows of a part, and the numbers of those whose documents cannot be found."""
     found, unread = [], []
     for number in prepared.report.part(part).kept[:rows]:
         query, output, source = prepared.row(number, part)
-        passages = find_documents(query, source)
-        if passages is None:
+        if (passages := find_documents(query, source)) is None:
             unread.append(number)
             continue
-        where = prepared.sources[part].where(number)
-        key = next((key for key in SUPPORT_KEYS if isinstance(source.get(key), list)), None)
-        if key and passages.documents[0].number and any(one == 0 and one is not False for one in source[key]):
-            fix = "Add 1 to each number in all rows: [1] is the first document."
-            raise DataError(where, f"{key} names document 0, but the documents are numbered from 1", fix)
-        supports = supporting(passages, source, output, prepared.cfg.output_key)
-        found.append(Row(number, where, query, output, source, passages, supports))
+        where, documents = prepared.sources[part].where(number), passages.documents
+        named = next((source[key] for key in SUPPORT_KEYS if isinstance(source.get(key), list)), ())
+        if documents[0].number and any(type(one) is int and one == 0 for one in named):
+            raise DataError(where, "it names document 0 of documents numbered from 1", "Add 1 to each, in all rows.")
+        numbers = supporting(passages, source, output, prepared.cfg.output_key)
+        ours = [one for one in documents if one.number in numbers]
+        found.append(Row(number, where, question_of(source, query), output, passages, ours))
     return found, unread
 
 
 def probes(rows: Sequence[Row], number: int) -> dict[str, Text]:
-    """The texts to read for one of the rows, by name.
-
-    The names are `all`, `without N` (the document of that number), `none`, `supporting` (alone), `N others` (the
-    supporting documents among so many of other rows) and `place N` (the first supporting one among nine others).
-    """
-    row = rows[number]
-    prompts = {"all": row.query, "none": row.passages.prompt([])}
-    prompts |= {f"without {one.number}": row.without(one) for one in row.passages.documents}
-    prompts |= {"supporting": row.passages.prompt(row.supporting)} if row.supports else {}
-    wide = [n for n, one in enumerate(rows) if one.supports][::FEWER]
-    return {name: (text, row.output) for name, text in prompts.items()} | (_mixed(rows, row) if number in wide else {})
-
-
-def _mixed(rows: Sequence[Row], row: Row) -> dict[str, Text]:
-    """A row's supporting documents among those of other rows, in an order that is drawn."""
-    draw = random.Random(f"0 {row.number}")
-    own = {one.text for one in row.passages.documents}
-    foreign = {one.text: one for other in rows if other is not row for one in other.passages.documents}
-    others = [one for text, one in foreign.items() if text not in own]
+    """The texts to read for one of the rows, by name. On some it is the supporting documents among others' too."""
+    row, documents, ours = rows[number], rows[number].passages.documents, rows[number].supporting
+    chosen = {f"without {left.number}": [one for one in documents if one is not left] for left in documents}
+    chosen |= {"all": documents, "none": []} | ({"supporting": ours} if ours else {})
+    texts = {name: (row.passages.prompt(kept), row.output) for name, kept in chosen.items()}
+    if number not in [n for n, one in enumerate(rows) if one.supporting][::FEWER]:
+        return texts
+    draw, own = random.Random(f"0 {row.number}"), {one.text for one in documents}
+    foreign = {one.text: one for other in rows for one in other.passages.documents if one.text not in own}
+    others, mixed = list(foreign.values()), list(ours)
     draw.shuffle(others)
-    texts, mixed = {}, row.supporting
     for count in (count for count in DISTRACTORS if count <= len(others)):
-        for one in others[len(mixed) - len(row.supporting) : count]:
+        for one in others[len(mixed) - len(ours) : count]:
             mixed.insert(draw.randint(0, len(mixed)), one)
         texts[f"{count} others"] = row.among(mixed)
-    if len(others) >= PLACES - 1:
-        nine, document = others[: PLACES - 1], row.supporting[0]
-        for place in range(PLACES):
-            texts[f"place {place + 1}"] = row.among([*nine[:place], document, *nine[place:]])
+    nine = others[: PLACES - 1]
+    for place in range(PLACES) if len(nine) == PLACES - 1 else ():
+        texts[f"place {place + 1}"] = row.among([*nine[:place], ours[0], *nine[place:]])
     return texts

@@ -28,7 +28,7 @@ def main():
     args = options.parse_args()
     print_versions()
     import ragfit
-    from ragfit.evaluation.probes import taken_apart
+    from ragfit.evaluation.probes import probes, taken_apart
     from ragfit.evaluation.reading import completion_losses
 
     with tempfile.TemporaryDirectory() as folder:
@@ -37,9 +37,12 @@ def main():
         trainer = ragfit.build_trainer(cfg, prepared)
         trainer.model.eval()
         texts = []
-        for row in taken_apart(prepared, "dev", args.rows)[0]:
-            prompts = [row.query, *(row.without(one) for one in row.passages.documents)]
-            texts.append(prepared.encoder.encode([prepared.renderer.render(text, row.output) for text in prompts]))
+        found, _ = taken_apart(prepared, "dev", args.rows)
+        for number in range(len(found)):
+            asked = [
+                text for name, text in probes(found, number).items() if name == "all" or name.startswith("without")
+            ]
+            texts.append(prepared.encoder.encode([prepared.renderer.render(*text) for text in asked]))
 
         def ours():
             return [completion_losses(trainer, rows) for rows in texts]

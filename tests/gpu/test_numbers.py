@@ -66,7 +66,7 @@ def test_answers_are_those_of_the_cpu(trained):
     """Greedy answers to prompts of different lengths, padded into one batch, against each prompt alone."""
     prepared, model = trained.prepared, on_the_cpu(trained)
     prompts = [prepared.rendered(row).prompt for row in range(len(prepared.train))]
-    found = generate(trained.model, prepared, prompts, {"max_new_tokens": 12})
+    found = generate(trained, prompts, {"max_new_tokens": 12}, "tuned")
     for prompt, (answer, cut) in zip(prompts, found, strict=True):
         ids = torch.tensor([prepared.encoder.bos + list(prepared.encoder.spans(prompt)[0])])
         ends = [prepared.tokenizer.eos_token_id, prepared.tokenizer.convert_tokens_to_ids("<|end|>")]

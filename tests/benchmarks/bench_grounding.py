@@ -35,22 +35,22 @@ def main():
         cfg = ragfit.load_config("demo", [f"train.output_dir={folder}/out"])
         prepared = ragfit.prepare(cfg)
         trainer = ragfit.build_trainer(cfg, prepared)
-        trainer.model.eval()
-        texts = []
-        for row in taken_apart(prepared, "dev", args.rows)[0]:
-            prompts = [row.query, *(row.without(one) for one in row.passages.documents)]
-            texts.append(prepared.encoder.encode([prepared.renderer.render(text, row.output) for text in prompts]))
+    trainer.model.eval()
+    texts = []
+    for row in taken_apart(prepared, "dev", args.rows)[0]:
+        prompts = [row.query, *(row.without(one) for one in row.passages.documents)]
+        texts.append(prepared.encoder.encode([prepared.renderer.render(text, row.output) for text in prompts]))
 
-        def ours():
-            return [completion_losses(trainer, rows) for rows in texts]
+    def ours():
+        return [completion_losses(trainer, rows) for rows in texts]
 
-        def theirs():
-            return [plain(trainer.model, rows) for rows in texts]
+    def theirs():
+        return [plain(trainer.model, rows) for rows in texts]
 
-        pairs = zip(ours(), theirs(), strict=True)
-        flat = [abs(a - b) for row in pairs for one in zip(*row, strict=True) for a, b in zip(*one, strict=True)]
-        print(f"{sum(map(len, texts))} texts; largest difference of a token's loss: {max(flat):.1e} nats")
-        print_ratio("dropping documents", measure_pairs(ours, theirs, args.pairs), "ragfit", "plain passes")
+    pairs = zip(sum(ours(), []), sum(theirs(), []), strict=True)
+    largest = max(abs(a - b) for both in pairs for a, b in zip(*both, strict=True))
+    print(f"{sum(map(len, texts))} texts; largest difference of a token's loss: {largest:.1e} nats")
+    print_ratio("dropping documents", measure_pairs(ours, theirs, args.pairs), "ragfit", "plain passes")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from tiny_runs import tiny
+from tiny_runs import losses, tiny
 from tiny_tokenizers import make_tokenizer
 
 from ragfit.config.load import load_config
@@ -94,22 +94,23 @@ def token_costs(model, row):
     return torch.nn.functional.cross_entropy(logits[learned], labels[1:][learned], reduction="none")
 
 
-def expected_step(trainer):
-    """(loss, gradients by name) of all rows as one step: the mean over their labels, each row read alone."""
-    model, labels = on_the_cpu(trainer), trainer.prepared.report.train.loss_tokens
-    total = 0.0
-    for row in trainer.prepared.train:
-        loss = token_costs(model, row).sum() / labels
-        loss.backward()
-        total += loss.item()
-    return total, {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+def check_step(trainer, of_loss, of_gradients):
+    """Take a run's one step, and compare it with all rows as one step, each read alone: the mean over their labels.
 
-
-def step_taken(trainer):
-    """(loss, gradients by name) of a run's one step."""
+    Args:
+        of_loss: how far the loss may be from it, as a share of it.
+        of_gradients: how far a gradient may be, as a share of its norm.
+    """
     from transformers import TrainerCallback
 
-    found = {}
+    found, draw = {}, torch.Generator().manual_seed(1)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:  # a new adapter's is zero, and then the first factor has no gradient
+            weight.data = torch.empty(weight.shape).normal_(std=0.02, generator=draw).to(weight)
+    model, labels = on_the_cpu(trainer), trainer.prepared.report.train.loss_tokens
+    expected_loss = sum(token_costs(model, row).sum() / labels for row in trainer.prepared.train)
+    expected_loss.backward()
+    expected = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
 
     class Gradients(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -118,25 +119,9 @@ def step_taken(trainer):
 
     trainer.add_callback(Gradients())
     trainer.train()
-    [loss] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return loss, found
-
-
-def check_step(trainer, of_loss, of_gradients):
-    """Take the step, and compare it with the expected one.
-
-    Args:
-        of_loss: how far the loss may be from it, as a share of it.
-        of_gradients: how far a gradient may be, as a share of its norm.
-    """
-    draw = torch.Generator().manual_seed(1)
-    for name, weight in trainer.model.named_parameters():
-        if "lora_B" in name:  # a new adapter's is zero, and then the first factor has no gradient
-            weight.data = torch.empty(weight.shape).normal_(std=0.02, generator=draw).to(weight)
-    expected_loss, expected = expected_step(trainer)
-    loss, found = step_taken(trainer)
+    [loss] = losses(trainer)
     assert found.keys() == expected.keys() and found
     far = max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
-    print(f"loss {loss:.6f}, off by {abs(loss / expected_loss - 1):.2g}, gradients by {far:.2g}")
-    assert loss == pytest.approx(expected_loss, rel=of_loss)
+    print(f"loss {loss:.6f}, off by {abs(loss / expected_loss.item() - 1):.2g}, gradients by {far:.2g}")
+    assert loss == pytest.approx(expected_loss.item(), rel=of_loss)
     assert far < of_gradients

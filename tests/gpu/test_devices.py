@@ -6,10 +6,7 @@ import pytest
 import torch
 from tiny_runs import losses, tiny_trainer
 
-import ragfit
 from gpu.on_device import FLOAT32, ON_CPU, only_cuda
-from ragfit.evaluation.losses import token_losses
-from ragfit.evaluation.reading import read
 
 STEPS = ["train.max_steps=2", "train.save_strategy=no"]
 TWO = pytest.mark.skipif(ON_CPU or torch.cuda.device_count() < 2, reason="needs two GPUs that this process sees")
@@ -48,16 +45,6 @@ def test_one_process_takes_one_of_several_gpus(config):
     assert trainer.args.n_gpu == 1 and {w.device.index for w in trainer.model.parameters()} == {0}
     trainer.train()
     assert len(losses(trainer)) == 2 and torch.cuda.max_memory_allocated(1) == 0
-
-
-@TWO
-def test_device_map_spreads_a_model_over_two(config):
-    trainer = tiny_trainer(config(*FLOAT32, *STEPS, "model.device_map=balanced", "dev_split=2"))
-    assert len({weight.device for weight in trainer.model.parameters()}) > 1 and not ragfit.preflight(trainer).warnings
-    trainer.train()
-    assert len(losses(trainer)) == 2 and ragfit.dev_loss(trainer) > 0
-    [found] = read(trainer, [("What is 1 times two?", "The answer is 2.")])
-    assert token_losses(trainer, 0, "dev") and len(found.losses) > 3
 
 
 @only_cuda("a CPU is not waited for")

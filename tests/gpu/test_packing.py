@@ -1,7 +1,6 @@
 """Packed rows on a GPU: the loss and gradients of the rows alone, with each implementation of attention that is there."""
 
 import pytest
-import torch
 import transformers
 from tiny_runs import tiny_trainer
 
@@ -17,7 +16,6 @@ from gpu.on_device import (
     ROUNDED,
     check_step,
     make_phi3,
-    only_cuda,
 )  # fmt: skip
 from ragfit.errors import ConfigError
 from ragfit.training.packing import TOLERANCE, difference
@@ -71,13 +69,3 @@ def test_rows_that_see_each_other_are_refused(config, tmp_path):
     cfg = config(*PLAIN, *PACKED, "model.lora.target_modules=[q_proj]", model=tmp_path)
     with pytest.raises(ConfigError, match="^train.packing: OPTForCausalLM with attn_implementation=sdpa does not keep"):
         tiny_trainer(cfg)
-
-
-@only_cuda("TF32")
-def test_packs_are_tried_with_tf32_too(config):
-    before = torch.backends.fp32_precision
-    try:
-        trainer = tiny_trainer(config(*PACKED, *FLOAT32, "train.tf32=true"))
-        assert trainer.model.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    finally:
-        torch.backends.fp32_precision = before

@@ -15,7 +15,7 @@ class Hub:
 
     Attributes:
         url: its address.
-        status: answer everything with this status instead, if set; "silence" for no answer at all.
+        status: answer with this status instead, if set; "silence" for no answer at all.
         failing: part of an address; only such requests are answered with `status`.
         public: repositories that exist and are public.
         created: the bodies of requests to create a repository.
@@ -31,54 +31,46 @@ class Hub:
 
     def answer(self, method, path, body):
         """(status, JSON) for a request."""
-        repo = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?/", path)
+        repo = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?(?:/|$)", path)
         if self.status and self.failing in path:
             if self.status == "silence":
                 self.over.wait(60)
-                return 500, {}
-            return self.status, {"error": "refused by the stand-in"}
+            return (500 if self.status == "silence" else self.status), {"error": "refused by the stand-in"}
         if path == "/api/whoami-v2":
             return 200, {"name": "somebody", "type": "user", "orgs": [], "auth": {}}
-        if path == "/api/repos/create":
-            self.created.append(json.loads(body))
-            owner = self.created[-1].get("organization") or "somebody"
-            name = f"{owner}/{self.created[-1]['name']}"
-            self.files.setdefault(name, {})
-            return 200, {"url": f"{self.url}/{name}", "id": name, "name": name}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            self.created.append(json.loads(body))
+            name = f"{self.created[-1].get('organization') or 'somebody'}/{self.created[-1]['name']}"
+            self.files.setdefault(name, {})
+            return 200, {"url": f"{self.url}/{name}", "id": name, "name": name}
         if "/preupload/" in path:
-            files = [f["path"] for f in json.loads(body)["files"]]
-            modes = [
-                {"path": f, "uploadMode": "lfs" if f.endswith(".safetensors") else "regular", "shouldIgnore": False}
-                for f in files
-            ]
-            return 200, {"files": modes}
+            modes = {True: "lfs", False: "regular"}
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return 200, {"files": [
+                {"path": name, "uploadMode": modes[name.endswith(".safetensors")], "shouldIgnore": False} for name in names
+            ]}  # fmt: skip
         if path.endswith("/info/lfs/objects/batch"):
-            objects = [
-                {
-                    **o,
-                    "authenticated": True,
-                    "actions": {"upload": {"href": f"{self.url}/large/{o['oid']}", "header": {}}},
-                }
-                for o in json.loads(body)["objects"]
-            ]
+            objects = json.loads(body)["objects"]
+            for one in objects:
+                upload = {"href": f"{self.url}/large/{one['oid']}", "header": {}}
+                one |= {"authenticated": True, "actions": {"upload": upload}}
             return 200, {"transfer": "basic", "objects": objects}
         if method == "PUT" and path.startswith("/large/"):
             self._large[path.removeprefix("/large/")] = body
             return 200, {}
         if "/commit/" in path:
-            for line in body.decode().splitlines():
-                operation = json.loads(line)
-                value = operation["value"]
-                if operation["key"] == "file":
+            for operation in map(json.loads, body.decode().splitlines()):
+                key, value = operation["key"], operation["value"]
+                if key == "file":
                     self.files[repo[1]][value["path"]] = base64.b64decode(value["content"])
-                elif operation["key"] == "lfsFile":
+                elif key == "lfsFile":
                     content = self._large[value["oid"]]
                     assert hashlib.sha256(content).hexdigest() == value["oid"] and len(content) == value["size"]
                     self.files[repo[1]][value["path"]] = content
             return 200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.url}/{repo[1]}/commit/{'0' * 40}"}
-        if method == "GET" and (repo := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)", path)):
+        if method == "GET" and repo and path == f"/api/models/{repo[1]}":
             return 200, {"id": repo[1], "sha": "0" * 40, "siblings": [], "private": repo[1] not in self.public}
         self.unknown.append(f"{method} {path}")
         return 404, {"error": "no such address"}
@@ -98,14 +90,12 @@ def hub(status=None, **settings):
         protocol_version = "HTTP/1.1"
 
         def handle_any(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.headers.get("Transfer-Encoding") == "chunked":
-                body = b""
                 while size := int(self.rfile.readline(), 16):
                     body += self.rfile.read(size)
                     self.rfile.readline()
                 self.rfile.readline()
-            else:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if token := self.headers.get("Authorization"):
                 state.tokens.add(token.removeprefix("Bearer "))
             status, answer = state.answer(self.command, self.path.partition("?")[0], body)
@@ -124,12 +114,10 @@ def hub(status=None, **settings):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield state
     finally:
         state.over.set()
         server.shutdown()
         server.server_close()
-        thread.join()

@@ -9,14 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-SETTINGS = [
-    "train.num_train_epochs=2",
-    "train.save_steps=3",
-    "train.logging_steps=3",
-    "limit=12",
-    "shuffle=5",
-    "train.learning_rate=0.01",
-]
+SETTINGS = ["train.num_train_epochs=2", "train.save_steps=3", "train.logging_steps=3", "train.learning_rate=0.01"]
+SETTINGS += ["limit=12", "shuffle=5"]
 # Of a log entry: what the clock says, and what is counted from where the process began.
 VARYING = ("runtime", "per_second", "num_tokens")
 
@@ -24,9 +18,7 @@ VARYING = ("runtime", "per_second", "num_tokens")
 def process(target, *args):
     """A started process that runs `target(*args)`; it takes a moment, not the ten seconds of the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["ragfit.training", "ragfit.training.trainer", "ragfit.models.hf", "peft", "killed_runs"]
-    )
+    context.set_forkserver_preload(["ragfit.training.trainer", "ragfit.models.hf", "peft", "killed_runs"])
     started = context.Process(target=target, args=args, daemon=True)  # not left behind by a test that fails
     started.start()
     return started
@@ -71,22 +63,18 @@ def _killer(event, ending, more=0):
     left = [more]
 
     def hook(name, args):
-        if name != event or not args:
-            return
-        path = str(args[1] if name == "os.rename" else args[0])
-        if path.endswith(ending) or (ending.endswith("*") and ending[:-1] in path):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if name == event and args:
+            path = str(args[1] if name == "os.rename" else args[0])
+            if path.endswith(ending) or (ending.endswith("*") and ending[:-1] in path):
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     return hook
 
 
 def _sender(signals):
     from transformers import TrainerCallback
-
-    class Sender(TrainerCallback):
-        pass
 
     def method(event):
         def at(self, args, state, control, **kwargs):
@@ -96,9 +84,7 @@ def _sender(signals):
 
         return at
 
-    for event in {event for event, _, _ in signals}:
-        setattr(Sender, event, method(event))
-    return Sender()
+    return type("Sender", (TrainerCallback,), {event: method(event) for event, _, _ in signals})()
 
 
 def logged(output_dir):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_tokenizers import make_tokenizer
 
 from ragfit.config.load import load_config
 from ragfit.config.overrides import override
@@ -19,6 +20,37 @@ def one_thread():
 
 
 MARKER = "<|im_start|>assistant\n"
+
+
+def tiny(arch, tokenizer, **sizes):
+    """A model with a few thousand random weights.
+
+    Args:
+        arch: "llama" or "phi3".
+        sizes: of its configuration, where they are others.
+    """
+    import transformers
+
+    shape = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "max_position_embeddings": 4096, "vocab_size": len(tokenizer),
+    }  # fmt: skip
+    shape |= {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")} | sizes
+    name = {"llama": "Llama", "phi3": "Phi3"}[arch]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape))
+    # As chat models have it: generation stops at the template's end of turn too.
+    end = "<|im_end|>" if "<|im_end|>" in tokenizer.chat_template else "<|end|>"
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]
+    return model
+
+
+def save_tiny(arch, folder):
+    """Write a tiny model and its tokenizer of about 570 tokens, with a ChatML template; the folder."""
+    tokenizer = make_tokenizer("digits", "chatml")
+    tiny(arch, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def question_rows(count, words=3):

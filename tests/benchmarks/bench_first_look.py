@@ -6,7 +6,6 @@ loss_mask.ipynb in a new kernel, as a front end sends them, until the first row 
 tuned model that train.ipynb gives and the module does not.
 """
 
-import json
 import os
 import queue
 import statistics
@@ -24,17 +23,10 @@ PACKAGES = (
     "tokenizers", "torch", "transformers", "trl",
 )  # fmt: skip
 NOTEBOOKS = ("inspect_prompts.ipynb", "loss_mask.ipynb")
-FILES = (  # data file, output key
-    ("asqa-prefix-train.jsonl", "answers"),
-    ("asqa-raft-cot-train.jsonl", "generated_answer"),
-    ("pubmed-rag-train.jsonl", "answers"),
-)
-MARKERS = {  # of the tokenizers whose template has one right before the answer
-    "llama-3.1-8b-instruct": "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "phi-3-mini-128k-instruct-apr2024": "<|assistant|>\n",
-    "phi-3-mini-4k-instruct": "<|assistant|>\n",
-    "smollm2-135m-instruct": "<|im_start|>assistant\n",
-    "zephyr-7b-beta": "<|assistant|>\n",
+FILES = {  # data file: output key
+    "asqa-prefix-train.jsonl": "answers",
+    "asqa-raft-cot-train.jsonl": "generated_answer",
+    "pubmed-rag-train.jsonl": "answers",
 }
 PARTS = ("import", "first", "train", "answers")
 # The demo with few rows and steps: what is measured is what stands around the training.
@@ -44,9 +36,7 @@ TINY = {"limit": 4, "dev_split": 2, "train.max_steps": 2}
 def print_times(name, times, limit=None):
     """Print the median and spread of times in seconds."""
     said = "" if limit is None else f", {'within' if max(times) <= limit else 'NOT within'} {limit:g} s"
-    middle, low, high = (
-        f"{value:.{2 if max(times) > 1 else 4}f}" for value in (statistics.median(times), min(times), max(times))
-    )
+    middle, low, high = (f"{function(times):.3f}" for function in (statistics.median, min, max))
     print(f"{name}: {middle} s ({low}..{high}, {len(times)} runs){said}", flush=True)
 
 
@@ -57,7 +47,7 @@ def import_time():
 
 
 def first_row(name, parameters):
-    """Seconds from starting a kernel to the first displayed row of a notebook, by cell, and whether torch was imported.
+    """Seconds from starting a kernel to its answer, and then to the end of each cell until the first displayed row.
 
     Args:
         parameters: of the notebook, written behind its parameters cell as papermill writes them.
@@ -66,7 +56,6 @@ def first_row(name, parameters):
 
     cells = [cell for cell in nbformat.read(ROOT / "notebooks" / name, as_version=4).cells if cell.cell_type == "code"]
     given = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-    places = []
     begin = time.perf_counter()
     kernel = KernelManager(kernel_name="python3")
     kernel.start_kernel(cwd=str(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -74,21 +63,22 @@ def first_row(name, parameters):
     try:
         client.start_channels()
         client.wait_for_ready(timeout=120)
-        places.append(time.perf_counter() - begin)
+        places = [time.perf_counter() - begin]
         for cell in cells:
             code = f"{cell.source}\n{given}" if "parameters" in cell.metadata.get("tags", ()) else cell.source
-            seen = _run(client, code)
+            seen = displayed(client, code, ("Prompt of", "Tokens of"))
             places.append(time.perf_counter() - begin)
             if seen:
-                return places[-1], places, _run(client, "'torch' in __import__('sys').modules", ask=True) == "True"
+                assert displayed(client, "'torch' in __import__('sys').modules", ("False",)), "torch was imported"
+                return places
         raise RuntimeError(f"{name} showed no row")
     finally:
         client.stop_channels()
         kernel.shutdown_kernel(now=True)
 
 
-def _run(client, code, ask=False):
-    """Run a cell; true as soon as it displays a row, or its result where `ask`."""
+def displayed(client, code, beginnings):
+    """Run a cell; true as soon as it displays a text that begins so."""
     sent = client.execute(code)
     while True:
         try:
@@ -100,16 +90,9 @@ def _run(client, code, ask=False):
             continue
         if message["msg_type"] == "error":
             raise RuntimeError("\n".join(content["traceback"]))
-        text = (
-            content.get("data", {}).get("text/plain", "")
-            if message["msg_type"] in ("display_data", "execute_result")
-            else ""
-        )
-        if ask and text:
-            return text
-        if not ask and text.startswith(("Prompt of", "Tokens of")):
+        if content.get("data", {}).get("text/plain", "").startswith(beginnings):
             return True
-        if message["msg_type"] == "status" and content["execution_state"] == "idle":
+        if content.get("execution_state") == "idle":
             return False
 
 
@@ -117,60 +100,40 @@ def first_rows(args):
     """The demo several times; each real tokenizer with each data file once, where there are any."""
     for name in NOTEBOOKS:
         runs = [first_row(name, {}) for _ in range(args.pairs + 1)][1:]
-        print_times(f"first row of {name}, the demo", [seconds for seconds, _, _ in runs], 6)
-        middle = [statistics.median(times) for times in zip(*(places for _, places, _ in runs), strict=True)]
+        print_times(f"first row of {name}, the demo", [places[-1] for places in runs], 6)
+        middle = map(statistics.median, zip(*runs, strict=True))
         print("  until: kernel " + ", cell ".join(f"{place:.2f}" for place in middle))
-        assert not any(torch for _, _, torch in runs), "torch was imported"
-    folder = os.environ.get("RAGFIT_TOKENIZERS")
-    if not folder or not args.data.is_dir():
+    tokenizers = sorted(Path(os.environ.get("RAGFIT_TOKENIZERS", "nowhere")).glob("*/tokenizer.json"))
+    if not tokenizers or not args.data.is_dir():
         return print("RAGFIT_TOKENIZERS or --data names no folder: no real tokenizers and rows.")
     for name in NOTEBOOKS:
         found = {}
-        for tokenizer in sorted(Path(folder).iterdir()):
-            if not (tokenizer / "tokenizer.json").is_file():
-                continue
-            for file, key in FILES:
-                parameters = {
-                    "data_file": str(args.data / file), "output_key": key, "rows": 1,
-                    "overrides": [
-                        f"model.model_name_or_path={tokenizer}",
-                        f"model.completion_start={json.dumps(MARKERS.get(tokenizer.name, ''))}",
-                        f"model.instruction_in_prompt={str('mistral' in tokenizer.name).lower()}",
-                    ],
-                }  # fmt: skip
-                seconds, _, torch = first_row(name, parameters)
-                assert not torch, f"torch was imported for {tokenizer.name}"
-                found[tokenizer.name, file] = seconds
+        for folder in (path.parent for path in tokenizers):
+            for file, key in FILES.items():
+                overrides = [
+                    f"model.model_name_or_path={folder}", "model.completion_start=''",
+                    f"model.instruction_in_prompt={str('mistral' in folder.name).lower()}",
+                ]  # fmt: skip
+                parameters = {"data_file": str(args.data / file), "output_key": key, "rows": 1, "overrides": overrides}
+                found[f"{folder.name} with {file}"] = first_row(name, parameters)[-1]
         print_times(f"first row of {name}, every tokenizer with every file", list(found.values()), 6)
         slowest = max(found, key=found.get)
-        print(f"  slowest: {slowest[0]} with {slowest[1]}, {found[slowest]:.2f} s", flush=True)
+        print(f"  slowest: {slowest}, {found[slowest]:.2f} s", flush=True)
 
 
 def training(args, answers):
     """train.ipynb through papermill less the module, in pairs, with its answers or without."""
     with tempfile.TemporaryDirectory() as folder:
-        keys = TINY | {"train.output_dir": f"{folder}/trained"}
-        overrides = [f"{key}={value}" for key, value in keys.items()]
-        module = [sys.executable, "-m", "ragfit.training", "-cn", "demo", *overrides]
-        notebook = [
-            sys.executable,
-            "-m",
-            "papermill",
-            "notebooks/train.ipynb",
-            f"{folder}/out.ipynb",
-            "-p",
-            "config",
-            "demo",
-        ]
+        keys, python = TINY | {"train.output_dir": f"{folder}/trained"}, [sys.executable, "-m"]
+        module = [*python, "ragfit.training", "-cn", "demo", *(f"{key}={value}" for key, value in keys.items())]
+        keys |= {"config": "demo"} | ({} if answers else {"answers": 0})
+        notebook = [*python, "papermill", "notebooks/train.ipynb", f"{folder}/out.ipynb"]
         notebook += [word for key, value in keys.items() for word in ("-p", key, str(value))]
-        notebook += [] if answers else ["-p", "answers", "0"]
 
         def run(command):
-            begin = time.perf_counter()
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
-            return time.perf_counter() - begin
 
         figures = measure_pairs(lambda: run(notebook), lambda: run(module), args.pairs)
         cells = nbformat.read(f"{folder}/out.ipynb", 4).cells
@@ -178,14 +141,9 @@ def training(args, answers):
     print_times(f"train.ipynb, {what}", [ours for ours, _ in figures])
     print_times("python -m ragfit.training", [theirs for _, theirs in figures])
     print_times(f"train.ipynb adds, {what}", [ours - theirs for ours, theirs in figures], 10)
-    # The last run by cell: which of them the time went to.
-    spent = [
-        (c.metadata.papermill.duration or 0, c.source.splitlines()[0][:60]) for c in cells if c.cell_type == "code"
-    ]
-    print(
-        "  by cell: " + "; ".join(f"{seconds:.1f} {line}" for seconds, line in sorted(spent, reverse=True)[:7]),
-        flush=True,
-    )
+    spent = {cell.source.splitlines()[0][:60]: cell.metadata.papermill.duration or 0 for cell in cells if cell.source}
+    longest = sorted(spent.items(), key=lambda pair: -pair[1])[:7]
+    print("  by cell, the last run: " + "; ".join(f"{seconds:.1f} {line}" for line, seconds in longest), flush=True)
 
 
 def main():

@@ -35,25 +35,22 @@ def main():
         cfg = ragfit.load_config("demo", [f"train.output_dir={folder}/out"])
         prepared = ragfit.prepare(cfg)
         trainer = ragfit.build_trainer(cfg, prepared)
-        trainer.model.eval()
-        texts = []
-        found, _ = taken_apart(prepared, "dev", args.rows)
-        for number in range(len(found)):
-            asked = [
-                text for name, text in probes(found, number).items() if name == "all" or name.startswith("without")
-            ]
-            texts.append(prepared.encoder.encode([prepared.renderer.render(*text) for text in asked]))
+    trainer.model.eval()
+    texts, found = [], taken_apart(prepared, "dev", args.rows)[0]
+    for number in range(len(found)):
+        asked = [text for name, text in probes(found, number).items() if name == "all" or name.startswith("without")]
+        texts.append(prepared.encoder.encode([prepared.renderer.render(*text) for text in asked]))
 
-        def ours():
-            return [completion_losses(trainer, rows) for rows in texts]
+    def ours():
+        return [completion_losses(trainer, rows) for rows in texts]
 
-        def theirs():
-            return [plain(trainer.model, rows) for rows in texts]
+    def theirs():
+        return [plain(trainer.model, rows) for rows in texts]
 
-        pairs = zip(ours(), theirs(), strict=True)
-        flat = [abs(a - b) for row in pairs for one in zip(*row, strict=True) for a, b in zip(*one, strict=True)]
-        print(f"{sum(map(len, texts))} texts; largest difference of a token's loss: {max(flat):.1e} nats")
-        print_ratio("dropping documents", measure_pairs(ours, theirs, args.pairs), "ragfit", "plain passes")
+    pairs = zip(sum(ours(), []), sum(theirs(), []), strict=True)
+    largest = max(abs(a - b) for both in pairs for a, b in zip(*both, strict=True))
+    print(f"{sum(map(len, texts))} texts; largest difference of a token's loss: {largest:.1e} nats")
+    print_ratio("dropping documents", measure_pairs(ours, theirs, args.pairs), "ragfit", "plain passes")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ What is timed:
 - ours: `ragfit.prepare(cfg, tokenizer)` without the cache, from the file on disk to the dataset and its report.
 - theirs: `SFTTrainer._prepare_dataset`, what the trainer's constructor does with the same rows as prompt and
   completion messages. Loading the rows, the model and the tokenizer is not counted, and datasets' own cache is off.
-  Without `--max-length` it is spared two passes, which cut the rows and look for those without a label.
+  Without a `max_length` it is spared two passes, which cut the rows and look for those without a label.
 - tokenizer: `encode_batch` of the same rendered texts, which are there already.
 - cache: a second `ragfit.prepare` of the same rows, from the cache.
 
@@ -19,12 +19,10 @@ import io
 import json
 import os
 import random
-import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import measure_pairs, parser, print_ratio, print_versions, random_text, timed, tokenizer_folder  # noqa: E402
+from common import measure_pairs, parser, print_ratio, print_versions, random_text, timed, tokenizer_folder
 
 INSTRUCTION = "Answer the question with the documents. Say so where they do not hold the answer."
 
@@ -33,8 +31,7 @@ def read_documents(folder):
     """(documents, [(question, answer)]) of the JSONL files of a folder, or of random words where it has none."""
     documents, asked = {}, []
     for path in sorted(Path(folder).glob("asqa-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             documents |= dict.fromkeys(row["positive_passages"])
             asked.append((row["query"], row["generated_answer"]))
     if not asked:
@@ -59,49 +56,25 @@ def write_rows(path, folder, count, tokens, tokenizer):
             file.write(json.dumps({"prompt": prompt, "answers": [answer]}, ensure_ascii=False) + "\n")
 
 
-def make_config(path, folder, instruction, max_length=None):
-    import ragfit
-
-    overrides = [f"data_file={path}", "output_key=answers", f"instruction={instruction}"]
-    overrides += [
-        f"model.model_name_or_path={folder}",
-        "model.completion_start=''",
-        f"model.max_sequence_len={max_length or 'null'}",
-    ]
-    return ragfit.load_config("training", overrides=overrides)
-
-
-def make_trainer(tokenizer, folder, max_length=None):
+def make_trainer(tokenizer, folder):
     """An SFTTrainer as its users make it, with a model of a few thousand weights."""
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    args = SFTConfig(
-        output_dir=str(folder), max_length=max_length, packing=False, report_to="none", use_cpu=True, bf16=False
-    )
-    start = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}]
-    )
-    return SFTTrainer(model=LlamaForCausalLM(config), args=args, train_dataset=start, processing_class=tokenizer)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    args = SFTConfig(output_dir=str(folder), max_length=None, report_to="none", use_cpu=True, bf16=False)
+    start = Dataset.from_list([messages({"prompt": "a", "answers": ["b"]})])
+    return SFTTrainer(model=model, args=args, train_dataset=start, processing_class=tokenizer)
 
 
-def as_messages(path):
-    from datasets import Dataset
-
-    def messages(line):
-        row = json.loads(line)
-        system = {"role": "system", "content": INSTRUCTION}
-        return {
-            "prompt": [system, {"role": "user", "content": row["prompt"]}],
-            "completion": [{"role": "assistant", "content": row["answers"][0]}],
-        }
-
-    with Path(path).open(encoding="utf-8") as file:
-        return Dataset.from_list([messages(line) for line in file])
+def messages(row):
+    """A row as TRL takes it."""
+    return {
+        "prompt": [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": row["prompt"]}],
+        "completion": [{"role": "assistant", "content": row["answers"][0]}],
+    }
 
 
 def compare(args, folder):
@@ -117,8 +90,11 @@ def compare(args, folder):
     rows, instruction = folder / "rows.jsonl", folder / "instruction.txt"
     instruction.write_text(INSTRUCTION, encoding="utf-8")
     write_rows(rows, args.data, args.rows, args.tokens, tokenizer)
-    cfg = make_config(rows, args.tokenizer, instruction, args.max_length)
-    trainer, dataset = make_trainer(tokenizer, folder, args.max_length), as_messages(rows)
+    keys = {"data_file": rows, "output_key": "answers", "instruction": instruction, "model.max_sequence_len": "null"}
+    keys |= {"model.model_name_or_path": args.tokenizer, "model.completion_start": "''"}
+    cfg = ragfit.load_config("training", [f"{key}={value}" for key, value in keys.items()])
+    trainer = make_trainer(tokenizer, folder)
+    dataset = datasets.Dataset.from_list([messages(json.loads(row)) for row in rows.read_text("utf-8").splitlines()])
 
     def ours():
         return ragfit.prepare(cfg, tokenizer, cache=False)
@@ -129,29 +105,17 @@ def compare(args, folder):
 
     prepared, other = ours(), theirs()
     report = prepared.report.train
-    print(f"rows: {args.rows}, max_length {args.max_length}, of {report.tokens / len(report.kept):.0f} tokens, {report.loss_tokens / report.tokens:.1%} with loss; "
+    print(f"rows: {args.rows} of {report.tokens / len(report.kept):.0f} tokens, {report.loss_share:.1%} with loss; "
           f"{rows.stat().st_size / 1e6:.1f} MB; tokenizer {Path(args.tokenizer).name}")  # fmt: skip
-    different = sum(
-        (a["input_ids"], a["labels"]) != (b["input_ids"], b["labels"])
-        for a, b in zip(prepared.train, other, strict=True)
-    )
     # TRL gives loss to all that the template writes after the answer; this kit stops behind the end-of-turn token.
-    tail = tokenizer.encode(prepared.renderer.tail, add_special_tokens=False)
-    apart = sum(
-        a["input_ids"] != b["input_ids"]
-        or a["labels"][: len(a["labels"]) - len(tail) + 1] != b["labels"][: len(b["labels"]) - len(tail) + 1]
-        for a, b in zip(prepared.train, other, strict=True)
-    )
-    print(f"labels: {different} of {args.rows} rows differ from TRL's, {apart} before the end-of-turn token")
+    behind = len(tokenizer.encode(prepared.renderer.tail, add_special_tokens=False)) - 1
+    pairs = [(a, b, len(a["labels"]) - behind) for a, b in zip(prepared.train, other, strict=True)]
+    apart = sum((a["input_ids"], a["labels"][:end]) != (b["input_ids"], b["labels"][:end]) for a, b, end in pairs)
+    print(f"labels: {apart} of {args.rows} rows differ from TRL's before the end-of-turn token")
     print_ratio("prepare against SFTTrainer", measure_pairs(ours, theirs, args.pairs), "ragfit", "SFTTrainer")
 
     texts = [prepared.rendered(i).text for i in range(len(report.kept))]
-    backend = prepared.encoder.backend
-
-    def encode():
-        backend.encode_batch(texts, add_special_tokens=False)
-
-    figures = measure_pairs(ours, encode, args.pairs)
+    figures = measure_pairs(ours, lambda: prepared.encoder.backend.encode_batch(texts, False, False), args.pairs)
     median = print_ratio("prepare against encode_batch", figures, "ragfit", "encode_batch", inverse=True)
     print(f"share of the time outside encode_batch: {1 - 1 / median:.0%}")
 
@@ -164,8 +128,7 @@ def main():
     made = parser(__doc__)
     made.add_argument("--rows", type=int, default=1000)
     made.add_argument("--tokens", type=int, default=2800, help="tokens a row")
-    made.add_argument("--max-length", type=int, help="a limit that no row reaches, for both sides (default: none)")
-    made.add_argument("--tokenizer", default=None, help="a tokenizer's folder (default: SmolLM2's)")
+    made.add_argument("--tokenizer", help="a tokenizer's folder (default: SmolLM2's)")
     args = made.parse_args()
     args.tokenizer = args.tokenizer or tokenizer_folder()
     print_versions()

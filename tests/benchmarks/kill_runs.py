@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import torch
 from common import parser, print_versions
 from killed_runs import adapter, logged, process, run
 
@@ -27,48 +26,23 @@ from ragfit.training.checkpoints import STAGING, newest, step_of
 def settings(args, folder):
     """Overrides of `configs/training.yaml`, less `train.output_dir`."""
     if args.demo:
-        overrides = [
-            override("model.model_name_or_path", "demo:smollm2-135m-instruct"),
-            override("model.lora.target_modules", ["q_proj", "v_proj"]),
-            override("data_file", str(args.data)),
-            "model.max_sequence_len=256",
-            "model.over_length=cut_end",
-            "train.learning_rate=1e-3",
-        ]
+        keys = {"model.model_name_or_path": "demo:smollm2-135m-instruct", "data_file": str(args.data)}
+        keys |= {"model.max_sequence_len": 256, "model.over_length": "cut_end", "train.learning_rate": 1e-3}
     else:
-        overrides = [*tiny(folder), "train.learning_rate=0.01"]
-    return [
-        override("model.completion_start", "<|im_start|>assistant\n"),
-        "output_key=answers", "model.load_in_8bit=false", "train.optim=adamw_torch", f"limit={args.rows}", "shuffle=7",
-        f"train.max_steps={args.steps}", f"train.save_steps={args.save_steps}", "train.logging_steps=3", *overrides,
-    ]  # fmt: skip
+        from tiny_runs import question_rows, save_tiny
 
-
-def tiny(folder):
-    from conftest import make_tokenizer
-    from tiny_runs import question_rows
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer, sizes = (
-        make_tokenizer("digits", "chatml"),
-        {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        **sizes,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in question_rows(200)), encoding="utf-8")
-    return [
-        override("model.model_name_or_path", str(folder / "model")),
-        override("data_file", str(folder / "rows.jsonl")),
-        "model.lora.target_modules=[q_proj, v_proj]",
-    ]
+        save_tiny("llama", folder / "model")
+        rows = "".join(json.dumps(row) + "\n" for row in question_rows(200))
+        (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
+        keys = {"model.model_name_or_path": str(folder / "model"), "data_file": str(folder / "rows.jsonl")}
+        keys |= {"train.learning_rate": 0.01}
+    keys |= {
+        "model.completion_start": "<|im_start|>assistant\n", "model.lora.target_modules": ["q_proj", "v_proj"],
+        "model.load_in_8bit": False, "output_key": "answers", "limit": args.rows, "shuffle": 7,
+        "train.optim": "adamw_torch", "train.max_steps": args.steps, "train.save_steps": args.save_steps,
+        "train.logging_steps": 3,
+    }  # fmt: skip
+    return [override(key, value) for key, value in keys.items()]
 
 
 def start(overrides, out, log):
@@ -87,77 +61,69 @@ def main():
     args = made.parse_args()
     print_versions()
     print(f"seed {args.seed}: {args.steps} steps, a checkpoint every {args.save_steps}, one kept, a log every 3")
-    chance = random.Random(args.seed)
-    folder = Path(tempfile.mkdtemp(prefix="kill-runs-"))
-    overrides, log = settings(args, folder), folder / "log"
+    chance, folder = random.Random(args.seed), Path(tempfile.mkdtemp(prefix="kill-runs-"))
+    overrides, log, through = settings(args, folder), folder / "log", folder / "through"
+    window = measured_window(overrides, through, log, args.steps)
 
-    start(overrides, folder / "warm", log).join()  # the server imports everything for the first
-    began, through = time.monotonic(), start(overrides, folder / "through", log)
-    ready = None
-    while through.is_alive():
-        if ready is None and "total_steps" in (read(folder / "through") or {}):
-            ready = time.monotonic() - began
-        time.sleep(0.01)
-    if through.exitcode:
-        sys.exit(f"The run to compare with failed:\n{log.read_text()[-3000:]}")
-    step = (time.monotonic() - began - ready) / args.steps
-    window = ready + step * args.steps / 4
-    print(
-        f"ran through: {ready:.1f} s to the first step, {step:.3f} s a step; kills fall in the first {window:.1f} s of each start"
-    )
-
-    kills, runs, lost, in_saves, out, half_written = 0, 0, 0, 0, folder / "killed-0", {}
-    while True:
-        at, started = chance.uniform(0, window), start(overrides, out, log)
-        started.join(at if kills < args.kills else None)
-        if started.is_alive():
-            held, before = newest_step(out), half_written
-            started.kill()
-            started.join()
-            kills += 1
-            facts, left = read(out) or {}, newest(out)
-            half_written = {path: path.stat().st_ino for path in (out / STAGING).glob("*")}
-            lost += newest_step(out) < held
-            in_saves += bool(half_written) and half_written != before
-            half = ", ".join(path.name for path in half_written)
-            state = run_state(facts)[0] if facts else "no status yet"
-            print(
-                f"kill {kills:2}: {at:5.2f} s after its start, step {facts.get('step') or 0:3} {state:<13} "
-                f"left: {left.name if left else 'none':<14} {'half-written: ' + half if half else ''}",
-                flush=True,
-            )
-            continue
-        if started.exitcode:
-            sys.exit(f"A resumed run failed:\n{log.read_text()[-3000:]}")
+    kills, runs, lost, in_saves, half_written = 0, 0, 0, 0, {}
+    while kills < args.kills:
+        out, finished = folder / f"killed-{runs}", False
+        while not finished:
+            at, started = chance.uniform(0, window), start(overrides, out, log)
+            started.join(at if kills < args.kills else None)
+            if started.is_alive():
+                held, before = step_of(newest(out)), half_written
+                started.kill()
+                started.join()
+                kills += 1
+                facts, left = read(out) or {}, newest(out)
+                half_written = {path: path.stat().st_ino for path in (out / STAGING).glob("*")}
+                lost += step_of(left) < held
+                in_saves += bool(half_written) and half_written != before
+                print(
+                    f"kill {kills:2}: {at:5.2f} s after its start, step {facts.get('step') or 0:3} "
+                    f"{run_state(facts)[0] if facts else 'no status yet':<13} left: {left.name if left else 'none':<14} "
+                    f"half-written: {', '.join(path.name for path in half_written) or 'none'}",
+                    flush=True,
+                )
+            elif started.exitcode:
+                sys.exit(f"A resumed run failed:\n{log.read_text()[-3000:]}")
+            else:
+                finished = True
         runs += 1
-        lost += compare(out, folder / "through")
-        if kills >= args.kills:
-            break
-        out = folder / f"killed-{runs}"
-    print(
-        f"{kills} kills, {in_saves} of them in the middle of a save; {runs} runs brought to their end; {lost} with anything lost or different"
-    )
+        lost += differs(out, through)
+    print(f"{kills} kills, {in_saves} of them in the middle of a save; {runs} runs brought to their end; "
+          f"{lost} with anything lost or different")  # fmt: skip
     sys.exit(1 if lost else 0)
 
 
-def newest_step(out):
-    return step_of(newest(out))
+def measured_window(overrides, through, log, steps):
+    """Run through without a kill; the seconds from a start in which kills are to fall: to a quarter of the steps."""
+    start(overrides, through.with_name("warm"), log).join()  # the server imports everything for the first
+    began, started = time.monotonic(), start(overrides, through, log)
+    while started.is_alive() and "total_steps" not in (read(through) or {}):
+        time.sleep(0.01)
+    ready = time.monotonic() - began
+    started.join()
+    if started.exitcode:
+        sys.exit(f"The run to compare with failed:\n{log.read_text()[-3000:]}")
+    step = (time.monotonic() - began - ready) / steps
+    window = ready + step * steps / 4
+    print(f"ran through: {ready:.1f} s to the first step, {step:.3f} s a step; "
+          f"kills fall in the first {window:.1f} s of each start")  # fmt: skip
+    return window
 
 
-def compare(out, through):
-    """Print how a run that was killed compares; whether anything differs."""
-    ours, theirs = logged(out), logged(through)
+def differs(out, through):
+    """Print how a run that was killed compares with the other; whether anything differs."""
+    ours, theirs, weights = logged(out), logged(through), adapter(through)
     losses = [(a["loss"], b["loss"]) for a, b in zip(ours, theirs, strict=True) if "loss" in a]
     off = max(abs(a - b) for a, b in losses)
-    weights = adapter(through)
     apart = max((tensor - weights[name]).abs().max().item() for name, tensor in adapter(out).items())
-    same = ours == theirs and apart == 0
-    print(
-        f"  {out.name} is through: {len(losses)} logged losses, largest difference {off:g}; other logged values "
-        f"{'equal' if ours == theirs else 'DIFFER'}; adapter's largest difference {apart:g}; {run_state(read(out))[0]}",
-        flush=True,
-    )
-    return not same
+    equal = "equal" if ours == theirs else "DIFFER"
+    print(f"  {out.name} is through: {len(losses)} logged losses, largest difference {off:g}; other logged values {equal}; "
+          f"adapter's largest difference {apart:g}; {run_state(read(out))[0]}", flush=True)  # fmt: skip
+    return ours != theirs or apart > 0
 
 
 if __name__ == "__main__":

@@ -8,36 +8,26 @@ import torch
 from tiny_runs import question_rows, tiny_trainer
 
 import ragfit
-from gpu.on_device import FLOAT32, FOUR_BITS, PLAIN, documented, make_phi3, only_cuda
+from gpu.on_device import BF16, FLOAT32, FOUR_BITS, documented, make_phi3, only_cuda
 from ragfit.errors import RagfitError
 
 pytestmark = only_cuda("torch.cuda says what was taken at most")
 
-BF16 = [*PLAIN, "model.torch_dtype=bfloat16"]
 WITHOUT = "train.gradient_checkpointing=false"
+KINDS = {"as documented": [], "4 bits": FOUR_BITS, "bf16": BF16}
+KINDS |= {f"{name}, no checkpointing": [*keys, WITHOUT] for name, keys in (KINDS | {"float32": FLOAT32}).items()}
+KINDS["bf16, all weights"] = [*BF16, "model.lora=null"]
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A Phi-3 of 110 million weights, beside which cuBLAS's own 50 MB are little."""
-    sizes = {
-        "hidden_size": 1024,
-        "intermediate_size": 2816,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-    }
-    return make_phi3(tmp_path_factory.mktemp("large"), **sizes)
-
-
-@pytest.fixture(scope="module")
-def long_rows(tmp_path_factory):
-    """Rows of about 1,000 tokens."""
-    path = tmp_path_factory.mktemp("long") / "rows.jsonl"
-    path.write_text(
-        "".join(json.dumps({**row, "prompt": row["prompt"] + "no idea. " * 250}) + "\n" for row in question_rows(8))
-    )
-    return path
+    """A Phi-3 of 110 million weights, beside which cuBLAS's own 50 MB are little, and eight rows of about 1,000 tokens."""
+    folder = tmp_path_factory.mktemp("large")
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
+    make_phi3(folder / "model", num_attention_heads=16, num_key_value_heads=16, **sizes)
+    rows = [row | {"prompt": row["prompt"] + "no idea. " * 250} for row in question_rows(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 def free():
@@ -47,18 +37,13 @@ def free():
     return torch.cuda.memory_allocated()
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [[], [WITHOUT], FOUR_BITS, [*FOUR_BITS, WITHOUT], BF16, [*BF16, WITHOUT], [*FLOAT32, WITHOUT], [*BF16, "model.lora=null"]],
-    ids=["as documented", "8 bits, no checkpointing", "4 bits", "4 bits, no checkpointing", "bf16", "bf16, no checkpointing",
-         "float32, no checkpointing", "bf16, all weights"],
-)  # fmt: skip
-def test_the_estimate_holds_to_a_factor_of_two(large, long_rows, tmp_path, keys):
+@pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS)
+def test_the_estimate_holds_to_a_factor_of_two(large, tmp_path, keys):
     from ragfit.training.preflight import memory_estimate
 
     before = free()
-    cfg = documented(large, long_rows, tmp_path / "out", "train.max_steps=2", "train.per_device_train_batch_size=4",
-                     "train.gradient_accumulation_steps=1", "train.save_strategy=no", *keys)  # fmt: skip
+    more = ["train.max_steps=2", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1"]
+    cfg = documented(large / "model", large / "rows.jsonl", tmp_path, *more, "train.save_strategy=no", *keys)
     trainer = tiny_trainer(cfg)
     free()
     trainer.train()
@@ -70,22 +55,12 @@ def test_the_estimate_holds_to_a_factor_of_two(large, long_rows, tmp_path, keys)
 @pytest.mark.parametrize("keys", [FLOAT32, BF16], ids=["float32", "bfloat16"])
 def test_the_logits_are_never_there_as_a_whole(tmp_path, keys):
     """Rows that are nearly all labels, and 131,072 ids: one copy of their logits would be 500 MiB in float32."""
-    ids = 131072
-    model = make_phi3(tmp_path / "model", vocabulary=ids, hidden_size=64)
+    ids, rows = 131072, tmp_path / "rows.jsonl"
     answer = " ".join(f"The answer is {n}." for n in range(200))
-    rows = tmp_path / "rows.jsonl"
     rows.write_text((json.dumps({"prompt": "Count.", "answers": [answer]}) + "\n") * 2)
-    trainer = tiny_trainer(
-        documented(
-            model,
-            rows,
-            tmp_path / "out",
-            *keys,
-            "train.max_steps=1",
-            "dev_split=1",
-            "train.gradient_accumulation_steps=1",
-        )
-    )
+    model = make_phi3(tmp_path / "model", vocabulary=ids, hidden_size=64)
+    more = ["train.max_steps=1", "dev_split=1", "train.gradient_accumulation_steps=1"]
+    trainer = tiny_trainer(documented(model, rows, tmp_path / "out", *keys, *more))
     labels = trainer.prepared.report.train.loss_tokens
     whole = labels * ids * trainer.model.dtype.itemsize
     assert labels > 800
@@ -96,18 +71,10 @@ def test_the_logits_are_never_there_as_a_whole(tmp_path, keys):
         assert taken < whole, f"{taken / 2**20:.0f} MiB, and the logits are {whole / 2**20:.0f} MiB"
 
 
-def test_where_memory_gives_out_the_key_is_named_and_the_memory_is_free_again(large, long_rows, tmp_path):
+def test_where_memory_gives_out_the_key_is_named_and_the_memory_is_free_again(large, tmp_path):
     before = free()
-    cfg = documented(
-        large,
-        long_rows,
-        tmp_path / "out",
-        *FLOAT32,
-        WITHOUT,
-        "train.max_steps=1",
-        "train.per_device_train_batch_size=8",
-    )
-    trainer = tiny_trainer(cfg)
+    more = [*FLOAT32, WITHOUT, "train.max_steps=1", "train.per_device_train_batch_size=8"]
+    trainer = tiny_trainer(documented(large / "model", large / "rows.jsonl", tmp_path, *more))
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / total)
     try:

@@ -32,7 +32,6 @@ ARGUMENTS = {
     "--out": {"help": "folder for what is found; the run's own, with --data a folder evaluation-NAME in it"},
     "--rows": {"type": int, "help": "take so many rows; by default all to evaluate, 30 for grounding"},
     "--marker": {"help": "compare only what follows this text in an answer, such as '<ANSWER>:'"},
-    "--closed-book": {"action": "store_true", "help": "answer a second time without the documents"},
     "--base": {"help": "the base model's folder or name, where it has moved"},
     "--dtype": {"help": "the type of the merged weights, such as bfloat16; the base's own by default"},
     "--trust-remote-code": {"action": "store_true", "help": "run code that comes with the base model"},
@@ -76,7 +75,7 @@ def evaluate(args: Namespace) -> None:
     trainer, out = _of_checkpoint(args)
     from ragfit.evaluation.evaluate import evaluate as compare
 
-    print(compare(trainer, args.rows, args.marker, save=out, closed_book=args.closed_book))
+    print(compare(trainer, args.rows, args.marker, save=out))
 
 
 def grounding(args: Namespace) -> None:
@@ -141,7 +140,7 @@ def push(args: Namespace) -> int:
 COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "look": (look, "overrides --config|-cn|--config-name --row --part --json"),
     "train": (train, ""),
-    "evaluate": (evaluate, "checkpoint overrides --data --out --rows --marker --closed-book"),
+    "evaluate": (evaluate, "checkpoint overrides --data --out --rows --marker"),
     "grounding": (grounding, "checkpoint overrides --data --out --rows"),
     "status": (status, "folder"),
     "runs": (runs, "folders"),

@@ -1,25 +1,15 @@
 """After the run: dev loss and answers of the base model beside those of the tuned one, measured, shown and saved."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ragfit.config.explain import explained
 from ragfit.config.paths import PathText
-from ragfit.data.documents import find_documents
 from ragfit.data.words import question_of
 from ragfit.errors import ConfigError
 from ragfit.evaluation.generate import answer_settings, generate
 from ragfit.evaluation.losses import dev_loss
 from ragfit.evaluation.metrics import SHORT_ANSWERS, Gold, gold_of, scores
-from ragfit.evaluation.results import (
-    CLOSED_BOOK,
-    data_of,
-    label_scores,
-    part_of,
-    results_folder,
-    save_results,
-    summarize,
-)
+from ragfit.evaluation.results import data_of, label_scores, part_of, results_folder, save_results, summarize
 from ragfit.evaluation.view import EvaluationView
 from ragfit.runs.records import now
 
@@ -37,7 +27,6 @@ def evaluate(
     base_loss: float | None = None,
     max_new_tokens: int | None = None,
     save: PathText | Literal[False] | None = None,
-    closed_book: bool = False,
 ) -> EvaluationView:
     """Compare the base model with the tuned model: dev loss, and answers to the same inference prompts, drawn greedily.
 
@@ -54,8 +43,6 @@ def evaluate(
         save: a folder for `evaluation.jsonl` (a line for each row) and `evaluation.json` (the summary), which replace
             those of an earlier evaluation; by default the run's output folder where the trainer has trained. False:
             nowhere.
-        closed_book: whether the tuned model answers a second time without the documents in its prompt, so that what the
-            documents gave can be told from what the training gave.
 
     Returns:
         EvaluationView, with the attributes `rows` (as in the JSONL), `summary` and `saved`.
@@ -67,47 +54,39 @@ def evaluate(
 
     if rows is not None and rows < 0:
         raise ConfigError("rows", f"{rows!r} is not a number of rows", "Give one, or None for all rows.")
-    folder = results_folder(trainer, save)
-    prepared, cfg, model, part = trainer.prepared, trainer.cfg, trainer.model, part_of(trainer)
-    settings = answer_settings(trainer, part, max_new_tokens)
+    folder, part = results_folder(trainer, save), part_of(trainer)
+    prepared, model, settings = trainer.prepared, trainer.model, answer_settings(trainer, part, max_new_tokens)
     measured = [_row(prepared, number, part, answer_marker) for number in prepared.report.part(part).kept[:rows]]
     table = [row for row, _ in measured]
     prompts = [prepared.rendered(index, part).prompt for index in range(len(table))]
-    notes = []
 
-    def answer(name: str, prompts: Sequence[str | None]) -> None:
-        """Put the answers of the model as it is now, with their scores, under a name into the rows with a prompt."""
-        asked = [(prompt, *one) for prompt, one in zip(prompts, measured, strict=True) if prompt is not None]
+    def answer(name: str) -> None:
+        """Put the answers of the model as it is now, with their scores, under its name into the rows."""
         doing = f"answers, {name}" if trainer.is_world_process_zero() else None
-        size = trainer.args.per_device_eval_batch_size
-        given = generate(model, prepared, [prompt for prompt, *_ in asked], settings, size, doing)
-        for (_, row, gold), (text, cut) in zip(asked, given, strict=True):
+        given = generate(model, prepared, prompts, settings, trainer.args.per_device_eval_batch_size, doing)
+        for (row, gold), (text, cut) in zip(measured, given, strict=True):
             scored = scores(text, gold, answer_marker)
             row |= {name: text, f"{name}_cut": cut, **{f"{name}_{metric}": value for metric, value in scored.items()}}
 
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             base_loss = dev_loss(trainer, "base") if base_loss is None else base_loss
-            answer("base", prompts)
+            answer("base")
     tuned_loss = dev_loss(trainer, "tuned")
-    answer("tuned", prompts)
-    if part == "train":
-        notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
-    if cfg.model.get("trained_adapter"):
-        notes.append(f"The base is {cfg.model.model_name_or_path} with {cfg.model.trained_adapter} merged into it.")
-    if closed_book:
-        bare = [_without_documents(prepared, row["row"], part) for row in table]
-        answer(CLOSED_BOOK, bare)
-        if lacking := bare.count(None):
-            notes.append(f"The documents of {lacking} rows were not found: they have no closed_book answer.")
-    about = {"part": part, "data": data_of(trainer), "rows": len(table), "answer_marker": answer_marker}
-    summary = about | {"max_new_tokens": settings["max_new_tokens"], "written": now()} | summarize(table)
+    answer("tuned")
+    summary = {"part": part, "data": data_of(trainer), "rows": len(table), "answer_marker": answer_marker}
+    summary |= {"max_new_tokens": settings["max_new_tokens"], "written": now()} | summarize(table)
     if labels := label_scores(table, answer_marker):
         summary |= labels
         summary.pop("recall", None)  # of labels: "no" is a word of many an answer that says yes
     if tuned_loss is not None:
         tokens = prepared.report.dev.loss_tokens
         summary["dev_loss"] = {"rows": len(prepared.dev), "tokens": tokens, "base": base_loss, "tuned": tuned_loss}
+    notes, keys = [], trainer.cfg.model
+    if part == "train":
+        notes.append("There is no dev set: these rows were trained on, so the answers flatter. Set dev_split.")
+    if keys.get("trained_adapter"):
+        notes.append(f"The base is {keys.model_name_or_path} with {keys.trained_adapter} merged into it.")
     saved = save_results(folder, "evaluation", summary, table) if folder else None
     return EvaluationView(table, summary, notes, saved)
 
@@ -115,14 +94,7 @@ def evaluate(
 def _row(prepared: "Prepared", number: int, part: str, marker: str | None) -> tuple[dict[str, Any], Gold]:
     """What is known of a row before anything is generated, and what it expects."""
     query, _, source = prepared.row(number, part)
-    where, question = prepared.sources[part].where(number), question_of(source, query)
+    where = prepared.sources[part].where(number)
     gold = gold_of(source, prepared.cfg.output_key, where, marker)
-    short = {SHORT_ANSWERS: [list(spellings) for spellings in gold.short]} if SHORT_ANSWERS in source else {}
-    return {"row": number, "source": where, "question": question, "expected": list(gold.answers), **short}, gold
-
-
-def _without_documents(prepared: "Prepared", number: int, part: str) -> str | None:
-    """The inference prompt of a row without its documents; None where they cannot be found in it."""
-    query, output, source = prepared.row(number, part)
-    passages = find_documents(query, source)
-    return prepared.renderer.render(passages.prompt([]), output).prompt if passages else None
+    row = {"row": number, "source": where, "question": question_of(source, query), "expected": list(gold.answers)}
+    return row | ({SHORT_ANSWERS: list(map(list, gold.short))} if SHORT_ANSWERS in source else {}), gold

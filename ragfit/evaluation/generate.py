@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from ragfit.config.explain import LESS_TO_EVALUATE, explained
 from ragfit.config.load import resolved
 from ragfit.draw.progress import progress_bar
-from ragfit.evaluation.losses import dev_loss as dev_loss  # a name of this module too, for scripts
 from ragfit.evaluation.losses import inference
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from ragfit.data.report import Prepared
 
-Answer = tuple[str, bool]  # its text, and whether it was cut
+Answer = tuple[str, bool]  # its text without special tokens, and whether `max_new_tokens` ended it
 
 
 def longest_answer(prepared: "Prepared", part: str) -> int:
@@ -45,25 +44,18 @@ def generate(
     batch_size: int = 8,
     doing: str | None = None,
 ) -> list[Answer]:
-    """Continue prompts, greedily unless the settings say otherwise.
+    """Continue inference prompts, greedily unless the settings (arguments of `generate`) say otherwise.
 
     Prompts of similar length are padded on the left and continued together, several times as fast as one by one. In
-    16-bit weights padding can change the rounding, and so a word where two were equally likely.
-
-    Args:
-        prompts: inference prompts as text, as `prepared.rendered(…).prompt`.
-        settings: keyword arguments of `generate`, `max_new_tokens` among them.
-        doing: what a progress bar says after two seconds, such as "answers of the base model"; None for no bar.
-
-    Returns:
-        For each prompt `(answer, cut)`: text without special tokens, and whether `max_new_tokens` ended it.
+    16-bit weights padding can change the rounding, and so a word where two were equally likely. `doing` is what a
+    progress bar says after two seconds; None for no bar.
     """
     import torch
 
     tokenizer, encoder = prepared.tokenizer, prepared.encoder
-    ends = _ids(model.generation_config.eos_token_id)
     # The model was trained to end with these, whatever its generation configuration says.
-    ends |= set(prepared.report.last_ids) & {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    taught = set(prepared.report.last_ids) & {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ends = _ids(model.generation_config.eos_token_id) | taught
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     settings = {"pad_token_id": pad, "eos_token_id": sorted(ends) or None, "do_sample": False, **settings}
     settings |= {"num_return_sequences": 1, "return_dict_in_generate": False}
@@ -82,15 +74,10 @@ def generate(
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
             width = len(ids[batch[0]])
-            inputs = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch])
-            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
-            output = model.generate(
-                input_ids=inputs.to(model.device),
-                attention_mask=mask.to(model.device),
-                tokenizer=tokenizer,
-                stopping_criteria=[alive],
-                **settings,
-            )
+            inputs = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=model.device)
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=model.device)
+            how = {"attention_mask": mask, "tokenizer": tokenizer, "stopping_criteria": [alive], **settings}
+            output = model.generate(input_ids=inputs, **how)
             for i, new in zip(batch, output[:, width:].tolist(), strict=True):
                 text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
                 answers[i] = text, len(new) >= settings["max_new_tokens"] and not ends & set(new)
@@ -100,4 +87,4 @@ def generate(
 
 def _ids(value: int | list[int] | None) -> set[int]:
     """The token ids of a setting that takes one id, several or none."""
-    return set() if value is None else set(value) if isinstance(value, list | tuple) else {value}
+    return set() if value is None else {value} if isinstance(value, int) else set(value)

@@ -68,10 +68,7 @@ def grounding(
     found, unread = taken_apart(trainer.prepared, part, rows)
     if not found:
         problem = f"none of the {len(unread)} rows has documents that can be found in its prompt"
-        fix = (
-            "Number them in the prompt ([1], [2], …), or list them in the row under documents as they stand in the "
-            "prompt, word for word."
-        )
+        fix = "Number them in the prompt ([1], [2], …), or list them in the row under documents, word for word."
         raise ConfigError("input_key", problem, fix)
     folder = results_folder(trainer, save)
     table = [
@@ -101,14 +98,10 @@ def grounding(
 
 
 def measure(trainer: "SFTTrainer", texts: Mapping[str, Text]) -> dict[str, Any]:
-    """What a row's answer costs the model as it is now, under each of its texts.
+    """What a row's answer costs the model as it is now, under each of the texts of `probes`.
 
-    Args:
-        texts: of `probes`.
-
-    Returns:
-        `losses`, the sum over the answer's tokens in nats, citations excluded, by the names of the texts, and `tokens`:
-        of each token of the answer its text, its loss, and how much that rises without each document.
+    `losses` are sums over the answer's tokens in nats, citations excluded, by the names of the texts; `tokens` are the
+    text of each token of the answer, its loss, and how much that rises without each document.
     """
     costs = {name: reading.answer() for name, reading in zip(texts, read(trainer, list(texts.values())), strict=True)}
     without = {name.split()[1]: cost for name, cost in costs.items() if name.startswith("without")}
@@ -121,8 +114,8 @@ def measure(trainer: "SFTTrainer", texts: Mapping[str, Text]) -> dict[str, Any]:
 
 def rise_of(row: Mapping[str, Any], name: str) -> dict[int, float]:
     """By how many nats a row's answer costs more without each document, by number."""
-    losses, numbers = row[name]["losses"], [one["number"] for one in row["documents"]]
-    return {number: losses[f"without {number}"] - losses["all"] for number in numbers}
+    losses = row[name]["losses"]
+    return {one["number"]: losses[f"without {one['number']}"] - losses["all"] for one in row["documents"]}
 
 
 def values_of(row: Mapping[str, Any], name: str) -> dict[str, float | bool]:
@@ -145,12 +138,9 @@ def values_of(row: Mapping[str, Any], name: str) -> dict[str, float | bool]:
 
 
 def estimate(values: Sequence[float | bool]) -> dict[str, float | int | None]:
-    """A mean over rows, with the bounds of its 95 % interval.
+    """A mean over rows with the bounds of its 95 % interval, in nats or as a share: `mean`, `low`, `high` and `rows`.
 
     Of a share (of yes and no) it is Wilson's, of other values the bootstrap's, and None where there is one value alone.
-
-    Returns:
-        `mean`, `low`, `high` and `rows`, the number of values.
     """
     import numpy as np
 
@@ -164,25 +154,22 @@ def estimate(values: Sequence[float | bool]) -> dict[str, float | int | None]:
 
 
 def summarize(table: Sequence[Mapping]) -> dict[str, dict]:
-    """Each measure's mean under both models, and their paired difference, all over the rows that have it under both.
+    """`{measure: {"base": …, "tuned": …, "difference": …}}`, each an `estimate` over the rows that have it under both.
 
-    Returns:
-        `{measure: {"base": …, "tuned": …, "difference": …}}`, each an `estimate`; one model's alone where
-        there is no other.
+    One model's alone where there is no other.
     """
     names = [name for name in MODELS if name in table[0]]
     values = [[values_of(row, name) for name in names] for row in table]
     summary = {}
     for measured in dict.fromkeys(key for row in values for one in row for key in one):
         rows = [[one[measured] for one in row] for row in values if all(measured in one for one in row)]
-        if not rows:
-            continue
-        of = {name: estimate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-        if len(names) == 2:
-            of["difference"] = estimate([float(tuned) - float(base) for base, tuned in rows])
-            if isinstance(rows[0][0], bool):
-                of["difference"] |= _between_shares(of["base"], of["tuned"])
-        summary[measured] = of
+        if rows:
+            of = {name: estimate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+            if len(names) == 2:
+                of["difference"] = estimate([float(tuned) - float(base) for base, tuned in rows])
+                if isinstance(rows[0][0], bool):
+                    of["difference"] |= _between_shares(of["base"], of["tuned"])
+            summary[measured] = of
     return summary
 
 

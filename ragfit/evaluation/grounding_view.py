@@ -21,56 +21,40 @@ LEAST = 0.1  # nats by which a token's loss must change for it to depend on a do
 
 # (title, what it means, {measure: what it is called, with its unit}, why rows do not answer it).
 QUESTIONS = (
-    (
-        "Which document does the answer come from?",
-        "Each document is removed in turn; the answer depends most on the one whose removal raises its loss most. A "
-        "model that reads depends on a supporting document more often than chance (ContextCite, arXiv 2409.00729).",
-        {
-            "top_is_supporting": "depends most on a supporting document (% of rows)",
-            "chance": "expected by chance (% of rows)",
-            "rise_supporting": "loss increase without a supporting document (nats)",
-            "rise_others": "loss increase without another document (nats)",
-        },
-        "no supporting document is known for these rows, or all of their documents support them",
-    ),
-    (
-        "Does it need the documents?",
-        "An answer whose loss is lower without any document was memorized or guessed. Such rows teach a model to "
-        "ignore its documents (Sufficient Context, arXiv 2411.06037).",
-        {
-            "loss_supporting": "loss with the supporting documents only (nats)",
-            "loss_all": "loss with all documents (nats)",
-            "loss_none": "loss without documents (nats)",
-            "cheaper_without": "lower loss without documents (% of rows)",
-        },
-        "no supporting document is known for these rows",
-    ),
-    (
-        "Do irrelevant documents distract it?",
-        "Documents of other rows are added to the supporting ones. The flatter the curve, the better the model ignores "
-        "irrelevant documents (RAFT, arXiv 2403.10131).",
-        {f"{count} others": f"loss with {counted(count, 'distractor')} (nats)" for count in DISTRACTORS},
-        "no supporting document is known, or fewer documents of other rows were read",
-    ),
-    (
-        "Does the position of the document matter?",
-        "The supporting document is put at each position among nine documents of other rows. A model that reads all of "
-        "them gives a flat curve; one that is lost in the middle gives a hill (arXiv 2307.03172).",
-        {f"place {place}": f"loss with the document at position {place} (nats)" for place in range(1, PLACES + 1)},
-        f"no supporting document is known, or fewer than {PLACES - 1} documents of other rows were read",
-    ),
-    (
-        "Are its citations faithful?",
-        "A citation is faithful where it names the document that the answer depends on most, which is not always the "
-        "expected one (MIRAGE, arXiv 2406.13663).",
-        {
-            "cites_expected": "cites exactly the expected documents (% of rows)",
-            "cites_top": "cites the document it depends on most (% of rows)",
-            "expected_is_top": "depends most on an expected document (% of rows)",
-        },
-        "no expected answer cites a document ([1], [2], …)",
-    ),
-)
+    ("Which document does the answer come from?",
+     "Each document is removed in turn; the answer depends most on the one whose removal raises its loss most. A model "
+     "that reads depends on a supporting document more often than chance (ContextCite, arXiv 2409.00729).",
+     {"top_is_supporting": "depends most on a supporting document (% of rows)",
+      "chance": "expected by chance (% of rows)",
+      "rise_supporting": "loss increase without a supporting document (nats)",
+      "rise_others": "loss increase without another document (nats)"},
+     "no supporting document is known for these rows, or all of their documents support them"),
+    ("Does it need the documents?",
+     "An answer whose loss is lower without any document was memorized or guessed. Such rows teach a model to ignore "
+     "its documents (Sufficient Context, arXiv 2411.06037).",
+     {"loss_supporting": "loss with the supporting documents only (nats)",
+      "loss_all": "loss with all documents (nats)",
+      "loss_none": "loss without documents (nats)",
+      "cheaper_without": "lower loss without documents (% of rows)"},
+     "no supporting document is known for these rows"),
+    ("Do irrelevant documents distract it?",
+     "Documents of other rows are added to the supporting ones. The flatter the curve, the better the model ignores "
+     "irrelevant documents (RAFT, arXiv 2403.10131).",
+     {f"{count} others": f"loss with {counted(count, 'distractor')} (nats)" for count in DISTRACTORS},
+     "no supporting document is known, or fewer documents of other rows were read"),
+    ("Does the position of the document matter?",
+     "The supporting document is put at each position among nine documents of other rows. A model that reads all of "
+     "them gives a flat curve; one that is lost in the middle gives a hill (arXiv 2307.03172).",
+     {f"place {place}": f"loss with the document at position {place} (nats)" for place in range(1, PLACES + 1)},
+     f"no supporting document is known, or fewer than {PLACES - 1} documents of other rows were read"),
+    ("Are its citations faithful?",
+     "A citation is faithful where it names the document that the answer depends on most, which is not always the "
+     "expected one (MIRAGE, arXiv 2406.13663).",
+     {"cites_expected": "cites exactly the expected documents (% of rows)",
+      "cites_top": "cites the document it depends on most (% of rows)",
+      "expected_is_top": "depends most on an expected document (% of rows)"},
+     "no expected answer cites a document ([1], [2], …)"),
+)  # fmt: skip
 SUPPORT = (
     "A row names its supporting documents with positive_indices, or they contain its answer, which is not searched for "
     "where answers are labels such as yes and no. More rows bring more documents of other rows."
@@ -88,12 +72,9 @@ HOW = (
 
 
 class GroundingView(View):
-    """What `ragfit.evaluation.grounding` measured.
+    """What `ragfit.evaluation.grounding` measured: `rows` as in grounding.jsonl, `summary` as in grounding.json.
 
-    Attributes:
-        rows: a dict for each row, as in `grounding.jsonl`.
-        summary: as in `grounding.json`.
-        saved: the path of the rows, or None.
+    `saved` is the path of the rows, or None.
     """
 
     def __init__(self, rows: Sequence[Mapping], summary: Mapping, saved: Path | None = None):
@@ -111,34 +92,32 @@ class GroundingView(View):
         return [index for index, row in enumerate(values) if row.get("top_is_supporting") is False]
 
     def blocks(self) -> list[Block]:
-        blocks: list[Block] = []
-        if unread := self.summary["unread"]:
-            said = f"The documents of {_numbers(unread)} could not be found in the prompt and were not tested."
-            blocks.append(Callout(said))
-        if self.names == ["base"]:
-            blocks.append(Callout("No trained adapter is loaded: these figures are the base model's."))
-        if self.summary["part"] == "train":
-            blocks.append(Callout("There is no dev set: these rows were trained on. Set dev_split."))
+        unread, parts = self.summary["unread"], []
+        notes = {
+            f"The documents of {_numbers(unread)} could not be found in the prompt and were not tested.": unread,
+            "No trained adapter is loaded: these figures are the base model's.": self.names == ["base"],
+            "There is no dev set: these rows were trained on. Set dev_split.": self.summary["part"] == "train",
+        }
         for title, meaning, measures, missing in QUESTIONS:
-            blocks += [Heading(title), *self._answer(f"{title} {meaning}", measures, f"{missing}. {SUPPORT}")]
-        return [*blocks, Note(HOW), *([Note(f"Saved in {self.saved}.")] if self.saved else [])]
+            parts += [Heading(title), *self._answer(meaning, measures, f"{missing}. {SUPPORT}")]
+        saved = [Note(f"Saved in {self.saved}.")] if self.saved else []
+        return [*(Callout(note) for note, holds in notes.items() if holds), *parts, Note(HOW), *saved]
 
     def _answer(self, meaning: str, measures: Mapping[str, str], missing: str) -> list[Block]:
         found = {name: self.summary[name] for name in measures if name in self.summary}
-        lacking = [called for name, called in measures.items() if name not in found]
+        lacking = ", ".join(called for name, called in measures.items() if name not in found)
         if not found:
             return [Note(f"Not measured: {missing}")]
         head = ["measure", *self.names, *(["tuned − base"] if len(self.names) == 2 else []), "rows"]
         rows = [[measures[name], *self._cells(name, of, "%" in measures[name])] for name, of in found.items()]
-        table = Table(head, rows, right=range(1, len(head)), widths=("38%",))
-        blocks: list[Block] = [Note(meaning.partition("? ")[2]), table]
+        drawn: list[Block] = [Table(head, rows, right=range(1, len(head)), widths=("38%",))]
         if curve := CURVES.get(next(iter(measures))):
-            blocks[1:] = [Picture(lambda: self._curves(*curve), meaning), Fold("the numbers", [table])]
+            drawn = [Picture(lambda: self._curves(*curve), meaning), Fold("the numbers", drawn)]
         if "cheaper_without" in found:
             name = self.names[-1]
             if cheaper := [row["row"] for row in self.rows if values_of(row, name)["cheaper_without"]]:
-                blocks.append(Note(f"Lower loss without documents, {name} model: {_numbers(cheaper)}."))
-        return [*blocks, *([Note(f"Not measured: {', '.join(lacking)}: {missing}")] if lacking else [])]
+                drawn.append(Note(f"Lower loss without documents, {name} model: {_numbers(cheaper)}."))
+        return [Note(meaning), *drawn, *([Note(f"Not measured: {lacking}: {missing}")] if lacking else [])]
 
     def _cells(self, name: str, of: Mapping[str, Mapping], share: bool) -> list[Line]:
         cells = [_estimate(of[side], share) for side in self.names]
@@ -177,10 +156,9 @@ class GroundedRowView(View):
         row, most = self.row, max(1e-9, *(value for rise in self.rises.values() for value in rise.values()))
         table = []
         for one in row["documents"]:
-            supports = (Badge("supports", "good"), " ") if one["number"] in row["supporting"] else ()
-            rises = [rise[one["number"]] for rise in self.rises.values()]
-            bars = [(Bar(max(0.0, rise) / most), f"{rise:+.2f}") for rise in rises]
-            table.append([f"[{one['number']}]", (*supports, Long(one["text"])), *bars])
+            supports = (Badge("supports", "good"), " ") if (number := one["number"]) in row["supporting"] else ()
+            bars = [(Bar(max(0.0, rise[number]) / most), f"{rise[number]:+.2f}") for rise in self.rises.values()]
+            table.append([f"[{number}]", (*supports, Long(one["text"])), *bars])
         head = ["number", "document", *(f"{name}: loss increase without it (nats)" for name in self.rises)]
         tokens = {name: [part for token in row[name]["tokens"] for part in _token(token)] for name in self.rises}
         how = f"After each token: the document it depends on most. None: no removal raises its loss by {LEAST} nats."
@@ -201,13 +179,10 @@ def _token(token: Mapping) -> tuple[Line, ...]:
 
 
 def _estimate(one: Mapping, share: bool, signed: bool = False) -> Line:
-    sign, scale, unit = "+" if signed else "", 100 if share else 1, "%" if share else ""
-    digits = f"{sign}.0f" if share else f"{sign}.2f"
-    mean = Span(f"{scale * one['mean']:{digits}}{unit}")
-    if one["low"] is None:
-        return mean
-    low, high = (f"{scale * one[bound]:{digits}}" for bound in ("low", "high"))
-    return mean, " ", Span(f"({low} to {high})", "quiet")
+    sign, scale, unit, digits = "+" * signed, 100 if share else 1, "%" * share, 0 if share else 2
+    known = {of: f"{scale * one[of]:{sign}.{digits}f}" for of in ("mean", "low", "high") if one[of] is not None}
+    interval = (" ", Span(f"({known['low']} to {known['high']})", "quiet")) if "low" in known else ()
+    return (Span(f"{known['mean']}{unit}"), *interval)
 
 
 def _numbers(rows: Sequence[int]) -> str:

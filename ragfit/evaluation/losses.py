@@ -22,10 +22,8 @@ Losses = list[float | None]  # one for each token of a row, in nats; None where 
 def dev_loss(trainer: "SFTTrainer", model: str = "the model") -> float | None:
     """The loss of all completion tokens of the dev set by their number, in nats; None where there is no dev set.
 
-    Each row is read by itself, so the figure is the same at any batch size, and in every process.
-
-    Args:
-        model: what the trainer's model is at present, for the progress bar.
+    Each row is read by itself, so the figure is the same at any batch size, and in every process. `model` is what the
+    trainer's model is at present, for the progress bar.
     """
     rows, first = trainer.prepared.dev, trainer.is_world_process_zero()
     if rows is None:
@@ -62,25 +60,20 @@ def token_losses(trainer: "SFTTrainer", index: int = 0, part: str = "train") -> 
 
 def label_losses(trainer: "SFTTrainer", row: Mapping[str, Sequence[int]]) -> Losses:
     """The loss of each label of a row with `input_ids` and `labels`, from one forward pass."""
-    labels = row["labels"]
     # The token at a position is predicted from the position before it; the first one is not predicted at all.
-    places = [place for place in range(1, len(labels)) if labels[place] != IGNORE_INDEX]
-    before, wanted = [place - 1 for place in places], [labels[place] for place in places]
-    losses = dict(zip(places, losses_at(trainer, row["input_ids"], before, wanted), strict=True))
-    return [losses.get(place) for place in range(len(labels))]
+    wanted = {n: label for n, label in enumerate(row["labels"]) if n and label != IGNORE_INDEX}
+    losses = losses_at(trainer, row["input_ids"], [n - 1 for n in wanted], list(wanted.values()))
+    found = dict(zip(wanted, losses, strict=True))
+    return [found.get(n) for n in range(len(row["labels"]))]
 
 
 def losses_at(
     trainer: "SFTTrainer", ids: Sequence[int], places: Sequence[int], wanted: Sequence[int], **inputs: Any
 ) -> list[float]:
-    """The cross-entropy of tokens, each predicted at its place, in nats, as precise as the trainer's own passes.
+    """The cross-entropy, in nats, of the `wanted` ids, each predicted at its place in one text of ids.
 
-    Args:
-        ids: one text, of shape (tokens,).
-        places: where the model predicts; the LM head, which over long prompts would take gigabytes, is applied there
-            alone.
-        wanted: the id to predict at each place.
-        inputs: further arguments of the model.
+    It is as precise as the trainer's own passes. The LM head, which over long prompts would take gigabytes, is applied
+    at the places alone. `inputs` are further arguments of the model.
     """
     import torch
 

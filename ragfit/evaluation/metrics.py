@@ -10,70 +10,42 @@ from ragfit.data.words import citations, is_label, words
 
 SHORT_ANSWERS = "short_answers"
 Z = 1.959964  # standard deviations of a normal distribution that hold 95 % of it, both sides together
-_ARTICLES = ("a", "an", "the")
 
 
 @dataclass(frozen=True)
 class Gold:
-    """What a row expects.
-
-    Attributes:
-        answers: acceptable answers, of which the first was (or would be) trained on.
-        short: what a full answer has to hold: a list of spellings for each.
-    """
+    """What a row expects: acceptable answers, the first of which is trained on, and short ones by their spellings."""
 
     answers: tuple[str, ...]
     short: tuple[tuple[str, ...], ...]
 
 
 def gold_of(row: dict[str, Any], output_key: str, where: str = "row", marker: str | None = None) -> Gold:
-    """What a row expects.
+    """What a row expects; DataError where its output is no text.
 
-    Acceptable answers are all texts under `output_key`: the text itself, or every text of a list (of lists), whose
-    first is the one trained on. Short answers are those under the key `short_answers`, each a text or a list of its
-    spellings; without that key, the acceptable answers are taken for the spellings of one.
-
-    Args:
-        row: a row of the data file.
-        where: names the row in messages.
-        marker: with `"<ANSWER>:"`, only what follows its last occurrence in an acceptable answer counts.
-
-    Raises:
-        DataError: as `ragfit.data.rows.text_of`.
+    Acceptable answers are all texts under `output_key`; with a marker such as `<ANSWER>:`, what follows it. Short
+    answers are those under `short_answers`, each a text or a list of its spellings; without that key, the acceptable
+    answers are the spellings of one.
     """
-    first = text_of(row, output_key, where, "output_key")
+    first, listed = text_of(row, output_key, where, "output_key"), row.get(SHORT_ANSWERS)
     answers = tuple(dict.fromkeys(after_marker(text, marker) for text in (first, *_texts(row[output_key]))))
-    listed = row.get(SHORT_ANSWERS)
-    short = tuple(tuple(_texts(one)) for one in listed) if isinstance(listed, list) else ()
-    return Gold(answers, tuple(spellings for spellings in short if spellings) or (answers,))
+    short = [tuple(_texts(one)) for one in listed] if isinstance(listed, list) else []
+    return Gold(answers, tuple(filter(None, short)) or (answers,))
 
 
 def scores(answer: str, gold: Gold, marker: str | None = None) -> dict[str, float | None]:
-    """Score one answer.
+    """The `METRICS` of one answer, each between 0 and 1, or None where the row gives nothing to measure.
 
     Exact match and F1 (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250) are the best over the acceptable
-    answers, on texts as `normalize` leaves them, which says what differs from SQuAD's script. Recall is the string
-    exact match of ASQA (Stelmakh et al. 2022, https://arxiv.org/abs/2204.06092), but on whole words: a short answer
-    counts where the words of one of its spellings follow each other in the answer (`art` is not in `party`, and
-    `Monet` is in `Monet's`). Labels are no short
-    answers; it is None where there are no others. Citations such as `[2]` are left out of all
-    three, as in ALCE (Gao et al. 2023, https://arxiv.org/abs/2305.14627), and compared on their own.
-
-    Args:
-        answer: what a model wrote.
-        gold: of `gold_of`.
-        marker: only what follows its last occurrence counts; the whole answer where it does not occur.
-
-    Returns:
-        `exact_match`, `f1`, `recall` and `citations` (whether it cites exactly the documents that the trained output
-        cites), each between 0 and 1, or None where the row gives nothing to measure.
+    answers, on texts as `normalize` leaves them, which says what differs from SQuAD's script. Recall is ASQA's string
+    exact match (Stelmakh et al. 2022, https://arxiv.org/abs/2204.06092), but on whole words, and not of labels: a short
+    answer counts where the words of one of its spellings follow each other in the answer. Citations such as `[2]` are
+    left out of all three, as in ALCE (Gao et al. 2023, https://arxiv.org/abs/2305.14627), and compared on their own.
     """
     answer = after_marker(answer, marker)
-    said, expected = normalize(answer), [normalize(text) for text in gold.answers]
+    said, expected, cited = normalize(answer), [normalize(text) for text in gold.answers], citations(gold.answers[0])
     short = [[one for one in spellings if words(one)] for spellings in gold.short]  # an empty one is in every answer
-    short = [spellings for spellings in short if not all(map(is_label, spellings))]
-    held = [any(holds(answer, one) for one in spellings) for spellings in short]
-    cited = citations(gold.answers[0])
+    held = [any(holds(answer, one) for one in some) for some in short if not all(map(is_label, some))]
     return {
         "exact_match": float(said in expected),
         "f1": max(token_f1(said, text) for text in expected),
@@ -83,21 +55,17 @@ def scores(answer: str, gold: Gold, marker: str | None = None) -> dict[str, floa
 
 
 def normalize(text: str, joined: bool = True) -> str:
-    """A text as SQuAD's script compares it: in lower case, without punctuation, English articles and white space.
+    """A text as SQuAD's script compares it: its words in lower case, without punctuation and English articles.
 
-    What differs: characters are compared as NFKC, with case folded; punctuation is that of all scripts, quotes, dashes
-    and symbols included, not ASCII's alone; characters of scripts without spaces (Chinese, Japanese, Thai …) are words
-    of their own; digits of all scripts are 0 to 9; vowel points of Hebrew and Arabic, the tatweel and the dots of ё are
-    left out, as citations such as `[2]` are; and a text of nothing but articles (`A`, of several choices) keeps them.
-
-    Args:
-        joined: whether punctuation vanishes within a word, as in that script, or stands between two words.
+    What differs: words are those of `ragfit.data.words.words` (NFKC, punctuation and digits of all scripts, characters
+    of scripts without spaces as words, no citations), and a text of nothing but articles (`A`, of several choices)
+    keeps them. `joined`: whether punctuation vanishes within a word, as in that script, or stands between two.
 
     >>> normalize("The “U.S.” [1]"), normalize("长安。")
     ('us', '长 安')
     """
     said = words(text, joined)
-    return " ".join([word for word in said if word not in _ARTICLES] or said)
+    return " ".join([word for word in said if word not in ("a", "an", "the")] or said)
 
 
 def holds(answer: str, short: str) -> bool:
@@ -116,22 +84,15 @@ def token_f1(said: str, expected: str) -> float:
 def share_interval(hits: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (1927, https://doi.org/10.2307/2276774), which holds for small numbers.
 
-    Args:
-        hits: how many of the rows have something.
-        n: how many rows there are.
-
-    Returns:
-        (low, high), between 0 and 1; (0.0, 1.0) where there are no rows.
-
     >>> [round(bound, 2) for bound in share_interval(8, 8)]
     [0.68, 1.0]
     """
     if not n:
         return 0.0, 1.0
     share, spread = hits / n, Z**2 / n
-    middle = share + spread / 2
     half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+    low, high = ((share + spread / 2 + side) / (1 + spread) for side in (-half, half))
+    return max(0.0, low), min(1.0, high)
 
 
 def after_marker(text: str, marker: str | None) -> str:

@@ -16,12 +16,7 @@ FEWER = 6  # distractors and places are read on every sixth of the rows: each co
 
 @dataclass(frozen=True)
 class Row:
-    """A row taken apart.
-
-    Attributes:
-        number: its number in its file.
-        supports: the numbers of the documents that support its answer.
-    """
+    """A row taken apart; `supports` are the numbers of the documents that support its answer."""
 
     number: int
     where: str
@@ -34,10 +29,6 @@ class Row:
     @property
     def supporting(self) -> list[Document]:
         return [one for one in self.passages.documents if one.number in self.supports]
-
-    def without(self, document: Document) -> str:
-        """The prompt without a document."""
-        return self.passages.prompt([one for one in self.passages.documents if one is not document])
 
     def among(self, documents: Sequence[Document]) -> Text:
         """The row with documents in a new order, its own and others', numbered anew."""
@@ -56,11 +47,10 @@ def taken_apart(prepared: Prepared, part: str, rows: int | None) -> tuple[list[R
     found, unread = [], []
     for number in prepared.report.part(part).kept[:rows]:
         query, output, source = prepared.row(number, part)
-        passages = find_documents(query, source)
+        passages, where = find_documents(query, source), prepared.sources[part].where(number)
         if passages is None:
             unread.append(number)
             continue
-        where = prepared.sources[part].where(number)
         key = next((key for key in SUPPORT_KEYS if isinstance(source.get(key), list)), None)
         if key and passages.documents[0].number and any(one == 0 and one is not False for one in source[key]):
             fix = "Add 1 to each number in all rows: [1] is the first document."
@@ -76,12 +66,12 @@ def probes(rows: Sequence[Row], number: int) -> dict[str, Text]:
     The names are `all`, `without N` (the document of that number), `none`, `supporting` (alone), `N others` (the
     supporting documents among so many of other rows) and `place N` (the first supporting one among nine others).
     """
-    row = rows[number]
-    prompts = {"all": row.query, "none": row.passages.prompt([])}
-    prompts |= {f"without {one.number}": row.without(one) for one in row.passages.documents}
-    prompts |= {"supporting": row.passages.prompt(row.supporting)} if row.supports else {}
+    row, documents = rows[number], rows[number].passages.documents
+    left = {f"without {one.number}": [other for other in documents if other is not one] for one in documents}
+    left |= {"none": []} | ({"supporting": row.supporting} if row.supports else {})
+    texts = {"all": row.query} | {name: row.passages.prompt(some) for name, some in left.items()}
     wide = [n for n, one in enumerate(rows) if one.supports][::FEWER]
-    return {name: (text, row.output) for name, text in prompts.items()} | (_mixed(rows, row) if number in wide else {})
+    return {name: (text, row.output) for name, text in texts.items()} | (_mixed(rows, row) if number in wide else {})
 
 
 def _mixed(rows: Sequence[Row], row: Row) -> dict[str, Text]:
@@ -98,6 +88,5 @@ def _mixed(rows: Sequence[Row], row: Row) -> dict[str, Text]:
         texts[f"{count} others"] = row.among(mixed)
     if len(others) >= PLACES - 1:
         nine, document = others[: PLACES - 1], row.supporting[0]
-        for place in range(PLACES):
-            texts[f"place {place + 1}"] = row.among([*nine[:place], document, *nine[place:]])
+        texts |= {f"place {n + 1}": row.among([*nine[:n], document, *nine[n:]]) for n in range(PLACES)}
     return texts

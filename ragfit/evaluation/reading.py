@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragfit.data.mask import Masked
-from ragfit.data.prompt import Rendered
 from ragfit.data.words import CITATION
 from ragfit.evaluation.losses import inference, losses_at
 
@@ -15,19 +14,14 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
     from trl import SFTTrainer
 
-    from ragfit.data.report import Prepared
-
 Text = tuple[str, str]  # prompt and answer
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The loss of a row's answer under one set of documents.
+    """A row's tokens with loss under one set of documents: their texts, their losses in nats, and what each is.
 
-    Attributes:
-        tokens: the text of each token with loss.
-        losses: what each of them costs, in nats.
-        kinds: what each belongs to: "answer", "citation" (such as `[2]`), or "end" (of the turn).
+    `kinds` are "answer", "citation" (such as `[2]`) and "end" (of the turn).
     """
 
     tokens: tuple[str, ...]
@@ -44,30 +38,23 @@ def read(trainer: "SFTTrainer", texts: Sequence[Text]) -> list[Reading]:
     """What an answer costs the model as it is now, under each of several prompts of one row.
 
     The texts go through the renderer and the encoder that made the trainer's rows.
-
-    Raises:
-        PromptError: a text that cannot be rendered.
     """
-    prepared = trainer.prepared
+    prepared, readings = trainer.prepared, []
     rendered = [prepared.renderer.render(query, output) for query, output in texts]
     masked = prepared.encoder.encode(rendered)
-    losses = completion_losses(trainer, masked)
-    return [_reading(prepared, *one) for one in zip(rendered, masked, losses, strict=True)]
-
-
-def _reading(prepared: "Prepared", rendered: Rendered, masked: Masked, losses: list[float]) -> Reading:
-    _, spans = prepared.encoder.spans(rendered.text)
-    ahead = len(masked.input_ids) - len(spans)  # BOS that is put before the text's own tokens
-    cited = [match.span() for match in CITATION.finditer(rendered.text, *rendered.output)]
-
-    def kind(left: int, right: int) -> str:
-        if left >= rendered.output[1]:
-            return "end"
-        return "citation" if any(left < end and right > start for start, end in cited) else "answer"
-
-    tokens = tuple(prepared.tokenizer.decode([token]) for token in masked.input_ids[masked.start : masked.end])
-    kinds = tuple(kind(*span) for span in spans[masked.start - ahead : masked.end - ahead])
-    return Reading(tokens, tuple(losses), kinds)
+    for text, row, losses in zip(rendered, masked, completion_losses(trainer, masked), strict=True):
+        spans = prepared.encoder.spans(text.text)[1]
+        ahead = len(row.input_ids) - len(spans)  # BOS that is put before the text's own tokens
+        cited = [match.span() for match in CITATION.finditer(text.text, *text.output)]
+        kinds = [
+            "end" if left >= text.output[1]
+            else "citation" if any(left < end and right > start for start, end in cited)
+            else "answer"
+            for left, right in spans[row.start - ahead : row.end - ahead]
+        ]  # fmt: skip
+        tokens = [prepared.tokenizer.decode([token]) for token in row.input_ids[row.start : row.end]]
+        readings.append(Reading(tuple(tokens), tuple(losses), tuple(kinds)))
+    return readings
 
 
 def completion_losses(trainer: "SFTTrainer", rows: Sequence[Masked]) -> list[list[float]]:
@@ -97,10 +84,7 @@ def _cache_to_read_on_from(model: "PreTrainedModel | PeftModel", longest: int) -
     """An empty cache, where what it holds is the same whatever follows.
 
     None for sliding windows and state spaces, which forget, and for rotary embeddings that change with a text's length,
-    in texts for which they do.
-
-    Args:
-        longest: tokens of the longest text.
+    where the longest text has so many tokens that they do.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ragfit.config.paths import PathText, find_existing, user_path
 from ragfit.data.words import CITATION, words
@@ -17,88 +17,63 @@ from ragfit.runs.records import METRICS, now
 if TYPE_CHECKING:
     from trl import SFTTrainer
 
-MODELS, CLOSED_BOOK = ("base", "tuned"), "closed_book"  # the last: tuned, without documents
+MODELS = ("base", "tuned")
 MOST_LABELS, FEWEST_ROWS_EACH = 10, 3  # more labels, or fewer rows for each, are answers rather than labels
-OTHER = "(other)"
+ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")  # the keys that choose the rows
 
 
 def summarize(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The mean of each metric over the rows that have it, and on how many of them tuned is better or worse than base.
-
-    Base and tuned answer the same rows. `closed_book` is over those of them whose documents were found.
-
-    Returns:
-        `{metric: {"rows": …, "base": …, "tuned": …, "better": …, "worse": …}}`, without metrics that no row has.
-    """
-    summary = {}
-    for metric in METRICS:
-        keys = {name: f"{name}_{metric}" for name in (*MODELS, CLOSED_BOOK)}
-        values = {name: [row[key] for row in table if row.get(key) is not None] for name, key in keys.items()}
-        if values["tuned"]:
-            means = {name: sum(found) / len(found) for name, found in values.items() if found}
-            better = _better(values["base"], values["tuned"]) if values["base"] else {}
-            summary[metric] = {"rows": len(values["tuned"]), **means, **better}
-    return summary
+    """`{metric: {"rows": …, "base": …, "tuned": …, "better": …, "worse": …}}`, the means over the rows that have it."""
+    columns = {metric: {name: [row.get(f"{name}_{metric}") for row in table] for name in MODELS} for metric in METRICS}
+    return {metric: found for metric, of in columns.items() if (found := _compared(of))}
 
 
-def _better(base: Sequence[float], tuned: Sequence[float]) -> dict[str, int]:
-    pairs = list(zip(base, tuned, strict=True))
-    return {"better": sum(t > b for b, t in pairs), "worse": sum(t < b for b, t in pairs)}
+def _compared(values: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """The mean of each model's values, and on how many rows tuned is better or worse; base and tuned have the same."""
+    known = {name: [one for one in column if one is not None] for name, column in values.items()}
+    if not known["tuned"]:
+        return {}
+    found = {"rows": len(known["tuned"])} | {name: sum(some) / len(some) for name, some in known.items() if some}
+    pairs = list(zip(known["base"], known["tuned"], strict=False))
+    counts = {"better": sum(tuned > base for base, tuned in pairs), "worse": sum(tuned < base for base, tuned in pairs)}
+    return found | (counts if pairs else {})
 
 
 def label_scores(table: Sequence[Mapping[str, Any]], marker: str | None = None) -> dict[str, Any]:
-    """What came of rows whose expected answers are few labels, such as yes, no and maybe; {} where they are not.
+    """`accuracy` and `macro_f1`, as `summarize` gives metrics, where the expected answers are few labels; else {}.
 
-    An answer counts as a label where it is one or begins with one ("Yes, because …"), case, punctuation and citations
-    apart; every other answer is "(other)". They are the figures of PubMedQA (Jin et al. 2019,
-    https://arxiv.org/abs/1909.06146), computed by scikit-learn.
-
-    Args:
-        table: rows with `expected`, and the answers under `base` and `tuned`.
-        marker: only what follows it in an answer counts.
-
-    Returns:
-        `accuracy` and `macro_f1` as `summarize` gives metrics, and `confusion`: `labels`, and for each model a list for
-        each expected label of how often each label was answered.
+    An answer counts as a label, such as yes, no or maybe, where it is one or begins with one ("Yes, because …"). They
+    are the figures of PubMedQA (Jin et al. 2019, https://arxiv.org/abs/1909.06146), computed by scikit-learn.
     """
-    from sklearn.metrics import confusion_matrix, f1_score
+    from sklearn.metrics import f1_score
 
     texts = [row["expected"][0] for row in table]
     expected = [_plain(text) for text in texts]
-    labels = sorted(set(expected))
+    labels = sorted(set(expected), key=len, reverse=True)  # the longest first: "not sure" is not "not"
     # Where there are more of these than labels, words alone do not tell them apart: C and C++ would be one label.
     spelt = {CITATION.sub("", text).casefold().strip(" .!") for text in texts}
     few = 1 < len(labels) <= MOST_LABELS and len(table) >= FEWEST_ROWS_EACH * len(labels) and len(spelt) == len(labels)
-    if (
-        not few
-        or any(len(row["expected"]) > 1 for row in table)
-        or any(len(one.split()) not in (1, 2) for one in labels)
-    ):
+    short = all(1 <= len(one.split()) <= 2 for one in labels)
+    if not few or not short or any(len(row["expected"]) > 1 for row in table):
         return {}
-    accuracy, macro_f1, right = {"rows": len(table)}, {"rows": len(table)}, {}
-    confusion: dict[str, list] = {"labels": [*labels, OTHER]}
-    for name in (name for name in MODELS if name in table[0]):
-        said = [_label(after_marker(row[name], marker), labels) for row in table]
-        right[name] = [one == other for one, other in zip(expected, said, strict=True)]
-        accuracy[name] = sum(right[name]) / len(table)
-        macro_f1[name] = float(f1_score(expected, said, labels=labels, average="macro", zero_division=0.0))
-        confusion[name] = confusion_matrix(expected, said, labels=[*labels, OTHER])[:-1].tolist()
-    if "base" in right:
-        accuracy |= _better(right["base"], right["tuned"])
-    return {"accuracy": accuracy, "macro_f1": macro_f1, "confusion": confusion}
+
+    def said(name: str) -> list[str]:
+        answers = (f"{_plain(after_marker(row[name], marker))} " for row in table)
+        return [next((one for one in labels if answer.startswith(f"{one} ")), "") for answer in answers]
+
+    answered = {name: said(name) for name in MODELS if name in table[0]}
+    right = {
+        name: [float(one == label) for one, label in zip(expected, of, strict=True)] for name, of in answered.items()
+    }
+    f1 = {
+        name: f1_score(expected, of, labels=labels, average="macro", zero_division=0.0) for name, of in answered.items()
+    }
+    macro = {"rows": len(table)} | {name: float(value) for name, value in f1.items()}
+    return {"accuracy": _compared({"base": [], **right}), "macro_f1": macro}
 
 
 def _plain(answer: str) -> str:
     return " ".join(words(answer, joined=True))
-
-
-def _label(answer: str, labels: Sequence[str]) -> str:
-    said = _plain(answer)
-    # The longest first: "not sure" is not "not".
-    return next((one for one in sorted(labels, key=len, reverse=True) if f"{said} ".startswith(f"{one} ")), OTHER)
-
-
-ROWS = ("data_file", "input_key", "output_key", "limit", "shuffle", "dev_split")  # the keys that choose the rows
 
 
 def part_of(trainer: "SFTTrainer") -> str:
@@ -113,14 +88,14 @@ def data_of(trainer: "SFTTrainer") -> str:
 
 
 def other_keys(trainer: "SFTTrainer", config: Path, keys: Sequence[str] = ROWS) -> list[str]:
-    """The keys whose value in a run's configuration is another than a trainer's."""
+    """The keys whose value in a run's configuration is another than a trainer's; a path is what it leads to."""
 
-    def named(cfg: DictConfig, key: str) -> str:
-        value = OmegaConf.select(cfg, key)
-        return str((value and find_existing(str(value)) or Path(str(value))).resolve())
+    def values(cfg: Mapping) -> list[str]:
+        texts = [str(OmegaConf.select(cfg, key)) for key in keys]
+        return [str((find_existing(text) or Path(text)).resolve()) for text in texts]
 
-    recorded = OmegaConf.load(config)
-    return [key for key in keys if named(recorded, key) != named(trainer.cfg, key)]
+    both = zip(keys, values(OmegaConf.load(config)), values(trainer.cfg), strict=True)
+    return [key for key, recorded, ours in both if recorded != ours]
 
 
 def results_folder(trainer: "SFTTrainer", save: PathText | Literal[False] | None) -> Path | None:
@@ -131,8 +106,7 @@ def results_folder(trainer: "SFTTrainer", save: PathText | Literal[False] | None
     folder = trainer.args.output_dir if save is None and trainer.state.global_step else save
     if not folder or not trainer.is_world_process_zero():
         return None
-    folder = user_path(folder)
-    own = folder / "checkpoint" / "ragfit.yaml"
+    own = (folder := user_path(folder)) / "checkpoint" / "ragfit.yaml"
     if own.is_file() and other_keys(trainer, own):
         folder /= f"evaluation-{Path(data_of(trainer)).name.partition('.')[0]}"
     folder.mkdir(parents=True, exist_ok=True)  # what is in its way is said before the answers are generated, not after
@@ -140,18 +114,15 @@ def results_folder(trainer: "SFTTrainer", save: PathText | Literal[False] | None
 
 
 def save_results(folder: Path, name: str, summary: Mapping, table: Sequence[Mapping] = ()) -> Path | None:
-    """Write the rows, `NAME.jsonl`, where there are any, and the summary, `NAME.json`, each whole or not at all.
+    """Write the rows, `NAME.jsonl`, where there are any, and the summary, `NAME.json`; the path of the first of them.
 
-    A figure that is no number is null. A full disk costs the files and not the figures, which are still shown.
-
-    Returns:
-        The path of the rows, or of the summary where there are none; None where they could not be written.
+    A figure that is no number is null. A full disk costs the files (None) and not the figures, which are still shown.
     """
     rows, sums = folder / f"{name}.jsonl", folder / f"{name}.json"
 
-    def text(value: Mapping, **how: Any) -> str:
+    def text(value: Mapping, indent: int | None = None) -> str:
         finite = json.loads(json.dumps(value), parse_constant=lambda name: None)  # JSON has no NaN and no infinity
-        return json.dumps(finite, ensure_ascii=False, allow_nan=False, **how) + "\n"
+        return json.dumps(finite, ensure_ascii=False, indent=indent) + "\n"
 
     try:
         rows.unlink(missing_ok=True)  # of another evaluation, which the new summary does not sum up
@@ -166,7 +137,6 @@ def save_results(folder: Path, name: str, summary: Mapping, table: Sequence[Mapp
 
 def save_loss(trainer: "SFTTrainer", loss: float) -> None:
     """Save the dev loss alone, where a run answers no rows."""
-    dev, folder = trainer.prepared.report.dev, Path(trainer.args.output_dir)
+    dev, about = trainer.prepared.report.dev, {"part": "dev", "data": data_of(trainer), "rows": 0, "written": now()}
     losses = {"rows": len(dev.kept), "tokens": dev.loss_tokens, "base": None, "tuned": loss}
-    summary = {"part": "dev", "data": str(trainer.cfg.dev_split), "rows": 0, "written": now(), "dev_loss": losses}
-    save_results(folder, "evaluation", summary)
+    save_results(Path(trainer.args.output_dir), "evaluation", about | {"dev_loss": losses})

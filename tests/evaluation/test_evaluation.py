@@ -307,12 +307,9 @@ def test_view_of_hostile_text():
 def test_figures_say_what_they_stand_on():
     """A share has Wilson's interval; what stands on fewer rows, or is not there, says so."""
     rows = [scored(f"Who is {n}?", ["Ada [1]"], "Bob", "Giverny" if n else "Ada") for n in range(8)]
-    for row in rows[:5]:
-        row |= {f"closed_book{key[5:]}": value for key, value in row.items() if key.startswith("tuned")}
     loss = {"dev_loss": {"rows": 3, "base": None, "tuned": 1.25}}
     text = repr(EvaluationView(rows, {"part": "dev", "max_new_tokens": 9, **summarize(rows), **loss}))
     assert "0.0% (0% to 32%)" in text and "12.5% (2% to 47%)" in text and "1.2500" in text
-    assert "tuned, no documents (5 rows)" in text and "20.0% (4% to 62%)" in text
     assert "cites nothing Giverny" in text  # a verdict and its answer are two things
     other = scored("Who?", ["Ada [1]"], "Bob [2] <A>: Bob", "Bob [2] <A>: Bob [3]")
     text = repr(EvaluationView([other], {"part": "dev", "answer_marker": "<A>:", **summarize([other])}))
@@ -338,18 +335,14 @@ def test_label_scores():
     # By hand: base yes has precision 2/3 and recall 2/3, no 1/1 and 1/3; tuned yes 2/2 and 2/3, no 3/4 and 3/3.
     assert found["macro_f1"]["base"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found["macro_f1"]["tuned"] == pytest.approx((4 / 5 + 6 / 7) / 2)
-    assert found["confusion"] == {
-        "labels": ["no", "yes", "(other)"], "base": [[1, 1, 1], [0, 2, 1]], "tuned": [[3, 0, 0], [1, 2, 0]],
-    }  # fmt: skip
     rows = [scored("?", row["expected"], row["base"], row["tuned"]) for row in table]
     text = repr(EvaluationView(rows, {"part": "dev", "max_new_tokens": 9, **found}))
     assert "recall" not in text and "macro F1" in text
-    assert "expected  no  yes  (other)" in text and "  yes        0    2        1" in text
 
 
 def test_labels_with_citations_and_choices():
     cited = label_scores(labelled(*[("yes [1]", "Yes.", "yes [2]"), ("no [2]", "no", "no, never")] * 3))
-    assert cited["accuracy"]["base"] == cited["accuracy"]["tuned"] == 1 and cited["confusion"]["labels"][0] == "no"
+    assert cited["accuracy"]["base"] == cited["accuracy"]["tuned"] == 1
     choices = label_scores(labelled(*[("A", "A) Paris", "(a): Paris"), ("B", "B. Rome", "A Roman one")] * 3))
     assert (choices["accuracy"]["base"], choices["accuracy"]["tuned"]) == (1, 0.5)
 

@@ -205,17 +205,3 @@ def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
     assert "grounded" not in ragfit.table_of_runs(copied)
     (copied / "grounding.json").write_text(json.dumps(measured))
     assert ragfit.table_of_runs(copied)["grounded"].tolist() == [measured["top_is_supporting"]["tuned"]["mean"]]
-
-
-@pytest.mark.slow
-def test_closed_book_answers(trainer_of, tiny_llama, tmp_path):
-    """The tuned model answers again without documents, where they can be found; rows without them have no such answer."""
-    rows = rows_with_documents(16)
-    rows += [{"prompt": f"Nothing to read about box {n}.", "answers": ["Ada"]} for n in range(8)]
-    trainer = trainer_of(tiny_llama, rows)
-    view = ragfit.evaluate(trainer, rows=None, max_new_tokens=3, save=False, closed_book=True)
-    asked = [row for row in view.rows if "closed_book" in row]
-    assert len(asked) == len([row for row in view.rows if "Nothing" not in row["question"]]) < len(view.rows) == 8
-    assert view.summary["f1"]["closed_book"] == sum(row["closed_book_f1"] for row in asked) / len(asked)
-    assert "tuned, no documents" in repr(view) and "have no closed_book answer" in repr(view)
-    assert_harmless(view.html())

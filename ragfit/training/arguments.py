@@ -14,7 +14,6 @@ from ragfit.data.report import Prepared
 from ragfit.errors import ConfigError
 from ragfit.models.hf import bf16_is_fast
 from ragfit.secrets import masked
-from ragfit.training import packing
 from ragfit.training.tracking import check_trackers
 
 OWN = ("early_stopping_patience", "early_stopping_threshold", "stop_on_nan")  # keys of `train` that are this kit's
@@ -54,7 +53,6 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
         ValueError: of transformers or TRL, for a value that they refuse.
     """
     given = {key: value for key, value in resolved(cfg, "train").items() if value is not None}
-    packing.check_keys(given)
     _evaluate(given, prepared)
     for suffix in ("", "_kwargs"):  # the name that transformers 6 keeps
         old = given.pop(f"gradient_checkpointing{suffix}", None)
@@ -73,7 +71,7 @@ def training_arguments(cfg: DictConfig, prepared: Prepared) -> Arguments:
     }
     given = defaults | {key: value for key, value in given.items() if key not in OWN}
     given |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    given |= dict.fromkeys(packing.KEYS, False)
+    given |= {"packing": False}
     if given.get("fp16") and not cuda:
         raise ConfigError("train.fp16", "it is set, but there is no GPU", "Set train.bf16=true, which a CPU can do.")
     if not torch.accelerator.is_available():

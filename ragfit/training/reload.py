@@ -38,7 +38,6 @@ def load_checkpoint(
     from ragfit.models.fingerprint import check
     from ragfit.models.load import load_model
     from ragfit.training.arguments import training_arguments
-    from ragfit.training.packing import KEYS
     from ragfit.training.trainer import RagfitTrainer
 
     folder = find_path(checkpoint, "checkpoint")
@@ -52,7 +51,7 @@ def load_checkpoint(
     if data_file:
         keys |= {"data_file": str(find_path(data_file, "--data")), "dev_split": None, "limit": None, "shuffle": None}
     cfg = load_believed(folder, [*(override(key, value) for key, value in keys.items()), *overrides])
-    cfg.train.update(dict.fromkeys(KEYS))  # nothing is trained, so nothing is packed
+    cfg.train.packing = None  # nothing is trained, so nothing is packed
     prepared = prepare(cfg)
     if data_file:
         prepared.report.dev = prepared.report.train

@@ -72,7 +72,7 @@ class RagfitTrainer(SurvivingTrainer):
             project_labelled_only(base)
             before_torch.keep_freed_memory()
         check_head(base)
-        if is_packed(train) or is_packed(dev):
+        if is_packed(train):
             check_apart(self)
         if "${" in str(without_secrets(cfg)["model"].get("model_name_or_path")):
             # From the environment: checkpoints and trackers would be told what it holds.

@@ -53,7 +53,7 @@ def by_hand(trainer):
 
 
 def test_dev_loss_is_one_over_tokens_at_any_batch_size_packed_or_not(config):
-    kinds = [[], ["train.eval_packing=true", "train.max_length=400"], ["train.loss_type=dft"]]
+    kinds = [[], ["train.packing=true", "train.max_length=400"], ["train.loss_type=dft"]]
     for more in kinds:
         found = []
         for size in (1, 4, 16):

@@ -108,7 +108,7 @@ def test_what_is_said_is_said_once(runs, launcher):
     assert output.count("saved ") == 1
 
 
-PACKED = ["train.packing=true", "train.eval_packing=true", "train.max_length=400"]
+PACKED = ["train.packing=true", "train.max_length=400"]
 
 
 @pytest.fixture(scope="module")

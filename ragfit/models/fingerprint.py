@@ -42,11 +42,10 @@ def rows_for(prepared: "Prepared") -> list[list[int]]:
 
 @torch.no_grad()
 def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[str, Any]:
-    """What a model computes of some rows, with its adapter as it stands.
+    """What a model computes of some rows of ids, with its adapter as it stands.
 
-    Returns:
-        `type`, of the weights: a torch type or how they are quantized; and `log_probs`, for each row those of its last
-        `TOKENS` tokens.
+    `type` is that of the weights, a torch type or how they are quantized; `log_probs` are, for each row, those of its
+    last `TOKENS` tokens, in nats.
     """
     training, found = model.training, []
     # In training autocast stands in for PEFT's casts of what an adapter reads (`disable_input_dtype_casting`).
@@ -57,10 +56,9 @@ def measure(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> dict[s
             module.cast_input_dtype_enabled = True
         for row in rows:
             ids = torch.tensor([row], device=model.get_input_embeddings().weight.device)
-            mask = torch.ones_like(ids)
             # Not `model(…)`: in training, accelerate has put autocast around the object's own forward.
-            logits = type(model).forward(model, input_ids=ids, attention_mask=mask, use_cache=False).logits
-            scores = logits[0, -TOKENS - 1 : -1].float().log_softmax(-1)
+            seen = type(model).forward(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            scores = seen.logits[0, -TOKENS - 1 : -1].float().log_softmax(-1)
             scores = scores.gather(-1, ids[0, -TOKENS:, None][-len(scores) :].to(scores.device))[:, 0]
             found.append([round(score, 6) for score in scores.tolist()])
     finally:  # a training may go on, after memory gave out
@@ -80,21 +78,17 @@ def _type(model: PreTrainedModel | PeftModel) -> str:
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
     """How far two measurements of the same rows differ: the mean difference of a log-probability, in nats."""
-    pairs = zip(itertools.chain(*one["log_probs"]), itertools.chain(*other["log_probs"]), strict=True)
-    differences = [abs(a - b) for a, b in pairs]
-    return sum(differences) / len(differences)
+    pairs = list(zip(itertools.chain(*one["log_probs"]), itertools.chain(*other["log_probs"]), strict=True))
+    return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
 
 def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> None:
     """Compare a model with the fingerprint in a checkpoint; without one there is nothing to compare.
 
-    Args:
-        folder: the checkpoint, or its name on the hub.
-        what: "base" (the model with its adapter off), "tuned" (with it) or "merged" (what they came to).
+    `what` is "base" (the model with its adapter off), "tuned" (with it) or "merged" (what they came to).
 
     Raises:
         ConfigError: it computes something else, beyond what the rounding of its weights' type explains.
-        Exception: the file is damaged; a note says what to do.
     """
     if (path := model_file(str(folder), FILE)) is None:
         return
@@ -118,21 +112,15 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
     if len(set(kinds)) == 1 and what != "merged":  # in merging, quantized weights are quantized anew
         allowed = min(allowed, ALIKE)
     if not difference <= allowed:
-        problem = (
-            f"{WRONG[what]}: its log-probabilities of some tokens are off by {difference:.3g} from those in {path}, "
-            f"where rounding explains {allowed:g} ({', '.join(kinds)})"
-        )
+        off = f"its log-probabilities of some tokens are off by {difference:.3g} from those in {path}"
+        problem = f"{WRONG[what]}: {off}, where rounding explains {allowed:g} ({', '.join(kinds)})"
         raise ConfigError("checkpoint", problem, fix)
 
 
 def write(folder: Path, model: PreTrainedModel | PeftModel, rows: list[list[int]], ends: list[int]) -> None:
     """Write into a tuned model's checkpoint what it and, where it has an adapter, its base make of some rows.
 
-    Args:
-        ends: the ids of the tokens that its answers end with.
-
-    Raises:
-        ValueError: a log-probability is not finite.
+    `ends` are the ids that its answers end with. ValueError where a log-probability is not finite.
     """
     content = {"rows": rows, "tuned": measure(model, rows), "ends": ends}
     if isinstance(model, PeftModel):

@@ -73,13 +73,9 @@ class HFTrain:
         over_length: str = "drop",
         chat_template_kwargs: dict[str, Any] | None = None,
     ):
-        self.model_name = model_name_or_path
-        self.generation = generation
-        self.completion_start = completion_start
-        self.instruction_in_prompt = instruction_in_prompt
-        self.max_sequence_len = max_sequence_len
-        self.over_length = over_length
-        self.chat_template_kwargs = chat_template_kwargs
+        self.model_name, self.generation, self.completion_start = model_name_or_path, generation, completion_start
+        self.instruction_in_prompt, self.chat_template_kwargs = instruction_in_prompt, chat_template_kwargs
+        self.max_sequence_len, self.over_length = max_sequence_len, over_length
         if lora is None and (quantization_config or load_in_4bit or load_in_8bit):
             fix = "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
             raise ConfigError("model.lora", "it is empty, but quantized weights cannot be trained", fix)
@@ -159,15 +155,11 @@ def choose_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     return found
 
 
-def skeleton(
-    source: str, trust_remote_code: bool = False, revision: str | None = None, attn_implementation: str | None = None
-) -> PreTrainedModel:
+def skeleton(source: str, trust_remote_code: bool = False, revision: str | None = None, **how: Any) -> PreTrainedModel:
     """The model without its weights (on the meta device): made in moments, for names and counts."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except OSError as error:
         raise not_found(source, error) from error
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
-        )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)

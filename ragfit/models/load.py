@@ -16,14 +16,9 @@ if TYPE_CHECKING:
 
 
 def load_model(cfg: DictConfig) -> Any:
-    """Make the object that `model._target_` names from the other keys of `model`.
+    """Make the object that `model._target_` names, such as `ragfit.models.hf.HFTrain`, from the other keys of `model`.
 
-    Returns:
-        An object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
-
-    Raises:
-        ConfigError: there is no such class.
-        Exception: what the class itself raises, of keys that it does not take, say.
+    It has the attributes `model` and `tokenizer`. ConfigError where there is no such class.
     """
     # The keys go in as plain values, and no object is made of any of them.
     keys = resolved(cfg, "model")

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def project_labelled_only(model: PreTrainedModel) -> None:
-    """Make a model's fused LM head work on labelled positions alone, on a CPU.
-
-    Args:
-        model: the base model (without PEFT's wrapper) after `trl.trainer.utils.add_fused_lm_head`.
+    """Make the fused LM head of a base model (without PEFT's wrapper) work on labelled positions alone, on a CPU.
 
     A forward pass with `fused_lm_head=True` then returns per-token fields of shape (1, labels) instead of
     (rows, positions - 1): the same values, in the same order, without the zeros of positions that have no label.
@@ -40,15 +37,10 @@ def project_labelled_only(model: PreTrainedModel) -> None:
 
     @functools.wraps(fused_forward.__func__)  # the signature that `generate` and PEFT read
     def forward(
-        self: PreTrainedModel,
-        *args,
-        fused_lm_head: bool = False,
-        labels: torch.Tensor | None = None,
-        shift_labels: torch.Tensor | None = None,
-        **kwargs,
+        self: PreTrainedModel, *args, labels: torch.Tensor | None = None, fused_lm_head: bool = False, **kwargs
     ) -> "ModelOutput | tuple":
-        if not fused_lm_head or labels is None or shift_labels is not None or labels.device.type != "cpu":
-            return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs)
+        if not fused_lm_head or labels is None or "shift_labels" in kwargs or labels.device.type != "cpu":
+            return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
         mask = kwargs.get("attention_mask")
         # A router's balance loss counts tokens by the mask.
         balanced = kwargs.get("output_router_logits") or getattr(text_config, "output_router_logits", False)
@@ -79,16 +71,10 @@ def is_sharded(model: PreTrainedModel) -> bool:
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Compare TRL's loss with the model's own, on a few tokens.
+    """Compare TRL's loss with the base model's own on a few tokens; a ConfigError where they differ beyond rounding.
 
     TRL multiplies by the LM head's weight itself and knows the scales and softcaps of the architectures it was written
     for. With a head that does something else, it would train on other logits than those the model answers with.
-
-    Args:
-        model: the base model after `add_fused_lm_head`.
-
-    Raises:
-        ConfigError: the losses differ by more than rounding.
     """
     if is_sharded(model):
         return
@@ -103,9 +89,6 @@ def check_head(model: PreTrainedModel) -> None:
         fused = model(input_ids=ids, labels=ids, fused_lm_head=True, **plain).loss
     model.train(training)
     if not torch.allclose(own.float().cpu(), fused.float().cpu(), rtol=0.02, atol=0.02, equal_nan=True):
-        raise ConfigError(
-            "model.model_name_or_path",
-            f"{type(model).__name__} does not compute its logits as TRL's loss does (a loss of {own:.4f} against "
-            f"{fused:.4f} for the same tokens), so training would go astray",
-            "Choose another model, or another release of trl.",
-        )
+        losses = f"a loss of {own:.4f} against {fused:.4f} for the same tokens"
+        problem = f"{type(model).__name__} does not compute its logits as TRL's loss does ({losses})"
+        raise ConfigError("model.model_name_or_path", problem, "Choose another model, or another release of trl.")

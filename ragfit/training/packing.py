@@ -1,4 +1,4 @@
-"""Rows laid end to end, several in one sequence of the model, of which none sees another.
+"""Rows laid end to end, several in one sequence of the model, of which none sees another (`train.packing`).
 
 TRL packs (`pack_dataset`) and lays a batch end to end (its collator's `padding_free`); here its parameters are chosen,
 and whether the model keeps the rows of a pack apart is tried before it is trained.
@@ -22,8 +22,6 @@ from ragfit.errors import ConfigError, first_line
 from ragfit.models.load import base_of
 from ragfit.training.cpu import is_sharded
 
-KEYS = ("packing", "padding_free", "eval_packing")  # of `train`
-GROUPED = ("group_by_length", "batch_rebalance")  # sampling strategies
 Rows = tuple[Dataset, Dataset | None]  # train, dev
 TRIED = 24  # tokens of each row of the trial
 # How far a pack's log-probabilities may be from those of its rows side by side, as a share of how far they are where
@@ -31,61 +29,34 @@ TRIED = 24  # tokens of each row of the trial
 TOLERANCE = 0.6
 
 
-def check_keys(train: dict) -> None:
-    """Refuse keys of `train` that go against packing."""
-    packs = train.get("packing") or train.get("eval_packing")
-    if packs and (strategy := train.get("packing_strategy", "bfd")) != "bfd":
-        problem = f"{strategy} splits rows, and then a piece of an answer is trained on without its prompt"
-        fix = "Remove train.packing_strategy: rows are packed best fit first (bfd), and none is split."
-        raise ConfigError("train.packing_strategy", problem, fix)
-    if train.get("packing") and (order := train.get("train_sampling_strategy")) in GROUPED:
-        problem = (
-            f"{order} puts rows of similar length into a batch to save padding, but packs (train.packing) have none"
-        )
-        fix = "Remove train.packing, or train.group_by_length and train.train_sampling_strategy."
-        raise ConfigError("train.train_sampling_strategy", problem, fix)
-
-
 def pack_length(cfg: DictConfig, prepared: Prepared) -> int:
     """The tokens that a pack has at most."""
-    report = prepared.report
-    packed = [report.train, report.dev] if cfg.train.get("eval_packing") else [report.train]
-    return cfg.train.get("max_length") or cfg.model.get("max_sequence_len") or max(part.longest for part in packed)
+    return cfg.train.get("max_length") or cfg.model.get("max_sequence_len") or prepared.report.train.longest
 
 
 def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
-    """The train and dev rows as the trainer takes them: as they are prepared, or packed.
+    """The train and dev rows as the trainer takes them: as prepared, or those of train in packs.
 
-    Packed rows, and those of which batches are laid end to end (`train.padding_free`), have a column `seq_lengths`,
-    by which the collator knows them.
+    Packs have a column `seq_lengths`, by which the collator knows them.
 
     Raises:
-        ConfigError: a row is longer than a pack.
+        ConfigError: a row is longer than a pack, and TRL would cut it.
     """
-    train, dev = prepared.train, prepared.dev
-    if cfg.train.get("packing"):
-        train = _packed(cfg, prepared, "train")
-    elif cfg.train.get("padding_free"):
-        train = train.add_column(BOUNDARIES, [[sum(pair)] for pair in prepared.report.train.lengths])
-    if dev is not None and cfg.train.get("eval_packing"):
-        dev = _packed(cfg, prepared, "dev")
-    return train, dev
-
-
-def _packed(cfg: DictConfig, prepared: Prepared, part: str) -> Dataset:
-    length, longest = pack_length(cfg, prepared), prepared.report.part(part).longest
-    if longest > length:  # TRL would cut it
-        problem = f"a pack has {length:,} tokens at most, but the longest {part} row has {longest:,}, and no row is cut"
+    if not cfg.train.get("packing"):
+        return prepared.train, prepared.dev
+    length, longest = pack_length(cfg, prepared), prepared.report.train.longest
+    if longest > length:
+        problem = f"a pack has {length:,} tokens at most, but the longest row has {longest:,}, and no row is cut"
         fix = f"Set train.max_length={longest} or more; model.max_sequence_len={length} drops or cuts longer rows."
         raise ConfigError("train.max_length", problem, fix)
     # A file of its own, else `map` would write beside the cached rows that are read here.
     file = Path(get_temporary_cache_files_directory(), f"{uuid.uuid4()}.arrow")
-    return pack_dataset(prepared.part(part), length, "bfd", {"cache_file_name": str(file)})
+    return pack_dataset(prepared.train, length, "bfd", {"cache_file_name": str(file)}), prepared.dev
 
 
-def is_packed(rows: Dataset | None) -> bool:
-    """Whether rows are packed, or laid end to end by the batch."""
-    return rows is not None and BOUNDARIES in rows.column_names
+def is_packed(rows: Dataset) -> bool:
+    """Whether these rows are packs."""
+    return BOUNDARIES in rows.column_names
 
 
 def token_counts(rows: Dataset) -> Iterator[tuple[int, int]]:
@@ -99,28 +70,19 @@ def token_counts(rows: Dataset) -> Iterator[tuple[int, int]]:
 
 
 def check_apart(trainer: SFTTrainer) -> None:
-    """Try whether two short rows have the same log-probabilities packed and side by side.
-
-    Raises:
-        ConfigError: they don't.
-    """
-    base = base_of(trainer.model)
+    """Raise a ConfigError where two short rows have other log-probabilities packed than side by side."""
+    base, reason = base_of(trainer.model), "two rows have other log-probabilities packed than side by side"
     if is_sharded(base):
         return
-    key = next(key for key in KEYS if trainer.cfg.train.get(key))
-    reason = "two rows have other log-probabilities packed than side by side"
     try:
         if difference(trainer) <= TOLERANCE:
             return
     except Exception as error:  # models refuse packs in ways of their own
         reason = first_line(error)
     how = f"{type(base).__name__} with attn_implementation={base.config._attn_implementation}"
-    raise ConfigError(
-        f"train.{key}",
-        f"{how} does not keep the rows of a pack apart: {reason}",
-        f"Remove train.{key}, or set another model.attn_implementation (none will do where a model carries a state "
-        "from token to token).",
-    )
+    fix = "Remove train.packing, or set another model.attn_implementation (none will do where a model carries a state "
+    fix += "from token to token)."
+    raise ConfigError("train.packing", f"{how} does not keep the rows of a pack apart: {reason}", fix)
 
 
 def difference(trainer: SFTTrainer) -> float:

@@ -14,21 +14,25 @@ GIB = 2**30
 
 
 def preflight(trainer: "RagfitTrainer") -> "PreflightView":
-    """What a run is about to do: a view with a row for each fact and a warning for each doubt."""
+    """What a run is about to do: a view with a row for each fact and a warning for each doubt.
+
+    Args:
+        trainer: of `ragfit.build_trainer`.
+    """
     args, report, model, train = trainer.args, trainer.prepared.report, trainer.model, trainer.prepared.report.train
     total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     steps, (need, parts), have = total_steps(trainer), memory_estimate(trainer), free_memory(trainer)
-    what = "packs" if trainer.cfg.train.get("packing") else "rows"
+    padded, packs = padding(trainer)
     processes = f" × {args.world_size} processes" if args.world_size > 1 else ""
-    accumulated = f"{args.gradient_accumulation_steps} accumulated{processes} a step"
+    batch = f"{args.per_device_train_batch_size} {'packs' if packs else 'rows'} × {args.gradient_accumulation_steps}"
     items = [
         ("device", device_name(trainer), "activation checkpointing" if args.activation_checkpointing else ""),
         ("precision", *precision(trainer)),
         ("parameters", f"{trainable:,} of {total:,} are trained", f"{trainable / total:.2%}"),
-        ("rows", f"{len(train.kept):,} train, {len(report.dev.kept):,} dev", packs(trainer)),
+        ("rows", f"{len(train.kept):,} train, {len(report.dev.kept):,} dev", packs),
         ("tokens", f"{train.tokens:,} read, {train.loss_tokens:,} with loss", f"{train.loss_share:.1%} have loss"),
-        ("steps", f"{steps:,}", f"{args.per_device_train_batch_size} {what} × {accumulated}"),
-        ("padding", f"{padding(trainer):.1%}", "of the positions of the first epoch"),
+        ("steps", f"{steps:,}", f"{batch} accumulated{processes} a step"),
+        ("padding", f"{padded:.1%}", "of the positions of the first epoch"),
         ("memory", f"about {need / GIB:.1f} GiB of {have / GIB:.1f} GiB free", parts),
         ("output", str(args.output_dir), "adapter, tokenizer, configuration and instruction in checkpoint/"),
     ]
@@ -45,8 +49,6 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
             "The memory estimate exceeds what is free. Lower train.per_device_train_batch_size or "
             "model.max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits."
         )
-    if steps == 0:
-        warnings.append("There are no steps to take. Check train.max_steps and train.num_train_epochs.")
     return PreflightView(items, warnings)
 
 
@@ -55,34 +57,23 @@ def total_steps(trainer: "RagfitTrainer") -> int:
     return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
 
 
-def packs(trainer: "RagfitTrainer") -> str:
-    """How many rows lie end to end, and how full the packs are; "" where none are packed."""
-    from ragfit.training.packing import pack_length
-
-    if not trainer.cfg.train.get("packing"):
-        return "each batch end to end" if trainer.cfg.train.get("padding_free") else ""
-    rows, found = len(trainer.prepared.report.train.kept), len(trainer.train_dataset)
-    length = pack_length(trainer.cfg, trainer.prepared)
-    full = trainer.prepared.report.train.tokens / (found * length)
-    return f"{found:,} packs, {rows / found:.1f} rows in each of {length:,} tokens, {full:.0%} full"
-
-
-def padding(trainer: "RagfitTrainer") -> float:
-    """The share of the first epoch's positions that are padding, in the order that the trainer's sampler will draw."""
+def padding(trainer: "RagfitTrainer") -> tuple[float, str]:
+    """The share of padding in the first epoch, in the order of the trainer's sampler; and what packs there are."""
     import torch
 
-    from ragfit.training.packing import is_packed
+    from ragfit.training.packing import pack_length
 
     lengths, multiple = list(map(sum, trainer.lengths)), trainer.args.pad_to_multiple_of or 1
     with torch.random.fork_rng(devices=[]):  # a look changes nothing
         batches = [[lengths[row] for row in batch] for batch in trainer.get_train_dataloader().batch_sampler]
-    if is_packed(trainer.train_dataset):  # a batch is one sequence
+    packs = ""
+    if trainer.cfg.train.get("packing"):  # a batch is one sequence
         batches = [[sum(batch)] for batch in batches]
+        count, most = len(lengths), pack_length(trainer.cfg, trainer.prepared)
+        full = f"{len(trainer.prepared.report.train.kept) / count:.1f} rows in each of {most:,} tokens"
+        packs = f"{count:,} packs, {full}, {sum(lengths) / (count * most):.0%} full"
     read = sum(-(-max(batch) // multiple) * multiple * len(batch) for batch in batches)
-    return 1 - sum(map(sum, batches)) / read if read else 0.0
-
-
-# The machine.
+    return 1 - sum(map(sum, batches)) / max(read, 1), packs
 
 
 def memory_estimate(trainer: "RagfitTrainer") -> tuple[int, str]:
@@ -94,24 +85,22 @@ def memory_estimate(trainer: "RagfitTrainer") -> tuple[int, str]:
     estimate, to a factor of two.
     """
     model, args, text = trainer.model, trainer.args, trainer.model.config.get_text_config()
-    weights = list(model.parameters())
-    trained = [weight for weight in weights if weight.requires_grad]
+    weights, rows, bytes_each = list(model.parameters()), args.per_device_train_batch_size, model.dtype.itemsize
     state = 2 if "8bit" in str(args.optim) else 8  # bytes of the optimizer's state for each value
     hidden, layers = text.hidden_size, text.num_hidden_layers
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    rows = args.per_device_train_batch_size
     longest, labelled = max(map(sum, trainer.lengths)), max(completion for _, completion in trainer.lengths)
-    # Bytes a value: of float32 weights autocast leaves the norms and the residual stream in float32.
-    layer = longest * rows * (16 * hidden + 3 * inner) * (2 if model.dtype.itemsize == 2 else 3)
-    kept = longest * rows * hidden * model.dtype.itemsize * layers
+    # Of float32 weights autocast leaves the norms and the residual stream in float32: three bytes a value.
+    layer = longest * rows * (16 * hidden + 3 * inner) * (2 if bytes_each == 2 else 3)
+    kept = longest * rows * hidden * bytes_each * layers
     if getattr(model, "is_loaded_in_8bit", False):
         # bitsandbytes keeps what goes into each product where checkpointing does not see it (MatMul8bitLt's `ctx`).
-        kept += longest * rows * (3 * hidden + inner) * model.dtype.itemsize * layers
+        kept += longest * rows * (3 * hidden + inner) * bytes_each * layers
     # TRL projects tiles of at most 4,096 positions and 32,768 ids of the vocabulary, and holds about three of them.
     projected = rows * (labelled if trainer.labelled_head else longest)
     parts = {
         "weights": sum(weight.nbytes for weight in weights),
-        "updates": sum(weight.nbytes + state * weight.numel() for weight in trained),
+        "updates": sum(weight.nbytes + state * weight.numel() for weight in weights if weight.requires_grad),
         "activations": 2 * layer + kept if args.activation_checkpointing else layer * layers,
         "logits": min(projected, 4096) * min(text.vocab_size, 32768) * 4 * 3,
     }
@@ -132,11 +121,11 @@ def free_memory(trainer: "RagfitTrainer") -> int:
 
 
 def device_name(trainer: "RagfitTrainer") -> str:
+    """The GPU, or the CPU with its threads."""
     import torch
 
-    device = trainer.args.device
-    cuda = device.type == "cuda"
-    return torch.cuda.get_device_name(device) if cuda else f"CPU, {counted(torch.get_num_threads(), 'thread')}"
+    device, threads = trainer.args.device, counted(torch.get_num_threads(), "thread")
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads}"
 
 
 def precision(trainer: "RagfitTrainer") -> tuple[str, str]:
@@ -150,12 +139,7 @@ def precision(trainer: "RagfitTrainer") -> tuple[str, str]:
 
 
 class PreflightView(View):
-    """A last look before the run.
-
-    Args:
-        items: `(label, value, note)`.
-        warnings: sentences.
-    """
+    """A last look before the run: `items` of (label, value, note), and `warnings`, which are sentences."""
 
     title = "Before the run"
 

@@ -115,12 +115,18 @@ def test_what_a_user_can_get_wrong(override, expected, place):
 
 def test_commands_say_it_in_one_line(place, capsys):
     for words, expected in (
-        (["look", "-cn", "own.yaml", "output_key=answer"], "error: rows.jsonl (named in own.yaml), line 1: there is no key 'answer'"),
+        (
+            ["look", "-cn", "own.yaml", "output_key=answer"],
+            "error: rows.jsonl (named in own.yaml), line 1: there is no key 'answer'",
+        ),
         (
             ["look", "--config", "own.yaml", "modl.x=1"],
             "error: modl: unknown key (an override of own.yaml). Did you mean model",
         ),
-        (["train", "-cp=.", "-cn=own", "output_key=answer"], "error: rows.jsonl (named in own.yaml), line 1: there is no key 'answer'"),
+        (
+            ["train", "-cp=.", "-cn=own", "output_key=answer"],
+            "error: rows.jsonl (named in own.yaml), line 1: there is no key 'answer'",
+        ),
         (["train", "-cp=.", "-cn=own", "model.lora.r=x"], "error: model.lora.r: 'x' is not allowed (an override of "),
     ):
         with pytest.raises(SystemExit) as caught:

@@ -15,7 +15,7 @@ UNREAD = _by_key({
     "length_column_name include_for_metrics batch_eval_metrics truncation_mode shuffle_dataset chat_template_path",
     "resume_checkpoint": "resume_from_checkpoint",
     "hfhub_tag": "push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push hub_revision",
-    "train.packing": "padding_free eval_packing",
+    "train.packing": "padding_free eval_packing packing_strategy",
     "model": "model_init_kwargs trust_remote_code eos_token pad_token",
 })  # fmt: skip
 # One of these is to be on (`key`, or `key=value`), and the keys that are read only then.
@@ -27,7 +27,7 @@ READ_WITH = _by_key({
     "train.lr_scheduler_type=reduce_lr_on_plateau": "metric_for_best_model greater_is_better",
     "train.save_strategy=steps": "save_steps",
     "train.save_strategy": "save_total_limit save_only_model save_on_each_node",
-    "train.packing": "packing_strategy max_length",
+    "train.packing": "max_length",
 })  # fmt: skip
 
 

@@ -29,7 +29,7 @@ _BY_TYPE = {
     "model._target_ model.model_name_or_path model.revision model.trained_adapter model.dtype "
     "model.attn_implementation model.completion_start",
     "bool | None": "use_wandb model.load_in_4bit model.load_in_8bit model.trust_remote_code "
-    "model.instruction_in_prompt train.stop_on_nan",
+    "model.instruction_in_prompt",
     "PositiveInt | None": "limit model.max_sequence_len train.early_stopping_patience",
     "NonNegativeInt | None": "shuffle",
     "bool | str | None": "resume_checkpoint model.lora.init_lora_weights",

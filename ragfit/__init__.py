@@ -10,28 +10,24 @@ import ragfit.before_torch  # noqa: F401  (whichever part of the kit is used fir
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "load_config": "config.load",
-    "save_config": "config.save",
-    "to_yaml": "config.save",
-    "differences": "config.load",
-    "from_parameters": "config.notebook",
-    "overrides_for": "config.notebook",
-    "prepare": "data.prepare",
-    "Prepared": "data.report",
-    "build_trainer": "training.run",
-    "train": "training.run",
-    "run": "training.run",
-    "preflight": "training.preflight",
-    "load_checkpoint": "training.reload",
-    "evaluate": "evaluation.evaluate",
-    "grounding": "evaluation.grounding",
-    "dev_loss": "evaluation.losses",
-    "run_status": "runs.status",
-    "merge_checkpoint": "runs.merge",
-    "table_of_runs": "runs.table",
-    "RagfitError": "errors",
+_NAMES = {
+    "config.load": ["load_config", "differences"],
+    "config.save": ["save_config", "to_yaml"],
+    "config.notebook": ["from_parameters", "overrides_for"],
+    "data.prepare": ["prepare"],
+    "data.report": ["Prepared"],
+    "training.run": ["build_trainer", "train", "run"],
+    "training.preflight": ["preflight"],
+    "training.reload": ["load_checkpoint"],
+    "evaluation.evaluate": ["evaluate"],
+    "evaluation.grounding": ["grounding"],
+    "evaluation.losses": ["dev_loss"],
+    "runs.status": ["run_status"],
+    "runs.merge": ["merge_checkpoint"],
+    "runs.table": ["table_of_runs"],
+    "errors": ["RagfitError"],
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 _ROOMS = "collator config data draw errors evaluation files models runs secrets training views".split()  # noqa: SIM905
 
 __all__ = sorted(_HOME)
@@ -43,3 +39,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"ragfit.{name}")
     raise AttributeError(f"module 'ragfit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:  # what a notebook completes
+    return [*globals(), *_HOME, *_ROOMS]

@@ -52,5 +52,4 @@ def cache_folder() -> Path:
 
 
 def is_demo(name: object) -> bool:
-    """Whether a model name asks for the demo model: it begins with `demo:`, known or not."""
     return isinstance(name, str) and name.startswith(DEMO_PREFIX)

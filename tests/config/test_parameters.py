@@ -42,7 +42,7 @@ def test_assignments_are_recorded_and_shown():
 
 
 @pytest.mark.parametrize(
-    "given, config, demo",
+    ("given", "config", "demo"),
     [
         ({}, "demo", True),
         ({"overrides": "data_file="}, "demo", True),

@@ -32,46 +32,27 @@ def test_names_of_secrets():
     assert not any(holds_secret(name, "x") for name in others.split())
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        (f"logged in with {HF}.", f"logged in with {MASK}."),
-        ("s3://key:pass@host/x.jsonl", f"s3://{MASK}@host/x.jsonl"),
-        ("https://host/a:b@c", "https://host/a:b@c"),
-        ("./hf_checkpoints/risk-assessment-of-long-names", "./hf_checkpoints/risk-assessment-of-long-names"),
-        ("postgres://me:p@ss@db/x", f"postgres://{MASK}@db/x"),
-        ("and mine", f"and {MASK}"),
-    ],
-)
+MASKED = {f"logged in with {HF}.": f"logged in with {MASK}.", "and mine": f"and {MASK}", "s3://key:pass@host/x": f"s3://{MASK}@host/x",
+          "postgres://me:p@ss@db/x": f"postgres://{MASK}@db/x"}  # fmt: skip
+PLAIN = """/data/sk-learn-models-and-many-more-things-v2 org/sk-proj-llama-3.1-8b-instruct-for-asqa s3://bucket/rows@v2.jsonl
+./hf_trained_models/qwen3-8b-instruct-2507 0123456789abcdef0123456789abcdef01234567 meta-llama/Llama-3.1-8B-Instruct
+http://host:8080/a@b https://host/a:b@c eyJ/models.of.mine xoxb-and-others AKIA/models org/name:train"""
+
+
+@pytest.mark.parametrize(("text", "shown"), [*MASKED.items(), *zip(PLAIN.split(), PLAIN.split(), strict=True)])
 def test_masked_texts(text, shown):
     assert mask(text, ["mine"]) == shown
 
 
-OPENAI, WANDB, JWT = (
-    "sk-proj-" + "aB3" * 16,
-    "wandb_v1_" + "aB3" * 12,
-    ".".join(["eyJhbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxIn0x", "aB3_-" * 6]),
-)
+JWT = ".".join(["eyJhbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxIn0x", "aB3_-" * 6])
+TOKENS = [HF, GITHUB, AWS, JWT, "sk-proj-" + "aB3" * 16, "wandb_v1_" + "aB3" * 12, "sk-" + "aB3" * 16, "github_pat_" + "aB3_" * 10,
+          "sk-ant-api03-" + "aB3-" * 2 + "aB3" * 8, "glpat-" + "aB3-" * 6, "xoxb-12345678901-aBcDeFgHiJkL", "AIza" + "aB3_-" * 7]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "token",
-    [HF, GITHUB, AWS, OPENAI, WANDB, JWT, "sk-" + "aB3" * 16, "sk-ant-api03-" + "aB3-" * 2 + "aB3" * 8, "github_pat_" + "aB3_" * 10,
-     "glpat-" + "aB3-" * 6, "xoxb-12345678901-aBcDeFgHiJkL", "AIza" + "aB3_-" * 7],
-)  # fmt: skip
+@pytest.mark.parametrize("token", TOKENS)
 def test_forms_of_tokens(token):
     for text, shown in (("{}", MASK), ("run_{}.jsonl", f"run_{MASK}.jsonl"), ("hub?token={}&x", f"hub?token={MASK}&x")):
         assert mask(text.format(token)) == shown
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["/data/sk-learn-models-and-many-more-things-v2", "org/sk-proj-llama-3.1-8b-instruct-for-asqa", "./hf_trained_models/qwen3-8b-instruct-2507",
-     "0123456789abcdef0123456789abcdef01234567", "meta-llama/Llama-3.1-8B-Instruct", "http://host:8080/a@b", "eyJ/models.of.mine", "xoxb-and-others",
-     "AKIA/models", "org/name:train", "s3://bucket/rows@v2.jsonl"],
-)  # fmt: skip
-def test_paths_and_names_are_no_tokens(text):
-    assert mask(text) == text
 
 
 def test_keys_that_hold_a_secret_are_left_out(load, tmp_path):

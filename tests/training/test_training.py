@@ -63,7 +63,7 @@ TRAIN_KEYS = [
     (["train.output_dir=null"], {"output_dir": "./trained_models"}),
     # What the rows need, whatever is asked for.
     ([], {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}),
-    (["model.max_sequence_len=null", "train.max_length=512"], {"max_length": None}),
+    (["model.max_sequence_len=null", "train.max_seq_length=512"], {"max_length": None}),
 ]  # fmt: skip
 
 

@@ -17,30 +17,23 @@ CUT = 20  # characters that must be left of a document that was cut with the pro
 
 
 def listed_documents(row: Mapping) -> Iterator[tuple[str, list[object]]]:
-    """(key, documents) of each of the row's lists: as a list, as a mapping of lists, or as one text.
-
-    >>> list(listed_documents({"context": {"title": [["a", "b"]], "sentences": [["One.", "Two."]]}}))  # RAFT's
-    [('context', [['a', 'One.'], ['b', 'Two.']])]
-    """
+    """(key, documents) of each of the row's lists: as a list, as a mapping of lists (RAFT's nested), or as one text."""
     for key in DOCUMENT_KEYS:
         value = row.get(key)
         if isinstance(value, Mapping):
             texts = next((value[name] for name in TEXTS if isinstance(value.get(name), list)), [value])
-            titles = value.get("title")
-            value = texts
+            titles, value = value.get("title"), texts
             if isinstance(titles, list) and len(titles) == len(texts):
-                if all(isinstance(one, list) for one in (*titles, *texts)):
-                    titles, texts = sum(titles, []), sum(texts, [])
-                value = [list(pair) for pair in zip(titles, texts, strict=False)]
+                nested = all(isinstance(one, list) for one in (*titles, *texts))
+                pairs = zip(*(sum(one, []) if nested else one for one in (titles, texts)), strict=False)
+                value = list(map(list, pairs))
         value = [value] if isinstance(value, str) and value.strip() else value
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
-            value = value[0] if all(isinstance(one, str) for one in value[0]) else value  # a list of a list of texts
         if isinstance(value, list) and value:
             yield key, value
 
 
 def title_and_text(document: object) -> tuple[str, str]:
-    """Those of a document: a text, a mapping, or a title and its text or sentences. The text is "" where none is found."""
+    """Those of a document: a text, a mapping, or a title and its text or sentences; "" where no text is found."""
     title, text = "", document
     if isinstance(document, Mapping):
         text = next((document[key] for key in TEXTS if document.get(key)), "")
@@ -54,10 +47,9 @@ def title_and_text(document: object) -> tuple[str, str]:
 
 
 def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
-    """Those of a row's own documents that stand in its prompt word for word; [] where their places can't be told.
+    """The row's own documents that stand in its prompt word for word; [] where their places can't be told.
 
-    The header of each is what stands between it and the document before; the first one's is as many lines as the
-    second's has. Their numbers are those in the headers where each header has one, else the places in the list.
+    A header is what stands between two documents, and the numbers are those in the headers, or the places in the list.
     """
     places = _places(query, documents)
     headers = [query[end:left].lstrip() for (_, end, _), (left, _, _) in zip(places, places[1:], strict=False)]
@@ -74,10 +66,7 @@ def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
 
 
 def _places(query: str, documents: Sequence[object]) -> list[tuple[int, int, int]]:
-    """(start, end, place in the list from 1) of the documents, in the prompt's order.
-
-    [] where one stands there more often than in the list, or in other words: what cannot be read whole is not read.
-    """
+    """(start, end, place in the list from 1) of the documents; [] where one stands there more often or otherwise."""
     listed: dict[tuple[str, str], list[int]] = {}
     for place, pair in enumerate(map(title_and_text, documents), 1):
         listed.setdefault(pair, []).append(place)

@@ -1,7 +1,4 @@
-"""What is learned: token ids, and which of them have loss. The only place where labels are made.
-
-Each text is tokenized once, as a whole. A token has loss if it starts in the completion, its turn's end included.
-"""
+"""What is learned: token ids, and which of them have loss. The only place where labels are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +29,8 @@ class Masked:
 
     def labels(self) -> list[int]:
         """A label for each id: the id itself where there is loss, `IGNORE_INDEX` elsewhere."""
-        ids, start, end = self.input_ids, self.start, max(self.start, self.end)
-        return [IGNORE_INDEX] * start + ids[start:end] + [IGNORE_INDEX] * (len(ids) - end)
+        learned = range(self.start, self.end)
+        return [token if n in learned else IGNORE_INDEX for n, token in enumerate(self.input_ids)]
 
 
 def to_arrow(rows: list[Masked]) -> pa.RecordBatch:
@@ -52,9 +49,10 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", bos: Sequence[int] = ()):
         if not tokenizer.is_fast:
-            problem = f"its tokenizer ({type(tokenizer).__name__}) does not tell which characters each token stands for"
-            fix = "Use a model with a fast tokenizer (a tokenizer.json)."
-            raise ConfigError("model.model_name_or_path", problem, fix)
+            problem = f"its tokenizer ({type(tokenizer).__name__}) does not tell which characters a token stands for"
+            raise ConfigError(
+                "model.model_name_or_path", problem, "Use a model with a fast tokenizer (tokenizer.json)."
+            )
         self.tokenizer, self.bos = tokenizer, list(bos)
         self._backend = _with_whole_offsets(tokenizer.backend_tokenizer)
 
@@ -67,7 +65,6 @@ class Encoder:
         return self._backend
 
     def encode(self, rows: list[Rendered]) -> list[Masked]:
-        """Encode rendered rows. Several threads may do so at once."""
         encodings = self.backend.encode_batch([row.text for row in rows], add_special_tokens=False)
         return [self._mask(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
 
@@ -103,10 +100,9 @@ def _first_token_from(encoding: "Encoding", char: int, length: int) -> int:
 
 
 def _with_whole_offsets(backend: "Tokenizer") -> "Tokenizer":
-    """A tokenizer whose offsets cover each token's whole text.
+    """A tokenizer whose offsets cover each token's whole text, from which a post-processor may trim white space.
 
-    A post-processor may trim white space from them. A token " a" whose space is the prompt's last character would then
-    look as if it began with the completion. Its other work is special tokens, and none are asked for here.
+    A token " a" whose space is the prompt's last character would then look as if it began with the completion.
     """
     from tokenizers import Tokenizer, processors
 

@@ -126,8 +126,8 @@ class ReportView(View):
 
     def __init__(self, prepared: "Prepared | Report"):
         self.report = prepared.report if isinstance(prepared, Prepared) else prepared
-        cached = ", loaded from the cache" * self.report.cached
-        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file{cached}"
+        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file"
+        self.aside += ", loaded from the cache" * self.report.cached
 
     def blocks(self) -> list[Block]:
         report, passed = self.report, (Span("No findings."), " Every check on every row passed.")

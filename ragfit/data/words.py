@@ -68,8 +68,8 @@ def is_label(answer: str) -> bool:
 
 def question_of(row: Mapping, query: str) -> str:
     """What a row asks: its `query` or `question`, or else its whole prompt."""
-    asked = (row.get(key) for key in ("query", "question"))
-    return next((text for text in asked if isinstance(text, str) and text.strip()), query)
+    asked = [text for text in (row.get("query"), row.get("question")) if isinstance(text, str) and text.strip()]
+    return asked[0] if asked else query
 
 
 def citations(text: str) -> set[int]:

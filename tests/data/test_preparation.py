@@ -138,11 +138,8 @@ def test_the_report_counts(prepare):
     assert sum(report.first_labels.values()) == len(train.kept) + len(report.dev.kept)
     assert report.boundary == {"\n\n": 1}
     text = str(report)
-    assert text.splitlines()[0].endswith("rows.jsonl: 12 rows")
-    assert (
-        f"train: {len(train.kept)} of 10 rows kept" in text
-        and f"{train.tokens:,} tokens, {train.loss_tokens:,} with loss" in text
-    )
+    assert text.splitlines()[0].endswith("rows.jsonl, 12 rows in the file")
+    assert f"{train.tokens:,}" in text and f"{train.loss_tokens:,} ({train.loss_share:.1%})" in text
 
 
 def test_an_empty_output_learns_to_end(prepare):
@@ -154,9 +151,7 @@ def test_an_empty_output_learns_to_end(prepare):
 def test_a_dev_set_of_which_nothing_is_left(prepare):
     prepared = prepare(dev_split=[{"prompt": "x" * 500, "answers": "7"}], max_sequence_len=100)
     assert prepared.dev is None
-    assert prepared.report.dev.dropped == {"too long": [0]} and "dev: 0 of 1 rows kept, 1 too long" in str(
-        prepared.report
-    )
+    assert prepared.report.dev.dropped == {"too long": [0]} and "1 (row 0)" in str(prepared.report)
 
 
 # --- What cannot be prepared ------------------------------------------------------------------------------------------
@@ -256,7 +251,6 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
     assert texts(prepared)[10] == prepared.rendered(10).text
     assert texts(prepared)[10].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + query)
     assert [finding.rows for finding in prepared.report.findings if finding.kind == "cut"] == [(("train", 10),)]
-    assert "1 cut" in str(prepared.report)
 
 
 @pytest.mark.parametrize("policy", ["cut_end", "cut_start"])

@@ -1,7 +1,4 @@
-"""Where documents stand that are marked in a prompt: `[1] …`, `Document 1: …`, `<doc id="1">…</doc>`, `<doc>…</doc>`.
-
-What cannot be read whole is not read in part: numbers that are not 0 or 1 and so on, an end that nothing marks.
-"""
+"""Where documents stand that are marked in a prompt (`[1] …`, `Document 1: …`, `<doc>…</doc>`): all, or none."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +19,7 @@ _ANSWER = (
     r"(?i:answer|instruction|user question|a|antwort|respuesta|risposta|ответ|"
     r"答案?|回答|답변?|(?:ال)?(?:إجابة|جواب)|תשובה|उत्तर|คำตอบ)"
 )
-_ID = r"\b[^>\n]*?\b(?:id|index|number)=[\"']?(?P<n>\d+)[\"']?[^>\n]*"
+_ID = r"\b[^>\n]*?\b(?:id|index|number)=[\"']?(?P<n>\d+)[^>\n]*"
 _TAGS = re.compile(rf"^[ \t]*<(?P<tag>{_NAME}){_ID}>\s*", re.MULTILINE)
 _BRACKETS = re.compile(r"^[ \t]*[\[【](?P<n>\d+)[\]】][:：]?[ \t]?", re.MULTILINE)
 # Document [1] …, [Document 1] …, Document 1: …, Document 1 (Title: …): …, and on a line of its own, be it a heading.
@@ -40,10 +37,10 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 
 def numbered_documents(query: str, row: Mapping) -> list[Span]:
     """The documents that are marked in a prompt, numbered from 1 or 0 in any order; [] where they can't be told."""
-    found = [(matches[0].start(), form, matches) for form in _FORMS if (matches := list(form.finditer(query)))]
+    found = [matches for form in _FORMS if (matches := list(form.finditer(query)))]
     if not found:
         return _tagged(query)
-    _, form, matches = min(found, key=lambda one: one[0])  # a form within a document begins after the document's own
+    matches = min(found, key=lambda one: one[0].start())  # a form within a document begins after the document's own
     numbers = sorted(int(match["n"]) for match in matches)
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
         return []
@@ -51,7 +48,7 @@ def numbered_documents(query: str, row: Mapping) -> list[Span]:
         return []  # on one line with the next one, or is it a citation?
     stops = [*(match.start() for match in matches[1:]), len(query)]
     texts, last = [(match.end(), stop) for match, stop in zip(matches, stops, strict=True)], matches[-1]
-    closing = f"</{last['tag']}>" if form is _TAGS else ""
+    closing = f"</{last['tag']}>" if last.re is _TAGS else ""
     end = query.find(closing, last.end()) + len(closing) if closing else 0
     stops[-1] = end if end > last.end() else _end_of_the_last(query, row, texts)
     if stops[-1] is None:

@@ -150,7 +150,6 @@ TWO = ["One.", "Two."]
         (["Title: Ada Text: A.", "Title: Bob Text: B."], DPR),
         (TWO, {"CONTEXTS": TWO}),  # PubMedQA
         (TWO, {"context": {"contexts": TWO}}),
-        (TWO, {"contexts": [TWO]}),
         (TWO, {"context": {"title": [["placeholder_title"] * 2], "sentences": [TWO]}}),  # RAFT
         (TWO, {"documents": [{"page_content": text, "metadata": {}} for text in TWO]}),  # LangChain
         (TWO, {"documents": [{"title": "t", "snippet": text} for text in TWO]}),

@@ -26,9 +26,8 @@ from ragfit.data.rows import Source
 from ragfit.files import part_of
 
 # What decides how rows are prepared: this room. Read once: a file that is edited later is not the code that runs.
-_SOURCES = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+_SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
 _LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
-Make = Callable[[Path], Report]  # writes train.arrow and, where there is a dev set, dev.arrow into a folder
 Found = tuple[Dataset, Dataset | None, Report]  # train, dev (None where no row is left for it), report
 
 
@@ -38,25 +37,22 @@ def key_of(cfg: DictConfig, renderer: Renderer, sources: Mapping[str, Source]) -
     # A tokenizer with code that came with a model may do anything with a text.
     if os.environ.get("RAGFIT_CACHE_GB") == "0" or not type(tokenizer).__module__.startswith("transformers."):
         return None
-    backend = tokenizer.backend_tokenizer
+    backend = tokenizer.backend_tokenizer  # whose text begins with truncation and padding, which are not used here
     what = [
-        *(source.decode() for source in _SOURCES),
-        *(platform.python_version(), *map(importlib.metadata.version, _LIBRARIES)),
+        *(*_SOURCES, platform.python_version(), *map(importlib.metadata.version, _LIBRARIES)),
         *(sorted(sources), *(source.digest() for source in sources.values()), None if own_dev else cfg.dev_split),
         *map(cfg.get, ("input_key", "output_key", "shuffle", "limit")),
         *map(model.get, ("max_sequence_len", "over_length")),
         *(renderer.instruction, renderer.template, renderer.in_prompt, renderer.chat_template_kwargs, renderer.marker),
-        # What the template writes today, of its own and around the row's texts.
         *(renderer.head, renderer.middle, renderer.tail, renderer.generation, renderer.bos, sorted(renderer.stops)),
-        # Before the added tokens stand truncation and padding, which are never used here.
         *(backend.to_str().partition('"added_tokens":')[2], backend.encode_special_tokens, tokenizer.chat_template),
         *(tokenizer.special_tokens_map, tokenizer.all_special_tokens, repr(tokenizer.added_tokens_decoder)),
     ]
     return hashlib.blake2b(json.dumps(what, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def get_or_prepare(key: str | None, make: Make) -> Found:
-    """The rows of a key of `key_of`, prepared where they are not in the cache; not kept where the key is None."""
+def get_or_prepare(key: str | None, make: Callable[[Path], Report]) -> Found:
+    """The rows of a key of `key_of`; `make` writes them into a folder where they are new. None keeps nothing."""
     if key is None:
         with tempfile.TemporaryDirectory(prefix="ragfit-") as folder:
             _write(make, Path(folder))
@@ -73,7 +69,7 @@ def get_or_prepare(key: str | None, make: Make) -> Found:
     return train, dev, report
 
 
-def _write(make: Make, folder: Path) -> None:
+def _write(make: Callable[[Path], Report], folder: Path) -> None:
     (folder / "report.json").write_bytes(TypeAdapter(Report).dump_json(make(folder)))
 
 
@@ -85,5 +81,4 @@ def _read(folder: Path, in_memory: bool = False) -> Found:
 
 
 def report_as_plain(report: Report) -> dict:
-    """A `Report` as dicts and lists."""
     return TypeAdapter(Report).dump_python(report, mode="json")

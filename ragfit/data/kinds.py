@@ -44,7 +44,7 @@ WARNINGS = {
         "Give the tokenizer an eos_token, or set template to a file that ends with one.",
     ),
     "double BOS": ("The text begins with two BOS tokens.", "Remove BOS from the data or the template."),
-    "dropped: too long": ("The row has more tokens than max_sequence_len.", f"{NO_LONGER}, or {WHOLE}."),
+    "dropped: too long": ("The row is too long.", f"{NO_LONGER}, or {WHOLE} to leave documents out of the prompt."),
     "cut: question": (
         "The cut took the question or part of it, so the model learns to answer what it was not asked.",
         f"{NO_LONGER}, or {WHOLE}.",

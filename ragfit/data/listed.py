@@ -19,8 +19,7 @@ CUT = 20  # characters that must be left of a document that was cut with the pro
 def listed_documents(row: Mapping) -> Iterator[tuple[str, list[object]]]:
     """(key, documents) of each of the row's lists: as a list, as a mapping of lists (RAFT's nested), or as one text."""
     for key in DOCUMENT_KEYS:
-        value = row.get(key)
-        if isinstance(value, Mapping):
+        if isinstance(value := row.get(key), Mapping):
             texts = next((value[name] for name in TEXTS if isinstance(value.get(name), list)), [value])
             titles, value = value.get("title"), texts
             if isinstance(titles, list) and len(titles) == len(texts):
@@ -36,8 +35,7 @@ def title_and_text(document: object) -> tuple[str, str]:
     """Those of a document: a text, a mapping, or a title and its text or sentences; "" where no text is found."""
     title, text = "", document
     if isinstance(document, Mapping):
-        text = next((document[key] for key in TEXTS if document.get(key)), "")
-        title = str(document.get("title") or "")
+        title, text = str(document.get("title") or ""), next((document[key] for key in TEXTS if document.get(key)), "")
         if isinstance(text, Mapping):
             return title_and_text({"title": title, **text})
     elif isinstance(document, list) and len(document) == 2 and isinstance(document[0], str):
@@ -47,10 +45,7 @@ def title_and_text(document: object) -> tuple[str, str]:
 
 
 def listed_in(query: str, documents: Sequence[object]) -> list[Span]:
-    """The row's own documents that stand in its prompt word for word; [] where their places can't be told.
-
-    A header is what stands between two documents, and the numbers are those in the headers, or the places in the list.
-    """
+    """The row's own documents that stand in its prompt word for word; [] where their places can't be told."""
     places = _places(query, documents)
     headers = [query[end:left].lstrip() for (_, end, _), (left, _, _) in zip(places, places[1:], strict=False)]
     if not places or any(len(header) > 200 or header.startswith("</") for header in headers):

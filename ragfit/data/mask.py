@@ -28,13 +28,11 @@ class Masked:
     boundary: tuple[int, int] | None = None  # (start, end) characters of a token that spans the completion's beginning
 
     def labels(self) -> list[int]:
-        """A label for each id: the id itself where there is loss, `IGNORE_INDEX` elsewhere."""
         learned = range(self.start, self.end)
         return [token if n in learned else IGNORE_INDEX for n, token in enumerate(self.input_ids)]
 
 
 def to_arrow(rows: list[Masked]) -> pa.RecordBatch:
-    """Many rows as the columns `input_ids` and `labels` (lists of int32)."""
     ids = pa.array([row.input_ids for row in rows], pa.list_(pa.int32()))
     flat = ids.values.to_numpy()
     labels = np.full(len(flat), IGNORE_INDEX, np.int32)  # a Python list of labels for each row would take longer
@@ -69,7 +67,6 @@ class Encoder:
         return [self._mask(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
 
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and the (start, end) characters of each token of a text."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -88,8 +85,7 @@ class Encoder:
 
 
 def _first_token_from(encoding: "Encoding", char: int, length: int) -> int:
-    """The first token that starts at or after a character; `len(encoding)` where there is none."""
-    # `encoding.offsets` would copy the places of all tokens, which costs a tenth of preparing.
+    """The first token that starts at or after a character; `len(encoding)` where none. (`offsets` copies all.)"""
     while char < length and (token := encoding.char_to_token(char)) is None:
         char += 1  # the normalizer has dropped it
     if char >= length:

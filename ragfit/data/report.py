@@ -30,10 +30,9 @@ class Cut:
         return "".join(query[start:end] for start, end in self.left)
 
 
+# What became of the rows of one part (train or dev). Rows are named by their numbers in the data file, from 0.
 @dataclass
 class Part:
-    """What became of the rows of one part (train or dev). Rows are named by their numbers in the data file, from 0."""
-
     rows: int = 0
     kept: list[int] = field(default_factory=list)  # in the order of the prepared rows
     dropped: dict[str, list[int]] = field(default_factory=dict)  # by reason

@@ -26,8 +26,7 @@ class _Marks(dict):
 
 
 _APART, _JOINED = _Marks(" "), _Marks("")
-# Scripts without spaces: Thai and Lao, Burmese, Khmer, in which marks stand on a character; Chinese and Japanese.
-_UNSPACED = (
+_UNSPACED = (  # scripts without spaces: Thai and Lao, Burmese, Khmer, in which marks stand on a character; CJK
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )

@@ -175,7 +175,7 @@ def test_a_change_is_prepared_anew(data, folder, write_rows, name):
 def test_other_code_or_another_version_is_prepared_anew(data, monkeypatch, name):
     prepare(data)
     if name == "code":
-        monkeypatch.setattr(cache, "_SOURCES", [*cache._SOURCES[:-1], cache._SOURCES[-1] + b"\n"])
+        monkeypatch.setattr(cache, "_SOURCES", [*cache._SOURCES[:-1], cache._SOURCES[-1] + "\n"])
     else:
         real = importlib.metadata.version
         monkeypatch.setattr(importlib.metadata, "version", lambda library: real(library) + "0" * (library == name))

@@ -16,7 +16,6 @@ from conftest import (
     make_config,
     make_tokenizer,
     real_folder,
-    real_rows,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -54,9 +53,6 @@ def texts(prepared, part="train"):
     return [tokenizer.decode(row["input_ids"]) for row in dataset]
 
 
-# --- What comes out ---------------------------------------------------------------------------------------------------
-
-
 def test_rows_as_they_are_trained_on(prepare):
     prepared = prepare(ROWS[:2], instruction="Be brief.")
     assert prepared.train.column_names == ["input_ids", "labels"]
@@ -70,17 +66,6 @@ def test_rows_as_they_are_trained_on(prepare):
         )
         assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))
     assert prepared.dev is None and prepared.instruction == "Be brief."
-
-
-@pytest.mark.parametrize("kind", KINDS_OF_TOKENIZER)
-@pytest.mark.parametrize("template", CHAT_TEMPLATES)
-def test_the_dataset_is_what_the_renderer_and_the_encoder_make(prepare, kind, template):
-    rows = [*ROWS[:2], {"prompt": " 東京 é\n", "answers": ["\n 7 👩‍👩‍👧 "]}]
-    prepared = prepare(rows, make_tokenizer(kind, template), completion_start=MARKERS[template])
-    rendered = [prepared.rendered(i) for i in range(3)]
-    masked = prepared.encoder.encode(rendered)
-    assert prepared.train["input_ids"][:] == [m.input_ids for m in masked]
-    assert prepared.train["labels"][:] == [m.labels() for m in masked]
 
 
 @pytest.mark.parametrize(
@@ -109,17 +94,6 @@ def test_which_rows(prepare, settings, train, dev):
         assert report.in_file == 10
 
 
-def test_bos_of_a_template_of_ones_own_is_in_the_rows(prepare):
-    prepared = prepare(template="{query}\nAnswer:{output}", completion_start="Answer:")
-    bos = prepared.tokenizer.bos_token_id
-    for row in prepared.train:
-        assert row["input_ids"][0] == bos and row["input_ids"].count(bos) == 1 and row["labels"][0] == -100
-    assert texts(prepared)[0] == "<s>Document 0. Where?\nAnswer:70 BC</s>"
-
-
-# --- The report -------------------------------------------------------------------------------------------------------
-
-
 def test_the_report_counts(prepare):
     rows = [*ROWS, {"prompt": "x" * 400, "answers": "7"}, {"prompt": "Where?", "answers": ["\n\n\n7"]}]
     prepared = prepare(rows, make_tokenizer("trimming"), max_sequence_len=200, dev_split=2)
@@ -142,19 +116,10 @@ def test_the_report_counts(prepare):
     assert f"{train.tokens:,}" in text and f"{train.loss_tokens:,} ({train.loss_share:.1%})" in text
 
 
-def test_an_empty_output_learns_to_end(prepare):
-    prepared = prepare([{"prompt": "Where?", "answers": answers} for answers in ([], None, "", [[]])])
-    for row in prepared.train:
-        assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == "<|im_end|>"
-
-
 def test_a_dev_set_of_which_nothing_is_left(prepare):
     prepared = prepare(dev_split=[{"prompt": "x" * 500, "answers": "7"}], max_sequence_len=100)
     assert prepared.dev is None
     assert prepared.report.dev.dropped == {"too long": [0]} and "1 (row 0)" in str(prepared.report)
-
-
-# --- What cannot be prepared ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,8 +145,6 @@ def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
     with pytest.raises(PromptError, match="does not occur"):
         prepare([{"no": "keys"}], completion_start="### Answer")
 
-
-# --- Rows that are too long -------------------------------------------------------------------------------------------
 
 WORDS = ["Rome", "was", "founded", "in", "753", "BC.", "東京は日本の首都です。", "Is", "it?", "\n\n", "two", "é"] + [
     "",
@@ -253,14 +216,6 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
     assert [finding.rows for finding in prepared.report.findings if finding.kind == "cut"] == [(("train", 10),)]
 
 
-@pytest.mark.parametrize("policy", ["cut_end", "cut_start"])
-@pytest.mark.parametrize("limit", [40, 61, 100])
-def test_no_token_more_than_needed_is_cut(prepare, policy, limit):
-    # Each digit is a token of its own, so the limit can be met exactly.
-    prepared = prepare([{"prompt": "0123456789" * 20, "answers": "7"}], max_sequence_len=limit, over_length=policy)
-    assert len(prepared.train[0]["input_ids"]) == limit
-
-
 @pytest.mark.parametrize(("policy", "kept"), [("cut_end", [0]), ("cut_start", [0, 1]), ("drop", [0])])
 def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
     rows = [{"prompt": "Where?\nAnswer:", "answers": " 7"}, {"prompt": "word " * 60 + "\nAnswer:", "answers": " 7"}]
@@ -270,35 +225,6 @@ def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
     assert prepared.report.train.kept == kept
     for row in prepared.train:
         assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == " 7</s>"
-
-
-# --- Tokenizers -------------------------------------------------------------------------------------------------------
-
-
-def test_real_rows_under_real_tokenizers(prepare, real_tokenizers):
-    rows = [{"prompt": row["prompt"], "answers": row["answers"]} for row in real_rows("asqa-prefix-train.jsonl", 12)]
-    plain = prepare(
-        rows,
-        real_tokenizers,
-        instruction="Use the documents.",
-        instruction_in_prompt="mistral" in real_tokenizers.kit_name,
-    )
-    ends = set(plain.report.last_labels)
-    assert len(ends) == 1 and len(plain.train) == 12
-    longest = max(sum(pair) for pair in plain.report.train.lengths)
-    for policy in ("cut_end", "cut_start"):
-        limit = longest // 2
-        prepared = prepare(
-            rows, real_tokenizers, over_length=policy, max_sequence_len=limit, instruction_in_prompt=False
-        )
-        assert len(prepared.train) == 12
-        for i, row in enumerate(prepared.train):
-            assert len(row["input_ids"]) <= limit
-            assert len(row["input_ids"]) >= limit - 4 or i not in prepared.report.train.cut
-            with_loss = [label for label in row["labels"] if label != -100]
-            assert with_loss[-1:] == plain.report.last_ids
-            answer = prepared.tokenizer.decode(with_loss, clean_up_tokenization_spaces=False)
-            assert rows[i]["answers"][0].strip() in answer
 
 
 @pytest.mark.slow
@@ -322,14 +248,6 @@ def test_a_tokenizers_folder_is_loaded_without_torch(tiny_tokenizer, tmp_path, w
     )
     ids = ragfit.prepare(make_config(write_rows(ROWS)), tiny_tokenizer).train[0]["input_ids"]
     assert run.stdout.strip() == f"10 False {ids}"
-
-
-def test_a_folder_without_a_tokenizer(tmp_path, write_rows):
-    with pytest.raises(ConfigError, match="model.model_name_or_path: no tokenizer could be loaded from"):
-        ragfit.prepare(make_config(write_rows(ROWS), model_name_or_path=str(tmp_path)))
-
-
-# --- Many rows at once ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["digits", "trimming", "baked", "metaspace"])
@@ -358,9 +276,6 @@ def test_a_slow_tokenizer_is_one_clear_error(prepare):
         prepare(ROWS, ByT5Tokenizer(), template="Q: {query}\nA: {output}")
 
 
-# --- One row under other settings -------------------------------------------------------------------------------------
-
-
 def test_one_row_under_other_settings(prepare):
     prepared = prepare(instruction="Be brief.")
     work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
@@ -382,8 +297,6 @@ def test_one_row_under_other_settings(prepare):
         one(completion_start="### Answer")
     assert prepared.report == prepare(instruction="Be brief.").report  # nothing of it is counted
 
-
-# --- As at inference --------------------------------------------------------------------------------------------------
 
 THINKS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
@@ -466,8 +379,6 @@ def test_added_tokens_in_a_rows_text_are_found_special_or_not(prepare):
     assert found["special tokens in data"].rows == (("train", 2),)
 
 
-# --- Documents are cut whole ------------------------------------------------------------------------------------------
-
 DOCUMENTS = [f"[{k}] Town {k} was founded in 110{k} by {'many ' * 12}people." for k in range(1, 6)]
 QUESTION = "When was town 3 founded?"
 FIRST, LAST = f"Question: {QUESTION}\n\nDocuments:\n{{}}", f"Documents:\n{{}}\n\nQuestion: {QUESTION}"
@@ -513,9 +424,6 @@ def test_a_prompt_without_documents_is_dropped_rather_than_cut(prepare):
     rows = [*ROWS, {"prompt": "word " * 200, "answers": "7"}]
     report = prepare(rows, max_sequence_len=120, over_length="cut_documents").report
     assert report.train.dropped == {"too long": [10]} and "model.over_length=cut_documents" in str(report)
-
-
-# --- Where a turn ends, and what a shell makes of a marker ------------------------------------------------------------
 
 
 def test_a_line_break_of_a_shell_is_one_where_the_marker_stands_in_the_row(prepare):

@@ -55,28 +55,22 @@ def get_or_prepare(key: str | None, make: Callable[[Path], Report]) -> Found:
     """The rows of a key of `key_of`; `make` writes them into a folder where they are new. None keeps nothing."""
     if key is None:
         with tempfile.TemporaryDirectory(prefix="ragfit-") as folder:
-            _write(make, Path(folder))
-            return _read(Path(folder), in_memory=True)
+            return _rows_in(Path(folder, "rows"), make, in_memory=True)
     entry = cache_folder() / "prepared" / key
     entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # its rows are the user's data as token ids
     with FileLock(entry.with_suffix(".lock")):  # of several processes the first prepares while the others wait
-        if not (cached := entry.is_dir()):
-            with part_of(entry) as folder:
-                _write(make, folder)
-                folder.replace(entry)
-        train, dev, report = _read(entry)
-    report.cached = cached
-    return train, dev, report
+        return _rows_in(entry, make)
 
 
-def _write(make: Callable[[Path], Report], folder: Path) -> None:
-    (folder / "report.json").write_bytes(TypeAdapter(Report).dump_json(make(folder)))
-
-
-def _read(folder: Path, in_memory: bool = False) -> Found:
-    report = TypeAdapter(Report).validate_json((folder / "report.json").read_bytes())
-    files = [folder / f"{name}.arrow" if report.part(name).kept else None for name in ("train", "dev")]
+def _rows_in(entry: Path, make: Callable[[Path], Report], in_memory: bool = False) -> Found:
+    if not (cached := entry.is_dir()):
+        with part_of(entry) as folder:
+            (folder / "report.json").write_bytes(TypeAdapter(Report).dump_json(make(folder)))
+            folder.replace(entry)
+    report = TypeAdapter(Report).validate_json((entry / "report.json").read_bytes())
+    files = [entry / f"{name}.arrow" if report.part(name).kept else None for name in ("train", "dev")]
     train, dev = (Dataset.from_file(str(file), in_memory=in_memory) if file else None for file in files)
+    report.cached = cached
     return train, dev, report
 
 

@@ -1,13 +1,7 @@
 """Prepared rows kept on disk, so that the same rows under the same settings are prepared once.
 
-An entry is a folder `prepared/<key>` of the kit's cache folder with the rows as Arrow files, and the report as JSON
-(never a pickle, which would run what is in it). Its key is a hash of all that decides ids, labels or report. An entry
-appears whole, by a rename, and of several processes the first prepares while the others wait. Nothing is removed: the
-folder may be deleted at any time.
-
-Environment variables:
-    RAGFIT_CACHE: the kit's cache folder (default: the user's cache folder of the platform).
-    RAGFIT_CACHE_GB: 0 keeps no prepared rows.
+An entry is a folder `prepared/KEY` of the kit's cache folder: rows as Arrow files, and the report as JSON. It appears
+whole, by a rename. Nothing is removed: the folder may be deleted at any time. `RAGFIT_CACHE_GB=0` keeps nothing.
 """
 
 import hashlib
@@ -18,7 +12,11 @@ import platform
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from filelock import FileLock
+from omegaconf import DictConfig
+from pydantic import TypeAdapter
 
 from ragfit.config.load import resolved
 from ragfit.config.paths import cache_folder
@@ -27,81 +25,54 @@ from ragfit.data.report import Report
 from ragfit.data.rows import Source
 from ragfit.files import part_of
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from omegaconf import DictConfig
-
 # What decides how rows are prepared: this room. Read once: a file that is edited later is not the code that runs.
-_SOURCES = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+_SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
 _LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
-Make = Callable[[Path], Report]  # writes train.arrow and, where there is a dev set, dev.arrow into a folder
-Found = tuple["Dataset", "Dataset | None", Report]  # train, dev (None where no row is left for it), report
+Found = tuple[Dataset, Dataset | None, Report]  # train, dev (None where no row is left for it), report
 
 
-def key_of(cfg: "DictConfig", renderer: Renderer, sources: Mapping[str, Source]) -> str | None:
+def key_of(cfg: DictConfig, renderer: Renderer, sources: Mapping[str, Source]) -> str | None:
     """A hash of all that decides the prepared rows; None where none are kept, or where it cannot be known."""
-    tokenizer, model = renderer.tokenizer, resolved(cfg, "model")
+    tokenizer, model, own_dev = renderer.tokenizer, resolved(cfg, "model"), isinstance(cfg.dev_split, str)
     # A tokenizer with code that came with a model may do anything with a text.
     if os.environ.get("RAGFIT_CACHE_GB") == "0" or not type(tokenizer).__module__.startswith("transformers."):
         return None
-    backend = tokenizer.backend_tokenizer
-    # Before the added tokens stand truncation and padding, which are never used here.
-    files = [backend.to_str().partition('"added_tokens":')[2], backend.encode_special_tokens, tokenizer.chat_template]
-    keys = ("input_key", "output_key", "shuffle", "limit", *(() if isinstance(cfg.dev_split, str) else ("dev_split",)))
-    what = {
-        "code": [source.decode() for source in _SOURCES],
-        "versions": [platform.python_version(), *map(importlib.metadata.version, _LIBRARIES)],
-        "rows": {name: source.digest() for name, source in sources.items()},
-        "keys": [cfg.get(key) for key in keys],
-        "prompt": [renderer.instruction, renderer.template, renderer.in_prompt, renderer.chat_template_kwargs],
-        "loss": [renderer.marker, model.get("max_sequence_len"), model.get("over_length"), sorted(renderer.stops)],
-        # What the template writes today, of its own and around the row's texts.
-        "rendered": [renderer.head, renderer.middle, renderer.tail, renderer.generation, renderer.bos],
-        "tokenizer": [*files, tokenizer.special_tokens_map, tokenizer.all_special_tokens],
-        "added": {number: repr(token) for number, token in tokenizer.added_tokens_decoder.items()},
-    }
+    backend = tokenizer.backend_tokenizer  # whose text begins with truncation and padding, which are not used here
+    what = [
+        *(*_SOURCES, platform.python_version(), *map(importlib.metadata.version, _LIBRARIES)),
+        *(sorted(sources), *(source.digest() for source in sources.values()), None if own_dev else cfg.dev_split),
+        *map(cfg.get, ("input_key", "output_key", "shuffle", "limit")),
+        *map(model.get, ("max_sequence_len", "over_length")),
+        *(renderer.instruction, renderer.template, renderer.in_prompt, renderer.chat_template_kwargs, renderer.marker),
+        *(renderer.head, renderer.middle, renderer.tail, renderer.generation, renderer.bos, sorted(renderer.stops)),
+        *(backend.to_str().partition('"added_tokens":')[2], backend.encode_special_tokens, tokenizer.chat_template),
+        *(tokenizer.special_tokens_map, tokenizer.all_special_tokens, repr(tokenizer.added_tokens_decoder)),
+    ]
     return hashlib.blake2b(json.dumps(what, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def get_or_prepare(key: str | None, make: Make) -> Found:
-    """The rows of a key of `key_of`, prepared where they are not in the cache; not kept where the key is None."""
+def get_or_prepare(key: str | None, make: Callable[[Path], Report]) -> Found:
+    """The rows of a key of `key_of`; `make` writes them into a folder where they are new. None keeps nothing."""
     if key is None:
         with tempfile.TemporaryDirectory(prefix="ragfit-") as folder:
-            _write(make, Path(folder))
-            return _read(Path(folder), in_memory=True)
-    from filelock import FileLock
-
+            return _rows_in(Path(folder, "rows"), make, in_memory=True)
     entry = cache_folder() / "prepared" / key
     entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # its rows are the user's data as token ids
-    with FileLock(entry.with_suffix(".lock")):
-        cached = entry.is_dir()
-        if not cached:
-            with part_of(entry) as folder:
-                _write(make, folder)
-                folder.replace(entry)
-        train, dev, report = _read(entry)
-        report.cached = cached
-        return train, dev, report
+    with FileLock(entry.with_suffix(".lock")):  # of several processes the first prepares while the others wait
+        return _rows_in(entry, make)
 
 
-def _write(make: Make, folder: Path) -> None:
-    from pydantic import TypeAdapter
-
-    (folder / "report.json").write_bytes(TypeAdapter(Report).dump_json(make(folder)))
-
-
-def _read(folder: Path, in_memory: bool = False) -> Found:
-    from datasets import Dataset
-    from pydantic import TypeAdapter
-
-    report = TypeAdapter(Report).validate_json((folder / "report.json").read_bytes())
-    files = [folder / f"{name}.arrow" if report.part(name).kept else None for name in ("train", "dev")]
+def _rows_in(entry: Path, make: Callable[[Path], Report], in_memory: bool = False) -> Found:
+    if not (cached := entry.is_dir()):
+        with part_of(entry) as folder:
+            (folder / "report.json").write_bytes(TypeAdapter(Report).dump_json(make(folder)))
+            folder.replace(entry)
+    report = TypeAdapter(Report).validate_json((entry / "report.json").read_bytes())
+    files = [entry / f"{name}.arrow" if report.part(name).kept else None for name in ("train", "dev")]
     train, dev = (Dataset.from_file(str(file), in_memory=in_memory) if file else None for file in files)
+    report.cached = cached
     return train, dev, report
 
 
 def report_as_plain(report: Report) -> dict:
-    """A `Report` as dicts and lists."""
-    from pydantic import TypeAdapter
-
     return TypeAdapter(Report).dump_python(report, mode="json")

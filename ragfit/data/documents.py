@@ -16,19 +16,12 @@ from ragfit.data.words import renumber as renumber
 
 ANSWER_KEYS = ("short_answers", "answers")
 SUPPORT_KEYS = ("positive_indices", "supporting_indices", "gold_indices", "oracle_context")  # the last one is RAFT's
-FINAL = "<ANSWER>:"  # what RAFT writes before an answer's last part
-WORDS = 10  # a longer answer is a sentence, which no document holds word for word
+NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "undefined"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document as it stands in a prompt.
-
-    Attributes:
-        number: the number that a citation names it by.
-        header: what stands before it with its number, such as `[2] `.
-        text: the document itself, with its title.
-    """
+    """A document as it stands in a prompt: with its title, behind the header that holds its number, such as `[2] `."""
 
     number: int
     header: str
@@ -37,18 +30,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Passages:
-    """A prompt in which it is known where each document begins and ends.
-
-    Attributes:
-        query: the prompt.
-        spans: for each document its number, where its header starts, where its text starts and where it ends, in the
-            prompt's order, which need not be that of the numbers.
-        origin: "the prompt" where the documents are marked in it, else the row's key that lists them.
-    """
+    """A prompt in which it is known where each document begins and ends, in the prompt's own order."""
 
     query: str
     spans: tuple[Span, ...]
-    origin: str
+    origin: str  # "the prompt" where the documents are marked in it, else the row's key that lists them
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
@@ -63,12 +49,7 @@ class Passages:
         return self.query[self.spans[-1][3] :]
 
     def prompt(self, documents: Sequence[Document]) -> str:
-        """The prompt with these documents in their place, each under its own header.
-
-        >>> passages = find_documents("Who?\\n\\n[1] Ada.\\n[2] Bob.\\n\\nAnswer:", {})
-        >>> passages.prompt(passages.documents[1:])
-        'Who?\\n\\n[2] Bob.\\n\\nAnswer:'
-        """
+        """The prompt with these documents in their place, each under its own header."""
         if tuple(documents) == self.documents:
             return self.query  # whose gaps may differ
         gap = self.query[self.spans[0][3] : self.spans[1][1]] if len(self.spans) > 1 else "\n\n"
@@ -76,89 +57,58 @@ class Passages:
 
     def numbered(self, texts: Sequence[str]) -> tuple[Document, ...]:
         """Texts as documents of this prompt, numbered from 1 in their order, under headers such as it has."""
-        like = self.documents[0]
-        number = next((one for one in re.finditer(r"\d+", like.header) if int(one[0]) == like.number), None)
-        if number is None:
-            return tuple(Document(n, like.header, text) for n, text in enumerate(texts, 1))
-        before, behind = like.header[: number.start()], like.header[number.end() :]
-        return tuple(Document(n, f"{before}{n}{behind}", text) for n, text in enumerate(texts, 1))
+        number, header = self.documents[0].number, self.documents[0].header
+        place = next((one.span() for one in re.finditer(r"\d+", header) if int(one[0]) == number), None)
+        headers = [
+            f"{header[: place[0]]}{n}{header[place[1] :]}" if place else header for n in range(1, len(texts) + 1)
+        ]
+        return tuple(Document(n, *pair) for n, pair in enumerate(zip(headers, texts, strict=True), 1))
 
 
 def find_documents(query: str, row: Mapping) -> Passages | None:
-    """The documents of a prompt: those marked in it (`[1] …`, `Document 1: …`), or else those of the row's own list.
-
-    Args:
-        query: the prompt's text, cut where it was cut for training.
-        row: the row; its list (`ragfit.data.listed`) counts where its texts stand in the prompt word for word.
-
-    Returns:
-        Passages; None where there are none, or where it can't be told where each of them begins and ends.
-    """
+    """The documents marked in a prompt, or else those of the row's list; None where it can't be told where they are."""
     if spans := numbered_documents(query, row):
         return Passages(query, tuple(spans), "the prompt")
-    for key, documents in listed_documents(row):
-        if spans := listed_in(query, documents):
-            return Passages(query, tuple(spans), key)
-    return None
-
-
-BEGINNING = 12  # words by which a document is known in a prompt that writes or cuts it otherwise
+    found = ((listed_in(query, documents), key) for key, documents in listed_documents(row))
+    return next((Passages(query, tuple(spans), key) for spans, key in found if spans), None)
 
 
 def missing_documents(query: str, row: Mapping) -> str:
     """What is wrong where a row lists documents and its prompt holds nothing of any of them; else ""."""
-    keys = []
-    for key, documents in listed_documents(row):
-        texts = [text for _, text in map(title_and_text, documents) if text]
-        if any(text in query for text in texts):
-            return ""
-        said = words_of(query).replace(words_of(question_of(row, " ")), " ")  # which may repeat a title
-        if any(f" {' '.join(words(text[:400])[:BEGINNING])} " in said for text in texts):
-            return ""
-        keys += [key] if texts else []
-    return f"the prompt holds nothing of {' and '.join(keys)}" if keys else ""
+    listed = {key: [text for _, text in map(title_and_text, many) if text] for key, many in listed_documents(row)}
+    texts = sum(listed.values(), [])
+    if not texts or any(text in query for text in texts):
+        return ""
+    said = words_of(query).replace(words_of(question_of(row, " ")), " ")  # which may repeat a title
+    # A prompt may write or cut a document otherwise, which is known by its first words then.
+    known = any(f" {' '.join(words(text[:400])[:12])} " in said for text in texts)
+    return "" if known else f"the prompt holds nothing of {' and '.join(key for key in listed if listed[key])}"
 
 
 def unread_documents(row: Mapping) -> str:
     """What is wrong where a row lists documents in which no text is found; else ""."""
-    for key, documents in listed_documents(row):
-        if not any(text for _, text in map(title_and_text, documents)):
-            first = documents[0]
-            named = f"a document has {', '.join(map(str, first))}" if isinstance(first, Mapping) else f"{first!r:.40}"
-            return f"no text is found in {key} ({named})"
-    return ""
-
-
-# What supports the answer.
+    listed = ((key, many) for key, many in listed_documents(row) if not any(title_and_text(one)[1] for one in many))
+    return next((f"no text is found in {key} ({many[0]!r:.40})" for key, many in listed), "")
 
 
 def supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> frozenset[int]:
     """The numbers of the documents that support the answer.
 
-    They are those that the row names (`SUPPORT_KEYS`: by the numbers that cite them, or by their texts), or else those
-    that the expected answer cites, or else those that hold an answer of `answers_of` word for word. Labels such as yes
-    are looked for in no document.
+    The row names them (`SUPPORT_KEYS`, by number or text), or else the expected answer cites them, or else they hold an
+    answer of `answers_of` word for word. Labels such as yes are looked for in no document.
     """
-    for key in SUPPORT_KEYS:
-        named = row.get(key)
+    said = {one.number: words_of(one.text) for one in passages.documents}
+    for named in map(row.get, SUPPORT_KEYS):
         if isinstance(named, list) or (isinstance(named, str) and named.strip()):
-            return _named(passages, named if isinstance(named, list) else [named])
-    if cited := citations(output) & {one.number for one in passages.documents}:
+            named = named if isinstance(named, list) else [named]
+            texts = [words_of(one) for one in named if isinstance(one, str) and words(one)]
+            # A title and a closing tag may stand around a text.
+            whole = [n for n in said if any(text in said[n] and 2 * len(text) >= len(said[n]) for text in texts)]
+            return frozenset(whole) | {one for one in named if type(one) is int and one in said}
+    if cited := citations(output) & said.keys():
         return frozenset(cited)
-    answers, _ = answers_of(row, output, output_key)
-    spellings = [text for group in answers for text in group if not is_label(text)]
-    return frozenset(one.number for one in passages.documents if any(text in words_of(one.text) for text in spellings))
-
-
-def _named(passages: Passages, named: Sequence[object]) -> frozenset[int]:
-    """The numbers of the documents that a row names, by number or by text."""
-    texts = [words_of(one) for one in named if isinstance(one, str)]
-    found = {one for one in named if type(one) is int} & {one.number for one in passages.documents}
-    for one in passages.documents:
-        said = words_of(one.text)  # a title and a closing tag may stand around the text
-        if any(text.strip() and text in said and 2 * len(text) >= len(said) for text in texts):
-            found.add(one.number)
-    return frozenset(found)
+    spellings = [text for group in answers_of(row, output, output_key)[0] for text in group if not is_label(text)]
+    return frozenset(n for n in said if any(text in said[n] for text in spellings))
 
 
 def first_supporting(passages: Passages, row: Mapping, output: str, output_key: str = "") -> int | None:
@@ -170,36 +120,24 @@ def first_supporting(passages: Passages, row: Mapping, output: str, output_key: 
 def answers_of(row: Mapping, output: str, output_key: str = "") -> tuple[list[list[str]], str]:
     """(answers, key): each answer is a list of its spellings as `words_of`; `([], "")` where none is short."""
     for key in ANSWER_KEYS:
-        value = row.get(key)
-        value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not value:
-            continue
-        # Under short_answers each element is an answer; under answers, plain texts are spellings of one.
-        groups = value if key == "short_answers" or any(isinstance(item, list) for item in value) else [value]
-        answers = [_short(group if isinstance(group, list) else [group]) for group in groups]
-        if answers := [spellings for spellings in answers if spellings]:
-            return answers, key
-    spellings = _short([output.rpartition(FINAL)[2]])
+        value = [row[key]] if isinstance(row.get(key), str) else row.get(key)
+        if isinstance(value, list):
+            # Under short_answers each element is an answer; under answers, plain texts are spellings of one.
+            groups = value if key == "short_answers" or any(isinstance(item, list) for item in value) else [value]
+            answers = [_short(group if isinstance(group, list) else [group]) for group in groups]
+            if any(answers):
+                return [spellings for spellings in answers if spellings], key
+    spellings = _short([output.rpartition("<ANSWER>:")[2]])  # which RAFT writes before an answer's last part
     return ([spellings], f"the output, {output_key}") if spellings else ([], "")
 
 
 def _short(texts: Sequence[object]) -> list[str]:
     spelt = [words(text) for text in texts if isinstance(text, str)]
-    return [f" {' '.join(one)} " for one in spelt if 0 < word_count(one) <= WORDS]
-
-
-NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "undefined"}
-_BEGINS = re.compile(r"[\[({]|b['\"]|array\(|(?:np|numpy)\.\w+\(")
-_HOLDS = re.compile(r"['\"]|\b(?:None|nan|null|array\(|(?:np|numpy)\.)")
-_AROUND = re.compile(r"\\.|\b(?:array|(?:np|numpy)\.\w+)(?=\()|,\s*dtype=[^,)\]]+", re.DOTALL)  # around NumPy's values
+    return [f" {' '.join(one)} " for one in spelt if 0 < word_count(one) <= 10]  # a longer one is a sentence
 
 
 def answer_as_data(row: Mapping, output: str) -> str:
-    """An answer that reads as Python, JSON or pandas write a list or a missing value, as a literal; "" where none does.
-
-    >>> answer_as_data({"short_answers": [["Paris"], ["nan"]]}, "Paris")
-    "'nan'"
-    """
+    """An answer that reads as Python, JSON or pandas write a list or a missing value, as a literal; or ""."""
     texts: list[object] = [output, *(row.get(key) for key in ANSWER_KEYS)]
     for one in texts:  # which grows by the lists in it
         if isinstance(one, list):
@@ -210,36 +148,23 @@ def answer_as_data(row: Mapping, output: str) -> str:
 
 
 def _is_literal(text: str) -> bool:
-    """Whether a text is a literal of Python or NumPy or a list in JSON, with texts or nothing in it, or bytes.
-
-    Numbers alone may be a citation or a point, and objects in JSON may be what the model is to write.
-    """
-    if not _BEGINS.match(text) or re.search(r"\{\s*[\"}]", text):
+    """Whether a text is bytes, or a list in Python or JSON with texts or nothing in it; numbers may be a citation."""
+    if text[:1] not in ("[", "(", "{", "b") or text[-1:] not in ("]", ")", "}", "'", '"'):
         return False
     with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        value = ast.literal_eval(re.sub(r"\b(?:nan|null)\b", "None", _AROUND.sub("", text)))
-        holds = isinstance(value, list | tuple | set | dict | bytes) or text.startswith("n")
-        return holds and (not value or bool(_HOLDS.search(text)))
+        value = ast.literal_eval(re.sub(r"\b(?:nan|null)\b", "None", text))
+        holds = isinstance(value, list | tuple | set) and any(isinstance(one, str | bytes | None) for one in value)
+        return isinstance(value, bytes) or value in ([], ()) or holds
     return False
 
 
-FEWEST_ROWS, NEARLY_ALL = 20, 0.9  # from which on a place is called fixed
-FEWEST_DOCUMENTS = 3
-
-
 def fixed_place(places: Sequence[tuple[int, int]]) -> str:
-    """Where the supporting document stands in nearly all rows; "" where it moves, or where there are too few rows.
+    """Where the supporting document stands in 90 % of at least 20 rows: "first in 19 of 20 rows"; "" where it moves.
 
-    Args:
-        places: for each row the place of its first supporting document, from 1, and how many documents it has.
-
-    >>> fixed_place([(1, 5)] * 19 + [(3, 5)])
-    'first in 19 of 20 rows'
+    `places` has its place, from 1, and the number of documents, for each row; rows of fewer than 3 do not count.
     """
-    places = [(place, count) for place, count in places if count >= FEWEST_DOCUMENTS]
-    if len(places) < FEWEST_ROWS:
-        return ""
+    places = [(place, count) for place, count in places if count >= 3]
     named = [(f"at place {place}" if place > 1 else "first") for place, _ in places]
     named += ["last" for place, count in places if place == count]
-    name, rows = Counter(named).most_common(1)[0]
-    return f"{name} in {rows:,} of {len(places):,} rows" if rows >= NEARLY_ALL * len(places) else ""
+    name, rows = Counter(named).most_common(1)[0] if len(places) >= 20 else ("", 0)
+    return f"{name} in {rows:,} of {len(places):,} rows" if name and rows >= 0.9 * len(places) else ""

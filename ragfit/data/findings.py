@@ -17,28 +17,19 @@ from ragfit.draw.text import counted, listed
 
 # Findings of text before the output that training and inference do not share.
 OTHER_TEXT = {"other text has loss", "loss behind the prompt", "prompt mismatch"}
+CONTROL, ADDED = "special tokens in data", "added tokens in data"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to look at before training.
+    """Something to look at before training: what it means there, and the key that mends it."""
 
-    Attributes:
-        kind: a short name, a key of `KINDS`.
-        severity: "warning" (the model will learn something else than meant) or "note".
-        meaning: what it means for training, in a sentence.
-        fix: the configuration key that mends it, and how.
-        rows: the rows concerned, as (part, number) with part "train" or "dev" and the row's number in its file
-            from 0; empty where it concerns all of them.
-        detail: what was seen.
-    """
-
-    kind: str
-    severity: str
+    kind: str  # a key of `KINDS`
+    severity: str  # "warning" (the model will learn something else than meant) or "note"
     meaning: str
     fix: str
-    rows: tuple[tuple[str, int], ...] = ()
-    detail: str = ""
+    rows: tuple[tuple[str, int], ...] = ()  # (part, number in its file from 0) of the rows concerned; () for all
+    detail: str = ""  # what was seen first
 
     def __str__(self) -> str:
         detail = f" Seen: {self.detail}." if self.detail else ""
@@ -52,15 +43,10 @@ class Finding:
 
 
 class Checks:
-    """Looks at every row that is trained on, for what looks wrong and for where loss begins and ends.
-
-    Attributes:
-        rows: (part, number) of the rows, by the kind of finding; None for a kind that concerns all rows.
-        details: what was seen first, by kind.
-    """
+    """Looks at every row that is trained on, for what looks wrong and for where loss begins and ends."""
 
     def __init__(self, renderer: Renderer, encoder: Encoder):
-        self.rows: dict[str, list[tuple[str, int]] | None] = {}
+        self.rows: dict[str, list[tuple[str, int]] | None] = {}  # by kind of finding; None where it concerns all rows
         self.details: dict[str, str] = {}
         self.renderer, self.encoder, self.tokenizer = renderer, encoder, renderer.tokenizer
         self._first, self._last, self._boundary, self._last_ids = Counter(), Counter(), Counter(), set()
@@ -70,14 +56,12 @@ class Checks:
         # A turn ends with a token of its own, not with text that looks like one.
         self._ends = {self.tokenizer.eos_token_id, *(token for token in added if str(added[token]) in renderer.stops)}
         # Added tokens that control the model, be they called special or not.
-        self._control = {str(token) for token in added.values() if token.special} | set(
-            self.tokenizer.all_special_tokens
-        )
-        self._control |= renderer.stops | set(self._added.findall(renderer.header) if self._added else ())
+        self._control = {*renderer.stops, *self.tokenizer.all_special_tokens}
+        self._control |= {str(token) for token in added.values() if token.special or str(token) in renderer.header}
         if renderer.system == "dropped":
-            self.everywhere("instruction not in prompt")
-        if control := self._tokens_in(renderer.instruction).get("special tokens in data"):
-            self.everywhere("special tokens in data", f"{control} in the instruction")
+            self.rows["instruction not in prompt"] = None
+        if control := self._tokens_in(renderer.instruction).get(CONTROL):
+            self.rows[CONTROL], self.details[CONTROL] = None, f"{control} in the instruction"
 
     def add(self, kind: str, part: str, number: int, detail: str = "") -> None:
         """Note a row of a part ("train" or "dev") by its number in its file. The first one's detail is kept."""
@@ -87,43 +71,30 @@ class Checks:
         if detail:
             self.details.setdefault(kind, detail)
 
-    def everywhere(self, kind: str, detail: str = "") -> None:
-        """Note what concerns all rows."""
-        self.rows[kind], self.details[kind] = None, detail
-
     def findings(self) -> list[Finding]:
         """All findings, warnings first; where a variable of the chat template would mend one, its fix says so."""
         variable = self.renderer.kwargs_that_fit() if self.rows.keys() & OTHER_TEXT else ""
-        found = []
-        for kind, (severity, meaning, fix) in KINDS.items():
-            if kind in self.rows:
-                if variable and kind in OTHER_TEXT:
-                    fix = f"Set model.chat_template_kwargs={variable}, and leave model.completion_start empty."
-                rows = tuple(self.rows[kind] or ())
-                found.append(Finding(kind, severity, meaning, fix, rows, self.details.get(kind, "")))
-        return found
+        cure = f"Set model.chat_template_kwargs={variable}, and leave model.completion_start empty."
+        kinds = {kind: said for kind, said in KINDS.items() if kind in self.rows}
+        if variable:
+            kinds |= {kind: (*kinds[kind][:2], cure) for kind in kinds.keys() & OTHER_TEXT}
+        rows = {kind: tuple(self.rows[kind] or ()) for kind in kinds}
+        return [Finding(kind, *said, rows[kind], self.details.get(kind, "")) for kind, said in kinds.items()]
 
     def check(
         self, part: str, number: int, query: str, output: str, source: Mapping, row: Rendered, masked: Masked
     ) -> None:
-        """Look at one row.
-
-        Args:
-            query: the row's prompt, before it is cut.
-            source: the row as it stands in its file.
-        """
-        ids = masked.input_ids
-        first, last = ids[masked.start], ids[masked.end - 1]
-        self._first[self._text_of(first, row.text[row.completion_char :][:9])] += 1
+        """Look at one row: its prompt before a cut, its output, itself as in its file, and as it is learned."""
+        ids, (begin, end) = masked.input_ids, masked.boundary or (0, 0)
+        last = ids[masked.end - 1]
+        self._first[self._text_of(ids[masked.start], row.text[row.completion_char :][:9])] += 1
         self._last[self._text_of(last, row.text[: row.end_char][-1:])] += 1
         self._last_ids.add(last)
-        begin, end = masked.boundary or (0, 0)
-        if masked.boundary:
-            self._boundary[row.text[begin:end]] += 1
+        self._boundary.update([row.text[begin:end]] if masked.boundary else [])
         # A marker token that takes in the template's own white space takes nothing from the output.
         taken = row.text[max(row.output[0], row.completion_char) : end].strip()
-        question = hash(words_of(asked) if (asked := question_of(source, "")) else query)
-        missing = missing_documents(query, source)
+        question, missing = question_of(source, ""), missing_documents(query, source)
+        pair, question = hash((query, output)), hash(words_of(question) if question else query)
         seen = {  # what each kind of finding has to show, or whether there is one
             "prompt mismatch": not row.matches,
             "output changed by the template": row.changed and "{!r:.70} became {!r:.70}".format(*row.changed),
@@ -137,7 +108,7 @@ class Checks:
             "documents not in the prompt": missing,
             "documents without text": not missing and unread_documents(source),
             "answer is the text of a list or of nothing": answer_as_data(source, output),
-            "duplicate rows": part == "train" and hash((query, output)) in self._pairs,
+            "duplicate rows": part == "train" and pair in self._pairs,
             "row in train and dev": part == "dev" and question in self._questions,
             **self._against_the_prompt(row, masked),
             **self._tokens_in(f"{query}\0{output}"),
@@ -146,14 +117,11 @@ class Checks:
             if what:
                 self.add(kind, part, number, what if isinstance(what, str) else "")
         if part == "train":
-            self._pairs.add(hash((query, output)))
+            self._pairs.add(pair)
             self._questions.add(question)
 
     def _against_the_prompt(self, row: Rendered, masked: Masked) -> dict[str, str]:
-        """How the ids before the first token with loss differ from the ids of the inference prompt, tokenized alone.
-
-        Other findings say where the texts differ from their beginning, and where one token spans prompt and output.
-        """
+        """How the ids before the first with loss differ from the inference prompt's, where their texts are the same."""
         length, begins = len(row.prompt), max(row.completion_char, masked.boundary[1] if masked.boundary else 0)
         if not row.matches:
             return {}
@@ -161,18 +129,13 @@ class Checks:
             return {"loss behind the prompt": repr(row.text[length : row.completion_char])}
         if begins < length:
             return {"loss within the prompt": repr(row.text[begins:length])}
-        if begins == length and not self.encoder.begins_as_alone(row, masked):
-            return {"prompt tokenized otherwise": repr(row.prompt[-20:])}
-        return {}
+        same = begins > length or self.encoder.begins_as_alone(row, masked)
+        return {} if same else {"prompt tokenized otherwise": repr(row.prompt[-20:])}
 
     def _tokens_in(self, text: str) -> dict[str, str]:
         """The first control token and the first other added token in a text, by the kind of their finding."""
-        found: dict[str, str] = {}
-        for token in self._added.findall(text) if self._added else ():
-            found.setdefault(
-                "special tokens in data" if token in self._control else "added tokens in data", repr(token)
-            )
-        return found
+        found = self._added.findall(text)[::-1] if self._added else ()
+        return {CONTROL if token in self._control else ADDED: repr(token) for token in found}
 
     def _text_of(self, token: int, text: str) -> str:
         """The text of a token; of one that is a part of a character, that character, which begins or ends `text`."""

@@ -1,7 +1,4 @@
-"""What is learned: token ids, and which of them have loss. The only place where labels are made.
-
-Each text is tokenized once, as a whole. A token has loss if it starts in the completion, its turn's end included.
-"""
+"""What is learned: token ids, and which of them have loss. The only place where labels are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,13 +28,11 @@ class Masked:
     boundary: tuple[int, int] | None = None  # (start, end) characters of a token that spans the completion's beginning
 
     def labels(self) -> list[int]:
-        """A label for each id: the id itself where there is loss, `IGNORE_INDEX` elsewhere."""
-        ids, start, end = self.input_ids, self.start, max(self.start, self.end)
-        return [IGNORE_INDEX] * start + ids[start:end] + [IGNORE_INDEX] * (len(ids) - end)
+        learned = range(self.start, self.end)
+        return [token if n in learned else IGNORE_INDEX for n, token in enumerate(self.input_ids)]
 
 
 def to_arrow(rows: list[Masked]) -> pa.RecordBatch:
-    """Many rows as the columns `input_ids` and `labels` (lists of int32)."""
     ids = pa.array([row.input_ids for row in rows], pa.list_(pa.int32()))
     flat = ids.values.to_numpy()
     labels = np.full(len(flat), IGNORE_INDEX, np.int32)  # a Python list of labels for each row would take longer
@@ -52,9 +47,10 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", bos: Sequence[int] = ()):
         if not tokenizer.is_fast:
-            problem = f"its tokenizer ({type(tokenizer).__name__}) does not tell which characters each token stands for"
-            fix = "Use a model with a fast tokenizer (a tokenizer.json)."
-            raise ConfigError("model.model_name_or_path", problem, fix)
+            problem = f"its tokenizer ({type(tokenizer).__name__}) does not tell which characters a token stands for"
+            raise ConfigError(
+                "model.model_name_or_path", problem, "Use a model with a fast tokenizer (tokenizer.json)."
+            )
         self.tokenizer, self.bos = tokenizer, list(bos)
         self._backend = _with_whole_offsets(tokenizer.backend_tokenizer)
 
@@ -67,12 +63,10 @@ class Encoder:
         return self._backend
 
     def encode(self, rows: list[Rendered]) -> list[Masked]:
-        """Encode rendered rows. Several threads may do so at once."""
         encodings = self.backend.encode_batch([row.text for row in rows], add_special_tokens=False)
         return [self._mask(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
 
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and the (start, end) characters of each token of a text."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -91,8 +85,7 @@ class Encoder:
 
 
 def _first_token_from(encoding: "Encoding", char: int, length: int) -> int:
-    """The first token that starts at or after a character; `len(encoding)` where there is none."""
-    # `encoding.offsets` would copy the places of all tokens, which costs a tenth of preparing.
+    """The first token that starts at or after a character; `len(encoding)` where none. (`offsets` copies all.)"""
     while char < length and (token := encoding.char_to_token(char)) is None:
         char += 1  # the normalizer has dropped it
     if char >= length:
@@ -103,10 +96,9 @@ def _first_token_from(encoding: "Encoding", char: int, length: int) -> int:
 
 
 def _with_whole_offsets(backend: "Tokenizer") -> "Tokenizer":
-    """A tokenizer whose offsets cover each token's whole text.
+    """A tokenizer whose offsets cover each token's whole text, from which a post-processor may trim white space.
 
-    A post-processor may trim white space from them. A token " a" whose space is the prompt's last character would then
-    look as if it began with the completion. Its other work is special tokens, and none are asked for here.
+    A token " a" whose space is the prompt's last character would then look as if it began with the completion.
     """
     from tokenizers import Tokenizer, processors
 

@@ -1,11 +1,9 @@
-"""Where documents stand that are marked in a prompt: `[1] …`, `Document 1: …`, `<doc id="1">…</doc>`, `<doc>…</doc>`.
-
-What cannot be told is not guessed, and what cannot be read whole is not read in part: numbers at the start of a line
-that stand there twice, that lack one or do not begin at 0 or 1, or an end of the last document that nothing marks.
-"""
+"""Where documents stand that are marked in a prompt (`[1] …`, `Document 1: …`, `<doc>…</doc>`): all, or none."""
 
 import re
 from collections.abc import Mapping
+
+from ragfit.data.words import question_of
 
 Span = tuple[int, int, int, int]  # a document's number, where its header starts, where its text starts and ends
 
@@ -21,7 +19,7 @@ _ANSWER = (
     r"(?i:answer|instruction|user question|a|antwort|respuesta|risposta|ответ|"
     r"答案?|回答|답변?|(?:ال)?(?:إجابة|جواب)|תשובה|उत्तर|คำตอบ)"
 )
-_ID = r"\b[^>\n]*?\b(?:id|index|number)=[\"']?(?P<n>\d+)[\"']?[^>\n]*"
+_ID = r"\b[^>\n]*?\b(?:id|index|number)=[\"']?(?P<n>\d+)[^>\n]*"
 _TAGS = re.compile(rf"^[ \t]*<(?P<tag>{_NAME}){_ID}>\s*", re.MULTILINE)
 _BRACKETS = re.compile(r"^[ \t]*[\[【](?P<n>\d+)[\]】][:：]?[ \t]?", re.MULTILINE)
 # Document [1] …, [Document 1] …, Document 1: …, Document 1 (Title: …): …, and on a line of its own, be it a heading.
@@ -30,7 +28,6 @@ _HEADER = (
     r"(?:[\]】][:：]?[ \t]?|\*?\*? ?[:：]\*?\*?[ \t]?|\*?\*?[ \t]*(?=[(（]|\r?\n|$))"
 )
 _FORMS = (_BRACKETS, *(re.compile(_HEADER.format(name), re.MULTILINE) for name in (_NAME, _OTHER_NAME)), _TAGS)
-_PLAIN_TAG = re.compile(rf"<(?P<tag>{_NAME})>")
 _ASKS = rf"(?:(?:Question|Answer|Query|Instruction)\b|(?:{_QUESTION}|{_ANSWER})\** ?[:：])"
 _AFTER_THE_LAST = re.compile(rf"\n[ \t\r]*\n(?=[#* \t]*{_ASKS})")
 _NEXT_LINE_ASKS = re.compile(rf"\n(?=[#* \t]*{_QUESTION}\** ?[:：])")
@@ -39,58 +36,46 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 
 
 def numbered_documents(query: str, row: Mapping) -> list[Span]:
-    """The documents that are marked in a prompt, numbered from 1 or from 0 in any order; [] where they can't be told.
-
-    Args:
-        row: its `query` or `question`, where it stands after the documents, is none of the last one.
-    """
-    found = [(matches[0].start(), form, matches) for form in _FORMS if (matches := list(form.finditer(query)))]
+    """The documents that are marked in a prompt, numbered from 1 or 0 in any order; [] where they can't be told."""
+    found = [matches for form in _FORMS if (matches := list(form.finditer(query)))]
     if not found:
         return _tagged(query)
-    _, form, matches = min(found, key=lambda one: one[0])  # a form within a document begins after the document's own
+    matches = min(found, key=lambda one: one[0].start())  # a form within a document begins after the document's own
     numbers = sorted(int(match["n"]) for match in matches)
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
         return []
     if "[" in matches[0][0] and len(matches) == 1 and f"[{numbers[0] + 1}]" in query[matches[0].end() :]:
         return []  # on one line with the next one, or is it a citation?
-    starts = [match.start() for match in matches[1:]]
-    texts = [(match.end(), end) for match, end in zip(matches, [*starts, len(query)], strict=True)]
-    last = texts[-1][0]
-    closing = f"</{matches[-1]['tag']}>" if form is _TAGS else ""
-    end = query.find(closing, last) + len(closing) if closing else 0
-    end = end if end > last else _end_of_the_last(query, row, texts)
-    if end is None:
+    stops = [*(match.start() for match in matches[1:]), len(query)]
+    texts, last = [(match.end(), stop) for match, stop in zip(matches, stops, strict=True)], matches[-1]
+    closing = f"</{last['tag']}>" if last.re is _TAGS else ""
+    end = query.find(closing, last.end()) + len(closing) if closing else 0
+    stops[-1] = end if end > last.end() else _end_of_the_last(query, row, texts)
+    if stops[-1] is None:
         return []
-    ends = [len(query[:stop].rstrip()) for _, stop in texts[:-1]] + [len(query[:end].rstrip())]
-    pairs = zip(matches, ends, strict=True)
+    pairs = ((match, len(query[:stop].rstrip())) for match, stop in zip(matches, stops, strict=True))
     return [(int(match["n"]), match.start(), match.end(), max(stop, match.end())) for match, stop in pairs]
 
 
 def _tagged(query: str) -> list[Span]:
     """Documents in tags without numbers, as RAFT writes them, numbered by their places."""
-    spans, at = [], 0
-    for number, match in enumerate(_PLAIN_TAG.finditer(query), 1):
-        closing = f"</{match['tag']}>"
-        end = query.find(closing, match.end())
-        if match.start() < at or end < 0:
-            return []
-        at = end + len(closing)
-        spans.append((number, match.start(), match.end(), at))
-    ends = {match.group() for match in re.finditer(rf"</{_NAME}>", query)}
-    whole = sum(query.count(closing) for closing in ends) == len(spans)
-    return spans if whole else []
+    found = list(re.finditer(rf"<(?P<tag>{_NAME})>(?:(?!</?{_NAME}>).)*</(?P=tag)>", query, re.DOTALL))
+    if len(re.findall(rf"</?{_NAME}>", query)) != 2 * len(found):
+        return []  # one is not closed, or stands in another
+    return [(n, one.start(), one.end("tag") + 1, one.end()) for n, one in enumerate(found, 1)]
 
 
 def _end_of_the_last(query: str, row: Mapping, texts: list[tuple[int, int]]) -> int | None:
     """Where the last document ends: before the question, an empty line, or with the prompt. None: it can't be told."""
     (begin, end), before = texts[-1], query[: texts[0][0]]
     others = [query[left:right].rstrip() for left, right in texts[:-1]]
-    asked = next((row[key].strip() for key in ("query", "question") if isinstance(row.get(key), str)), "")
-    asked_before = asked in before if asked else bool(_ASKED_BEFORE.search(before))
+    asked = question_of(row, "").strip()
+    asked_before = asked in before if asked else _ASKED_BEFORE.search(before)
     marks = (_AFTER_THE_LAST,) if asked_before else (_AFTER_THE_LAST, _NEXT_LINE_ASKS)
     ends = [match.start() for mark in marks if (match := mark.search(query, begin))]
-    # <context>[1] … [2] …</context>
-    around = [query.find(f"</{tag}>", begin) for tag in re.findall(r"<(\w+)>", before)]
+    around = [
+        query.find(f"</{tag}>", begin) for tag in re.findall(r"<(\w+)>", before)
+    ]  # <context>[1] … [2] …</context>
     ends += [len(query[:at].rstrip()) for at in around if at > 0]
     if not asked_before:
         if asked and (at := query.rfind(asked, begin)) >= 0:

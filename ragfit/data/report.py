@@ -30,10 +30,9 @@ class Cut:
         return "".join(query[start:end] for start, end in self.left)
 
 
+# What became of the rows of one part (train or dev). Rows are named by their numbers in the data file, from 0.
 @dataclass
 class Part:
-    """What became of the rows of one part (train or dev). Rows are named by their numbers in the data file, from 0."""
-
     rows: int = 0
     kept: list[int] = field(default_factory=list)  # in the order of the prepared rows
     dropped: dict[str, list[int]] = field(default_factory=dict)  # by reason
@@ -126,8 +125,8 @@ class ReportView(View):
 
     def __init__(self, prepared: "Prepared | Report"):
         self.report = prepared.report if isinstance(prepared, Prepared) else prepared
-        cached = ", loaded from the cache" * self.report.cached
-        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file{cached}"
+        self.aside = f"{self.report.data_file}, {self.report.in_file:,} rows in the file"
+        self.aside += ", loaded from the cache" * self.report.cached
 
     def blocks(self) -> list[Block]:
         report, passed = self.report, (Span("No findings."), " Every check on every row passed.")

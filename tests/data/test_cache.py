@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CHAT_TEMPLATES, make_config, make_tokenizer
+from tokenizers import normalizers, pre_tokenizers
 
 import ragfit
 from ragfit.data import cache
@@ -52,77 +53,55 @@ def entries(folder):
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-# --- A second run -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("change", [{}, {"dev_split": None}, {"dev_split": 0.2, "shuffle": 3}, {"over_length": "drop"}])
 def test_a_second_run_gives_the_same_from_the_cache(data, folder, change):
     data |= change
     first, second = prepare(data), prepare(data)
-    assert (first.report.cached, second.report.cached) == (False, True)
-    assert len(entries(folder)) == 1
+    assert (first.report.cached, second.report.cached) == (False, True) and len(entries(folder)) == 1
     for part in ("train", "dev"):
-        ours, again = getattr(first, part), getattr(second, part)
-        assert (ours is None) == (again is None)
-        if ours is not None:
-            assert ours.features == again.features and ours[:] == again[:]
+        ours, again = first.part(part), second.part(part)
+        assert (ours and (ours.features, ours[:])) == (again and (again.features, again[:]))
     # Everything, with its types: `repr` tells a tuple from a list, and 1 from "1".
     for name in ("train", "dev", "in_file", "first_labels", "last_labels", "last_ids", "boundary", "findings"):
         assert repr(getattr(first.report, name)) == repr(getattr(second.report, name)), name
-    assert first.report == second.report
-    assert first.report.findings and first.report.last_ids
-    for number in first.report.train.kept:
-        assert first.row(number) == second.row(number)
-    quiet = " (loaded from the cache)"
-    assert quiet in str(second.report) and str(second.report).replace(quiet, "") == str(first.report)
+    assert first.report == second.report and first.report.findings and first.report.last_ids
+    assert all(first.row(number) == second.row(number) for number in first.report.train.kept)
+    assert str(second.report).replace(", loaded from the cache", "", 1) == str(first.report) != str(second.report)
 
 
-def test_names_and_times_do_not_matter(data, tmp_path):
-    prepare(data)
-    moved = shutil.copy(data["data_file"], tmp_path / "moved.jsonl")
-    os.utime(moved, (1, 1))
-    again = prepare(data | {"data_file": moved, "model_name_or_path": "elsewhere"})
-    assert again.report.cached and again.report.data_file == str(moved)
-    assert str(moved) in str(again.report) and again.row(0)[2] == ROWS[0]
-
-
-def test_a_tokenizer_that_was_used_is_the_same(data):
+def test_what_does_not_matter(data, tmp_path):
+    """The file's name and time, the model's name, and settings that another call has left in the tokenizer."""
     tokenizer = make_tokenizer("digits")
     prepare(data, tokenizer)
-    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=7)  # leaves its settings in the Rust tokenizer
-    assert prepare(data, tokenizer).report.cached
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=7)
+    moved = shutil.copy(data["data_file"], tmp_path / "moved.jsonl")
+    os.utime(moved, (1, 1))
+    again = prepare(data | {"data_file": moved, "model_name_or_path": "elsewhere"}, tokenizer)
+    assert again.report.cached and again.report.data_file == str(moved)
+    assert str(moved) in str(again.report) and str(data["data_file"]) not in str(again.report)
 
 
 def test_without_the_cache(data, folder, monkeypatch):
-    prepare(data)
     assert not prepare(data, cache=False).report.cached
+    own = make_tokenizer("digits")
+    own.__class__ = type("Own", (type(own),), {"__module__": "transformers_modules.own"})  # with code of its own
+    assert not prepare(data, own).report.cached
+    with pytest.raises(DataError):
+        prepare(data | {"max_sequence_len": 3, "over_length": "drop"})
     monkeypatch.setenv("RAGFIT_CACHE_GB", "0")
     prepared = prepare(data)
-    assert not prepared.report.cached and len(entries(folder)) == 1
-    assert not prepared.train.cache_files and len(prepared.train[0]["input_ids"]) > 0
-
-
-# --- What makes another entry -----------------------------------------------------------------------------------------
+    assert not prepared.report.cached and not prepared.train.cache_files and prepared.train[0]["input_ids"]
+    assert entries(folder) == []
 
 
 def _one_byte(path):
-    """Change one byte of a file, and set its time and size back to what they were."""
+    """Change one byte of a file, and set its time back to what it was."""
     path = Path(path)
     before = path.stat()
     content = bytearray(path.read_bytes())
     content[content.rindex(b"7")] = ord("8")
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-
-
-def _append(path, text):
-    Path(path).write_text(Path(path).read_text(encoding="utf-8") + text, encoding="utf-8")
-
-
-def _write(path, text):
-    Path(path).write_text(text, encoding="utf-8")
 
 
 def _tokenizer(change=None, kind="digits", template="chatml", **kwargs):
@@ -135,28 +114,15 @@ def _tokenizer(change=None, kind="digits", template="chatml", **kwargs):
     return make
 
 
-def _marks_as_text(tokenizer):
-    tokenizer.backend_tokenizer.encode_special_tokens = True
-
-
-def _other_pieces(tokenizer):
-    from tokenizers import pre_tokenizers
-
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def _lower_case(tokenizer):
-    from tokenizers import normalizers
-
-    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+def _backend(**parts):
+    return _tokenizer(lambda one: [setattr(one.backend_tokenizer, name, part) for name, part in parts.items()])
 
 
 # name: (settings, what is done to the files, how the tokenizer is made)
 CHANGES = {
     "a byte of the data": ({}, lambda data: _one_byte(data["data_file"]), None),
     "a byte of the dev file": ({}, lambda data: _one_byte(data["dev_split"]), None),
-    "a row more": ({}, lambda data: _append(data["data_file"], json.dumps(ROWS[0]) + "\n"), None),
-    "the instruction's text": ({}, lambda data: _write(data["instruction"], "Be  brief."), None),
+    "the instruction's text": ({}, lambda data: data["instruction"].write_text("Be  brief."), None),
     "no instruction": ({"instruction": None}, None, None),
     "template": ({"template": "template.txt"}, None, None),
     "limit": ({"limit": 14}, None, None),
@@ -179,9 +145,9 @@ CHANGES = {
     "eos_token": ({}, None, _tokenizer(eos_token="<|im_end|>")),
     "bos_token": ({}, None, _tokenizer(bos_token="<|im_start|>")),
     "pad_token": ({}, None, _tokenizer(pad_token="</s>")),
-    "special tokens read as text": ({}, None, _tokenizer(_marks_as_text)),
-    "pre-tokenizer": ({}, None, _tokenizer(_other_pieces)),
-    "normalizer": ({}, None, _tokenizer(_lower_case)),
+    "special tokens read as text": ({}, None, _backend(encode_special_tokens=True)),
+    "pre-tokenizer": ({}, None, _backend(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False))),
+    "normalizer": ({}, None, _backend(normalizer=normalizers.Lowercase())),
 }
 
 
@@ -209,7 +175,7 @@ def test_a_change_is_prepared_anew(data, folder, write_rows, name):
 def test_other_code_or_another_version_is_prepared_anew(data, monkeypatch, name):
     prepare(data)
     if name == "code":
-        monkeypatch.setattr(cache, "_SOURCES", [*cache._SOURCES[:-1], cache._SOURCES[-1] + b"\n"])
+        monkeypatch.setattr(cache, "_SOURCES", [*cache._SOURCES[:-1], cache._SOURCES[-1] + "\n"])
     else:
         real = importlib.metadata.version
         monkeypatch.setattr(importlib.metadata, "version", lambda library: real(library) + "0" * (library == name))
@@ -257,49 +223,6 @@ def test_other_sources_are_told_by_their_content(tmp_path, monkeypatch, kind):
     assert not cached([rows[0], rows[0] | {"answers": ["8"]}])
 
 
-def test_a_copied_files_findings_do_not_name_the_first_file(data, tmp_path):
-    refuses = CHAT_TEMPLATES["chatml"].replace(
-        "{% for", "{% if 'x' in messages[0].content %}{{ raise_exception('No x.') }}{% endif %}{% for", 1
-    )
-    tokenizer = make_tokenizer("digits", refuses)
-    settings = {"data_file": data["data_file"]}
-    assert "No x." in str(prepare(settings, tokenizer).report)
-    moved = shutil.copy(data["data_file"], tmp_path / "moved.jsonl")
-    report = prepare({"data_file": moved}, tokenizer).report
-    assert report.cached and "No x." in str(report) and str(data["data_file"]) not in str(report)
-
-
-def test_a_tokenizer_with_code_of_its_own_is_not_cached(data, folder):
-    tokenizer = make_tokenizer("digits")
-    tokenizer.__class__ = type("Own", (type(tokenizer),), {"__module__": "transformers_modules.own"})
-    for _ in range(2):
-        assert not prepare(data, tokenizer).report.cached
-    assert not folder.exists()
-
-
-# --- What is never read -----------------------------------------------------------------------------------------------
-
-
-def test_an_error_leaves_nothing(data, folder):
-    with pytest.raises(DataError):
-        prepare(data | {"max_sequence_len": 3, "over_length": "drop"})
-    assert entries(folder) == []
-
-
-def test_what_a_killed_process_leaves_is_never_read(folder, write_rows, many):
-    rows = write_rows(ROWS * 40)
-    start(
-        many,
-        rows,
-        "import os; prepare._BATCH_ROWS = 9; prepare.to_arrow = lambda rows: rows and os._exit(9) or old(rows)",
-    ).wait()
-    assert not [path for path in entries(folder) if ".part-" not in path.name]
-    assert start(many, rows).communicate()[0].split() == ["600", "False"]
-    assert start(many, rows).communicate()[0].split() == ["600", "True"]
-
-
-# --- Several processes ------------------------------------------------------------------------------------------------
-
 PROGRAM = """
 import sys, ragfit
 from ragfit.data import prepare
@@ -321,6 +244,15 @@ def many(tmp_path):
 def start(environment, rows, change="", **more):
     command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parents[1]), str(rows), change]
     return subprocess.Popen(command, env={**environment, **more}, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_a_killed_process_leaves_is_never_read(folder, write_rows, many):
+    rows = write_rows(ROWS * 40)
+    die = "import os; prepare._BATCH = 9; prepare.to_arrow = lambda rows: rows and os._exit(9) or old(rows)"
+    start(many, rows, die).wait()
+    assert not [path for path in entries(folder) if ".part-" not in path.name]
+    assert start(many, rows).communicate()[0].split() == ["600", "False"]
+    assert start(many, rows).communicate()[0].split() == ["600", "True"]
 
 
 @pytest.mark.slow

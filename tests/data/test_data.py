@@ -24,9 +24,6 @@ def write(tmp_path, data, name="rows.jsonl"):
     return path
 
 
-# --- Reading ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("data", "lines"),
     [
@@ -141,9 +138,6 @@ def test_data_sets_of_the_hub(monkeypatch, name, given):
     assert open_rows(name)[0]["prompt"] == "a" and asked == [given]
 
 
-# --- Texts ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -179,9 +173,6 @@ def test_a_prompt_is_never_taken_out_of_a_list(value):
         text_of({"k": value}, "k", "f, line 1", "input_key")
 
 
-# --- Chosen, shuffled, split ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("count", "shuffle", "limit", "rows"),
     [
@@ -197,15 +188,6 @@ def test_a_prompt_is_never_taken_out_of_a_list(value):
 )
 def test_choose(count, shuffle, limit, rows):
     assert choose(count, shuffle, limit) == rows
-
-
-@pytest.mark.parametrize("seed", [0, 1, 42, 2**31])
-def test_the_order_is_that_of_datasets(seed):
-    from datasets import Dataset
-
-    shuffled = Dataset.from_dict({"i": list(range(300))}).shuffle(seed=seed)
-    assert choose(300, seed) == shuffled["i"][:]
-    assert choose(300, seed, 7) == shuffled.select(range(7))["i"][:]
 
 
 @pytest.mark.parametrize(
@@ -257,11 +239,6 @@ def test_rows_of_one_question_stand_on_one_side(share):
     assert len(dev) == {0.3: 6, 6: 6, 1: 2, 2: 2}[share]
     assert split(positions, share, 7, questions) == (train, dev)
     assert split(positions, share, 7, positions) == split(positions, share, 7)
-
-
-def test_a_single_question_leaves_nothing_to_train_on():
-    with pytest.raises(DataError, match="leaves none to train on"):
-        split([0, 1, 2], 1, None, ["q"] * 3)
 
 
 def test_a_question_spelt_otherwise_is_the_same_question(tmp_path):

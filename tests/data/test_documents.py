@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-import time
 
 import pytest
 
@@ -10,13 +9,12 @@ from ragfit.data.documents import (
     answer_as_data,
     answers_of,
     find_documents,
-    first_supporting,
     fixed_place,
     missing_documents,
     supporting,
     unread_documents,
 )
-from ragfit.data.words import is_label, renumber, words, words_of
+from ragfit.data.words import renumber, words, words_of
 
 NUMBERED = "Question: Who?\n\nDocuments:\n[1] Ada wrote it.\n\n[2] Bob\nread it.\n\n[3] Eve."
 LISTED = "Context:\n(1) Ada wrote it.\n(2) Bob read it.\n\nQuestion: Who?"
@@ -27,9 +25,6 @@ ASKED = "\n\nQuestion: Who?\nAnswer:"
 @pytest.mark.parametrize("module", ["data.documents", "data.listed", "data.words", "evaluation.metrics"])
 def test_examples(module):
     assert doctest.testmod(importlib.import_module(f"ragfit.{module}")).failed == 0
-
-
-# --- Marked in the prompt ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,14 +122,6 @@ def test_a_question_after_the_documents_is_none_of_them(after, row):
     assert found.after == after and [one.text for one in found.documents] == ["Ada.", "Bob."]
 
 
-def test_many_empty_lines_take_no_time():
-    started = time.perf_counter()
-    assert find_documents(f"Question: Who?\n\n[1] Ada.{chr(10) * 20_000}End", {}).documents[0].text.startswith("Ada.")
-    assert time.perf_counter() - started < 5  # quadratic, it was a minute
-
-
-# --- Listed in the row ------------------------------------------------------------------------------------------------
-
 DPR = {"ctxs": [{"title": "Ada", "text": "A."}, {"title": "Bob", "text": "B."}]}
 HOTPOT = {"title": ["Ada", "Bob"], "sentences": [["She wrote.", " It ran."], ["He read."]]}
 SPELT = ["Ada: She wrote. It ran.", "Bob: He read."]
@@ -150,24 +137,13 @@ TWO = ["One.", "Two."]
         (["Title: Ada Text: A.", "Title: Bob Text: B."], DPR),
         (TWO, {"CONTEXTS": TWO}),  # PubMedQA
         (TWO, {"context": {"contexts": TWO}}),
-        (TWO, {"contexts": [TWO]}),
         (TWO, {"context": {"title": [["placeholder_title"] * 2], "sentences": [TWO]}}),  # RAFT
         (TWO, {"documents": [{"page_content": text, "metadata": {}} for text in TWO]}),  # LangChain
         (TWO, {"documents": [{"title": "t", "snippet": text} for text in TWO]}),
         (
             SPELT,
-            {
-                "paragraphs": [
-                    {
-                        "idx": k,
-                        "title": text.split(":")[0],
-                        "paragraph_text": text.split(": ")[1],
-                        "is_supporting": True,
-                    }
-                    for k, text in enumerate(SPELT)
-                ]
-            },
-        ),  # MuSiQue
+            {"paragraphs": [dict(zip(("title", "paragraph_text"), one.split(": "), strict=True)) for one in SPELT]},
+        ),
         (TWO, {"source_documents": [{"page_content": text} for text in TWO]}),
         (TWO, {"search_results": {"title": ["a", "b"], "search_context": TWO}}),  # TriviaQA
         (TWO, {"retrieved_documents": TWO}),
@@ -194,7 +170,7 @@ LONG = "How old is the tower bridge that leads over the river Thames in London?"
     [
         ("Who is Ada?", {"ctxs": ["Ada wrote it."]}, "the prompt holds nothing of ctxs"),
         ("[1] Ada\n[2] Bob", DPR, "the prompt holds nothing of ctxs"),  # titles alone
-        ("Who?", {"documents": [{"id": 3, "score": 1}]}, "no text is found in documents (a document has id, score)"),
+        ("Who?", {"documents": [{"id": 3, "score": 1}]}, "no text is found in documents ({'id': 3, 'score': 1})"),
         ("Who is 3?", {"docs": [3, 4]}, "no text is found in docs (3)"),
         ("Who?", {"docs": []}, ""),
         # A document may begin as the question does.
@@ -209,13 +185,6 @@ def test_what_the_model_does_not_read_is_not_said_to_be_read(query, row, why):
     found = find_documents(query, row)
     assert (missing_documents(query, row) or unread_documents(row)) == why
     assert found is None or found.origin == "the prompt"
-
-
-def test_documents_without_numbers_have_their_places_in_the_list():
-    row = {"ctxs": ["Ada.", "Not in the prompt.", "Eve."], "positive_indices": [1]}
-    found = find_documents("Eve.\n\nAda.\n\nQuestion: Who?", row)
-    assert [(one.number, one.text) for one in found.documents] == [(3, "Eve."), (1, "Ada.")]
-    assert supporting(found, row, "Eve") == {1} and first_supporting(found, row, "Eve") == 2
 
 
 def test_a_title_stays_with_its_document():
@@ -234,9 +203,6 @@ def test_a_listed_document_is_found_where_the_prompt_is_cut():
         (query[6:], [documents[0][4:], documents[1]]),
     ):
         assert [one.text for one in find_documents(cut, {"docs": documents}).documents] == texts
-
-
-# --- Other prompts ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,9 +226,6 @@ def test_other_documents_are_numbered_anew():
     found = find_documents("المستند ١: Ada\nالمستند ٢: Bob", {})
     assert found.prompt(found.numbered(["Bob", "Ada"])) == "المستند 1: Bob\nالمستند 2: Ada"
     assert renumber("Ada [1], as Bob says [1, 2][9].", {1: 2, 2: 3}) == "Ada [2], as Bob says [2, 3][9]."
-
-
-# --- What supports the answer -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,32 +284,10 @@ def test_answers_of(row, output, answers, key):
 @pytest.mark.parametrize(
     "text",
     [
-        "['Paris', 'paris']",
-        '["Paris"]',
-        '["Paris", null]',
-        "['a' 'b'\n 'c']",  # NumPy's own
-        "['it\\'s', \"it's\", '\\alpha']",
-        "('a', 'b')",
-        "{'a', 'b'}",
-        "{'text': ['Paris'], 'answer_start': [3]}",  # SQuAD's answers
-        "{'text': array(['Paris'], dtype=object), 'answer_start': array([3], dtype=int32)}",
-        "[{'text': 'Paris'}]",
-        "b'Paris'",
-        "[b'a']",
-        "array(['x'], dtype='<U1')",
-        "array([1, 2])",
-        "[array(['x'], dtype=object)]",
-        "np.str_('Paris')",
-        "[np.float64(3.5)]",
-        "[None]",
-        "[nan]",
-        "[]",
-        "()",
-        "nan",
-        " None",
-        "null",
+        "['Paris', 'paris']", '["Paris"]', '["Paris", null]', "['a' 'b'\n 'c']", "['it\\'s', \"it's\", '\\alpha']",
+        "('a', 'b')", "{'a', 'b'}", "b'Paris'", "[b'a']", "[None]", "[nan]", "[]", "()", "nan", " None", "null",
     ],
-)
+)  # fmt: skip
 def test_answers_that_are_data(text):
     assert answer_as_data({}, text) and answer_as_data({"short_answers": [["ok"], [text]]}, "Paris")
 
@@ -354,30 +295,13 @@ def test_answers_that_are_data(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "Paris",
-        "[1]",
-        "[1, 2]",
-        "(3, 4)",
-        "[1] says that 'Paris' is it.",
-        "Nan Goldin",
-        "none",
-        "",
-        "He said ['x'] there",
-        '{"answer": "Paris"}',  # JSON may be what the model is to write
-        '[{"name": "search", "arguments": {"q": "Paris"}}]',
-        "{}",
-        '["Yes," he said, "no"]',
-        "('a' is a letter)",
-        "('Paris')",
-        "(It is called 'Paris', 'the city')",
-        "array(s) of things (such as 'x')",
-        "[Paris]",
-        "[x for x in 'ab']",
-        "np.array is a function.",
-        "[" * 999,
+        "Paris", "[1]", "[1, 2]", "(3, 4)", "[1] says that 'Paris' is it.", "Nan Goldin", "none", "",
+        "He said ['x'] there", '{"answer": "Paris"}', '[{"name": "search", "arguments": {"q": "Paris"}}]', "{}",
+        '["Yes," he said, "no"]', "('a' is a letter)", "('Paris')", "(It is called 'Paris', 'the city')",
+        "array(s) of things (such as 'x')", "[Paris]", "[x for x in 'ab']", "np.array is a function.", "[" * 999,
         "[\0'a']",
     ],
-)
+)  # fmt: skip
 def test_answers_that_begin_as_data_does(text):
     assert not answer_as_data({"answers": [text, None, 3]}, text)
 
@@ -388,9 +312,6 @@ def test_a_fixed_place():
     assert fixed_place([(2, 4)] * 20) == "at place 2 in 20 of 20 rows"
     # It moves; too few rows; and of two documents one is always the first.
     assert fixed_place([(1, 4)] * 17 + [(2, 4)] * 3) == fixed_place([(1, 4)] * 19) == fixed_place([(1, 2)] * 20) == ""
-
-
-# --- Words ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -417,7 +338,3 @@ def test_a_fixed_place():
 )
 def test_words(text, expected):
     assert " ".join(words(text)) == expected and words_of(text) == f" {expected} "
-
-
-def test_labels():
-    assert all(map(is_label, ("Yes.", "no", "A", "(b)"))) and not any(map(is_label, ("Paris", "7", "长", "", "no one")))

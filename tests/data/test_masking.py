@@ -4,7 +4,6 @@ import string
 
 import pytest
 from conftest import (
-    BYTE_LEVEL,
     CHAT_TEMPLATES,
     EOS,
     KINDS_OF_TOKENIZER,
@@ -17,10 +16,8 @@ from conftest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ragfit.data.mask import Encoder, Masked
+from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
-
-# --- The oracle -------------------------------------------------------------------------------------------------------
 
 
 def _byte_of():
@@ -112,9 +109,6 @@ def check(tokenizer, row, masked, shift=0):
     assert labels == [-100] * masked.start + masked.input_ids[masked.start : masked.end] + [-100] * behind
 
 
-# --- What each template's completion is -------------------------------------------------------------------------------
-
-
 def _qwen3(output):
     thought = ""
     if "</think>" in output:
@@ -177,46 +171,6 @@ def render(template, renderer, query, output):
     return row
 
 
-# --- Tables -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("chatml", ["P", "ar", "is", "<|im_end|>"]),
-        ("llama-3", ["P", "ar", "is", "<|eot_id|>"]),
-        ("llama-2", ["ĠPar", "is", "Ġ", "</s>"]),
-        ("phi-3", ["P", "ar", "is", "<|end|>"]),
-        ("zephyr", ["P", "ar", "is", "</s>"]),
-        ("mistral", ["P", "ar", "is", "</s>"]),
-        ("qwen3", ["<think>", "Ċ", "Ċ", "</think>", "ĊĊ", "P", "ar", "is", "<|im_end|>"]),
-        # "ASSISTANT: " ends with a space, and " Paris" is one token, which starts in the prompt.
-        ("no end", ["Ċ", "</s>"]),
-    ],
-)
-def test_the_labelled_tokens_are_the_completion_and_its_end(template, expected):
-    renderer, encoder = tools("trimming", template)
-    masked = encoder.encode([renderer.render("Capital of France?", "Paris")])[0]
-    tokens = renderer.tokenizer.convert_ids_to_tokens(masked.input_ids[masked.start : masked.end])
-    assert "".join(tokens) == "".join(expected)
-    assert tokens[-1] == expected[-1]
-
-
-@pytest.mark.parametrize(
-    ("masked", "labels"),
-    [
-        (Masked([5, 6, 7, 2], 2, 4), [-100, -100, 7, 2]),
-        (Masked([5, 6, 7, 2], 0, 4), [5, 6, 7, 2]),
-        (Masked([5, 6, 7, 2, 8], 2, 4), [-100, -100, 7, 2, -100]),
-        (Masked([5, 6], 2, 2), [-100, -100]),
-        (Masked([5, 6], 2, 1), [-100, -100]),
-        (Masked([], 0, 0), []),
-    ],
-)
-def test_labels(masked, labels):
-    assert masked.labels() == labels
-
-
 def test_a_token_over_the_boundary_belongs_to_the_prompt_and_is_reported():
     # Two line breaks are one token, so the answer's own first line break melts into the template's.
     renderer, encoder = tools("trimming", "chatml")
@@ -225,25 +179,6 @@ def test_a_token_over_the_boundary_belongs_to_the_prompt_and_is_reported():
     assert renderer.tokenizer.convert_ids_to_tokens(masked.input_ids[masked.start - 1]) == "ĊĊ"
     assert row.text[slice(*masked.boundary)] == "\n\n"
     assert renderer.tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "\nParis<|im_end|>"
-
-
-def test_a_space_that_ends_the_prompt_is_not_given_to_the_answer():
-    # " Paris" is one token of a tokenizer whose offsets leave out the space: the token starts in the prompt.
-    tokenizer = make_tokenizer("trimming", None)
-    renderer = Renderer(tokenizer, template="Q: {query} A: {output}")
-    row = renderer.render("x", "capital of France")
-    masked = Encoder(tokenizer).encode([row])[0]
-    assert tokenizer.convert_ids_to_tokens(masked.input_ids[masked.start - 1]).startswith("Ġ")
-    assert row.text[slice(*masked.boundary)].startswith(" ")
-    check(tokenizer, row, masked)
-
-
-def test_a_greedy_token_swallows_the_white_space_behind_it():
-    renderer, encoder = tools("greedy", "phi-3")
-    row = renderer.render("Q", "\n\n Paris")
-    masked = encoder.encode([row])[0]
-    assert row.text[slice(*masked.boundary)] == "<|assistant|>\n\n\n "
-    assert renderer.tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "Paris<|end|>"
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_TOKENIZER)
@@ -291,8 +226,6 @@ def verify(kind, tokenizer, row, masked):
         check(tokenizer, row, masked)
 
 
-# --- Properties -------------------------------------------------------------------------------------------------------
-
 pieces = st.one_of(
     st.sampled_from(TRICKY),
     st.text(max_size=8),
@@ -334,24 +267,6 @@ def test_a_quoted_marker_changes_nothing(kind, template, query, output, place):
         # The marker may end before the generation prompt ends, never behind it, whatever the texts say.
         assert unmarked.completion_char - 2 <= row.completion_char <= unmarked.completion_char
     verify(kind, renderer.tokenizer, row, encoder.encode([row])[0])
-
-
-@SETTINGS
-@given(
-    st.sampled_from([kind for kind in BYTE_LEVEL if kind not in ("nfc", "greedy")]),
-    st.sampled_from(sorted(CHAT_TEMPLATES)),
-    st.text(alphabet=string.ascii_letters + " \n", max_size=30),
-)
-def test_the_labelled_tokens_decode_to_the_completion(kind, template, output):
-    renderer, encoder = tools(kind, template)
-    row = render(template, renderer, "Q", output)
-    masked = encoder.encode([row])[0]
-    shared = row.text[row.completion_char : masked.boundary[1]] if masked.boundary else ""
-    decoded = renderer.tokenizer.decode(masked.input_ids[masked.start : masked.end], clean_up_tokenization_spaces=False)
-    assert shared + decoded == COMPLETIONS[template](output)
-
-
-# --- Tokenizers unlike others -----------------------------------------------------------------------------------------
 
 
 def test_padding_that_another_call_has_set_does_nothing():
@@ -399,15 +314,6 @@ def test_trimmed_offsets_never_show(processor):
         check(tokenizer, row, Encoder(tokenizer).encode([row])[0])
     assert tokenizer.backend_tokenizer.to_str() == before  # the tokenizer that is saved with the model stays as it was
 
-
-def test_no_eos_and_no_end_of_turn_leaves_the_answer_alone():
-    tokenizer = make_tokenizer("digits", "no end", eos_token=None)
-    row = Renderer(tokenizer).render("Q", "753 BC")
-    masked = Encoder(tokenizer).encode([row])[0]
-    assert tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "753 BC\n"
-
-
-# --- Real tokenizers --------------------------------------------------------------------------------------------------
 
 REAL_ENDS = dict(
     zip(

@@ -1,7 +1,11 @@
 """`prepare`: from rows in a file to rows to train on, every one counted."""
 
-import functools
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import (
@@ -12,7 +16,6 @@ from conftest import (
     make_config,
     make_tokenizer,
     real_folder,
-    real_rows,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,9 +53,6 @@ def texts(prepared, part="train"):
     return [tokenizer.decode(row["input_ids"]) for row in dataset]
 
 
-# --- What comes out ---------------------------------------------------------------------------------------------------
-
-
 def test_rows_as_they_are_trained_on(prepare):
     prepared = prepare(ROWS[:2], instruction="Be brief.")
     assert prepared.train.column_names == ["input_ids", "labels"]
@@ -82,22 +82,16 @@ def test_rows_as_they_are_trained_on(prepare):
     ],
 )
 def test_which_rows(prepare, settings, train, dev):
-    prepared = prepare(**dict(settings))
-    assert (prepared.report.train.kept, prepared.report.dev.kept, prepared.report.in_file) == (train, dev, 10)
-    assert [prepared.row(number)[0] for number in train] == [ROWS[number]["prompt"] for number in train]
-    assert all(ROWS[number]["prompt"] in text for number, text in zip(train, texts(prepared), strict=True))
-    assert len(prepared.dev or []) == len(dev)
-
-
-def test_bos_of_a_template_of_ones_own_is_in_the_rows(prepare):
-    prepared = prepare(template="{query}\nAnswer:{output}", completion_start="Answer:")
-    bos = prepared.tokenizer.bos_token_id
-    for row in prepared.train:
-        assert row["input_ids"][0] == bos and row["input_ids"].count(bos) == 1 and row["labels"][0] == -100
-    assert texts(prepared)[0] == "<s>Document 0. Where?\nAnswer:70 BC</s>"
-
-
-# --- The report -------------------------------------------------------------------------------------------------------
+    for _ in range(2):  # the same configuration always chooses the same rows
+        prepared = prepare(**dict(settings))
+        report = prepared.report
+        assert (report.train.kept, report.dev.kept) == (train, dev)
+        assert [prepared.row(number)[0] for number in train] == [ROWS[number]["prompt"] for number in train]
+        assert [ROWS[number]["prompt"] in text for number, text in zip(train, texts(prepared), strict=True)] == [
+            True
+        ] * len(train)
+        assert (len(prepared.dev) if prepared.dev else 0) == len(dev)
+        assert report.in_file == 10
 
 
 def test_the_report_counts(prepare):
@@ -118,24 +112,14 @@ def test_the_report_counts(prepare):
     assert sum(report.first_labels.values()) == len(train.kept) + len(report.dev.kept)
     assert report.boundary == {"\n\n": 1}
     text = str(report)
-    assert text.splitlines()[0].endswith("rows.jsonl: 12 rows") and f"train: {len(train.kept)} of 10 rows kept" in text
-    assert f"{train.tokens:,} tokens, {train.loss_tokens:,} with loss" in text
-
-
-def test_an_empty_output_learns_to_end(prepare):
-    prepared = prepare([{"prompt": "Where?", "answers": answers} for answers in ([], None, "", [[]])])
-    for row in prepared.train:
-        assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == "<|im_end|>"
+    assert text.splitlines()[0].endswith("rows.jsonl, 12 rows in the file")
+    assert f"{train.tokens:,}" in text and f"{train.loss_tokens:,} ({train.loss_share:.1%})" in text
 
 
 def test_a_dev_set_of_which_nothing_is_left(prepare):
     prepared = prepare(dev_split=[{"prompt": "x" * 500, "answers": "7"}], max_sequence_len=100)
     assert prepared.dev is None
-    assert prepared.report.dev.dropped == {"too long": [0]}
-    assert "dev: 0 of 1 rows kept, 1 too long" in str(prepared.report)
-
-
-# --- What cannot be prepared ------------------------------------------------------------------------------------------
+    assert prepared.report.dev.dropped == {"too long": [0]} and "1 (row 0)" in str(prepared.report)
 
 
 @pytest.mark.parametrize(
@@ -162,17 +146,22 @@ def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
         prepare([{"no": "keys"}], completion_start="### Answer")
 
 
-# --- Rows that are too long -------------------------------------------------------------------------------------------
+WORDS = ["Rome", "was", "founded", "in", "753", "BC.", "東京は日本の首都です。", "Is", "it?", "\n\n", "two", "é"] + [
+    "",
+    "spaces\t👩\u200d👩\u200d👧",
+]
+_fitters = {}
 
-WORDS = ["Rome", "was", "founded", "in", "753", "BC.", "東京は日本の首都です。", "Is", "it?", "two", "é"]
-WORDS += ["", "\n\n", "spaces\t👩\u200d👩\u200d👧"]
 
-
-@functools.cache
 def fitter(kind, template, marker):
-    instruction, marker = "" if template in NO_SYSTEM else "Be brief.", MARKERS[template] if marker else ""
-    renderer = Renderer(make_tokenizer(kind, template), instruction, completion_start=marker)
-    return renderer, Encoder(renderer.tokenizer, renderer.bos)
+    if (kind, template, marker) not in _fitters:
+        renderer = Renderer(
+            make_tokenizer(kind, template),
+            "" if template in NO_SYSTEM else "Be brief.",
+            completion_start=MARKERS[template] if marker else "",
+        )
+        _fitters[kind, template, marker] = renderer, Encoder(renderer.tokenizer, renderer.bos)
+    return _fitters[kind, template, marker]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -225,56 +214,40 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
     assert texts(prepared)[10] == prepared.rendered(10).text
     assert texts(prepared)[10].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + query)
     assert [finding.rows for finding in prepared.report.findings if finding.kind == "cut"] == [(("train", 10),)]
-    assert "1 cut" in str(prepared.report)
-
-
-@pytest.mark.parametrize("policy", ["cut_end", "cut_start"])
-@pytest.mark.parametrize("limit", [40, 61, 100])
-def test_no_token_more_than_needed_is_cut(prepare, policy, limit):
-    # Each digit is a token of its own, so the limit can be met exactly.
-    prepared = prepare([{"prompt": "0123456789" * 20, "answers": "7"}], max_sequence_len=limit, over_length=policy)
-    assert len(prepared.train[0]["input_ids"]) == limit
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("cut_end", [0]), ("cut_start", [0, 1]), ("drop", [0])])
 def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
-    rows = [{"prompt": f"{text}\nAnswer:", "answers": " 7"} for text in ("Where?", "word " * 60)]
-    own = {"template": "{query}{output}", "completion_start": "Answer:"}
-    prepared = prepare(rows, **own, max_sequence_len=60, over_length=policy)
+    rows = [{"prompt": "Where?\nAnswer:", "answers": " 7"}, {"prompt": "word " * 60 + "\nAnswer:", "answers": " 7"}]
+    prepared = prepare(
+        rows, template="{query}{output}", completion_start="Answer:", max_sequence_len=60, over_length=policy
+    )
     assert prepared.report.train.kept == kept
     for row in prepared.train:
         assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == " 7</s>"
 
 
-# --- Tokenizers -------------------------------------------------------------------------------------------------------
-
-
-def test_real_rows_under_real_tokenizers(prepare, real_tokenizers):
-    rows = [{"prompt": row["prompt"], "answers": row["answers"]} for row in real_rows("asqa-prefix-train.jsonl", 12)]
-    in_prompt = "mistral" in real_tokenizers.kit_name
-    plain = prepare(rows, real_tokenizers, instruction="Use the documents.", instruction_in_prompt=in_prompt)
-    ends = set(plain.report.last_labels)
-    assert len(ends) == 1 and len(plain.train) == 12
-    longest = max(sum(pair) for pair in plain.report.train.lengths)
-    for policy in ("cut_end", "cut_start"):
-        limit = longest // 2
-        prepared = prepare(rows, real_tokenizers, over_length=policy, max_sequence_len=limit)
-        assert len(prepared.train) == 12
-        for i, row in enumerate(prepared.train):
-            assert len(row["input_ids"]) <= limit
-            assert len(row["input_ids"]) >= limit - 4 or i not in prepared.report.train.cut
-            with_loss = [label for label in row["labels"] if label != -100]
-            assert with_loss[-1:] == plain.report.last_ids
-            answer = prepared.tokenizer.decode(with_loss, clean_up_tokenization_spaces=False)
-            assert rows[i]["answers"][0].strip() in answer
-
-
-def test_a_folder_without_a_tokenizer(tmp_path, write_rows):
-    with pytest.raises(ConfigError, match="model.model_name_or_path: no tokenizer could be loaded from"):
-        ragfit.prepare(make_config(write_rows(ROWS), model_name_or_path=str(tmp_path)))
-
-
-# --- Many rows at once ------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_a_tokenizers_folder_is_loaded_without_torch(tiny_tokenizer, tmp_path, write_rows):
+    folder = tmp_path / "model"
+    tiny_tokenizer.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    code = (
+        "import sys, ragfit; sys.path.insert(0, sys.argv[3]); from conftest import make_config\n"
+        "p = ragfit.prepare(make_config(sys.argv[1], model_name_or_path=sys.argv[2]))\n"
+        "print(len(p.train), 'torch' in sys.modules, p.train[0]['input_ids'])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(write_rows(ROWS)), str(folder), str(Path(__file__).parents[1])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    ids = ragfit.prepare(make_config(write_rows(ROWS)), tiny_tokenizer).train[0]["input_ids"]
+    assert run.stdout.strip() == f"10 False {ids}"
 
 
 @pytest.mark.parametrize("kind", ["digits", "trimming", "baked", "metaspace"])
@@ -303,9 +276,6 @@ def test_a_slow_tokenizer_is_one_clear_error(prepare):
         prepare(ROWS, ByT5Tokenizer(), template="Q: {query}\nA: {output}")
 
 
-# --- One row under other settings -------------------------------------------------------------------------------------
-
-
 def test_one_row_under_other_settings(prepare):
     prepared = prepare(instruction="Be brief.")
     work = Preparer(prepared.cfg, prepared.renderer, prepared.sources)
@@ -327,8 +297,6 @@ def test_one_row_under_other_settings(prepare):
         one(completion_start="### Answer")
     assert prepared.report == prepare(instruction="Be brief.").report  # nothing of it is counted
 
-
-# --- As at inference --------------------------------------------------------------------------------------------------
 
 THINKS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
@@ -375,9 +343,9 @@ def test_a_prompt_whose_last_tokens_are_others_before_the_answer(prepare, length
     # GPT-2's rule splits two line breaks before a word, and keeps them together at the end of a text.
     rows = [{"prompt": "Where? " * length, "answers": answer} for answer in ("Rome", "")]
     report = prepare(rows, make_tokenizer("trimming", "llama-3")).report
-    found = {one.kind: one.rows for one in report.findings if one.severity == "warning"}
-    assert found.keys() - {"empty output"} == {"prompt tokenized otherwise"}
-    assert found["prompt tokenized otherwise"] == (("train", 0),)
+    assert [
+        (one.kind, one.rows) for one in report.findings if one.severity == "warning" and one.kind != "empty output"
+    ] == [("prompt tokenized otherwise", (("train", 0),))]
     assert "prompt tokenized otherwise" not in str(prepare(rows, make_tokenizer("metaspace", "llama-3")).report)
 
 
@@ -411,8 +379,6 @@ def test_added_tokens_in_a_rows_text_are_found_special_or_not(prepare):
     assert found["special tokens in data"].rows == (("train", 2),)
 
 
-# --- Documents are cut whole ------------------------------------------------------------------------------------------
-
 DOCUMENTS = [f"[{k}] Town {k} was founded in 110{k} by {'many ' * 12}people." for k in range(1, 6)]
 QUESTION = "When was town 3 founded?"
 FIRST, LAST = f"Question: {QUESTION}\n\nDocuments:\n{{}}", f"Documents:\n{{}}\n\nQuestion: {QUESTION}"
@@ -430,7 +396,9 @@ def test_whole_documents_go_and_the_supporting_one_last(prepare, form, limit, le
     prepared, query, found = cut_row(prepare, form, "cut_documents", limit)
     assert [k for k in range(1, 6) if DOCUMENTS[k - 1] in query] == left
     assert query == form.format("\n".join(DOCUMENTS[k - 1] for k in left))
-    assert found == ({"cut"} if 0 < len(left) < 5 else {"cut", "cut: supporting document"} if not left else set())
+    assert found == {"cut"} - ({"cut"} if len(left) == 5 else set()) | (
+        {"cut: supporting document"} if not left else set()
+    )
     assert len(prepared.train[0]["input_ids"]) <= limit
     assert prepared.tokenizer.decode(prepared.train[0]["input_ids"]) == prepared.rendered(0).text
 
@@ -456,9 +424,6 @@ def test_a_prompt_without_documents_is_dropped_rather_than_cut(prepare):
     rows = [*ROWS, {"prompt": "word " * 200, "answers": "7"}]
     report = prepare(rows, max_sequence_len=120, over_length="cut_documents").report
     assert report.train.dropped == {"too long": [10]} and "model.over_length=cut_documents" in str(report)
-
-
-# --- Where a turn ends, and what a shell makes of a marker ------------------------------------------------------------
 
 
 def test_a_line_break_of_a_shell_is_one_where_the_marker_stands_in_the_row(prepare):

@@ -1,7 +1,7 @@
 """What is said: prompts, training texts and the places in them."""
 
 import pytest
-from conftest import BOS, CHAT_TEMPLATES, MARKERS, NO_SYSTEM, make_tokenizer
+from conftest import BOS, CHAT_TEMPLATES, NO_SYSTEM, make_tokenizer
 
 from ragfit.data.prompt import Renderer
 from ragfit.data.template import RowRefused
@@ -15,9 +15,6 @@ def renderer(template="chatml", instruction="", custom=None, kind="trimming", to
 def parts(row):
     """(before the loss, with loss, behind it)."""
     return row.text[: row.completion_char], row.text[row.completion_char : row.end_char], row.text[row.end_char :]
-
-
-# --- Chat templates ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,65 +101,11 @@ def test_a_wrong_marker_is_an_error_before_any_row_and_shows_the_place(template)
     assert repr(renderer(template).middle[-10:])[1:-1] in message
 
 
-def test_a_marker_in_the_data_alone_does_not_occur():
-    with pytest.raises(PromptError, match="does not occur"):
-        renderer("chatml", "Write Answer: first.", completion_start="Answer:").render("Answer:", "Answer: Rome")
-
-
-@pytest.mark.parametrize("template", CHAT_TEMPLATES)
-@pytest.mark.parametrize(
-    ("query", "output"),
-    [
-        ("{m}", "Rome"), ("Where? {m}", "Rome"), ("Where?", "{m}"), ("Where?", "Rome {m} Rome"), ("{m}{m}", "{m}{m}"), ("", "{m}"), ("", ""),
-    ],
-)  # fmt: skip
-def test_quoting_the_marker_moves_nothing(template, query, output):
-    marker = MARKERS[template]
-    given = renderer(template, completion_start=marker)
-    query, output = query.format(m=marker), output.format(m=marker)
-    row = given.render(query, output)
-    assert row.text[: row.completion_char].endswith(marker)
-    gap = row.text[row.completion_char : row.output[0]]
-    assert gap.strip() in ("", "<think>\n\n</think>")
-    assert row.text[slice(*row.output)] in (output, output.strip(), output.lstrip("\n"))
-
-
 def test_the_last_occurrence_of_the_marker_in_the_templates_text_counts():
     row = renderer("chatml", completion_start="\n").render("Where?", "Rome\n")
     assert parts(row)[1] == "Rome\n<|im_end|>"
     row = renderer("chatml", completion_start="<|im_start|>").render("Where?", "Rome")
     assert parts(row)[1] == "assistant\nRome<|im_end|>" and row.extra == "assistant"
-
-
-@pytest.mark.parametrize(
-    ("output", "loss"),
-    [
-        ("yes", "<think>\n\n</think>\n\nyes<|im_end|>"),
-        ("\n\n yes", "<think>\n\n</think>\n\n yes<|im_end|>"),
-        ("<think>\nhm\n</think>\n\nyes", "<think>\nhm\n</think>\n\nyes<|im_end|>"),
-        ("hm</think>yes", "<think>\nhm\n</think>\n\nyes<|im_end|>"),
-        ("</think>", "<think>\n\n</think>\n\n<|im_end|>"),
-        ("</think></think>x", "<think>\n\n</think>\n\nx<|im_end|>"),
-        ("a</think>b</think>c", "<think>\na\n</think>\n\nc<|im_end|>"),
-    ],
-)
-def test_a_template_that_takes_the_answer_apart(output, loss):
-    for marker in ("", "<|im_start|>assistant\n"):
-        assert parts(renderer("qwen3", completion_start=marker).render("Where?", output))[1] == loss
-
-
-def test_the_generation_prompt_may_open_what_the_output_begins_with():
-    template = CHAT_TEMPLATES["chatml"].replace(
-        "'<|im_start|>assistant\\n' }}{% endif %}", "'<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
-    )
-    given = renderer(template)
-    row = given.render("Where?", "<think>\nhm\n</think>\nRome")
-    assert row.matches
-    assert parts(row)[:2] == (
-        "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n<think>\n",
-        "hm\n</think>\nRome<|im_end|>",
-    )
-    assert not given.render("Where?", "Rome").matches
 
 
 def test_a_row_whose_place_is_unknown_says_so():
@@ -209,8 +152,6 @@ def test_texts_that_contain_the_stand_ins():
         assert row.text[slice(*row.output)].endswith("oRAGFIToutputo x")
 
 
-# --- The end of the turn ----------------------------------------------------------------------------------------------
-
 TURN = "{% for m in messages %}{{ m.role + ':' + m.content + TAIL }}{% endfor %}{% if add_generation_prompt %}{{ HEADER }}{% endif %}"
 
 
@@ -256,18 +197,6 @@ def test_no_eos_token():
     assert parts(given.render("Where?", "Rome"))[1] == "Rome<|im_end|>"
 
 
-# --- Tokenizers and templates unlike others ---------------------------------------------------------------------------
-
-
-def test_named_templates():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = {"default": CHAT_TEMPLATES["chatml"], "tool_use": CHAT_TEMPLATES["llama-2"]}
-    assert parts(renderer(tokenizer=tokenizer).render("Where?", "Rome"))[1] == "Rome<|im_end|>"
-    tokenizer.chat_template = {"rag": CHAT_TEMPLATES["chatml"], "tool_use": CHAT_TEMPLATES["llama-2"]}
-    with pytest.raises(PromptError, match="multiple chat templates with no default"):
-        renderer(tokenizer=tokenizer)
-
-
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
@@ -300,9 +229,6 @@ def test_named_templates():
 def test_templates_that_cannot_be_used(template, problem):
     with pytest.raises(PromptError, match=problem.replace("(", r"\(")):
         renderer(template)
-
-
-# --- Templates of one's own -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -403,9 +329,6 @@ def test_bos_is_put_before_a_template_of_ones_own_once(kind, custom, count):
     assert masked.input_ids == tokenizer(row.text, add_special_tokens=bool(count))["input_ids"]
     assert masked.input_ids.count(tokenizer.bos_token_id) == (count or custom.count(BOS))
     assert tokenizer.decode(masked.input_ids[masked.start : masked.end]) == "753</s>"
-
-
-# --- Real tokenizers --------------------------------------------------------------------------------------------------
 
 
 def test_real_prompts_are_the_tokenizers_own(real_tokenizers):

@@ -222,8 +222,6 @@ def test_where_nothing_is_left_the_advice_is_about_the_reason(write_rows):
     assert "max_sequence_len" not in str(error.value)
 
 
-# --- The models' own templates, from TRL ------------------------------------------------------------------------------
-
 FOLDER = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
 NO_TEXT = ("idefics3", "llava_next", "smolvlm")  # their messages are lists of parts
 TOKEN = re.compile(

@@ -93,11 +93,8 @@ def trained(this_kernel, tiny_llama, tmp_path_factory):
     from nbclient import NotebookClient
 
     folder = tmp_path_factory.mktemp("sweep")
-    runs = {
-        rank: tiny_parameters(tiny_llama, folder)
-        | {"model.lora.r": rank, "train.output_dir": str(folder / "runs" / f"r{rank}")}
-        for rank in (2, 3)
-    }
+    keys = {rank: {"model.lora.r": rank, "train.output_dir": f"{folder}/runs/r{rank}"} for rank in (2, 3)}
+    runs = {rank: tiny_parameters(tiny_llama, folder) | own for rank, own in keys.items()}
     twice = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / "train.ipynb"))
     twice = papermill.parameterize.parameterize_notebook(twice, runs[2])
     twice.cells += [cell.copy() for cell in twice.cells]
@@ -124,15 +121,11 @@ def test_training_notebook_trains_and_saves(trained):
 
 
 @pytest.mark.slow
-def test_training_notebook_runs_again_without_a_restart(trained):
+def test_a_notebook_run_twice_and_a_loop_of_papermill_end_in_one_table(trained):
     folder, _, twice = trained
     assert outputs(twice).count("done: step 5/5") >= 2
     assert (folder / "r2" / "checkpoint.1" / "adapter_config.json").is_file()
-
-
-@pytest.mark.slow
-def test_a_loop_of_papermill_ends_in_one_table(trained):
-    frame = ragfit.table_of_runs(trained[0])
+    frame = ragfit.table_of_runs(folder)
     assert [Path(name).name for name in frame.index] == ["r2", "r3"] and frame["model.lora.r"].tolist() == [2, 3]
     assert frame.columns[1] == "state" and frame["state"].tolist() == ["finished"] * 2
     assert frame[["train_loss", "dev_loss", "f1"]].notna().all(axis=None) and frame["answers"].tolist() == [3, 3]
@@ -156,17 +149,8 @@ def test_a_failing_run_says_why(key, value, message, tiny_run, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_exits_non_zero(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "notebooks/train.ipynb"),
-        "out.ipynb",
-        "-p",
-        "config",
-        "nowhere",
-    ]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    words = [str(ROOT / "notebooks/train.ipynb"), "out.ipynb", "-p", "config", "nowhere"]
+    result = subprocess.run([sys.executable, "-m", "papermill", *words], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and "nowhere" in result.stderr
 
 
@@ -221,9 +205,7 @@ def test_looking_shows_rows_and_findings_without_torch(name, odd_rows, tmp_path)
     text = outputs(notebook)
     view = "Prompt" if name.startswith("inspect") else "Tokens"
     for expected in (
-        "model.max_sequence_len",  # what differs from the YAML
-        f"{view} of train row 0", f"{view} of train row 1", "7 of 8 rows kept, 1 too long",
-        # Row 7 was dropped, and is shown.
+        "model.max_sequence_len", f"{view} of train row 0", f"{view} of train row 1", "7 of 8 rows kept, 1 too long",
         *(f"{view} of train, row {number} of its file" for number in (5, 6, 7)),
         "empty output", "special tokens in data", "This part is interactive", "answer: False",
     ):  # fmt: skip
@@ -231,8 +213,7 @@ def test_looking_shows_rows_and_findings_without_torch(name, odd_rows, tmp_path)
     assert f"{view} of train row 2" not in text
     if name.startswith("inspect"):
         assert "rows with an answer in their documents 6 of 6" in " ".join(text.split())
-        assert "Lengths" in text and "shortest" in text
-        assert "tokens, ending in" in text
+        assert "Lengths" in text and "shortest" in text and "tokens, ending in" in text
     # The pictures are in the file as HTML; no widget is, whose state would need a live kernel.
     saved = json.dumps(notebook)
     assert "widget-view" not in saved and "widgets" not in notebook.metadata and len(saved) < 1_000_000
@@ -244,8 +225,7 @@ def test_loss_mask_with_the_model(tiny_run, tmp_path):
     parameters = {**tiny_run, "with_model": True, "rows": 2, "train.packing": True}
     notebook = execute("loss_mask.ipynb", tmp_path, parameters)
     text, html = outputs(notebook), "".join(one.get("data", {}).get("text/html", "") for one in shown(notebook))
-    assert "There is no trained adapter yet" in text
-    assert "loss in nats (base)" in html
+    assert "There is no trained adapter yet" in text and "loss in nats (base)" in html
     assert "The rows lie end to end. Positions begin at 0 in each" in html and "of its pack" in html
 
 

@@ -1,11 +1,12 @@
 """The model card: what it says of a run, its example as it stands, and texts that would like to be something else."""
 
-import html.parser
+import html
 import json
 import re
 
 import pytest
 import yaml
+from harmless import assert_harmless
 from markdown_it import MarkdownIt
 from tiny_runs import one_thread, question_rows, tiny_config, tiny_trainer  # noqa: F401
 
@@ -14,7 +15,6 @@ from ragfit.config.overrides import override
 from ragfit.runs import card
 from ragfit.runs.save import save_checkpoint
 
-TAGS = {"h1", "h2", "p", "pre", "code", "strong", "em", "ul", "li"}
 render = MarkdownIt("commonmark", {"html": True}).render  # as a reader that lets HTML through
 
 
@@ -25,11 +25,8 @@ def build(tiny_phi3, write_rows, tmp_path):
     def build(*overrides, name="rows.jsonl", instruction="Be brief.", rows=None):
         (tmp_path / "instruction.txt").write_text(instruction, encoding="utf-8")
         rows = write_rows(rows or question_rows(6), name)
-        keys = (
-            "train.max_steps=2",
-            "train.save_strategy=no",
-            override("instruction", str(tmp_path / "instruction.txt")),
-        )
+        keys = ["train.max_steps=2", "train.save_strategy=no"]
+        keys.append(override("instruction", str(tmp_path / "instruction.txt")))
         return tiny_trainer(tiny_config(tiny_phi3, rows, tmp_path / "out", *keys, *overrides))
 
     return build
@@ -42,17 +39,6 @@ def parts(folder):
     return yaml.safe_load(header), body
 
 
-def assert_plain(body):
-    """Of the rendered card's HTML, raw HTML in it included, no tag or attribute does anything."""
-
-    class Reader(html.parser.HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            names = [name for name, _ in attributes]
-            assert tag in TAGS and not [name for name in names if name.startswith("on") or name in ("src", "href")]
-
-    Reader().feed(render(body))
-
-
 def test_a_run_s_card(build, tmp_path, tiny_phi3):
     """Figures are those of the weights that are saved: the highest loss is called the best here, which is the first."""
     keys = "dev_split=2 train.eval_strategy=steps train.eval_steps=1 train.save_strategy=steps train.save_steps=1"
@@ -60,33 +46,22 @@ def test_a_run_s_card(build, tmp_path, tiny_phi3):
     trainer = build(*keys.split(), *more.split(), "model.load_in_8bit=true")
     folder = ragfit.train(trainer)
     header, body = parts(folder)
-    assert header == {
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["ragfit", "trl", "sft", "rag", "lora"],
-    }
-    report, best = trainer.prepared.report.train, trainer.state.best_global_step
-    logged = {
-        key: one[key]
-        for one in trainer.state.log_history
-        for key in ("loss", "eval_loss")
-        if one["step"] == best and key in one
-    }
+    assert header["library_name"] == "peft" and header["tags"] == ["ragfit", "trl", "sft", "rag", "lora"]
+    report, best, logged = trainer.prepared.report.train, trainer.state.best_global_step, {}
+    for entry in trainer.state.log_history:
+        logged |= entry if entry["step"] == best else {}
     assert best < trainer.state.global_step == 4
     for line in (
-        f"# LoRA adapter for ` {tiny_phi3.name} `",
-        f"- steps: 4, and the saved weights are those of step {best}",
-        f"- training loss: {logged['loss']:.4f} at step {best}",
-        f"- dev loss: {logged['eval_loss']:.4f} at step {best}",
+        f"# LoRA adapter for ` {tiny_phi3.name} `", f"- steps: 4, and the saved weights are those of step {best}",
+        f"- training loss: {logged['loss']:.4f} at step {best}", f"- dev loss: {logged['eval_loss']:.4f} at step {best}",
         f"- train: 4 of 4 rows kept, 0 cut; loss on {report.loss_tokens} of {report.tokens} tokens",
-        "data_file: rows.jsonl",
-        "  learning_rate: 0.0001",
-    ):
+        "data_file: rows.jsonl", "  learning_rate: 0.0001",
+    ):  # fmt: skip
         assert line in body.splitlines(), line
     digest = re.search(r"^# data_file sha256 \w{64}$", body, re.MULTILINE)[0]
     assert digest in (folder / "ragfit.yaml").read_text()
     assert str(tmp_path) not in body and str(tiny_phi3.parent) not in body
-    assert_plain(body)
+    assert_harmless(f"<div>{render(body)}</div>")
 
 
 VARIANTS = {
@@ -137,7 +112,7 @@ def test_hostile_texts_stay_texts_and_changes_are_told(build, tmp_path):
     trainer.changed = {"train.learning_rate": [(0, 0.5), (2, HOSTILE)]}  # as of a run that went on with another
     header, body = parts(save_checkpoint(trainer))
     assert set(header) == {"library_name", "pipeline_tag", "tags"}
-    assert_plain(body)
+    assert_harmless(f"<div>{render(body)}</div>")
     rendered = render(body)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in rendered and "&lt;img src=x onerror=alert(1)&gt;" in rendered
     example = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]

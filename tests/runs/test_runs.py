@@ -1,48 +1,17 @@
-"""A table of runs, over runs that were really made: by the command line's `--multirun` and by `ragfit.train`."""
+"""A table of runs, of the files they leave; tests/test_notebooks.py has one of real runs."""
 
 import json
 from pathlib import Path
 
-import forked
 import pandas
 import pytest
 from harmless import HOSTILE, assert_harmless
-from tiny_runs import MARKER, question_rows
 
 import ragfit
 from ragfit.__main__ import main
-from ragfit.config.overrides import override
 from ragfit.errors import ConfigError
 from ragfit.runs.status import run_status
 from ragfit.views import RunsView
-
-
-@pytest.mark.slow
-def test_a_sweep_with_a_run_that_fails(tiny_llama, write_rows, tmp_path, capsys):
-    """The run behind the failing one goes on, the exit code says that one failed, and the table says which."""
-    keys = {"model.model_name_or_path": str(tiny_llama), "model.completion_start": MARKER}
-    keys |= {"data_file": str(write_rows(question_rows(12))), "model.lora.target_modules": ["q_proj"]}
-    words = "output_key=answers train.output_dir=sweep dev_split=3 model.load_in_8bit=false train.optim=adamw_torch"
-    words += " train.max_steps=2 train.logging_steps=1 --multirun train.learning_rate=0.001,1e30,0.05"
-    words = [*(override(key, value) for key, value in keys.items()), *words.split()]
-    result = forked.command("ragfit.training", *words, cwd=tmp_path)
-    assert result.returncode == 1 and "not a finite number" in result.stderr
-
-    frame = ragfit.table_of_runs(tmp_path / "sweep")
-    assert list(frame.index) == [str(tmp_path / "sweep" / name) for name in "012"]
-    assert list(frame.columns[:2]) == ["train.learning_rate", "state"]
-    assert frame["train.learning_rate"].tolist() == [0.001, 1e30, 0.05]
-    assert frame["state"].tolist() == ["finished", "failed", "finished"]
-    assert frame["problem"].notna().tolist() == [False, True, False] and "finite" in frame["problem"].iloc[1]
-    done = frame[frame["state"] == "finished"]
-    assert done["step"].tolist() == [2, 2] and (done["seconds"] > 0).all() and "f1" not in frame
-    printed = [line.split()[-1] for line in result.stdout.splitlines() if line.startswith("dev loss")]
-    assert [f"{loss:.4f}" for loss in done["dev_loss"]] == printed
-
-    main(["runs", str(tmp_path / "sweep")])
-    said = capsys.readouterr().out
-    assert said.startswith("3 runs:") and printed[0] in said and "failed" in said
-
 
 STARTED = "2026-01-01T00:00:00+00:00"
 FACTS = {"state": "finished", "updated": STARTED, "step": 9, "total_steps": 9, "pid": 1, "host": "elsewhere"}
@@ -57,13 +26,15 @@ HISTORY = [
 def write_run(folder, log=None, evaluation=None, **facts):
     folder.mkdir(parents=True)
     (folder / "status.json").write_text(json.dumps(FACTS | facts))
-    (folder / "ragfit.yaml").write_text("model: {lora: {r: 4}}")
+    (folder / "ragfit.yaml").write_text(
+        f"model: {{lora: {{r: 4, target_modules: [{folder.name[:1]}]}}}}\ntrain: {{output_dir: {folder}}}"
+    )
     for name, content in (("trainer_state.json", log), ("evaluation.json", evaluation)):
         if content is not None:
             (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def test_the_figures_are_of_the_weights_that_are_saved(tmp_path):
+def test_the_figures_are_of_the_weights_that_are_saved(tmp_path, capsys):
     """With `load_best_model_at_end` the best step's; what an earlier run has left in the folder does not count."""
     log = {"log_history": HISTORY}
     write_run(tmp_path / "best", log, saved_step=4, dev_loss=1.5)
@@ -84,6 +55,10 @@ def test_the_figures_are_of_the_weights_that_are_saved(tmp_path):
         "earlier": [9, None, None, None, None, "no memory"],
         "damaged": [9, None, None, None, None, None],
     }
+    assert list(frame)[:2] == ["model.lora.target_modules", "state"]  # what the configurations differ in
+    main(["runs", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.startswith("6 runs:") and "1.5000" in said and f"{tmp_path}/earlier: no memory" in said
     assert run_status(tmp_path / "measured").facts["dev_loss"] == 0.5  # the same in both
     assert "dev loss 1.5000" in " ".join(repr(run_status(tmp_path / "older")).split())
 

@@ -55,7 +55,6 @@ MODEL_KEYS: dict[str, Any] = {
 OWN_KEYS: dict[str, Any] = {
     "train.early_stopping_patience": Count | None,
     "train.early_stopping_threshold": float | None,
-    "train.stop_on_nan": bool | None,
     "train.completion_only_loss": Literal[True] | None,
     "model.lora.peft_type": Literal["LORA"] | None,
     "model.lora.task_type": Literal["CAUSAL_LM"] | None,

@@ -27,7 +27,8 @@ def news_stream() -> TextIO:
 
 def say(text: str) -> None:
     """Tell the user something that is no warning. An unconfigured notebook shows nothing that is logged as news."""
-    print(text, file=news_stream(), flush=True)
+    with contextlib.suppress(OSError):  # a terminal that is gone ends no run
+        print(text, file=news_stream(), flush=True)
 
 
 def print_any_text() -> None:

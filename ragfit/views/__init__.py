@@ -21,7 +21,6 @@ _HOME = {
     "SavedView": "runs.save",
     "StatusView": "runs.status",
     "LossCurve": "training.live",
-    "loss_curve": "training.live",
     "RowView": "views.row",
     "rows_with_findings": "views.row",
     "explore": "views.explorer",

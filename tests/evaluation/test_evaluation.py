@@ -275,7 +275,7 @@ def test_a_trainer_that_was_made_to_evaluate_does_not_train(trained):
 
 def test_a_folder_without_a_run(tmp_path):
     (tmp_path / "ragfit.yaml").write_text("model: {}")  # as an output folder has it
-    with pytest.raises(ConfigError, match="holds no adapter or model with a ragfit.yaml. Name the folder checkpoint"):
+    with pytest.raises(ConfigError, match="holds no adapter and no model. Name a run"):
         load_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="^checkpoint: there is no"):
         load_checkpoint(tmp_path / "nowhere")

@@ -74,7 +74,7 @@ def test_losses_without_an_adapter(trainer, tmp_path):
     from ragfit.views import load_tuned, token_losses
 
     assert set(token_losses(trainer)) == {"model"}
-    for folder, message in (("nowhere", "checkpoint"), (str(tmp_path), "holds no adapter")):
+    for folder, message in (("nowhere", "checkpoint"), (str(tmp_path), "model.lora is empty")):
         with pytest.raises(ConfigError, match=message):
             load_tuned(trainer, folder)
     (tmp_path / "adapter_config.json").write_text("{}")

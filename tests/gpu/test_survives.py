@@ -10,6 +10,7 @@ from tiny_runs import losses, tiny_trainer
 
 import ragfit
 from gpu.on_device import AS_ON_CUDA, FLOAT32, ON_CPU
+from ragfit.training.checkpoints import resume_path
 
 KEYS = [
     "train.num_train_epochs=2",
@@ -47,7 +48,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(phi3, rows_file, tmp_path, nam
     assert ragfit.run_status(tmp_path / "killed").state == "killed"
     again = tiny_trainer(ragfit.load_config("training", [*overrides("killed"), "resume_checkpoint=true"]))
     start = {n: w.detach().cpu().clone() for n, w in again.model.named_parameters() if w.requires_grad}
-    assert again.resume_from.endswith("checkpoint-6")
+    assert resume_path(again.cfg).endswith("checkpoint-6")
     ragfit.train(again)
     straight = tiny_trainer(ragfit.load_config("training", overrides("straight")))
     ragfit.train(straight)

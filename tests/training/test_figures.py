@@ -52,9 +52,8 @@ def by_hand(trainer):
     return total / count
 
 
-def test_dev_loss_is_one_over_tokens_at_any_batch_size_packed_or_not(config):
-    kinds = [[], ["train.eval_packing=true", "train.max_length=400"], ["train.loss_type=dft"]]
-    for more in kinds:
+def test_dev_loss_is_one_over_tokens_at_any_batch_size(config):
+    for more in ([], ["train.packing=true", "train.max_length=400"], ["train.loss_type=dft"]):
         found = []
         for size in (1, 4, 16):
             trainer = tiny_trainer(config(f"train.per_device_eval_batch_size={size}", *more))
@@ -65,26 +64,22 @@ def test_dev_loss_is_one_over_tokens_at_any_batch_size_packed_or_not(config):
         assert found[1] == pytest.approx(found[0], rel=1e-5) and found[2] == pytest.approx(found[0], rel=1e-5)
 
 
-# --- The weights that are saved ------------------------------------------------------------------------------------------
-
-
 def test_figures_are_those_of_the_best_step_where_that_is_saved(config, tmp_path):
     """The best by a metric that is best early, as in any run that overfits; only the best checkpoint is left."""
     best = (
-        "train.load_best_model_at_end=true",
-        "train.metric_for_best_model=eval_loss",
-        "train.greater_is_better=true",
+        "load_best_model_at_end=true",
+        "metric_for_best_model=eval_loss",
+        "greater_is_better=true",
+        "save_total_limit=1",
     )
-    trainer = tiny_trainer(config(*EVERY_TWO, *best, "train.save_total_limit=1"))
+    trainer = tiny_trainer(config(*EVERY_TWO, *(f"train.{key}" for key in best)))
     folder = ragfit.train(trainer)
     logged = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     facts, curve = read(tmp_path / "out"), trainer.callback_handler.callbacks[1]
     best = max(logged, key=logged.get)
     assert best == facts["saved_step"] == trainer.weights_step < facts["step"] == 6
     assert facts["dev_loss"] == logged[best] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-6)
-    assert (
-        facts["loss"] == losses(trainer)[best - 1] and facts["last_checkpoint"] == f"{tmp_path}/out/checkpoint-{best}"
-    )
+    assert facts["loss"] == losses(trainer)[best - 1] and facts["last_checkpoint"] == f"{tmp_path}/out/checkpoint-6"
     assert f"the weights kept are the best ones, of step {best}, loss {facts['loss']:.3f}" in curve._sentence()
     saved = load_file(folder / "adapter_model.safetensors")
     kept = load_file(tmp_path / "out" / f"checkpoint-{best}" / "adapter_model.safetensors")
@@ -103,20 +98,15 @@ def test_a_figure_that_was_not_measured_is_not_taken_over(config, tmp_path):
 
 
 def test_early_stopping(config, tmp_path):
-    trainer = tiny_trainer(
-        config(*EVERY_TWO[:2], "train.early_stopping_patience=2", "train.early_stopping_threshold=9")
-    )
+    patience = ("train.early_stopping_patience=2", "train.early_stopping_threshold=9")
+    trainer = tiny_trainer(config(*EVERY_TWO[:2], *patience))
     ragfit.train(trainer)
     assert trainer.state.global_step == 6  # the first evaluation, and two without a gain of 9 nats
     assert trainer.args.load_best_model_at_end and trainer.weights_step == trainer.state.best_global_step
     with pytest.raises(
-        ConfigError,
-        match="^train.early_stopping_patience: it is set, but nothing reads it in this configuration .*eval_strategy",
+        ConfigError, match="^train.early_stopping_patience: it is set, but nothing reads it .*eval_strategy"
     ):
         tiny_trainer(config("train.early_stopping_patience=2"))
-
-
-# --- Not a finite number -------------------------------------------------------------------------------------------------
 
 
 class Spoil(TrainerCallback):
@@ -155,7 +145,7 @@ SPOILT = {
 def test_what_is_not_finite_ends_the_run_at_that_step(config, tmp_path, step, value, said, healthy):
     out = tmp_path / "out"
     trainer = tiny_trainer(config(*EVERY_TWO[2:], "train.save_total_limit=1"), [Spoil(step, value)])
-    with pytest.raises(RagfitError, match=f"not a finite number: {said}; {out}/{healthy} is the last healthy .* Lower"):
+    with pytest.raises(RagfitError, match=f"{said} is not a finite number. Lower .*{out}/{healthy}, the last healthy"):
         ragfit.train(trainer)
     facts = read(out)
     assert (
@@ -168,42 +158,9 @@ def test_what_is_not_finite_ends_the_run_at_that_step(config, tmp_path, step, va
     assert ragfit.train(again).is_dir() and read(out)["state"] == "finished"
 
 
-def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(config):
-    class Overflow(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, value):
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return gradient * math.inf
-
-    trainer = tiny_trainer(config())
-    compute = trainer.compute_loss
-    trainer.compute_loss = lambda *args, **kwargs: Overflow.apply(compute(*args, **kwargs))
-    with pytest.raises(RagfitError, match="not a finite number: the gradient norm of step 1; there is no checkpoint"):
-        ragfit.train(trainer)
-    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
-
-
-def test_who_wants_to_go_on_does_and_no_adapter_of_nans_is_saved(config, tmp_path):
-    out, more = tmp_path / "out", ("train.stop_on_nan=false", *EVERY_TWO, "train.save_total_limit=9")
-    trainer = tiny_trainer(config(*more), [Spoil(3, math.nan)])
-    with pytest.raises(RagfitError, match="not a finite number: the loss after the update of step 6"):
-        ragfit.train(trainer)
-    assert trainer.state.global_step == 6 and math.isnan(losses(trainer)[-1]) and not (out / "checkpoint").exists()
-    assert all_json(out)
-    history = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-    assert [entry["loss"] for entry in history if "loss" in entry][3:] == [None] * 3
-
-
 def test_json_has_no_words_for_numbers():
-    assert json.loads(to_json({"a": [math.inf, 1.5, {"b": -math.inf}], "c": math.nan})) == {
-        "a": [None, 1.5, {"b": None}], "c": None,
-    }  # fmt: skip
-
-
-# --- Values from the environment -----------------------------------------------------------------------------------------
+    found = json.loads(to_json({"a": [math.inf, 1.5, {"b": -math.inf}], "c": math.nan}))
+    assert found == {"a": [None, 1.5, {"b": None}], "c": None}
 
 
 def test_a_number_from_the_environment(config, monkeypatch, tmp_path):

@@ -49,11 +49,8 @@ def launch(launcher, *args):
 
 
 def logged(output):
-    state = json.loads((output / "checkpoint-8" / "trainer_state.json").read_text())
-    return {
-        key: [entry[key] for entry in state["log_history"] if key in entry]
-        for key in ("loss", "grad_norm", "eval_loss")
-    }
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return {key: [entry[key] for entry in history if key in entry] for key in ("loss", "grad_norm", "eval_loss")}
 
 
 def write(folder, count):
@@ -67,23 +64,11 @@ def runs(tiny_model, tmp_path_factory):
     """The same global batch of four rows: one process with four, two processes with two each."""
     folder = tmp_path_factory.mktemp("scale")
     data = write(folder, 40)
-    keys = [
-        "train.per_device_train_batch_size=1",
-        "++train.eval_strategy=steps",
-        "++train.eval_steps=4",
-        "train.save_steps=8",
-    ]
+    keys = ["train.per_device_train_batch_size=1", "++train.eval_strategy=steps", "++train.eval_steps=4"]
     found = {}
     for launcher in LAUNCHERS:
-        accumulated = 4 if launcher == "one" else 2
-        done = launch(
-            launcher,
-            tiny_model("llama"),
-            data,
-            folder / launcher,
-            *keys,
-            f"train.gradient_accumulation_steps={accumulated}",
-        )
+        accumulated = f"train.gradient_accumulation_steps={4 if launcher == 'one' else 2}"
+        done = launch(launcher, tiny_model("llama"), data, folder / launcher, *keys, accumulated)
         found[launcher] = (folder / launcher, done)
     return found
 
@@ -99,30 +84,18 @@ def test_two_processes_train_as_one(runs, launcher):
     weights = [load_file(runs[name][0] / "checkpoint" / "adapter_model.safetensors") for name in ("one", launcher)]
     for name, weight in weights[0].items():
         assert abs(weights[1][name] - weight).max() < 1e-4, name
+    output = runs[launcher][1].stdout  # what is said is said once
+    assert len(re.findall(r"rows\.jsonl: 40 rows", output)) == output.count("saved ") == 1
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_what_is_said_is_said_once(runs, launcher):
-    output = runs[launcher][1].stdout
-    assert len(re.findall(r"rows\.jsonl: 40 rows", output)) == 1
-    assert output.count("saved ") == 1
-
-
-PACKED = ["train.packing=true", "train.eval_packing=true", "train.max_length=400"]
-
-
-@pytest.fixture(scope="module")
-def dev_losses(tiny_model, tmp_path_factory):
-    """The dev loss after a step that moves nothing, by launcher, packing and rows in a batch.
-
-    A mean of the means of batches of two would be off by a thousandth of it.
-    """
-    folder, rows = tmp_path_factory.mktemp("dev"), question_rows(40)
-    # One token beside many: a mean over batches or processes is not one over tokens.
-    for number, row in enumerate(rows):
+def test_dev_loss_is_the_single_process_s_packed_and_on_two(tiny_model, tmp_path):
+    """After a step that moves nothing. A mean of the means of batches of two would be off by a thousandth of it."""
+    rows = question_rows(40)
+    for number, row in enumerate(
+        rows
+    ):  # one token beside many: a mean over batches or processes is not one over tokens
         row["answers"] = ["yes"] if number % 3 else [f"The answer is {number}, " + "and no idea " * 20]
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     keys = [
         "dev_split=11",
         "train.max_steps=1",
@@ -130,36 +103,21 @@ def dev_losses(tiny_model, tmp_path_factory):
         "train.eval_strategy=steps",
         "train.eval_steps=1",
     ]
-    found = {}
-    for case in [("one", False, 1), ("one", False, 2), ("one", True, 2), ("torchrun", False, 2), ("torchrun", True, 2)]:
-        launcher, packed, size = case
-        output = folder / "-".join(map(str, case))
-        more = [f"train.per_device_eval_batch_size={size}", *PACKED * packed]
-        launch(launcher, tiny_model("llama"), data, output, *keys, *more)
-        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-        [found[case]] = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    return found
-
-
-@pytest.mark.parametrize(
-    "case", [("one", False, 2), ("one", True, 2), ("torchrun", False, 2), ("torchrun", True, 2)], ids=str
-)
-def test_dev_loss_is_the_single_process_s_packed_and_on_two(dev_losses, case):
-    assert dev_losses[case] == pytest.approx(dev_losses["one", False, 1], rel=1e-5)
+    packed, found = ["train.packing=true", "train.max_length=400"], []
+    for launcher, size, more in (("one", 1, []), ("one", 2, packed), ("torchrun", 2, []), ("torchrun", 2, packed)):
+        output = tmp_path / str(len(found))
+        size = f"train.per_device_eval_batch_size={size}"
+        launch(launcher, tiny_model("llama"), tmp_path / "rows.jsonl", output, *keys, size, *more)
+        found += logged(output)["eval_loss"]
+    assert found == [pytest.approx(found[0], rel=1e-5)] * 4
 
 
 @pytest.mark.parametrize("to", ["the launcher", "1"])
 def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
     """As SLURM sends it: torchrun passes it on. Or one process alone gets it: both stop after the same step, and say why."""
     output = tmp_path / "out"
-    command = command_line(
-        "torchrun",
-        tiny_model("llama"),
-        write(tmp_path, 40),
-        output,
-        "train.max_steps=100000",
-        "train.save_steps=100000",
-    )
+    endless = ("train.max_steps=100000", "train.save_steps=100000")
+    command = command_line("torchrun", tiny_model("llama"), write(tmp_path, 40), output, *endless)
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=SETTINGS, stdout=log, stderr=log)
     for _ in range(600):
@@ -170,10 +128,9 @@ def test_sigterm_ends_both_with_a_checkpoint(tiny_model, tmp_path, to):
     (process if to == "the launcher" else ranks[to]).terminate()
     assert process.wait(60) != 0
     status = json.loads((output / "status.json").read_text())
-    assert status["state"] == "interrupted" and "stopped by SIGTERM" in status["reason"], (
-        tmp_path / "log"
-    ).read_text()[-3000:]
-    assert "TypeError" not in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert status["state"] == "interrupted" and "stopped by SIGTERM" in status["reason"], said[-3000:]
+    assert "TypeError" not in said
     assert status["last_checkpoint"] == f"{output}/checkpoint-{status['step']}"
     files = {path.name for path in (output / f"checkpoint-{status['step']}").iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= files  # both were there

@@ -54,11 +54,6 @@ def overrides(tiny_llama, rows):
     return make
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 @pytest.fixture(scope="module")
 def through(overrides, tmp_path_factory):
     """`through(*more)`: the output folder of a run with these settings that nobody stopped."""
@@ -67,7 +62,7 @@ def through(overrides, tmp_path_factory):
     def make(*more):
         if more not in made:
             made[more] = tmp_path_factory.mktemp("through") / "out"
-            assert ended(run, overrides(made[more], *more)) == 0
+            assert ended(overrides(made[more], *more)) == 0
         return made[more]
 
     return make
@@ -90,19 +85,12 @@ def names(folder, pattern="*"):
     return sorted(path.name for path in folder.glob(pattern))
 
 
-def ended(target, *args):
-    """The exit code of `target(*args)` in a process; less than 0 for the signal that killed it."""
-    started = process(target, *args)
+def ended(*args):
+    """The exit code of `run(*args)` in a process; less than 0 for the signal that killed it."""
+    started = process(run, *args)
     started.join(600)
     started.kill()  # one that does not end has no exit code
     return started.exitcode
-
-
-def wait_for(condition, alive=lambda: True, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert alive() and time.monotonic() < end
-        time.sleep(0.02)
 
 
 def assert_same(out, whole, logs=True):
@@ -113,103 +101,68 @@ def assert_same(out, whole, logs=True):
     assert any(tensor.abs().max() > 1e-3 for name, tensor in expected.items() if "lora_B" in name)  # it has learned
 
 
-# --- Killed --------------------------------------------------------------------------------------------------------------
-
-# When a run is killed: an audit event of Python, the end of the path it is about, and how many more such events to
-# let pass. The step of the checkpoint that is left to go on from.
-MOMENTS = {
-    "before the first checkpoint": (("open", ".saving/checkpoint-3/adapter_config.json"), 0),
-    "before the record is written": (("open", f".saving/checkpoint-6/{RECORD}"), 3),
-    "before it has its name": (("os.rename", "out/checkpoint-6"), 3),
-    "before the older one is deleted": (("shutil.rmtree", "out/checkpoint-3"), 6),
-    "while the older one is deleted": (("os.remove", "trainer_state.json", 0), 6),
-    "while the adapter is saved": (("open", "checkpoint.part-*", 3), 12),
-    "before the adapter has its name": (("os.rename", "out/checkpoint"), 12),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("moment", "left"), MOMENTS.values(), ids=MOMENTS)
-def test_a_killed_run_that_is_resumed_equals_one_that_ran_through(overrides, out, through, moment, left):
-    log = out.parent / "log"
-    assert ended(run, overrides(out), (), moment, log) == -signal.SIGKILL
-    state, sentence = run_state(read(out))
-    assert state == "killed" and f"process {read(out)['pid']} on" in sentence and "is gone" in sentence
-    assert (newest(out) and newest(out).name) == (f"checkpoint-{left}" if left else None)
-    assert ended(run, overrides(out, "resume_checkpoint=true"), (), None, log) == 0
-    assert_same(out, through())
-    assert run_state(read(out)) == ("finished", f"finished: step 12 of 12, the adapter is in {out}/checkpoint")
-    if left:
-        assert f"going on from {out}/checkpoint-{left}. The run before was killed" in log.read_text()
-    assert not (out / ".saving").exists() and names(out, "checkpoint-*") == ["checkpoint-12"]
-
+# --- Killed or stopped ---------------------------------------------------------------------------------------------------
 
 BY_EPOCH = ("dev_split=3", "train.eval_strategy=epoch")
-BEST = ("dev_split=3", "train.eval_strategy=steps", "train.eval_steps=3", "train.save_strategy=best",
-        "train.metric_for_best_model=eval_loss")  # fmt: skip
-EARLY = ("dev_split=3", "train.eval_strategy=steps", "train.eval_steps=3", "train.early_stopping_patience=2",
-         "train.greater_is_better=true")  # fmt: skip
+EVALUATING = ("dev_split=3", "train.eval_strategy=steps", "train.eval_steps=3")
+BEST = (*EVALUATING, "train.save_strategy=best", "train.metric_for_best_model=eval_loss")
+EARLY = (*EVALUATING, "train.early_stopping_patience=2", "train.greater_is_better=true")
 BY_LENGTH = ("train.group_by_length=true", "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1")
 IN_4_BITS = ("train.optim=paged_adamw_8bit", "model.load_in_4bit=true", "train.bf16=true")
-CHANGED_BY_RESUMING = {
-    "packs": (("train.packing=true", "train.max_length=400", "train.num_train_epochs=3"), 3, True),
-    "order by length": ((*BY_LENGTH, "train.save_steps=6"), 6, True),
-    "after the last step": (("train.max_steps=7",), 7, True),
-    "a bfloat16 adapter": (IN_4_BITS, 3, True),
-    "saved because it is the best": (BEST, 3, True),
-    "patience": (EARLY, 6, True),
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+# How a run ends early: at an audit event of Python, of which the path it is about ends so, after so many more such
+# events it is killed; or at an event of a callback, at a step, it gets a signal. Then its settings, the step of the
+# checkpoint that is left, and whether all of the log is the same.
+ENDS = {
+    "killed before the first checkpoint": (("open", ".saving/checkpoint-3/adapter_config.json"), (), 0, True),
+    "killed before the record is written": (("open", f".saving/checkpoint-6/{RECORD}"), (), 3, True),
+    "killed before it has its name": (("os.rename", "out/checkpoint-6"), (), 3, True),
+    "killed before the older one is deleted": (("shutil.rmtree", "out/checkpoint-3"), (), 6, True),
+    "killed while the older one is deleted": (("os.remove", "trainer_state.json", 0), (), 6, True),
+    "killed while the adapter is saved": (("open", "checkpoint.part-*", 3), (), 12, True),
+    "killed before the adapter has its name": (("os.rename", "out/checkpoint"), (), 12, True),
+    # Right after a checkpoint: what resuming could change.
+    "packs": ([("on_save", 3, KILL)], ("train.packing=true", "train.max_length=400", "train.num_train_epochs=3"), 3, True),
+    "order by length": ([("on_save", 6, KILL)], (*BY_LENGTH, "train.save_steps=6"), 6, True),
+    "after the last step": ([("on_save", 7, KILL)], ("train.max_steps=7",), 7, True),
+    "a bfloat16 adapter": ([("on_save", 3, KILL)], IN_4_BITS, 3, True),
+    "saved because it is the best": ([("on_save", 3, KILL)], BEST, 3, True),
+    "patience": ([("on_save", 6, KILL)], EARLY, 6, True),
     # What was due is not made up for: the losses since the last log, the evaluation of an epoch that ended there.
-    "a log": (("train.logging_steps=2",), 3, False),
-    "an evaluation": (BY_EPOCH, 6, False),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("more", "step", "logs"), CHANGED_BY_RESUMING.values(), ids=CHANGED_BY_RESUMING)
-def test_what_resuming_could_change(overrides, out, through, more, step, logs):
-    """Killed right after the checkpoint of that step."""
-    assert ended(run, overrides(out, *more), [("on_save", step, signal.SIGKILL)]) == -signal.SIGKILL
-    assert newest(out).name == f"checkpoint-{step}"
-    assert ended(run, overrides(out, *more, "resume_checkpoint=true")) == 0
-    assert_same(out, through(*more), logs)
-
-
-# --- Asked to stop -------------------------------------------------------------------------------------------------------
-
-EVALUATING = ("dev_split=2", "train.eval_strategy=steps", "train.eval_steps=2")
-STOPS = {
-    "SIGTERM in the middle of a step": ([("on_substep_end", 4, signal.SIGTERM)], (), 5),
-    "SIGTERM at the end of an epoch": ([("on_step_end", 6, signal.SIGTERM)], (*BY_EPOCH, "train.save_strategy=epoch"), 6),
-    "SIGHUP where an evaluation is due": ([("on_step_end", 4, signal.SIGHUP)], EVALUATING, 4),
-    "SIGINT in the first step": ([("on_substep_end", 0, signal.SIGINT)], (), 1),
-    "SIGTERM twice, nothing to be saved": ([("on_step_begin", 4, signal.SIGTERM)] * 2, ("train.save_strategy=no",), 5),
+    "a log": ([("on_save", 3, KILL)], ("train.logging_steps=2",), 3, False),
+    "an evaluation": ([("on_save", 6, KILL)], BY_EPOCH, 6, False),
+    # Asked to stop, it finishes its step and saves.
+    "SIGTERM in the middle of a step": ([("on_substep_end", 4, TERM)], (), 5, False),
+    "SIGTERM at the end of an epoch": ([("on_step_end", 6, TERM)], ("train.save_strategy=epoch",), 6, True),
+    "SIGHUP where an evaluation is due": ([("on_step_end", 3, signal.SIGHUP)], EVALUATING, 3, True),
+    "SIGINT in the first step": ([("on_substep_end", 0, signal.SIGINT)], (), 1, False),
+    "SIGTERM twice": ([("on_step_begin", 4, TERM)] * 2, ("train.save_strategy=no",), 5, False),
 }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signals", "more", "step"), STOPS.values(), ids=STOPS)
-def test_a_run_that_is_asked_to_stop_finishes_its_step_and_saves(overrides, out, through, signals, more, step):
-    log, number = out.parent / "log", signals[0][2]
-    assert ended(run, overrides(out, *more), signals, None, log) == 128 + number
-    state, sentence = run_state(read(out))
-    assert state == "interrupted" and f"stopped by {number.name}" in sentence
-    assert newest(out).name == f"checkpoint-{step}" and not (out / "checkpoint").exists()
-    assert f"{newest(out)} holds all of it; go on with resume_checkpoint=true" in log.read_text()
-    assert ended(run, overrides(out, *more, "resume_checkpoint=true"), (), None, log) == 0
-    assert_same(out, through(*more), logs=step % 3 == 0)
+@pytest.mark.parametrize(("end", "more", "left", "logs"), ENDS.values(), ids=ENDS)
+def test_a_resumed_run_equals_one_that_ran_through(overrides, tmp_path, through, end, more, left, logs):
+    out, log = tmp_path / "out", tmp_path / "log"
+    signals, moment = (end, None) if isinstance(end, list) else ((), end)
+    number = signals[0][2] if signals else KILL
+    state, code = ("killed", -KILL) if number == KILL else ("interrupted", 128 + number)
+    assert ended(overrides(out, *more), signals, moment, log) == code
+    found, sentence = run_state(read(out))
+    assert found == state and ("is gone" if state == "killed" else f"stopped by {number.name}") in sentence
+    assert (newest(out) and newest(out).name) == (f"checkpoint-{left}" if left else None)
+    assert not (out / "checkpoint").exists()
+    assert ended(overrides(out, *more, "resume_checkpoint=true"), (), None, log) == 0
+    assert_same(out, through(*more), logs)
+    assert run_state(read(out))[0] == "finished" and f"steps from step {left} on" in log.read_text()
+    assert not (out / ".saving").exists()
 
 
 @pytest.mark.slow
-def test_a_signal_at_the_last_step_leaves_a_finished_run(overrides, out, through):
-    assert ended(run, overrides(out), [("on_step_end", 12, signal.SIGTERM)]) == 143
-    assert run_state(read(out))[0] == "finished"
-    assert_same(out, through(), logs=False)
-
-
-@pytest.mark.slow
-def test_a_terminal_that_is_closed(overrides, out):
+def test_a_terminal_that_is_closed(overrides, tmp_path):
     """The system sends SIGHUP, and nothing can be printed any more; the checkpoint is saved all the same."""
-    words = overrides(out, "train.max_steps=100000", "train.save_steps=100000", "train.logging_steps=1")
+    out, endless = tmp_path / "out", ("train.max_steps=100000", "train.save_steps=100000", "train.logging_steps=1")
+    words = overrides(out, *endless)
     child, terminal = pty.fork()
     if child == 0:  # leads a session of its own, on this terminal
         os.execv(sys.executable, [sys.executable, "-m", "ragfit.training", *words])
@@ -223,7 +176,7 @@ def test_a_terminal_that_is_closed(overrides, out):
     assert facts["state"] == "interrupted" and facts["last_checkpoint"] == f"{out}/checkpoint-{facts['step']}"
 
 
-def test_stopped_and_gone_on_with_in_one_process(overrides, out, through):
+def test_stopped_and_gone_on_with_in_one_process(overrides, tmp_path, through):
     """The handlers are put back, and a later `trainer.train` of transformers' own trains to the end."""
 
     class Stop(TrainerCallback):
@@ -232,7 +185,7 @@ def test_stopped_and_gone_on_with_in_one_process(overrides, out, through):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     before = [signal.getsignal(number) for number in NUMBERS]
-    trainer = trainer_of(overrides, out, callbacks=[Stop()])
+    trainer = trainer_of(overrides, tmp_path / "out", callbacks=[Stop()])
     with pytest.raises(Interrupted, match="stopped by SIGTERM at step 4 of 12"):
         ragfit.train(trainer)
     assert [signal.getsignal(number) for number in NUMBERS] == before
@@ -245,74 +198,52 @@ def test_stopped_and_gone_on_with_in_one_process(overrides, out, through):
     assert trainer.state.global_step == 12 and all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("notebook", [False, True])
-def test_stop_signals(monkeypatch, capfd, notebook):
-    monkeypatch.setattr("ragfit.training.callback.in_notebook", lambda: notebook)
+def test_stop_signals(capfd):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         with StopSignals() as stop:
             signal.raise_signal(signal.SIGINT)
-            assert stop.asked == signal.SIGINT and stop.why == "SIGINT"
-            signal.raise_signal(signal.SIGTERM)  # a scheduler's, after a person's: already stopping
+            signal.raise_signal(signal.SIGTERM)  # a scheduler's, after a person's
             signal.raise_signal(signal.SIGINT)  # and the same one to a process and its group
+            assert stop.asked == signal.SIGINT
             time.sleep(0.6)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
-    said, other = capfd.readouterr() if notebook else capfd.readouterr()[::-1]
-    assert "SIGINT: stopping as soon as this step is done" in said and other == ""
-    assert ("Ctrl-C again" in said) is not notebook
-
-
-@pytest.mark.slow
-def test_exit_codes_of_the_command_line(overrides, out):
-    words = overrides(out, "train.max_steps=100000", "train.save_steps=20", "train.logging_steps=1000")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = subprocess.Popen([sys.executable, "-m", "ragfit.training", *words], **pipes)
-    wait_for(lambda: (read(out) or {}).get("last_checkpoint"), lambda: command.poll() is None)
-    command.send_signal(signal.SIGTERM)
-    _, errors = command.communicate(timeout=600)
-    assert command.returncode == 143 and "stopped: stopped by SIGTERM at step" in errors and "Traceback" not in errors
-    view = ragfit.run_status(out)
-    assert view.state == "interrupted" and "resume_checkpoint=true" in repr(view)
+    assert capfd.readouterr().err.count("stopping after this step, and saving") == 1
 
 
 @pytest.mark.slow
 def test_papermill_whose_kernel_is_killed_or_interrupted(tiny_llama, rows, tmp_path):
     """The notebook of the first reads as completed, the status does not. The kernel of the second saves before it goes."""
-    environment = os.environ | {
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter")),
-    }
-    runs, notebook = {}, str(ROOT / "notebooks" / "train.ipynb")
+    environment = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}
+    runs, codes, facts = {}, {}, {}
     for name in ("killed", "interrupted"):
         parameters = notebook_parameters(tiny_llama, rows, tmp_path / name) | {
-            "dev_split": None, "model.lora.target_modules": "[q_proj]", "train.save_steps": 20,
-            "train.max_steps": 100000, "train.logging_steps": 1000, "config": str(ROOT / "configs" / "training.yaml"),
+            "dev_split": 0.2, "train.save_steps": 20, "train.max_steps": 100000, "train.logging_steps": 1000,
+            "config": str(ROOT / "configs" / "training.yaml"),
         }  # fmt: skip
-        words = [word for key, value in parameters.items() if value is not None for word in ("-p", key, str(value))]
-        command = [sys.executable, "-m", "papermill", notebook, str(tmp_path / f"{name}.ipynb"), *words]
-        with (tmp_path / f"{name}.log").open("w") as log:
-            runs[name] = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    for name, command in runs.items():
-        wait_for(lambda: (read(tmp_path / name) or {}).get("last_checkpoint"), lambda: command.poll() is None)  # noqa: B023
-    os.kill(read(tmp_path / "killed")["pid"], signal.SIGKILL)
-    os.kill(read(tmp_path / "interrupted")["pid"], signal.SIGINT)
-    codes = {name: command.wait(600) for name, command in runs.items()}
-    state, sentence = run_state(read(tmp_path / "killed"))
-    assert codes["killed"] != 0 and state == "killed" and "is gone and said nothing" in sentence
+        words = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
+        command = ["papermill", str(ROOT / "notebooks" / "train.ipynb"), str(tmp_path / f"{name}.ipynb"), *words]
+        here = {"cwd": tmp_path, "env": os.environ | environment, "stdout": subprocess.DEVNULL}
+        runs[name] = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.DEVNULL, **here)
+    for name, number in (("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)):
+        while not (read(tmp_path / name) or {}).get("last_checkpoint"):
+            assert runs[name].poll() is None
+            time.sleep(0.1)
+        os.kill(read(tmp_path / name)["pid"], number)
+        codes[name], facts[name] = runs[name].wait(600), read(tmp_path / name)
+    assert codes["killed"] != 0 and run_state(facts["killed"])[0] == "killed"
     assert codes["interrupted"] == 1 and "stopped by SIGINT at step" in (tmp_path / "interrupted.ipynb").read_text()
-    facts = read(tmp_path / "interrupted")
-    assert facts["state"] == "interrupted" and Path(facts["last_checkpoint"]).name == f"checkpoint-{facts['step']}"
+    assert facts["interrupted"]["state"] == "interrupted"
+    assert facts["interrupted"]["last_checkpoint"].endswith(f"/checkpoint-{facts['interrupted']['step']}")
 
-
-# --- Another run than the one that wrote the checkpoint ------------------------------------------------------------------
 
 REFUSED = {
     "shuffle=6": "rows", "limit=11": "rows", "model.max_sequence_len=200": "rows",
     "train.gradient_accumulation_steps=4": "rows_per_step", "model.lora.r=8": "model.lora.r",
-    "model.lora.lora_alpha=64": "model.lora.lora_alpha", "model.lora.target_modules=[q_proj]": "model.lora.target_modules",
+    "model.lora.target_modules=[q_proj]": "model.lora.target_modules",
     "train.optim=adafactor": "train.optim", "train.lr_scheduler_type=reduce_lr_on_plateau": "train.lr_scheduler_type",
 }  # fmt: skip
 
@@ -328,13 +259,12 @@ def test_what_cannot_be_gone_on_with_is_refused_before_the_model_is_loaded(overr
         ragfit.build_trainer(cfg, prepared)
 
 
-def test_another_base_or_adapter_under_the_same_name_is_not_gone_on_with(
-    overrides, two_checkpoints, tiny_llama, tmp_path
-):
+def test_another_base_or_adapter_of_the_same_name_is_refused(overrides, two_checkpoints, tiny_llama, tmp_path):
     """By what they compute: the weights of a folder are others now, or those of the checkpoint are."""
     model, out = (shutil.copytree(folder, tmp_path / folder.name) for folder in (tiny_llama, two_checkpoints))
-    here = (override("model.model_name_or_path", str(model)), "resume_checkpoint=true", "train.max_steps=7")
-    trainer_of(overrides, out, *here).train(resume_from_checkpoint=True)  # a copy is the same model
+    here = (override("model.model_name_or_path", str(model)), "resume_checkpoint=true")
+    copied = trainer_of(overrides, out, *here, "train.max_steps=7")  # a copy is the same model
+    copied.train(resume_from_checkpoint=True)
     for path, said in (
         (model / "model.safetensors", "the base model is not the one that it was trained on"),
         (out / "checkpoint-7" / "adapter_model.safetensors", "the base model with this adapter is not the model that"),
@@ -342,7 +272,7 @@ def test_another_base_or_adapter_under_the_same_name_is_not_gone_on_with(
         weights, before = load_file(path), path.read_bytes()
         save_file({name: weight * 1.5 for name, weight in weights.items()}, path, {"format": "pt"})
         with pytest.raises(RagfitError, match=f"{said}.*off by"):
-            ragfit.train(trainer_of(overrides, out, *here[:2], "train.max_steps=8"))
+            ragfit.train(trainer_of(overrides, out, *here, "train.max_steps=8"))
         path.write_bytes(before)
     assert read(out)["state"] == "failed"
 
@@ -352,66 +282,43 @@ def test_changed_settings_hold_from_the_step_on(overrides, two_checkpoints, tmp_
     out = shutil.copytree(two_checkpoints, tmp_path / "out")
     constant = ("train.lr_scheduler_type=constant", "train.logging_steps=1", "train.save_total_limit=9")
 
-    def rates(trainer):
-        return [None] * 2 + [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    def trained(resume, *more):
+        trainer = trainer_of(overrides, out, override("resume_checkpoint", str(resume)), *constant, *more)
+        ragfit.train(trainer)
+        rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+        return rates[1:], {group["weight_decay"] for group in trainer.optimizer.param_groups}
 
-    first = trainer_of(
-        overrides, out, override("resume_checkpoint", str(out / "checkpoint-3")), *constant, "train.learning_rate=0.5",
-        "train.weight_decay=0.25", "train.max_steps=5",
-    )  # fmt: skip
-    ragfit.train(first)
-    assert rates(first)[3:] == [0.5, 0.5]
-    assert {group["weight_decay"] for group in first.optimizer.param_groups} == {0.25, 0.0}
-    assert first.changed["train.learning_rate"] == [(0, 0.01), (3, 0.5)]
-    again = trainer_of(
-        overrides, out, "resume_checkpoint=true", *constant, "train.learning_rate=0.125", "train.max_steps=7"
-    )
-    ragfit.train(again)
-    assert again.changed["train.learning_rate"] == [(0, 0.01), (3, 0.5), (5, 0.125)]
-    assert rates(again)[3:] == [0.5, 0.5, 0.125, 0.125]
-    assert read(out)["changed"]["train.learning_rate"] == [[0, 0.01], [3, 0.5], [5, 0.125]]
+    decay = "train.weight_decay=0.25"
+    first = trained(out / "checkpoint-3", "train.learning_rate=0.5", decay, "train.max_steps=5")
+    assert first == ([0.5, 0.5], {0.25, 0.0})
+    again = trained("true", "train.learning_rate=0.125", decay, "train.max_steps=7")
+    assert again[0] == [0.5, 0.5, 0.125, 0.125]
+    changed = read(out)["changed"]  # and nothing of what a run saves and logs
+    assert {key[6:] for key in changed} == {"learning_rate", "lr_scheduler_type", "max_steps", "weight_decay"}
+    assert changed["train.learning_rate"] == [[0, 0.01], [3, 0.5], [5, 0.125]]
     assert "0.01 (from step 0) then 0.5 (from step 3)" in repr(ragfit.run_status(out))
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["train.save_steps=2", "train.logging_steps=1", "experiment=x", "train.hub_token=hf_other12345678"]]
-)
-def test_what_changes_nothing_is_not_told(overrides, two_checkpoints, tmp_path, more):
-    out = shutil.copytree(two_checkpoints, tmp_path / "out")
-    trainer = trainer_of(overrides, out, "resume_checkpoint=true", "train.max_steps=6", *more)
-    trainer.train(resume_from_checkpoint=True)
-    assert trainer.changed == {}
-
-
-def test_a_checkpoint_of_plain_transformers_is_taken_and_one_without_an_optimizer_is_not(
-    overrides, two_checkpoints, tmp_path
-):
-    out = shutil.copytree(two_checkpoints, tmp_path / "out")
-    everything = [path for path in out.rglob("*") if path.is_file()]
-    assert not [path for path in everything if b"hf_secret" in path.read_bytes()]
-    for folder in out.glob("checkpoint-*"):
-        (folder / RECORD).unlink()
+def test_what_a_checkpoint_must_hold(overrides, two_checkpoints, tmp_path, capfd):
+    assert not [path for path in two_checkpoints.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    for name in (RECORD, "optimizer.pt"):
+        folder = shutil.copytree(two_checkpoints / "checkpoint-6", tmp_path / name / "checkpoint-6")
         (folder / "training_args.bin").write_bytes(b"a pickle that nobody reads")
-    trainer = trainer_of(overrides, out, "resume_checkpoint=true", "train.max_steps=8")
-    ragfit.train(trainer)
-    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [3, 6]
-    (out / "checkpoint-8" / "optimizer.pt").unlink()
-    with pytest.raises(ConfigError, match="checkpoint-8 lacks .*optimizer.pt"):
-        resume_path(trainer.cfg)
-    with pytest.raises(ConfigError, match="holds no checkpoint"):
-        resume_path(ragfit.load_config("training", overrides(tmp_path / "none", "resume_checkpoint=true")))
-
-
-# --- Nothing is lost -----------------------------------------------------------------------------------------------------
+        cfg = ragfit.load_config("training", overrides(folder.parent, "resume_checkpoint=true"))
+        assert resume_path(cfg) == str(folder)
+        (folder / name).unlink()
+        with pytest.raises(ConfigError, match="checkpoint-6 lacks .* the optimizer's state"):
+            resume_path(cfg)
+    assert resume_path(ragfit.load_config("training", overrides(tmp_path / "none", "resume_checkpoint=true"))) is None
+    assert "none holds no checkpoint, so the run starts anew" in capfd.readouterr().err
 
 
 def test_a_new_run_sets_an_earlier_one_s_checkpoints_aside(overrides, two_checkpoints, tmp_path):
     """Else rotation would delete the new run's, and resuming would take the old run's."""
     out = shutil.copytree(two_checkpoints, tmp_path / "out")
-    (out / "checkpoint.part-left").mkdir()  # a kill kept it from its name
     ragfit.train(trainer_of(overrides, out, "train.max_steps=2", "train.save_steps=1"))
     assert names(out, "checkpoint*") == ["checkpoint", "checkpoint-2"]
-    assert names(out / "earlier.1") == ["checkpoint-3", "checkpoint-6", "checkpoint.part-left"]
+    assert names(out / "earlier.1") == ["checkpoint-3", "checkpoint-6"]
     older = override("resume_checkpoint", str(out / "earlier.1" / "checkpoint-3"))  # it can still be gone on from
     ragfit.train(trainer_of(overrides, out, older, "train.max_steps=4"))
     assert names(out, "checkpoint*") == ["checkpoint", "checkpoint-4", "checkpoint.1"]
@@ -427,10 +334,7 @@ def test_resuming_a_finished_run_changes_nothing(overrides, tmp_path, through):
     assert not (out / "checkpoint.1").exists()
 
 
-# --- The folder is one run's ---------------------------------------------------------------------------------------------
-
-
-def test_a_folder_that_another_run_has_is_refused_before_the_model_is_loaded(overrides, out, monkeypatch):
-    monkeypatch.setattr("ragfit.training.run.load_model", lambda cfg: pytest.fail("the model was loaded"))
-    with RunStatus(out).kept(), pytest.raises(ConfigError, match=f"^train.output_dir: .* is training into {out}. Wait"):
-        trainer_of(overrides, out)
+def test_a_folder_that_another_run_has_is_refused(overrides, tmp_path):
+    trainer, said = trainer_of(overrides, tmp_path), f"^train.output_dir: .* is training into {tmp_path}. Wait"
+    with RunStatus(tmp_path).kept(), pytest.raises(ConfigError, match=said):
+        ragfit.train(trainer)

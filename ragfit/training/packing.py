@@ -1,14 +1,9 @@
-"""Rows laid end to end, several in one sequence of the model, of which none sees another.
-
-TRL packs (`pack_dataset`) and lays a batch end to end (its collator's `padding_free`); here its parameters are chosen,
-and whether the model keeps the rows of a pack apart is tried before it is trained.
-"""
+"""Rows packed by TRL, several in one sequence of the model; whether it keeps them apart is tried before training."""
 
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset
 from datasets.fingerprint import get_temporary_cache_files_directory
@@ -22,8 +17,6 @@ from ragfit.errors import ConfigError, first_line
 from ragfit.models.load import base_of
 from ragfit.training.cpu import is_sharded
 
-KEYS = ("packing", "padding_free", "eval_packing")  # of `train`
-GROUPED = ("group_by_length", "batch_rebalance")  # sampling strategies
 Rows = tuple[Dataset, Dataset | None]  # train, dev
 TRIED = 24  # tokens of each row of the trial
 # How far a pack's log-probabilities may be from those of its rows side by side, as a share of how far they are where
@@ -31,104 +24,55 @@ TRIED = 24  # tokens of each row of the trial
 TOLERANCE = 0.6
 
 
-def check_keys(train: dict) -> None:
-    """Refuse keys of `train` that go against packing."""
-    packs = train.get("packing") or train.get("eval_packing")
-    if packs and (strategy := train.get("packing_strategy", "bfd")) != "bfd":
-        problem = f"{strategy} splits rows, and then a piece of an answer is trained on without its prompt"
-        fix = "Remove train.packing_strategy: rows are packed best fit first (bfd), and none is split."
-        raise ConfigError("train.packing_strategy", problem, fix)
-    if train.get("packing") and (order := train.get("train_sampling_strategy")) in GROUPED:
-        problem = (
-            f"{order} puts rows of similar length into a batch to save padding, but packs (train.packing) have none"
-        )
-        fix = "Remove train.packing, or train.group_by_length and train.train_sampling_strategy."
-        raise ConfigError("train.train_sampling_strategy", problem, fix)
-
-
 def pack_length(cfg: DictConfig, prepared: Prepared) -> int:
     """The tokens that a pack has at most."""
-    report = prepared.report
-    packed = [report.train, report.dev] if cfg.train.get("eval_packing") else [report.train]
-    return cfg.train.get("max_length") or cfg.model.get("max_sequence_len") or max(part.longest for part in packed)
+    return cfg.train.get("max_length") or cfg.model.get("max_sequence_len") or prepared.report.train.longest
 
 
 def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
-    """The train and dev rows as the trainer takes them: as they are prepared, or packed.
-
-    Packed rows, and those of which batches are laid end to end (`train.padding_free`), have a column `seq_lengths`,
-    by which the collator knows them.
-
-    Raises:
-        ConfigError: a row is longer than a pack.
-    """
-    train, dev = prepared.train, prepared.dev
-    if cfg.train.get("packing"):
-        train = _packed(cfg, prepared, "train")
-    elif cfg.train.get("padding_free"):
-        train = train.add_column(BOUNDARIES, [[sum(pair)] for pair in prepared.report.train.lengths])
-    if dev is not None and cfg.train.get("eval_packing"):
-        dev = _packed(cfg, prepared, "dev")
-    return train, dev
-
-
-def _packed(cfg: DictConfig, prepared: Prepared, part: str) -> Dataset:
-    length, longest = pack_length(cfg, prepared), prepared.report.part(part).longest
+    """The train rows, packed where `train.packing` asks for it, and the dev rows."""
+    if not cfg.train.get("packing"):
+        return prepared.train, prepared.dev
+    length, longest = pack_length(cfg, prepared), prepared.report.train.longest
     if longest > length:  # TRL would cut it
-        problem = f"a pack has {length:,} tokens at most, but the longest {part} row has {longest:,}, and no row is cut"
+        problem = f"a pack has {length:,} tokens at most, but the longest train row has {longest:,}, and no row is cut"
         fix = f"Set train.max_length={longest} or more; model.max_sequence_len={length} drops or cuts longer rows."
         raise ConfigError("train.max_length", problem, fix)
     # A file of its own, else `map` would write beside the cached rows that are read here.
     file = Path(get_temporary_cache_files_directory(), f"{uuid.uuid4()}.arrow")
-    return pack_dataset(prepared.part(part), length, "bfd", {"cache_file_name": str(file)})
+    return pack_dataset(prepared.train, length, "bfd", {"cache_file_name": str(file)}), prepared.dev
 
 
-def is_packed(rows: Dataset | None) -> bool:
-    """Whether rows are packed, or laid end to end by the batch."""
-    return rows is not None and BOUNDARIES in rows.column_names
+def is_packed(rows: Dataset) -> bool:
+    return BOUNDARIES in rows.column_names
 
 
 def token_counts(rows: Dataset) -> Iterator[tuple[int, int]]:
     """(tokens without loss, tokens with loss) of each row or pack."""
-    for table in rows.with_format("arrow").iter(batch_size=1000):
-        column = table["labels"].combine_chunks()
-        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-        learned = column.flatten().to_numpy(zero_copy_only=False) != IGNORE_INDEX
-        counts = np.add.reduceat(learned, np.cumsum(lengths) - lengths, dtype=np.int64)
-        yield from zip((lengths - counts).tolist(), counts.tolist(), strict=True)
+    for labels in rows.with_format("numpy", columns=["labels"])["labels"]:
+        unlearned = int((labels == IGNORE_INDEX).sum())
+        yield unlearned, len(labels) - unlearned
 
 
 def check_apart(trainer: SFTTrainer) -> None:
-    """Try whether two short rows have the same log-probabilities packed and side by side.
-
-    Raises:
-        ConfigError: they don't.
-    """
+    """Refuse a model in which two short rows have other log-probabilities packed than side by side."""
     base = base_of(trainer.model)
     if is_sharded(base):
         return
-    key = next(key for key in KEYS if trainer.cfg.train.get(key))
-    reason = "two rows have other log-probabilities packed than side by side"
     try:
-        if difference(trainer) <= TOLERANCE:
-            return
+        reason = "log-probabilities change" if difference(trainer) > TOLERANCE else ""
     except Exception as error:  # models refuse packs in ways of their own
         reason = first_line(error)
-    how = f"{type(base).__name__} with attn_implementation={base.config._attn_implementation}"
-    raise ConfigError(
-        f"train.{key}",
-        f"{how} does not keep the rows of a pack apart: {reason}",
-        f"Remove train.{key}, or set another model.attn_implementation (none will do where a model carries a state "
-        "from token to token).",
-    )
+    if reason:
+        how = f"{type(base).__name__} with attn_implementation={base.config._attn_implementation}"
+        problem = f"{how} does not keep the rows of a pack apart: {reason}"
+        raise ConfigError("train.packing", problem, "Remove train.packing, or set another model.attn_implementation.")
 
 
 def difference(trainer: SFTTrainer) -> float:
-    """How far a pack's log-probabilities are from its rows' side by side: 0 where they are apart, 1 where they are one.
+    """How far a pack's log-probabilities are from its rows' in one batch: 0 where they are apart, 1 where they are one.
 
-    The larger of two shares: of what it changes that one row goes on from the other, positions and all, and of what
-    another first row changes in the second. Side by side, not one after the other, because LLM.int8 quantizes by what
-    is in a batch.
+    The larger of two shares: of what it changes that a row goes on from the other, and that the first is another one.
     """
     size = base_of(trainer.model).get_input_embeddings().weight.shape[0]
     first, second = (torch.arange(1, 1 + 2 * TRIED) * 7919 % size).view(2, TRIED).tolist()
@@ -138,14 +82,16 @@ def difference(trainer: SFTTrainer) -> float:
         return _log_probs(trainer, [row | boundaries])
 
     pack = {BOUNDARIES: [TRIED, TRIED]}
+    # Side by side, not one after the other, because LLM.int8 quantizes by what is in a batch.
     apart = _log_probs(trainer, [{"input_ids": row, "labels": row} for row in (first, second)])
     joined, packed = one(first), one(first, **pack)
-    # Of the second row, where the first is another one.
-    changed, leaked = (one(first[::-1]) - joined)[TRIED - 1 :], (one(first[::-1], **pack) - packed)[TRIED - 1 :]
-    pairs = ((packed - apart, joined - apart), (leaked, changed))
+    other, other_packed = one(first[::-1]), one(first[::-1], **pack)
+    second_row = slice(TRIED - 1, None)
+    pairs = ((packed - apart, joined - apart), ((other_packed - packed)[second_row], (other - joined)[second_row]))
     return max(float(found.norm() / whole.norm().clamp(min=1e-6)) for found, whole in pairs)
 
 
+@torch.no_grad()
 def _log_probs(trainer: SFTTrainer, rows: list[dict]) -> torch.Tensor:
     args, model = trainer.args, trainer.model
     batch = trainer.data_collator(rows)
@@ -154,8 +100,7 @@ def _log_probs(trainer: SFTTrainer, rows: list[dict]) -> torch.Tensor:
     half = "flash" in str(model.config._attn_implementation) and (args.bf16 or args.fp16)
     training = model.training
     model.eval()
-    dtype = torch.float16 if args.fp16 else torch.bfloat16
-    with torch.no_grad(), torch.autocast(args.device.type, dtype, enabled=bool(half)):
+    with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, enabled=bool(half)):
         output = model(**batch, use_cache=False, fused_lm_head=True)
     model.train(training)
     return output.log_probs[output.label_mask].float()

@@ -80,7 +80,6 @@ MORE = [  # two that belong together
     ({"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]}, None),
     ({"use_dora": True, "target_modules": ["embed_tokens"]}, None),
     ({"lora_bias": True, "target_modules": ["o_proj"]}, "base layer has no bias"),
-    ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}, "would not be its base"),
 ]
 CASES = [({key: value}, refused) for key, cases in FIELDS.items() for value, refused in cases] + MORE
 # On a model with tied embeddings; where they matter, on one without as well.

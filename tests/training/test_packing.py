@@ -105,31 +105,6 @@ def test_a_row_longer_than_a_pack_is_refused_before_the_model_is_loaded(config):
         ragfit.build_trainer(cfg, prepared)
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ([PACKED, "train.group_by_length=true"], "train.train_sampling_strategy: group_by_length .* packs"),
-        ([PACKED, "train.train_sampling_strategy=batch_rebalance"], "train.train_sampling_strategy: batch_rebalance"),
-        ([PACKED, "train.packing_strategy=wrapped"], "train.packing_strategy: wrapped splits rows"),
-        ([PACKED, "train.packing_strategy=bfd_split"], "train.packing_strategy: bfd_split splits rows"),
-    ],
-)
-def test_what_goes_against_packing_is_refused(config, keys, message):
-    with pytest.raises(ConfigError, match=message):
-        tiny_trainer(config(*keys))
-
-
-def test_padding_free_lays_a_batch_end_to_end(config):
-    keys = ("train.per_device_train_batch_size=4", "train.train_sampling_strategy=sequential")
-    trainer, padded = tiny_trainer(config("train.padding_free=true", *keys)), tiny_trainer(config(*keys))
-    assert len(trainer.train_dataset) == len(trainer.prepared.train)
-    for flat, batch in zip(trainer.get_train_dataloader(), padded.get_train_dataloader(), strict=True):
-        kept = batch["attention_mask"].bool()
-        assert flat["input_ids"].tolist() == [batch["input_ids"][kept].tolist()]
-        assert flat["labels"].tolist() == [batch["labels"][kept].tolist()]
-        assert flat["position_ids"].tolist() == [[p for row in kept for p in range(int(row.sum()))]]
-
-
 # --- What is learned --------------------------------------------------------------------------------------------------
 
 
@@ -250,11 +225,6 @@ def test_the_preflight_says_what_packing_does(config):
     assert facts["rows"] == ("17 train, 0 dev", packed) and facts["padding"][0] == "0.0%"
     assert facts["steps"] == (f"{-(-packs // 4)}", "2 packs × 2 accumulated a step")
     assert f"longest row {max(map(len, trainer.train_dataset['input_ids'])):,}" in facts["memory"][1]
-    flat = tiny_trainer(config("train.padding_free=true", "train.pad_to_multiple_of=64"))
-    facts = {label: (value, note) for label, value, note in ragfit.preflight(flat).items}
-    seen = [batch["input_ids"].numel() for batch in flat.get_train_dataloader()]
-    assert all(size % 64 == 0 for size in seen) and facts["padding"][0] == f"{1 - tokens / sum(seen):.1%}"
-    assert facts["rows"][1] == "each batch end to end"
 
 
 @pytest.mark.slow

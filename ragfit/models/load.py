@@ -16,16 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_model(cfg: DictConfig) -> Any:
-    """Make the object that `model._target_` names from the other keys of `model`.
-
-    Returns:
-        An object with the attributes `model` and `tokenizer`, such as `ragfit.models.hf.HFTrain`.
-
-    Raises:
-        ConfigError: there is no such class.
-        Exception: what the class itself raises, of keys that it does not take, say.
-    """
-    # The keys go in as plain values, and no object is made of any of them.
+    """The object that `model._target_` names, made from the other keys of `model` as plain values."""
     keys = resolved(cfg, "model")
     target = str(keys.pop("_target_"))
     module, _, name = target.rpartition(".")

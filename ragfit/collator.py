@@ -18,14 +18,13 @@ class DataCollatorForCompletionOnlyLM:
 
     Padding is told apart by position, never by id: EOS keeps its loss when pad and EOS are one token.
 
-    Rows with `input_ids` and `labels` (those of `ragfit.prepare`) are only padded. Packs of rows, which say as
-    `seq_lengths` how long their rows are, are laid end to end. Rows with `input_ids` alone are labelled here, as the
-    collator of this name that TRL removed in 0.20 did: from behind the last `completion_start` to the end of the ids.
-    Ids do not say who wrote them, so a marker quoted in the answer is taken for the template's own.
+    Rows with `labels` (those of `ragfit.prepare`) are only padded, and packs of them (`seq_lengths`) laid end to end.
+    Rows with `input_ids` alone are labelled here, from behind the last `completion_start` to their end, as the collator
+    of this name that TRL removed in 0.20 did; a marker quoted in the answer is taken for the template's own.
 
     Args:
-        completion_start: the marker that loss starts behind (text, or its ids); needed for rows without labels.
-        tokenizer: a `transformers` tokenizer; its pad token (or EOS) fills, and it is needed for rows without labels.
+        completion_start: the marker that loss starts behind, as text or ids, for rows without labels.
+        tokenizer: its pad token (or EOS) fills, and rows without labels need it.
         pad_token_id: the id to pad with, instead of the tokenizer's.
         pad_to_multiple_of: make the batch's length a multiple of this.
 
@@ -63,34 +62,25 @@ class DataCollatorForCompletionOnlyLM:
                 keys are left out.
 
         Returns:
-            `input_ids`, `labels` and `attention_mask`: int64 tensors of shape (rows, longest row). Of packs
-            `input_ids`, `labels` and `position_ids`, which begin at 0 in each row, of shape (1, all tokens); no mask,
-            beside which the positions would be overlooked; and the boundaries in the forms that kernels take.
+            `input_ids`, `labels` and `attention_mask`: int64 tensors of shape (rows, longest row). Of packs, instead of
+            the mask, `position_ids` that begin at 0 in each row, and all of shape (1, all tokens).
 
         Raises:
             ValueError: a row has more or fewer labels than ids, which TRL would pad.
-            PromptError: as `label`.
         """
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-        packed, examples = BOUNDARIES in rows[0], []
-        for row in rows:
-            labels = row.get("labels")
-            labels = self.label(list(row["input_ids"])) if labels is None else labels
-            if len(labels) != len(row["input_ids"]):
-                raise ValueError(f"A row has {len(row['input_ids'])} input_ids and {len(labels)} labels.")
-            example = {"input_ids": row["input_ids"], "labels": labels}
-            examples.append(example | ({BOUNDARIES: row[BOUNDARIES]} if packed else {}))
-        return DataCollatorForLanguageModeling(
-            self.pad_token_id, padding_free=packed, pad_to_multiple_of=self.pad_to_multiple_of
-        )(examples)
+        examples = [{key: row[key] for key in ("input_ids", "labels", BOUNDARIES) if key in row} for row in rows]
+        for row in examples:
+            if row.get("labels") is None:
+                row["labels"] = self.label(list(row["input_ids"]))
+            if len(row["labels"]) != len(row["input_ids"]):
+                raise ValueError(f"A row has {len(row['input_ids'])} input_ids and {len(row['labels'])} labels.")
+        settings = {"padding_free": BOUNDARIES in rows[0], "pad_to_multiple_of": self.pad_to_multiple_of}
+        return DataCollatorForLanguageModeling(self.pad_token_id, **settings)(examples)
 
     def label(self, ids: list[int]) -> list[int]:
-        """Labels for the token ids of a text that others rendered, as many as there are ids.
-
-        Raises:
-            PromptError: there is no marker or tokenizer, the marker does not occur, or nothing follows it.
-        """
+        """Labels for the token ids of a text that others rendered; PromptError where the marker finds no answer."""
         if self.tokenizer is None or not self.completion_start:
             problem = "a row has none, and the collator has no tokenizer or completion_start to make them with"
             raise PromptError("labels", problem, "Give both, or rows that ragfit.prepare made.")
@@ -104,6 +94,5 @@ class DataCollatorForCompletionOnlyLM:
         starts = [at for at, (left, _) in enumerate(spans) if left >= len(before) + len(found)]
         if not found or not starts or again != ids:
             problem = f"{self.completion_start!r} does not occur before an answer in a row that ends {text[-80:]!r}"
-            fix = "Set completion_start to the text right before the answer, or give rows that ragfit.prepare made."
-            raise PromptError("completion_start", problem, fix)
+            raise PromptError("completion_start", problem, "Set it to the text right before the answer.")
         return [IGNORE_INDEX] * starts[0] + ids[starts[0] :]

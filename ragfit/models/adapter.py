@@ -29,17 +29,16 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
         # PEFT passes over a name that matches nothing as long as another one does.
         wanted = lora.get(key) if isinstance(lora.get(key), list) else []
         if missing := [repr(name) for name in wanted if not any(place.endswith(f".{name}") for place in modules)]:
-            linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
-            fix = f"Its linear layers are {', '.join(dict.fromkeys(name.rpartition('.')[2] for name in linear))}."
+            linear = {name.rpartition(".")[2]: 0 for name, part in modules.items() if isinstance(part, torch.nn.Linear)}
+            fix = f"Its linear layers are {', '.join(linear)}."
             raise ConfigError(f"{KEY}.{key}", f"{', '.join(missing)} matches no layer of this model", fix)
-    if (initial := lora.get("init_lora_weights")) in ("eva", "lora_ga"):
-        # PEFT would train the weights of a plain LoRA, without a word.
-        problem = f"{initial} needs a pass over data before training, which is not made here"
+    if lora.get("init_lora_weights") in ("eva", "lora_ga"):  # which PEFT would train as a plain LoRA
+        problem = "it needs a pass over data before training, which is not made here"
         raise ConfigError(f"{KEY}.init_lora_weights", problem, "Take true, gaussian, orthogonal or mica.")
     try:
         # What computes with the weights waits until they are read.
-        names = {key: value for key, value in lora.items() if key not in ("init_lora_weights", "kasa_config")}
-        tried = new_adapter(model, names, low_cpu_mem_usage=True)
+        settings = {key: value for key, value in lora.items() if key not in ("init_lora_weights", "kasa_config")}
+        tried = new_adapter(model, settings, low_cpu_mem_usage=True)
         head = tried.get_base_model().get_output_embeddings()
         tried.merge_and_unload()
     except Exception as error:
@@ -47,7 +46,7 @@ def check_lora(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> None:
         raise
     if isinstance(head, TrainableTokensWrapper):  # new tokens begin as the old ones, so no logits differ yet
         problem = "they are tokens of the LM head too, whose weight TRL's loss takes without what is trained of it"
-        fix = "Leave it out, or train the embeddings whole: model.lora.modules_to_save=[embed_tokens]."
+        fix = "Leave it out, or set model.lora.modules_to_save=[embed_tokens]."
         raise ConfigError(f"{KEY}.trainable_token_indices", problem, fix)
 
 
@@ -58,19 +57,17 @@ def put_new_adapter(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> t
     rows = [[number % model.get_input_embeddings().weight.shape[0] for number in range(1, 17)]]  # any ids will do
     before = fingerprint.measure(model, rows)
     model = new_adapter(model, lora)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    kept = [weight.detach().clone() for weight in trained]
+    kept = [(weight, weight.detach().clone()) for weight in model.parameters() if weight.requires_grad]
     with torch.no_grad():
-        for weight in trained:  # as if it had been trained
+        for weight, _ in kept:  # as if it had been trained
             weight.add_(0.1)
         with model.disable_adapter():
             difference = fingerprint.apart(before, fingerprint.measure(model, rows))
-        for weight, value in zip(trained, kept, strict=True):
+        for weight, value in kept:
             weight.copy_(value)
     if not difference <= fingerprint.TOLERANCE["float32"]:
         problem = (
-            "with such an adapter switched off, the trained model would not be its base: log-probabilities of some "
-            f"tokens are off by {difference:.3g} (the keys are {', '.join(lora)})"
+            f"with its adapter off, the trained model would not be its base (log-probabilities: {difference:.3g} off)"
         )
         fix = "Leave out what trains or changes the base's own weights (bias, init_lora_weights, layer_replication, …)."
         raise ConfigError(KEY, problem, fix)
@@ -84,8 +81,8 @@ def load_adapter(
     """Put a trained adapter (a folder, or a name on the hub, that `key` named) on a model: all of it or none."""
 
     def refused(reason: str) -> ConfigError:
-        fix = "Name an adapter of this model, or take it from another copy."
-        return ConfigError(key, f"the adapter in {source} could not be put on this model: {reason}", fix)
+        problem = f"the adapter in {source} could not be put on this model: {reason}"
+        return ConfigError(key, problem, "Name an adapter of this model.")
 
     config = PeftConfig.from_pretrained(str(source))
     # Two kinds name other models, so that a stranger's adapter would have the user's folders read, or fetched.
@@ -94,8 +91,8 @@ def load_adapter(
     if not isinstance(model, PeftModel):
         config.inference_mode, config.base_model_name_or_path = True, None  # PEFT fills in the model's
         model = get_peft_model(model, config, name)
-    there = name in model.peft_config  # and then it keeps its types, where PEFT would have it in float32
-    found = model.load_adapter(str(source), name, is_trainable=is_trainable, autocast_adapter_dtype=not there)
+    new = name not in model.peft_config  # one that is there keeps its types, where PEFT would have it in float32
+    found = model.load_adapter(str(source), name, is_trainable=is_trainable, autocast_adapter_dtype=new)
     for what, names in (("it lacks", found.missing_keys), ("the model has no", found.unexpected_keys)):
         if names:  # of which PEFT only warns
             raise refused(f"{what} {', '.join(sorted(names)[:2])}" + ", …" * (len(names) > 2))
@@ -111,7 +108,7 @@ def merge_adapter(model: torch.nn.Module, source: str | Path, key: str = "model.
     embeddings, head = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
     if any(isinstance(end, BaseTunerLayer) for end in ends) and head.weight is embeddings.weight:
         # Tied: what PEFT adds to the one's weight, the other would have too.
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     merged = tuned.merge_and_unload(safe_merge=True)
     fingerprint.check(source, merged, "merged")
     return merged

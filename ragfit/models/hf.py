@@ -1,6 +1,5 @@
 """Load a causal language model for training, quantized where asked, with a PEFT adapter."""
 
-import logging
 import os
 from typing import Any
 
@@ -14,8 +13,6 @@ from ragfit.errors import ConfigError
 from ragfit.models.adapter import check_lora, merge_adapter, put_new_adapter
 from ragfit.models.demo import MODEL_KEY
 from ragfit.models.tokenizer import load_tokenizer, not_found, resolve
-
-logger = logging.getLogger(__name__)
 
 
 class HFTrain:
@@ -43,8 +40,7 @@ class HFTrain:
         tokenizer: its tokenizer, with a pad token.
 
     Raises:
-        ConfigError: target modules that match nothing, quantized weights without an adapter, or one that changes the
-            base.
+        ConfigError: target modules that match nothing, quantized weights without LoRA, a changed base.
         Exception: what transformers, PEFT and bitsandbytes say of the rest.
     """
 
@@ -73,35 +69,33 @@ class HFTrain:
         over_length: str = "drop",
         chat_template_kwargs: dict[str, Any] | None = None,
     ):
-        self.model_name, self.generation, self.completion_start = model_name_or_path, generation, completion_start
-        self.instruction_in_prompt, self.chat_template_kwargs = instruction_in_prompt, chat_template_kwargs
-        self.max_sequence_len, self.over_length = max_sequence_len, over_length
+        self.model_name, self.generation, self.over_length = model_name_or_path, generation, over_length
+        self.completion_start, self.instruction_in_prompt = completion_start, instruction_in_prompt
+        self.max_sequence_len, self.chat_template_kwargs = max_sequence_len, chat_template_kwargs
         if lora is None and (quantization_config or load_in_4bit or load_in_8bit):
             fix = "Set model.lora, or load_in_8bit=false and load_in_4bit=false."
             raise ConfigError("model.lora", "it is empty, but quantized weights cannot be trained", fix)
-        # Whatever can be known to be wrong is found before the weights are read.
         source, weights_type = resolve(model_name_or_path), choose_dtype(dtype or torch_dtype)
         remote = {"trust_remote_code": bool(trust_remote_code), "revision": revision}
         adapter = trained_adapter and (find_model(trained_adapter, "model.trained_adapter") or trained_adapter)
         check_lora(skeleton(source, **remote, attn_implementation=attn_implementation), lora)
         self.tokenizer = load_tokenizer(model_name_or_path, revision, bool(trust_remote_code))
-        if self.tokenizer.pad_token is None:
-            # Padding is told apart by position, so sharing EOS costs nothing.
+        if self.tokenizer.pad_token is None:  # padding is told apart by position, so sharing EOS costs nothing
             self.tokenizer.pad_token = self.tokenizer.eos_token
         quantized = quantization(load_in_4bit, load_in_8bit, quantization_config)
-        logger.info("Loading %s", model_name_or_path)
         settings = {"dtype": weights_type, "device_map": device_map, "attn_implementation": attn_implementation}
         with weights_bar():
             self.model, loading = AutoModelForCausalLM.from_pretrained(
                 source, quantization_config=quantized, output_loading_info=True, **settings, **remote
             )
         if missing := sorted(loading["missing_keys"]):
-            lacking = f"{', '.join(missing[:3])} ({len(missing)} in all)"
-            fix = "Give a folder whose config.json belongs to its weights, or fetch the model again."
-            raise ConfigError(MODEL_KEY, f"its weights lack {lacking}, which would be random numbers", fix)
+            problem = (
+                f"its weights lack {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers"
+            )
+            raise ConfigError(MODEL_KEY, problem, "Give a folder whose config.json belongs to its weights.")
         keep_4bit_layout(self.model)
         self.model.config.use_cache = False
-        # Of several processes the trainer places it, or FSDP and DeepSpeed a part of it: it may not fit into one GPU.
+        # Of several processes the trainer places it, or FSDP and DeepSpeed a part of it.
         alone = os.environ.get("WORLD_SIZE", "1") == "1"
         if alone and device_map is None and quantized is None and torch.cuda.is_available():
             self.model.to(torch.cuda.current_device())
@@ -111,7 +105,6 @@ class HFTrain:
 
 
 def quantization(load_in_4bit: bool, load_in_8bit: bool, own: Any) -> BitsAndBytesConfig | None:
-    """The quantization of the documented keys, or of `model.quantization_config`; None for weights as they are."""
     if own is None and (load_in_4bit or load_in_8bit):
         own = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         if load_in_4bit:
@@ -127,18 +120,13 @@ def quantization(load_in_4bit: bool, load_in_8bit: bool, own: Any) -> BitsAndByt
 
 
 def keep_4bit_layout(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from packing 4-bit weights for a CPU's inference.
-
-    It packs them for good at the first forward pass in evaluation mode, and the backward pass of a later training
-    step reads the packed bytes as if they were not: a dev loss before training would spoil the training.
-    """
+    """Keep bitsandbytes from packing 4-bit weights at a CPU's first evaluation: training would misread the bytes."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
@@ -155,11 +143,14 @@ def choose_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     return found
 
 
-def skeleton(source: str, trust_remote_code: bool = False, revision: str | None = None, **how: Any) -> PreTrainedModel:
+def skeleton(source: str, attn_implementation: str | None = None, **remote) -> PreTrainedModel:
     """The model without its weights (on the meta device): made in moments, for names and counts."""
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+        config = AutoConfig.from_pretrained(source, **remote)
     except OSError as error:
         raise not_found(source, error) from error
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
+        trust = remote.get("trust_remote_code", False)
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust, attn_implementation=attn_implementation
+        )

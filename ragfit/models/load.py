@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_model(cfg: DictConfig) -> Any:
-    """Make the object that `model._target_` names, such as `ragfit.models.hf.HFTrain`, from the other keys of `model`.
-
-    It has the attributes `model` and `tokenizer`. ConfigError where there is no such class.
-    """
-    # The keys go in as plain values, and no object is made of any of them.
+    """The object that `model._target_` names, made from the other keys of `model` as plain values."""
     keys = resolved(cfg, "model")
     target = str(keys.pop("_target_"))
     module, _, name = target.rpartition(".")

@@ -1,5 +1,6 @@
 """Load a tokenizer as `AutoTokenizer` would, and without importing torch where that is certain to be the same."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,24 +10,15 @@ from ragfit.errors import ConfigError, first_line
 from ragfit.models.demo import MODEL_KEY, model_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as PreTrainedTokenizer
 
 
 def resolve(name: str, key: str = MODEL_KEY) -> str:
-    """The folder or hub name to load a model from, which a key of the configuration names."""
     return str(model_folder(name) if is_demo(name) else find_model(name, key) or name)
 
 
-def load_tokenizer(
-    name: str, revision: str | None = None, trust_remote_code: bool = False
-) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a model: a folder, a name on the hub, or `demo:…`.
-
-    `AutoTokenizer` imports torch, which takes seconds, and a look at a prompt should not wait for it.
-
-    Raises:
-        ConfigError: no tokenizer there.
-    """
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PreTrainedTokenizer":
+    """Load a model's tokenizer, without `AutoTokenizer` where it can be: that imports torch, which takes seconds."""
     source = resolve(name)
     try:
         if not trust_remote_code and is_generic(source, revision):
@@ -41,23 +33,20 @@ def load_tokenizer(
 
 
 def not_found(name: str, error: Exception, what: str = "model") -> ConfigError:
-    """transformers' error names neither the key nor, without a network, the model."""
     fix = "Give a folder with a model, or a name on the hub and a network (a gated model needs `hf auth login`)."
     return ConfigError(MODEL_KEY, f"no {what} could be loaded from {name!r}: {first_line(error)}", fix)
 
 
 def is_generic(source: str, revision: str | None = None) -> bool:
-    """Whether AutoTokenizer is certain to use `PreTrainedTokenizerFast` for a folder or a name on the hub.
+    """Whether AutoTokenizer is certain to use `PreTrainedTokenizerFast`: it is named, and no model's type overrides it.
 
-    That is so where the tokenizer's configuration names it and the model's type does not override that name, as some
-    types do (`qwen2`). Of the types that don't, Llama is the one whose tokenizers name it most.
+    Some types do (`qwen2`). Of those that don't, Llama is the one whose tokenizers name it most.
     """
-    if model_file(source, "tokenizer.json", revision) is None:
-        return False
     tokenizer, model = (_json(source, name, revision) for name in ("tokenizer_config.json", "config.json"))
     generic = ("PreTrainedTokenizerFast", "TokenizersBackend")  # transformers' names for "tokenizer.json as it stands"
     named = tokenizer.get("tokenizer_class") in generic and "auto_map" not in tokenizer
-    return named and (not model or model.get("model_type") == "llama" and "model_name" not in model)
+    known = not model or (model.get("model_type") == "llama" and "model_name" not in model)
+    return named and known and model_file(source, "tokenizer.json", revision) is not None
 
 
 def stop_token_ids(name: str | None, revision: str | None = None) -> list[int]:
@@ -72,7 +61,6 @@ def stop_token_ids(name: str | None, revision: str | None = None) -> list[int]:
 
 
 def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
-    """The content of a model's file; {} where there is none."""
     path = model_file(source, name, revision)
     return json.loads(path.read_text(encoding="utf-8")) if path else {}
 
@@ -80,11 +68,8 @@ def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
 def model_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a folder or, through the hub's cache, of a model's name; None where there is none."""
     if Path(source).is_dir():
-        path = Path(source, name)
-        return path if path.is_file() else None
+        return path if (path := Path(source, name)).is_file() else None
     from huggingface_hub import hf_hub_download
 
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no file, model, network or right, which loading the model says
         return Path(hf_hub_download(source, name, revision=revision))
-    except (OSError, ValueError):  # no such file, model or network, or no right to it, which loading the model says
-        return None

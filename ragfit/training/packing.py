@@ -1,8 +1,4 @@
-"""Rows laid end to end, several in one sequence of the model, of which none sees another (`train.packing`).
-
-TRL packs (`pack_dataset`) and lays a batch end to end (its collator's `padding_free`); here its parameters are chosen,
-and whether the model keeps the rows of a pack apart is tried before it is trained.
-"""
+"""Rows packed by TRL, several in one sequence of the model; whether it keeps them apart is tried before training."""
 
 import uuid
 from collections.abc import Iterator
@@ -35,18 +31,12 @@ def pack_length(cfg: DictConfig, prepared: Prepared) -> int:
 
 
 def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
-    """The train and dev rows as the trainer takes them: as prepared, or those of train in packs.
-
-    Packs have a column `seq_lengths`, by which the collator knows them.
-
-    Raises:
-        ConfigError: a row is longer than a pack, and TRL would cut it.
-    """
+    """The train rows, packed where `train.packing` asks for it, and the dev rows."""
     if not cfg.train.get("packing"):
         return prepared.train, prepared.dev
     length, longest = pack_length(cfg, prepared), prepared.report.train.longest
-    if longest > length:
-        problem = f"a pack has {length:,} tokens at most, but the longest row has {longest:,}, and no row is cut"
+    if longest > length:  # TRL would cut it
+        problem = f"a pack has {length:,} tokens at most, but the longest train row has {longest:,}, and no row is cut"
         fix = f"Set train.max_length={longest} or more; model.max_sequence_len={length} drops or cuts longer rows."
         raise ConfigError("train.max_length", problem, fix)
     # A file of its own, else `map` would write beside the cached rows that are read here.
@@ -55,7 +45,6 @@ def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
 
 
 def is_packed(rows: Dataset) -> bool:
-    """Whether these rows are packs."""
     return BOUNDARIES in rows.column_names
 
 
@@ -70,27 +59,24 @@ def token_counts(rows: Dataset) -> Iterator[tuple[int, int]]:
 
 
 def check_apart(trainer: SFTTrainer) -> None:
-    """Raise a ConfigError where two short rows have other log-probabilities packed than side by side."""
-    base, reason = base_of(trainer.model), "two rows have other log-probabilities packed than side by side"
+    """Refuse a model in which two short rows have other log-probabilities packed than side by side."""
+    base = base_of(trainer.model)
     if is_sharded(base):
         return
     try:
-        if difference(trainer) <= TOLERANCE:
-            return
+        reason = "log-probabilities change" if difference(trainer) > TOLERANCE else ""
     except Exception as error:  # models refuse packs in ways of their own
         reason = first_line(error)
-    how = f"{type(base).__name__} with attn_implementation={base.config._attn_implementation}"
-    fix = "Remove train.packing, or set another model.attn_implementation (none will do where a model carries a state "
-    fix += "from token to token)."
-    raise ConfigError("train.packing", f"{how} does not keep the rows of a pack apart: {reason}", fix)
+    if reason:
+        how = f"{type(base).__name__} with attn_implementation={base.config._attn_implementation}"
+        problem = f"{how} does not keep the rows of a pack apart: {reason}"
+        raise ConfigError("train.packing", problem, "Remove train.packing, or set another model.attn_implementation.")
 
 
 def difference(trainer: SFTTrainer) -> float:
-    """How far a pack's log-probabilities are from its rows' side by side: 0 where they are apart, 1 where they are one.
+    """How far a pack's log-probabilities are from its rows' in one batch: 0 where they are apart, 1 where they are one.
 
-    The larger of two shares: of what it changes that one row goes on from the other, positions and all, and of what
-    another first row changes in the second. Side by side, not one after the other, because LLM.int8 quantizes by what
-    is in a batch.
+    The larger of two shares: of what it changes that a row goes on from the other, and that the first is another one.
     """
     size = base_of(trainer.model).get_input_embeddings().weight.shape[0]
     first, second = (torch.arange(1, 1 + 2 * TRIED) * 7919 % size).view(2, TRIED).tolist()
@@ -100,14 +86,16 @@ def difference(trainer: SFTTrainer) -> float:
         return _log_probs(trainer, [row | boundaries])
 
     pack = {BOUNDARIES: [TRIED, TRIED]}
+    # Side by side, not one after the other, because LLM.int8 quantizes by what is in a batch.
     apart = _log_probs(trainer, [{"input_ids": row, "labels": row} for row in (first, second)])
     joined, packed = one(first), one(first, **pack)
-    # Of the second row, where the first is another one.
-    changed, leaked = (one(first[::-1]) - joined)[TRIED - 1 :], (one(first[::-1], **pack) - packed)[TRIED - 1 :]
-    pairs = ((packed - apart, joined - apart), (leaked, changed))
+    other, other_packed = one(first[::-1]), one(first[::-1], **pack)
+    second_row = slice(TRIED - 1, None)
+    pairs = ((packed - apart, joined - apart), ((other_packed - packed)[second_row], (other - joined)[second_row]))
     return max(float(found.norm() / whole.norm().clamp(min=1e-6)) for found, whole in pairs)
 
 
+@torch.no_grad()
 def _log_probs(trainer: SFTTrainer, rows: list[dict]) -> torch.Tensor:
     args, model = trainer.args, trainer.model
     batch = trainer.data_collator(rows)
@@ -116,8 +104,7 @@ def _log_probs(trainer: SFTTrainer, rows: list[dict]) -> torch.Tensor:
     half = "flash" in str(model.config._attn_implementation) and (args.bf16 or args.fp16)
     training = model.training
     model.eval()
-    dtype = torch.float16 if args.fp16 else torch.bfloat16
-    with torch.no_grad(), torch.autocast(args.device.type, dtype, enabled=bool(half)):
+    with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, enabled=bool(half)):
         output = model(**batch, use_cache=False, fused_lm_head=True)
     model.train(training)
     return output.log_probs[output.label_mask].float()

@@ -38,7 +38,9 @@ FIELDS = {
     "modules_to_save": [(["lm_head"], None), (["embed_tokens"], None), (["norm"], None)],
     "init_lora_weights": [
         *((kind, None) for kind in (False, "gaussian", "orthogonal", "mica")),
-        *((kind, "init_lora_weights: ") for kind in ("pissa", "pissa_niter_4", "olora", "loftq", "corda", "eva", "lora_ga")),
+        *((kind, "would not be its base") for kind in ("pissa", "pissa_niter_4", "olora")),
+        ("loftq", "must be specified"), ("corda", "please run"),
+        *((kind, "needs a pass over data") for kind in ("eva", "lora_ga")),
     ],
     "layers_to_transform": [([1], None)],
     "layers_pattern": [("layers", "layers_to_transform")],
@@ -78,7 +80,6 @@ MORE = [  # two that belong together
     ({"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]}, None),
     ({"use_dora": True, "target_modules": ["embed_tokens"]}, None),
     ({"lora_bias": True, "target_modules": ["o_proj"]}, "base layer has no bias"),
-    ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "init_lora_weights: "),
 ]
 CASES = [({key: value}, refused) for key, cases in FIELDS.items() for value, refused in cases] + MORE
 # On a model with tied embeddings; where they matter, on one without as well.

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import ragfit
 from ragfit import before_torch
 from ragfit.config.explain import explained
-from ragfit.training.preflight import memory_estimate, total_steps
+from ragfit.training.preflight import memory_estimate
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_precision_is_said_and_done(config, monkeypatch, asked, fast):
     expected = fast if asked is None else asked
     assert seen == {torch.bfloat16 if expected else torch.float32}
     compute = "bfloat16 autocast" if expected else "no autocast"
-    assert said == (compute, "float32 weights, float32 for those that are trained")
+    assert said == (compute, "weights in float32")
 
 
 @pytest.mark.parametrize("keys", [[], ["model.load_in_8bit=true"], ["model.load_in_4bit=true"]])
@@ -99,21 +99,12 @@ def test_parameters_are_counted(config, tiny_phi3, keys):
 )  # fmt: skip
 def test_steps_are_those_that_the_trainer_takes(config, keys, steps):
     trainer = tiny_trainer(config(*keys))
-    assert total_steps(trainer) == steps and facts(trainer)["steps"][0] == str(steps)
+    assert facts(trainer)["steps"][0] == str(steps)
 
 
-DOUBTS = {
-    "The memory estimate exceeds what is free": ["train.per_device_train_batch_size=10000000"],
-    "Set model.max_sequence_len=64": [],
-}
-
-
-@pytest.mark.parametrize(("said", "keys"), DOUBTS.items(), ids=DOUBTS)
-def test_doubts(config, said, keys):
-    trainer = tiny_trainer(config(*keys))
-    if "max_sequence_len" in said:
-        trainer.model.config.max_position_embeddings = 64
-    assert [warning for warning in ragfit.preflight(trainer).warnings if said in warning]
+def test_more_memory_than_there_is_is_a_warning(config):
+    trainer = tiny_trainer(config("train.per_device_train_batch_size=10000000"))
+    assert [said for said in ragfit.preflight(trainer).warnings if "The memory estimate exceeds what is free" in said]
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------------

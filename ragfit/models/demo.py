@@ -114,32 +114,24 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=""))
     # What llama.cpp calls the "smollm" pre-tokenizer: every digit alone, then GPT-2's splitting.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    digits, bytes_of = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of])
     tokenizer.decoder = decoders.ByteLevel()
     # Adds nothing to a text, but loading puts one there anyway, so a saved copy equals this file.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
     control = [token for token, kind in zip(tokens, gguf["token_type"], strict=True) if kind == 3]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    config = {
-        "tokenizer_class": "TokenizersBackend",  # the class that takes tokenizer.json as it is
-        "model_max_length": metadata["llama.context_length"],
-        "bos_token": tokens[gguf["bos_token_id"]],
-        "eos_token": tokens[gguf["eos_token_id"]],
-        "pad_token": tokens[gguf["padding_token_id"]],
-        "unk_token": tokens[gguf["unknown_token_id"]],
-    }
+    kinds = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    config = {f"{name}_token": tokens[gguf[f"{kind}_token_id"]] for name, kind in kinds.items()}
+    config |= {"model_max_length": metadata["llama.context_length"]}
+    config |= {"tokenizer_class": "TokenizersBackend"}  # which takes tokenizer.json as it is
     _write_json(folder / "tokenizer_config.json", config)
     (folder / "chat_template.jinja").write_bytes(metadata["tokenizer.chat_template"].encode())
 
 
 def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
-    """Write the weights and the model's configuration, the same to the bit as `from_pretrained(gguf_file=…)` has them.
-
-    Without its marks of quantization, though, which stop transformers from saving or training such a model.
-    """
+    """Write weights and configuration as `from_pretrained(gguf_file=…)` has them, without its marks of quantization."""
     import numpy
     import safetensors.numpy
     from gguf.quants import dequantize
@@ -164,13 +156,9 @@ def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
     kinds = {"bos": "bos", "eos": "eos", "pad": "padding"}
     ids = {f"{name}_token_id": metadata[f"tokenizer.ggml.{kind}_token_id"] for name, kind in kinds.items()}
     config = {name: llama[key] for name, key in SHAPE.items()}
-    config |= {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float32",  # what from_pretrained loads by default: float16 would break training
-        "rope_parameters": {"rope_type": "default", "rope_theta": llama["rope.freq_base"]},
-        "tie_word_embeddings": True,  # the GGUF has no output.weight
-    }
+    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True}
+    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": llama["rope.freq_base"]}}
+    config |= {"dtype": "float32"}  # what from_pretrained loads by default: float16 would break training
     _write_json(folder / "config.json", config | ids)
     _write_json(folder / "generation_config.json", ids)
 

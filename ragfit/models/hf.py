@@ -36,8 +36,7 @@ class HFTrain:
             used for loading; kept as attributes for those who read them off the object.
 
     Attributes:
-        model: the model, with its adapter.
-        tokenizer: its tokenizer, with a pad token.
+        model, tokenizer: the model with its adapter, and its tokenizer with a pad token.
 
     Raises:
         ConfigError: target modules that match nothing, quantized weights without LoRA, a changed base.
@@ -150,7 +149,5 @@ def skeleton(source: str, attn_implementation: str | None = None, **remote) -> P
     except OSError as error:
         raise not_found(source, error) from error
     with torch.device("meta"):
-        trust = remote.get("trust_remote_code", False)
-        return AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust, attn_implementation=attn_implementation
-        )
+        remote = {"trust_remote_code": remote.get("trust_remote_code", False)}
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, **remote)

@@ -40,7 +40,8 @@ def load_checkpoint(checkpoint: PathText, data_file: PathText = "", overrides: S
     if not any(folder.glob("*.safetensors")):  # a run's output folder, whose configuration would be taken
         raise ConfigError("checkpoint", f"{folder} holds no adapter and no model", "Name a run's folder checkpoint.")
     adapter = (folder / "adapter_config.json").is_file()
-    keys = {"train.output_dir": str(folder.parent), "train.packing": None}  # nothing is trained, so nothing is packed
+    # Figures of a run go beside its checkpoint, of any other adapter into it. Nothing is trained, so nothing is packed.
+    keys = {"train.output_dir": str(folder.parent if folder.name == "checkpoint" else folder), "train.packing": None}
     if not adapter:  # an earlier adapter is part of these weights
         keys |= {"model.model_name_or_path": str(folder), "model.trained_adapter": None}
     if data_file:

@@ -51,6 +51,12 @@ class SurvivingTrainer(SFTTrainer):
         self.check_finite("loss", loss, self.state.global_step + 1)
         return loss
 
+    def _get_grad_norm(self, *args, **kwargs) -> torch.Tensor | float:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if not self.args.fp16:  # whose scaler leaves out the steps that overflow
+            self.check_finite("gradient norm", norm, self.state.global_step + 1)
+        return norm
+
     def _check_weights(self) -> None:
         if self._whole:
             model, rows = self.accelerator.unwrap_model(self.model), fingerprint.rows_for(self.prepared)

@@ -244,7 +244,7 @@ def test_report_counts_and_finds(make):
 
 
 def test_lengths(make):
-    keys = {"model.max_sequence_len": 400, "dev_split": 0.3, "shuffle": False}
+    keys = {"model.max_sequence_len": 400, "dev_split": 0.3, "shuffle": None}
     view = LengthsView(make(rows("Ada", "wrote it " * 9, "x " * 300), **keys))
     html = view._repr_html_()
     assert_harmless(html)

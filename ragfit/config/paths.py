@@ -30,7 +30,8 @@ def find_path(value: PathText | None, key: str) -> Path:
     """As `find_existing`, with a ConfigError naming the key where there is no such path."""
     if path := find_existing(value):
         return path
-    raise ConfigError(key, f"there is no {str(value)[:300]!r} here or in {PROJECT_ROOT}", "Name a path that exists.")
+    problem = f"there is no {str(value)[:300]!r} at {Path.cwd()} or {PROJECT_ROOT}"
+    raise ConfigError(key, problem, f"Set {key} to a path that exists.")
 
 
 def find_file(value: PathText | None, key: str) -> Path:

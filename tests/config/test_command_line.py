@@ -111,7 +111,7 @@ ERRORS = [
     ("+epochs=3", "epochs: unknown key (an override of "),
     ("model.lora.target_modules=[qkv_proj", "model.lora.target_modules: the override 'model.lora.target_modules=…' is not"),
     ("-cn paper/training-aqsa", "config: there is no configuration "),
-    ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' here"),
+    ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' at "),
 ]  # fmt: skip
 
 

@@ -165,11 +165,11 @@ def test_defaults_lists_and_interpolations_work(write):
 
 
 PLACES = [
-    (find_file, "no.txt", "^x: there is no 'no.txt' here or in .*. Name a path that exists.$"),
+    (find_file, "no.txt", "^x: there is no 'no.txt' at .* or .*. Set x to a path that exists.$"),
     (find_file, ".", "^x: . is a folder. Name the file in it.$"),
-    (find_file, "~nosuchuser/rows", "^x: there is no '~nosuchuser/rows' here"),
+    (find_file, "~nosuchuser/rows", "^x: there is no '~nosuchuser/rows' at "),
     (find_file, "Answer the question briefly. " * 99, "^x: there is no 'Answer the "),
-    (find_model, "./none", "^x: there is no './none' here"),
+    (find_model, "./none", "^x: there is no './none' at "),
     (lambda value, key: load_config(value), "trainig", "no configuration 'trainig'.* one of: demo, .*paper/training-asqa"),
 ]  # fmt: skip
 

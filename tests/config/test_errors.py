@@ -86,13 +86,13 @@ def test_a_librarys_words_in_a_sentence():
 
 
 WRONG = [
-    ("dev_split=nowhere.jsonl", "^dev_split: there is no 'nowhere.jsonl' here or in .*"),
-    ("dev_split=-5", "^dev_split: there is no '-5' here or in .*"),
+    ("dev_split=nowhere.jsonl", "^dev_split: there is no 'nowhere.jsonl' at .* or .*"),
+    ("dev_split=-5", "^dev_split: there is no '-5' at .* or .*"),
     ("data_file=null", "^data_file: it is not set"),
     ("data_file=nowhere.jsonl", "^data_file: there is no 'nowhere.jsonl'"),
     ("data_file=model", "^data_file: model is a folder. Name the file in it"),
     ("instruction=model", "^instruction: model is a folder. Name the file in it"),
-    ("template=nowhere.txt", "^template: there is no 'nowhere.txt' here"),
+    ("template=nowhere.txt", "^template: there is no 'nowhere.txt' at "),
     ("input_key=question", "^rows.jsonl \\(named in own.yaml\\), line 1: there is no key 'question'"),
     ("output_key=null", "^output_key: it is not set"),
     ("model.model_name_or_path=/nowhere/at/all", "^model.model_name_or_path: there is no '/nowhere/at/all'"),

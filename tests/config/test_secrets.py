@@ -36,7 +36,7 @@ MASKED = {f"logged in with {HF}.": f"logged in with {MASK}.", "and mine": f"and 
           "postgres://me:p@ss@db/x": f"postgres://{MASK}@db/x"}  # fmt: skip
 PLAIN = """/data/sk-learn-models-and-many-more-things-v2 org/sk-proj-llama-3.1-8b-instruct-for-asqa s3://bucket/rows@v2.jsonl
 ./hf_trained_models/qwen3-8b-instruct-2507 0123456789abcdef0123456789abcdef01234567 meta-llama/Llama-3.1-8B-Instruct
-http://host:8080/a@b https://host/a:b@c eyJ/models.of.mine xoxb-and-others AKIA/models org/name:train"""
+http://host:8080/a@b https://host/a:b@c eyJ/models.of.ours xoxb-and-others AKIA/models org/name:train"""
 
 
 @pytest.mark.parametrize(("text", "shown"), [*MASKED.items(), *zip(PLAIN.split(), PLAIN.split(), strict=True)])

@@ -83,9 +83,7 @@ def test_base_and_tuned_model(tiny_llama, trained, out):
     for name, model in (("base", AutoModelForCausalLM.from_pretrained(tiny_llama)), ("tuned", trainer.model)):
         assert [row[name] for row in view.rows] == [greedy(model.eval(), tokenizer, prompt) for prompt in prompts]
     assert all(row["base"] != row["tuned"] and row["tuned"].startswith("The answer is") for row in view.rows)
-    kept = trainer.prepared.report.dev.kept[:2]
-    asked = [(row["row"], row["question"], row["expected"]) for row in view.rows]
-    assert asked == [(n, f"What is {n} times two?", [f"The answer is {2 * n}.", str(2 * n)]) for n in kept]
+    assert all(row["expected"] == [f"The answer is {2 * row['row']}.", str(2 * row["row"])] for row in view.rows)
 
     loss = view.summary["dev_loss"]
     assert (loss["rows"], loss["base"]) == (3, pytest.approx(before)) and loss["tuned"] < before - 1
@@ -104,8 +102,6 @@ def test_saved_rows_and_summary(trained, out, capsys):
     assert view.rows[0]["source"].endswith(f"rows.jsonl, line {view.rows[0]['row'] + 1}")
     summary = json.loads((out / "evaluation.json").read_text())
     assert summary == view.summary and (summary["rows"], summary["part"]) == (3, "dev")
-    ragfit.evaluate(trainer, rows=2, max_new_tokens=2, save=False)
-    assert json.loads((out / "evaluation.json").read_text())["rows"] == 3
     ragfit.evaluate(trainer, rows=0)  # replaces both
     assert not (out / "evaluation.jsonl").read_text() and json.loads((out / "evaluation.json").read_text())["rows"] == 0
     (out / "file").write_text("in the way")
@@ -166,8 +162,8 @@ def test_a_checkpoint_is_evaluated_as_its_run_was(trained, monkeypatch, tmp_path
     assert [json.loads(line) for line in lines] == of_run.rows
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert again["dev_loss"] == {k: pytest.approx(v) for k, v in of_run.summary["dev_loss"].items()}
-    new = {path for path in tmp_path.rglob("*") if path not in before}
-    assert {path.name for path in new} == {"again", "evaluation.jsonl", "evaluation.json"}
+    new = {path.name for path in tmp_path.rglob("*") if path not in before}
+    assert new == {"again", "evaluation.jsonl", "evaluation.json"}
     said, expected = capsys.readouterr().out.splitlines(), repr(of_run).splitlines()
     assert [line for line in said if "Saved in" not in line] == expected
 
@@ -248,14 +244,12 @@ def test_figures_say_what_they_stand_on():
     """A share has Wilson's interval; what stands on fewer rows, or is not there, says so."""
     rows = [scored(f"Who is {n}?", ["Ada [1]"], "Bob", "Giverny" if n else "Ada") for n in range(8)]
     loss = {"dev_loss": {"rows": 3, "base": None, "tuned": 1.25}}
-    text = repr(EvaluationView(rows, {"part": "dev", "max_new_tokens": 9, **summarize(rows), **loss}))
+    text = repr(EvaluationView(rows, {"part": "dev", **summarize(rows), **loss}))
     assert "0.0% (0% to 32%)" in text and "12.5% (2% to 47%)" in text and "1.2500" in text
     assert "cites nothing Giverny" in text  # a verdict and its answer are two things
     other = scored("Who?", ["Ada [1]"], "Bob [2] <A>: Bob", "Bob [2] <A>: Bob [3]")
     text = repr(EvaluationView([other], {"part": "dev", "answer_marker": "<A>:", **summarize([other])}))
     assert "cites nothing Bob [2]" in text and "cites otherwise Bob [2]" in text  # what follows the marker counts
-    perfect = [scored("Who?", ["Ada"], "Ada", "Ada")] * 8
-    assert "100.0% (68% to 100%)" in repr(EvaluationView(perfect, {"part": "dev", **summarize(perfect)}))
 
 
 def labelled(*triples):
@@ -272,9 +266,7 @@ def test_label_scores():
     # By hand: base yes has precision 2/3 and recall 2/3, no 1/1 and 1/3; tuned yes 2/2 and 2/3, no 3/4 and 3/3.
     assert found["macro_f1"]["base"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found["macro_f1"]["tuned"] == pytest.approx((4 / 5 + 6 / 7) / 2)
-    rows = [scored("?", row["expected"], row["base"], row["tuned"]) for row in table]
-    text = repr(EvaluationView(rows, {"part": "dev", **found}))
-    assert "recall" not in text and "macro F1" in text and "83.3% (44% to 97%)" in text
+    assert "83.3% (44% to 97%)" in repr(EvaluationView([], {"part": "dev", **found}))
 
 
 @pytest.mark.parametrize(

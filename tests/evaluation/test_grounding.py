@@ -109,10 +109,9 @@ def test_what_a_rows_values_are():
         "cites_top": (True, True), "expected_is_top": (False, True),
     }  # fmt: skip
     assert {name: (base[name], tuned[name]) for name in expected} == expected
-    found = summarize([row])
+    found = summarize([row] * 8)  # right in 8 of 8 rows, where the base was in none
     assert found["rise_supporting"]["difference"]["mean"] == 5.0
-    of = summarize([row] * 8)["cites_expected"]  # right in 8 of 8 rows, where the base was in none
-    assert [round(of["difference"][bound], 2) for bound in ("mean", "low", "high")] == [1.0, 0.54, 1.0]
+    assert [round(found["cites_expected"]["difference"][bound], 2) for bound in ("low", "high")] == [0.54, 1.0]
 
 
 def test_grounding_of_a_run(trainer, tmp_path):
@@ -125,10 +124,7 @@ def test_grounding_of_a_run(trainer, tmp_path):
     assert set(summary["loss_all"]) == {"base"} and summary["chance"]["base"]["mean"] == pytest.approx(1 / 3)
     wide, narrow = ({name for name in row["base"]["losses"] if "others" in name or "place" in name} for row in rows[:2])
     assert wide == {f"{n} others" for n in (0, 1, 2, 4, 8)} | {f"place {n}" for n in range(1, 11)} and not narrow
-    text = repr(view)
-    assert "depends most on a supporting document" in text and "loss with all documents" in text
-    assert_harmless(view.html())
-    assert_harmless(view.row(0).html())
+    assert "depends most on a supporting document" in repr(view) and assert_harmless(view.html() + view.row(0).html())
     assert "supports" in repr(view.row(0)) and "Which number has box" in repr(view.row(0))
 
 
@@ -149,8 +145,7 @@ def test_questions_that_rows_do_not_answer_are_told(trainer_of, tiny_llama):
     text = repr(view)
     assert view.title == "Does the model read its documents? 1 dev row" and view.astray() == []
     assert "loss without documents" in text and "depends most on a supporting document" not in text
-    assert text.count("Not measured") == 5
-    assert "loss with the supporting documents only (nats): no supporting document or no citation is known" in text
+    assert text.count("Not measured") == 5 and "supporting documents only (nats): no supporting document" in text
 
 
 def test_what_cannot_be_measured(trainer_of, tiny_llama):
@@ -164,8 +159,6 @@ def test_what_cannot_be_measured(trainer_of, tiny_llama):
 
 def test_the_command_and_the_table_of_runs(finished_run, tmp_path, capsys):
     copied = shutil.copytree(finished_run, tmp_path / "run")
-    with pytest.raises(SystemExit, match="error: input_key: of .* rows none has documents"):
-        main(["grounding", str(copied / "checkpoint")])
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows_with_documents(6)))
     main(["grounding", str(copied / "checkpoint"), "--data", str(data), "--rows", "4", "--out", str(copied)])

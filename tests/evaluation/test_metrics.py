@@ -48,8 +48,7 @@ def test_whole_words_are_held(answer, short, held):
 
 def test_recall_of_short_answers():
     short = [["Joe", "Joe Miller"], ["Matthew Gravelle"], "Tom", []]
-    row = {"answers": ["long one", "long two"], "short_answers": short}
-    gold = gold_of(row, "answers")
+    gold = gold_of({"answers": ["long one", "long two"], "short_answers": short}, "answers")
     assert gold == Gold(("long one", "long two"), (("Joe", "Joe Miller"), ("Matthew Gravelle",), ("Tom",)))
     answers = ("It was joe, played by Matthew Gravelle.", "Nobody", "Joe [1] Matthew Gravelle and Tom in the end")
     assert [scores(answer, gold)["recall"] for answer in answers] == [pytest.approx(2 / 3), 0, 1]

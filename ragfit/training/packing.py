@@ -31,14 +31,13 @@ def pack_length(cfg: DictConfig, prepared: Prepared) -> int:
 
 
 def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
-    """The train rows, packed where `train.packing` asks for it, and the dev rows."""
+    """The train rows, packed where `train.packing` asks for it, and the dev rows as they are."""
     if not cfg.train.get("packing"):
         return prepared.train, prepared.dev
     length, longest = pack_length(cfg, prepared), prepared.report.train.longest
     if longest > length:  # TRL would cut it
         problem = f"a pack has {length:,} tokens at most, but the longest train row has {longest:,}, and no row is cut"
-        fix = f"Set train.max_length={longest} or more; model.max_sequence_len={length} drops or cuts longer rows."
-        raise ConfigError("train.max_length", problem, fix)
+        raise ConfigError("train.max_length", problem, f"Set train.max_length={longest} or model.max_sequence_len.")
     # A file of its own, else `map` would write beside the cached rows that are read here.
     file = Path(get_temporary_cache_files_directory(), f"{uuid.uuid4()}.arrow")
     return pack_dataset(prepared.train, length, "bfd", {"cache_file_name": str(file)}), prepared.dev

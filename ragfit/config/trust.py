@@ -75,9 +75,8 @@ def _is_plain(key: str, value: Any) -> bool:
 def warn(checkpoint: PathText, set_aside: Collection[str], advice: str) -> None:
     """Say that not all of a checkpoint's own configuration counted."""
     if set_aside:
-        logger.warning(
-            "%s says more than counts here, where it may be a stranger's; %s.", Path(checkpoint, FILE), advice
-        )
+        said = "%s says more than counts here, where it may be a stranger's; %s."
+        logger.warning(said, Path(checkpoint, FILE), advice)
 
 
 def load_believed(checkpoint: PathText, overrides: Iterable[str]) -> DictConfig:

@@ -48,9 +48,8 @@ class Encoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", bos: Sequence[int] = ()):
         if not tokenizer.is_fast:
             problem = f"its tokenizer ({type(tokenizer).__name__}) does not tell which characters a token stands for"
-            raise ConfigError(
-                "model.model_name_or_path", problem, "Use a model with a fast tokenizer (tokenizer.json)."
-            )
+            fix = "Use a model with a fast tokenizer (tokenizer.json)."
+            raise ConfigError("model.model_name_or_path", problem, fix)
         self.tokenizer, self.bos = tokenizer, list(bos)
         self._backend = _with_whole_offsets(tokenizer.backend_tokenizer)
 

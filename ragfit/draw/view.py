@@ -8,12 +8,7 @@ from ragfit.draw.text import line, lines, plain
 
 
 class View:
-    """Something to look at: HTML for notebooks and text for logs, both made of the same blocks.
-
-    Attributes:
-        title: what stands on top.
-        aside: what stands beside it.
-    """
+    """Something to look at: HTML for notebooks and text for logs, of the same blocks under a title and an aside."""
 
     title: str = "ragfit"
     aside: Line = ""

@@ -16,11 +16,9 @@ Text = tuple[str, str]  # prompt and answer
 
 
 class Reading(NamedTuple):
-    """The loss of a row's answer under one set of documents, which does not change how many tokens it has.
+    """The losses, in nats, of a row's tokens with loss under one set of documents; their number stays the same.
 
-    Attributes:
-        losses: of each token with loss, in nats.
-        answer: (text, loss) of those that are neither of a citation such as `[2]` nor the end of the turn.
+    `answer` has (text, loss) of those that are neither of a citation such as `[2]` nor the end of the turn.
     """
 
     losses: list[float]

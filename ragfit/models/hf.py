@@ -40,7 +40,6 @@ class HFTrain:
 
     Raises:
         ConfigError: target modules that match nothing, quantized weights without LoRA, a changed base.
-        Exception: what transformers, PEFT and bitsandbytes say of the rest.
     """
 
     model: PreTrainedModel | PeftModel

@@ -54,10 +54,8 @@ def _figures(trainer: "SFTTrainer") -> list[str]:
     """What is told of the weights that are saved, of the settings that were changed on the way, and of the rows."""
     told, report = [], trainer.prepared.report
     for name, key in (("training loss", "loss"), ("dev loss", "eval_loss")):
-        logged = [
-            entry for entry in trainer.state.log_history if key in entry and entry["step"] <= trainer.weights_step
-        ]
-        told += [f"{name}: {entry[key]:.4f} at step {entry['step']}" for entry in logged[-1:]]
+        logged = [one for one in trainer.state.log_history if key in one and one["step"] <= trainer.weights_step]
+        told += [f"{name}: {one[key]:.4f} at step {one['step']}" for one in logged[-1:]]
     for key, values in trainer.changed.items():
         told.append(f"{key}: {', '.join(f'{code(value)} from step {step} on' for step, value in values)}")
     for name, part in (("train", report.train), ("dev", report.dev)):

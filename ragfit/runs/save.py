@@ -29,9 +29,8 @@ def gathered_weights(trainer: "SFTTrainer") -> dict[str, "torch.Tensor"] | None:
 def save_checkpoint(trainer: "SFTTrainer", keep_same: bool = False, weights: dict | None = None) -> Path:
     """Write `output_dir/checkpoint`, whole or not at all; an earlier one is kept as `checkpoint.1`, `checkpoint.2`, …
 
-    Args:
-        keep_same: leave an earlier one as it is where its weights are the same.
-        weights: of `gathered_weights`; no process can measure the fingerprint of such a model, so it has none.
+    With `keep_same` it stays as it is where its weights are the same. No process can measure the fingerprint of a model
+    with `gathered_weights`, so it has none.
     """
     model, target = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir, "checkpoint")
     trained = weights or {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

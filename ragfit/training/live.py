@@ -20,11 +20,7 @@ LOOKS = {"loss": (style.BLUE, "o-"), "eval_loss": (style.ORANGE, "D--")}
 
 
 class LossCurve(View, TrainerCallback):
-    """What a run has logged so far, read off the trainer's own `state.log_history`: progress, losses, and the curve.
-
-    Args:
-        show: whether to update a live display; where None, whether this is a notebook.
-    """
+    """What a run has logged so far, of the trainer's own `state.log_history`; updated in place where `show` is true."""
 
     title = "Training"
 

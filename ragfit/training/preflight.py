@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from ragfit.config.explain import LESS_MEMORY
 from ragfit.draw.blocks import Block, Callout, Facts
 from ragfit.draw.text import counted
 from ragfit.draw.view import View
@@ -46,10 +47,7 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
         beyond = f"The longest row has {longest:,} tokens, and the model was made for {made_for:,} positions: beyond "
         warnings.append(f"{beyond}them it reads badly or fails. Set model.max_sequence_len={made_for}.")
     if need > have:
-        warnings.append(
-            "The memory estimate exceeds what is free. Lower train.per_device_train_batch_size or "
-            "model.max_sequence_len, set train.gradient_checkpointing=true, or load the model in 4 bits."
-        )
+        warnings.append(f"The memory estimate exceeds what is free. {LESS_MEMORY}.")
     return PreflightView(items, warnings)
 
 

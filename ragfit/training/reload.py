@@ -59,12 +59,8 @@ def load_checkpoint(checkpoint: PathText, data_file: PathText = "", overrides: S
 def load_tuned(trainer: RagfitTrainer, checkpoint: str | Path | None = None) -> str:
     """Give a trainer's model the adapter of a finished run, to compare it with the base model; a sentence says so.
 
-    Args:
-        checkpoint: the adapter's folder; by default `checkpoint` in `train.output_dir`, where its run had the rows and
-            the base of this trainer.
-
-    Raises:
-        ConfigError: base or adapter computes something else than at the end of the run, or the model takes no adapter.
+    By default it is `checkpoint` in `train.output_dir`, where its run had the rows and the base of this trainer. A
+    ConfigError where base or adapter computes something else than at the end of the run.
     """
     folder = find_path(checkpoint, "checkpoint") if checkpoint else Path(trainer.args.output_dir, "checkpoint")
     if not checkpoint and not (folder / "adapter_config.json").is_file():

@@ -12,12 +12,7 @@ from ragfit.secrets import MASK, holds_secret, masked
 
 
 class DifferencesView(View):
-    """What a configuration has other than its YAML file.
-
-    Args:
-        cfg, config_name: the configuration and its name.
-        differences: `(key, value in the file, value)` of `ragfit.config.load.differences`.
-    """
+    """What a configuration has other than its YAML file, as `ragfit.differences` finds it."""
 
     def __init__(self, cfg: DictConfig, differences: Iterable[tuple[str, Any, Any]], config_name: str):
         self.title, self.cfg, self.differences = f"What differs from {config_name}", cfg, list(differences)

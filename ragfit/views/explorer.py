@@ -20,11 +20,7 @@ TEXTS = ("instruction", "template")  # settings that a configuration names by a 
 class Explorer:
     """Widgets to choose a row, change the settings of its prompt and mask, and copy them as overrides.
 
-    Args:
-        prepared: of `ragfit.prepare`.
-        show: "prompt" or "tokens".
-        chosen: of `ragfit.from_parameters`; the overrides then bring the notebook's own parameters along.
-
+    `show` is "prompt" or "tokens"; with `chosen`, of `ragfit.from_parameters`, the overrides have the notebook's own.
     `box` holds all widgets and is made when first asked for (a note takes its place without a front end), `fields` has
     those of the `Settings`; `found` are the numbers of the rows that match, and `row` is the `RowView` on show.
     """

@@ -153,7 +153,7 @@ class Preparer:
             except RowRefused as error:
                 self._drop("refused by the template", part, number, result, error.problem)
             except PromptError as error:
-                error.where = f"{self.sources[part].where(number)}: {error.where}"
+                error.where = f"{self.sources[part].where(number, self.sources[part].by)}: {error.where}"
                 raise
         return rows
 

@@ -28,8 +28,8 @@ SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".parquet")
 class JsonlRows(Sequence):
     """The rows of a JSONL file (plain, or gzipped and then held in memory), read on demand: `rows[i]` is a dict."""
 
-    def __init__(self, path: Path, name: str):
-        self.name, self._file = name, path.open("rb")
+    def __init__(self, path: Path, by: str = ""):
+        self.by, self.path, self._file = by, path, path.open("rb")
         if self._file.peek(2)[:2] == b"\x1f\x8b":
             try:
                 self._file = io.BytesIO(gzip.decompress(self._file.read()))
@@ -56,11 +56,11 @@ class JsonlRows(Sequence):
             json.dumps(row, ensure_ascii=False).encode()  # no tokenizer takes half a character (a lone surrogate)
         except (RecursionError, ValueError) as error:  # among them bytes that are not UTF-8
             fix = 'Save the file as UTF-8, with one JSON object a line: {"prompt": …, "answers": …} (no JSON array).'
-            raise DataError(self.where(i), f"no row can be read: {first_line(error)}", fix) from error
+            raise DataError(self.where(i, self.by), f"no row can be read: {first_line(error)}", fix) from error
         return row
 
-    def where(self, i: int) -> str:
-        return f"{self.name}, line {self._places[3 * i + 2]}"
+    def where(self, i: int, by: str = "") -> str:
+        return f"{self.path}{by}, line {self._places[3 * i + 2]}"
 
     def digest(self) -> str:
         return self._hash.hexdigest()  # of the content as it was when the file was opened
@@ -69,8 +69,8 @@ class JsonlRows(Sequence):
 class TableRows(Sequence):
     """The rows of a `datasets.Dataset` (a Parquet file or a data set's name)."""
 
-    def __init__(self, dataset: "Dataset", name: str):
-        self._dataset, self.name = dataset, name
+    def __init__(self, dataset: "Dataset", name: str | Path, by: str = ""):
+        self._dataset, self.name, self.by = dataset, name, by
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -78,8 +78,8 @@ class TableRows(Sequence):
     def __getitem__(self, i: int) -> dict:
         return self._dataset[int(i)]
 
-    def where(self, i: int) -> str:
-        return f"{self.name}, row {i}"
+    def where(self, i: int, by: str = "") -> str:
+        return f"{self.name}{by}, row {i}"
 
     def digest(self) -> str:
         content = xxhash.xxh3_128()
@@ -102,13 +102,13 @@ def open_rows(name: str | Path, key: str = "data_file", named_in: str = "") -> S
         from datasets import load_dataset
 
         repository, *configuration, split = text.split(":") if ":" in text else (text, "train")
-        rows = TableRows(load_dataset(repository, *configuration, split=split), text + by)
+        rows = TableRows(load_dataset(repository, *configuration, split=split), text, by)
     elif (path := find_file(name, key + by)).suffix == ".parquet":
         from datasets import Dataset
 
-        rows = TableRows(Dataset.from_parquet(str(path)), f"{path}{by}")
+        rows = TableRows(Dataset.from_parquet(str(path)), path, by)
     else:
-        rows = JsonlRows(path, f"{path}{by}")
+        rows = JsonlRows(path, by)
     if not len(rows):
         raise DataError(text + by, "the file has no rows", f"Check {key}.")
     return rows
@@ -162,4 +162,4 @@ def text_of(row: dict, key: str, where: str, config_key: str) -> str:
 def texts_of(rows: Source, number: int, cfg: "DictConfig") -> tuple[str, str, dict]:
     """(query, output, row) of a row by its number in its file."""
     row, keys = rows[number], ("input_key", "output_key")
-    return *(text_of(row, cfg[key], rows.where(number), key) for key in keys), row
+    return *(text_of(row, cfg[key], rows.where(number, rows.by), key) for key in keys), row

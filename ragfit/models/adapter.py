@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TrainableTokensWrapper
 
+from ragfit.config.trust import believed
 from ragfit.errors import ConfigError
 from ragfit.models import fingerprint
 
@@ -101,7 +102,14 @@ def load_adapter(
 
 def merge_adapter(model: torch.nn.Module, source: str | Path, key: str = "model.trained_adapter") -> torch.nn.Module:
     """Merge a trained adapter into its base model; where its fingerprint is there, both must be what was trained."""
-    fingerprint.check(source, model, "base")
+    try:
+        fingerprint.check(source, model, "base")
+    except ConfigError as error:
+        earlier = believed(source)[0].get("model", {}).get("trained_adapter")
+        fix = (
+            f"It was trained on top of {earlier}: python -m ragfit merge {source} FOLDER, and name FOLDER as the model."
+        )
+        raise ConfigError(key, error.problem, fix if earlier else error.fix) from error
     tuned = load_adapter(model, source, key)
     base = tuned.get_base_model()
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]

@@ -33,10 +33,13 @@ def main(argv: list[str] | None = None) -> None:
 
             run(cfg)
         except RagfitError as error:
-            print(for_terminal(error, f"run {HydraConfig.get().job.num}: " if args.multirun else ""), file=sys.stderr)
-            if args.multirun and not isinstance(error, Interrupted):
-                raise  # Hydra goes on with the other runs, and fails at the end
-            sys.exit(128 + error.signal if isinstance(error, Interrupted) else 1)
+            said = for_terminal(error, f"run {HydraConfig.get().job.num}: " if args.multirun else "")
+            if not args.multirun and not isinstance(error, Interrupted):
+                sys.exit(said)
+            print(said, file=sys.stderr)
+            if isinstance(error, Interrupted):
+                sys.exit(128 + error.signal)
+            raise  # Hydra goes on with the other runs, and fails at the end
 
     print_any_text()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what a run raised is raised on

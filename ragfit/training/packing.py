@@ -36,7 +36,7 @@ def training_rows(cfg: DictConfig, prepared: Prepared) -> Rows:
         return prepared.train, prepared.dev
     length, longest = pack_length(cfg, prepared), prepared.report.train.longest
     if longest > length:  # TRL would cut it
-        problem = f"a pack has {length:,} tokens at most, but the longest train row has {longest:,}, and no row is cut"
+        problem = f"a pack has {length:,} tokens at most, but the longest row has {longest:,}, and no row is cut"
         raise ConfigError("train.max_length", problem, f"Set train.max_length={longest} or model.max_sequence_len.")
     # A file of its own, else `map` would write beside the cached rows that are read here.
     file = Path(get_temporary_cache_files_directory(), f"{uuid.uuid4()}.arrow")

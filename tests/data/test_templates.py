@@ -208,7 +208,7 @@ def test_a_row_that_the_template_refuses_is_dropped_and_counted(write_rows):
     rows = write_rows([{"prompt": "Where?", "answers": answer} for answer in ("yes", "no", "Rome")])
     report = ragfit.prepare(make_config(rows), tokenizer).report
     assert report.train.kept == [0, 2] and report.train.dropped == {"refused by the template": [1]}
-    assert "1 row (train 1): The template raises an error for these rows, or rewrites" in str(report)
+    assert [(one.kind, one.rows) for one in report.findings] == [("dropped: refused by the template", (("train", 1),))]
     assert "Seen: The chat template cannot render these messages: Not this." in str(report)
     with pytest.raises(RowRefused):
         Renderer(tokenizer).render("Where?", "no")

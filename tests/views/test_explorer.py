@@ -71,7 +71,7 @@ def test_rows_with_findings_and_settings_that_cannot_be_used(setup):
     _, prepared = setup()
     shown = rows_with_findings(prepared, "tokens")
     assert [view.title for view in shown] == [f"Tokens of train, row {n} of its file" for n in (2, 3, 5, 4)]
-    assert "The row has more tokens than max_sequence_len" in shown[0].text()
+    assert "Not trained on: the row is dropped" in shown[0].text()
     nope, none = Settings(completion_start="<|nope|>"), Settings(template="no placeholders")
     for settings, said in ((nope, "'<|nope|>' does not occur"), (none, "Write {query} once")):
         view = RowView(prepared, 1, show="tokens", settings=settings)

@@ -107,7 +107,7 @@ def merge_adapter(model: torch.nn.Module, source: str | Path, key: str = "model.
     except ConfigError as error:
         earlier = believed(source)[0].get("model", {}).get("trained_adapter")
         fix = (
-            f"It was trained on top of {earlier}: python -m ragfit merge {source} FOLDER, and name FOLDER as the model."
+            f"It was trained on top of {earlier}: python -m ragfit merge {source} FOLDER, then name FOLDER as model."
         )
         raise ConfigError(key, error.problem, fix if earlier else error.fix) from error
     tuned = load_adapter(model, source, key)

@@ -67,9 +67,7 @@ def put_new_adapter(model: torch.nn.Module, lora: Mapping[str, Any] | None) -> t
         for weight, value in kept:
             weight.copy_(value)
     if not difference <= fingerprint.TOLERANCE["float32"]:
-        problem = (
-            f"with its adapter off, the trained model would not be its base (log-probabilities: {difference:.3g} off)"
-        )
+        problem = f"with its adapter off, the trained model would not be its base ({difference:.3g} nats a token off)"
         fix = "Leave out what trains or changes the base's own weights (bias, init_lora_weights, layer_replication, …)."
         raise ConfigError(KEY, problem, fix)
     return model
@@ -106,9 +104,7 @@ def merge_adapter(model: torch.nn.Module, source: str | Path, key: str = "model.
         fingerprint.check(source, model, "base")
     except ConfigError as error:
         earlier = believed(source)[0].get("model", {}).get("trained_adapter")
-        fix = (
-            f"It was trained on top of {earlier}: python -m ragfit merge {source} FOLDER, then name FOLDER as model."
-        )
+        fix = f"It was trained on top of {earlier}: python -m ragfit merge {source} FOLDER, and name FOLDER instead."
         raise ConfigError(key, error.problem, fix if earlier else error.fix) from error
     tuned = load_adapter(model, source, key)
     base = tuned.get_base_model()

@@ -94,9 +94,7 @@ def check(folder: str | Path, model: PreTrainedModel | PeftModel, what: str) -> 
     if len(set(kinds)) == 1 and what != "merged":  # in merging, quantized weights are quantized anew
         allowed = min(allowed, ALIKE)
     if not difference <= allowed:
-        problem = (
-            f"{WRONG[what]}: its log-probabilities of some tokens are off by {difference:.3g} from those in {path}, "
-        )
+        problem = f"{WRONG[what]}: log-probabilities of some tokens are off by {difference:.3g} from those in {path}, "
         raise ConfigError("checkpoint", f"{problem}where rounding explains {allowed:g} ({', '.join(kinds)})", fix)
 
 

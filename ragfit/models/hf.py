@@ -87,9 +87,7 @@ class HFTrain:
                 source, quantization_config=quantized, output_loading_info=True, **settings, **remote
             )
         if missing := sorted(loading["missing_keys"]):
-            problem = (
-                f"its weights lack {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers"
-            )
+            problem = f"its weights lack {', '.join(missing[:3])} ({len(missing)} in all), which would be random"
             raise ConfigError(MODEL_KEY, problem, "Give a folder whose config.json belongs to its weights.")
         keep_4bit_layout(self.model)
         self.model.config.use_cache = False

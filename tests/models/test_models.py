@@ -104,7 +104,7 @@ def test_weights_that_lack_a_tensor(tiny_llama, tmp_path):
     folder = shutil.copytree(tiny_llama, tmp_path / "more")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(ConfigError, match="^model.model_name_or_path: its weights lack model.layers.2.*random numbers"):
+    with pytest.raises(ConfigError, match="^model.model_name_or_path: its weights lack model.layers.2.*random"):
         HFTrain(str(folder))
 
 

@@ -165,6 +165,7 @@ def test_a_terminal_that_is_closed(overrides, tmp_path):
     words = overrides(out, *endless)
     child, terminal = pty.fork()
     if child == 0:  # leads a session of its own, on this terminal
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test run under nohup hands on that it is ignored
         os.execv(sys.executable, [sys.executable, "-m", "ragfit.training", *words])
     seen = b""
     while b"step 1/" not in seen:

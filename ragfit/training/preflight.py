@@ -28,10 +28,11 @@ def preflight(trainer: "RagfitTrainer") -> "PreflightView":
     processes = f" × {args.world_size} processes" if args.world_size > 1 else ""
     cuda = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else ""
     compute = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "no autocast"
+    bits = "".join(f"{n}-bit " for n in (8, 4) if getattr(model, f"is_loaded_in_{n}bit", False))
     types = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters()}
     items = [
         ("device", cuda or f"CPU, {counted(torch.get_num_threads(), 'thread')}", ""),
-        ("precision", compute, f"weights in {' and '.join(sorted(types))}"),
+        ("precision", compute, f"{bits}weights in {' and '.join(sorted(types))}"),
         ("parameters", f"{trainable:,} of {total:,} are trained", f"{trainable / total:.2%}"),
         ("rows", f"{len(train.kept):,} train, {len(report.dev.kept):,} dev", packs(trainer)),
         ("tokens", f"{train.tokens:,} read, {train.loss_tokens:,} with loss", f"{train.loss_share:.1%} have loss"),

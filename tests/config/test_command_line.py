@@ -76,7 +76,7 @@ def test_the_documented_command(place):
         tensor.any() for name, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name
     )
     lines = result.stdout.splitlines()
-    assert lines[0] == "asqa.jsonl: 12 rows" and lines[1].startswith("  train: 6 of 6 rows kept; ")
+    assert lines[0] == "Data: asqa.jsonl, 12 rows in the file" and ["kept", "6"] in [line.split()[:2] for line in lines]
     assert [line for line in lines if line.startswith("  precision") and "8-bit weights" in line]
     steps = [line for line in result.stderr.splitlines() if line.startswith("step ")]
     assert [line.split("  ")[0] for line in steps] == ["step 1/3", "step 2/3", "step 3/3"]

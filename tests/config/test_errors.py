@@ -142,7 +142,7 @@ def test_papermill_shows_the_sentence(place):
     words = ["-p", "config", "own.yaml", "-p", "output_key", "answer"]
     command = [sys.executable, "-m", "papermill", notebook, "out.ipynb", *words]
     result = subprocess.run(command, capture_output=True, text=True)
-    expected = "rows.jsonl, line 1: there is no key 'answer'"
+    expected = "rows.jsonl (named in own.yaml), line 1: there is no key 'answer'"
     assert result.returncode == 1 and expected in result.stderr
     outputs = [output for cell in nbformat.read("out.ipynb", 4).cells for output in cell.get("outputs", ())]
     errors = [output for output in outputs if output.output_type == "error"]

@@ -85,7 +85,7 @@ def test_two_processes_train_as_one(runs, launcher):
     for name, weight in weights[0].items():
         assert abs(weights[1][name] - weight).max() < 1e-4, name
     output = runs[launcher][1].stdout  # what is said is said once
-    assert len(re.findall(r"rows\.jsonl: 40 rows", output)) == output.count("saved ") == 1
+    assert len(re.findall(r"rows\.jsonl, 40 rows", output)) == output.count("saved ") == 1
 
 
 def test_dev_loss_is_the_single_process_s_packed_and_on_two(tiny_model, tmp_path):

@@ -237,7 +237,7 @@ def test_looking_imports_neither_torch_nor_widgets(tmp_path, write_rows):
     code = f"""
 import sys, ragfit
 from ragfit import views
-of_a_model = {{"PreflightView", "LossCurve", "load_tuned"}}
+of_a_model = {{"PreflightView", "LossCurve", "GroundingView", "load_tuned"}}
 everything = [getattr(views, name) for name in views.__all__ if name not in of_a_model]
 print(set(sys.modules) & {{"torch", "matplotlib", "IPython", "transformers", "ipywidgets"}})
 prepared = ragfit.prepare(ragfit.load_config("training", {keys}))

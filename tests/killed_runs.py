@@ -48,7 +48,7 @@ def run(overrides, signals=(), moment=None, log=None):
         sys.addaudithook(_killer(*moment))
     try:
         cfg = ragfit.load_config("training", overrides)
-        trainer = ragfit.build_trainer(cfg, ragfit.prepare(cfg), [_sender(signals)])
+        trainer = ragfit.build_trainer(cfg, ragfit.prepare(cfg), [sender(signals)])
         ragfit.train(trainer)
     except Interrupted as error:
         print(f"stopped: {error}", file=sys.stderr)
@@ -73,7 +73,8 @@ def _killer(event, ending, more=0):
     return hook
 
 
-def _sender(signals):
+def sender(signals):
+    """A callback that sends its own process the signals of `run`."""
     from transformers import TrainerCallback
 
     def method(event):

@@ -143,7 +143,8 @@ def test_a_notebook_run_twice_and_a_loop_of_papermill_end_in_one_table(trained):
 def test_a_failing_run_says_why(key, value, message, tiny_run, tmp_path):
     with pytest.raises(PapermillExecutionError) as caught:
         execute("train.ipynb", tmp_path, {**tiny_run, key: value})
-    assert message in str(caught.value) and message in (tmp_path / "out.ipynb").read_text()
+    (error,) = [one for one in shown(nbformat.read(tmp_path / "out.ipynb", 4)) if one.output_type == "error"]
+    assert message in str(caught.value) and len(error.traceback) == 1 and message in error.traceback[0]
     assert not (tmp_path / "trained").exists()
 
 

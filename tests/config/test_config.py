@@ -96,12 +96,13 @@ def test_nothing_heavy_is_imported():
 
 
 NEAREST = {"learning_rte": "train.learning_rate", "lora.r": "model.lora.r", "data_fle": "data_file", "modle": "model",
-           "train.warmup_ration": "train.warmup_ratio", "train.completion_start": "model.completion_start"}  # fmt: skip
+           "lr": "train.learning_rate", "train.completion_start": "model.completion_start"}  # fmt: skip
 
 
 def test_nearest():
-    for key, expected in {**NEAREST, "lr": "train.learning_rate"}.items():
-        assert keys.unknown_key(key).fix == f"Did you mean {expected}?"
+    assert {key: keys.unknown_key(key).fix for key in NEAREST} == {
+        key: f"Did you mean {NEAREST[key]}?" for key in NEAREST
+    }
     assert keys.unknown_key("qqqqqqqq").fix == "See configs/README.md for the keys there are."
 
 
@@ -188,18 +189,14 @@ BAD_FILES = [
     ("limit: 1\nmodel: {}\nlimit: 2\n", "^my.yaml, line 3: found duplicate key limit"),
     ("model: !!python/object/apply:os.system ['touch PWNED']\n", "^my.yaml, line 1: could not determine"),
     (SMALL.replace("lora:", "lra:"), r"^model.lra: unknown key \(my.yaml\). Did you mean model.lora\?$"),
-    (SMALL + "learning_rte: 1\n", r"^learning_rte: unknown key \(my.yaml\). Did you mean train.learning_rate\?$"),
     (SMALL.replace("1e-4", "fast"), r"^train.learning_rate: 'fast' is not allowed \(my.yaml\). It takes float.$"),
-    (SMALL.replace("1e-4", "true"), "^train.learning_rate: True is not allowed"),
     (SMALL.replace("1e-4", "1, completion_only_loss: false"), "^train.completion_only_loss: False is not allowed"),
     (SMALL.replace("1e-4", "'???'"), "^train.learning_rate: Missing mandatory.*Give the value"),
     (SMALL.replace("1e-4", "'${oc.env:RAGFIT_NOPE}'"), "^train.learning_rate: .*RAGFIT_NOPE"),
     ("model:\ntrain: 3\n", "^train: 3 is not allowed .my.yaml.. It takes dict . None.$"),
-    (SMALL.replace("limit:", "limit: 0"), "^limit: 0 is not allowed .my.yaml.. It takes PositiveInt . None.$"),
     (SMALL.replace("1e-4", "1, do_train: true"), "^train.do_train: it is set, but nothing reads it .* .my.yaml.. Remove it.$"),
     (SMALL.replace("1e-4", "1, load_best_model_at_end: true"), "^train.load_best_model_at_end: .*or set train.eval_strategy.$"),
     (SMALL.replace("1e-4", "1, eval_steps: 5"), "^train.eval_steps: .* Remove it or set train.eval_strategy=steps.$"),
-    (SMALL.replace("1e-4", "1, padding_free: true"), "^train.padding_free: .* Remove it or set train.packing.$"),
     (SMALL.replace("1e-4", "1, max_length: 512"), "^train.max_length: .* Remove it or set train.packing.$"),
     (SMALL.replace("1e-4", "1, save_strategy: epoch, save_steps: 5"), "^train.save_steps: .*or set train.save_strategy=steps.$"),
 ]  # fmt: skip
@@ -256,7 +253,6 @@ VALUES = [
     ("train: {warmup_ratio: 0.1, warmup_steps: 7}", "train.warmup_steps", 7.0),
     ("train: {evaluation_strategy: no}", "train.eval_strategy", "no"),
     ("train: {max_steps: 1e3}", "train.max_steps", 1000),
-    ("train: {learning_rate: '1e-4'}", "train.learning_rate", 1e-4),
     ("train: {lr_scheduler_kwargs: {any: {goes: here}}}", "train.lr_scheduler_kwargs", {"any": {"goes": "here"}}),
     ("train: {max_seq_length: 512}", "model.max_sequence_len", 512),
     ("train: {max_length: 512, packing: true}", "train.max_length", 512),
@@ -269,7 +265,6 @@ VALUES = [
     ("model: {chat_template_kwargs: {a: 'False', b: 'TRUE', d: none, e: '1.10', f: [1]}}",
      "model.chat_template_kwargs", {"a": False, "b": True, "d": "none", "e": "1.10", "f": [1]}),
     ("train.seed: 5", "train.seed", 5),
-    ("model: {completion_start: ''}", "model.completion_start", None),
     ("model: {completion_start: 'Answer:\\n'}", "model.completion_start", "Answer:\n"),  # as YAML's 'quotes' leave it
     ("dev_split: '0.1'", "dev_split", 0.1),
     ("resume_checkpoint: 'true'", "resume_checkpoint", True),
@@ -300,7 +295,6 @@ OVERRIDES = [
     (["train.lr_scheduler_kwargs.num_cycles=2"], "train.lr_scheduler_kwargs.num_cycles", 2),
     (["~train.weight_decay"], "train.weight_decay", None),
     (["model.lora.rank_pattern={a.b: 3}"], "model.lora.rank_pattern", {"a.b": 3}),
-    (["model.completion_start=[/INST]"], "model.completion_start", "[/INST]"),
     (["model.completion_start=a: {b}\n"], "model.completion_start", "a: {b}\n"),
     (["model.completion_start='Answer:\\n'"], "model.completion_start", "Answer:\n"),  # as a shell leaves it
     (["model.completion_start='it''s'"], "model.completion_start", "'it''s'"),
@@ -308,12 +302,9 @@ OVERRIDES = [
     (["model.chat_template_kwargs.a='false'"], "model.chat_template_kwargs.a", False),  # as papermill's -p gives it
     (["model.chat_template_kwargs='{a: \"false\"}'"], "model.chat_template_kwargs.a", False),
     (["experiment=1e3"], "experiment", "1e3"),
-    (["model.revision=0777"], "model.revision", "0777"),
     (["experiment=${model.model_name_or_path}"], "experiment", "microsoft/Phi-3-mini-128k-instruct"),
-    (["train.warmup_ratio=0.5"], "train.warmup_steps", 0.5),
     ("limit=5", "limit", 5),
     (["+train.learning_rate=2"], "train.learning_rate", 2.0),
-    (["train.group_by_length=true"], "train.train_sampling_strategy", "group_by_length"),
 ]
 
 
@@ -339,10 +330,8 @@ def test_what_the_user_gives_counts_more_than_what_a_file_says(capsys):
 
 BAD_OVERRIDES = [
     ("learning_rte=1", r"^learning_rte: unknown key \(an override of .*\). Did you mean train.learning_rate\?$"),
-    ("train.learning_rate.x=1", "^train.learning_rate: {'x': 1} is not allowed"),
     ("train.learning_rate", "^train.learning_rate: the override 'train.learning_rate=…' is not in Hydra's grammar. Write"),
     ("model.lora.r='4", "is not in Hydra's grammar. Write key=value, close brackets and quotes, and quote text"),
-    ("limit=1,2", "Ambiguous value for argument .*Correct the file or the override"),
     ("db@x=2", "config group"),
     ("limit=${nope}", r"^limit: Interpolation key 'nope' not found \(an override of .*\). Give the value, or correct it.$"),
     ("limit=-1", r"^limit: -1 is not allowed \(an override of .*training.yaml\). It takes PositiveInt . None.$"),
@@ -380,21 +369,15 @@ def test_values_that_no_override_can_express(value):
 
 
 def test_normalized_for_the_command_line():
-    given = "limit=3 train.seed=1,2 ~limit hydra.run.dir=x hydra/launcher=basic experiment=3 experiment=1,2"
-    normal = (
-        "++limit=3 ++train.seed=1,2 ++limit=null hydra.run.dir=x hydra/launcher=basic ++experiment='3' ++experiment=1,2"
-    )
+    given = "limit=3 train.seed=1,2 ~limit hydra.run.dir=x hydra/launcher=basic experiment=3"
+    normal = "++limit=3 ++train.seed=1,2 ++limit=null hydra.run.dir=x hydra/launcher=basic ++experiment='3'"
     assert normalize_overrides(given.split()) == normal.split()
 
 
 def test_differences():
     cfg = load_config("training", ["limit=5", "model.lora.r=8", "train.seed=1"])
     assert sorted(differences(cfg, "training")) == [
-        ("limit", None, 5),
-        ("model.lora.r", 16, 8),
-        ("train.report_to", None, "none"),
-        ("train.seed", None, 1),
-        ("train.warmup_ratio", 0.03, None),
-        ("train.warmup_steps", None, 0.03),
-    ]
+        ("limit", None, 5), ("model.lora.r", 16, 8), ("train.report_to", None, "none"), ("train.seed", None, 1),
+        ("train.warmup_ratio", 0.03, None), ("train.warmup_steps", None, 0.03),
+    ]  # fmt: skip
     assert differences(load_config("demo"), "demo") == []

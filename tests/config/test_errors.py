@@ -5,18 +5,14 @@ import json
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 import weakref
 
-import nbformat
 import pytest
 from tiny_runs import question_rows
 
 import ragfit
 from ragfit.__main__ import main
 from ragfit.config.explain import LESS_MEMORY, LESS_TO_EVALUATE, explained
-from ragfit.config.paths import PROJECT_ROOT
 from ragfit.errors import ConfigError, Interrupted, RagfitError, first_line, for_terminal
 
 CONFIG = """\
@@ -58,7 +54,6 @@ NAMED = {  # what is wrong, what the user sets, and the key whose name came from
     "a row": ("bad.jsonl", [], "data_file"),
     "a key of the user's, in a file that is not": ("rows.jsonl", ["output_key=nothing"], "data_file"),
     "a file of the user's": ("rows.jsonl", ["data_file=bad.jsonl"], None),
-    "a file of the user's that is not there": ("rows.jsonl", ["++data_file=gone.jsonl"], None),
     "dev rows of the user's": ("rows.jsonl", ["dev_split=bad.jsonl"], None),
     "none at all": ("rows.jsonl", ["data_file=null"], None),
 }
@@ -87,19 +82,14 @@ def test_a_librarys_words_in_a_sentence():
 
 WRONG = [
     ("dev_split=nowhere.jsonl", "^dev_split: there is no 'nowhere.jsonl' at .* or .*"),
-    ("dev_split=-5", "^dev_split: there is no '-5' at .* or .*"),
     ("data_file=null", "^data_file: it is not set"),
     ("data_file=nowhere.jsonl", "^data_file: there is no 'nowhere.jsonl'"),
     ("data_file=model", "^data_file: model is a folder. Name the file in it"),
-    ("instruction=model", "^instruction: model is a folder. Name the file in it"),
     ("template=nowhere.txt", "^template: there is no 'nowhere.txt' at "),
     ("input_key=question", "^rows.jsonl \\(named in own.yaml\\), line 1: there is no key 'question'"),
     ("output_key=null", "^output_key: it is not set"),
     ("model.model_name_or_path=/nowhere/at/all", "^model.model_name_or_path: there is no '/nowhere/at/all'"),
-    (
-        "model.model_name_or_path=rows.jsonl",
-        "^model.model_name_or_path: no tokenizer could be loaded from 'rows.jsonl'",
-    ),
+    ("model.model_name_or_path=rows.jsonl", "^model.model_name_or_path: no tokenizer could be loaded from 'rows"),
     ("model.model_name_or_path=null", "^model.model_name_or_path: "),
     ("model.completion_start='<|nope|>'", r"^model.completion_start: '<\|nope\|>' does not occur "),
 ]
@@ -114,39 +104,18 @@ def test_what_a_user_can_get_wrong(override, expected, place):
 
 
 def test_commands_say_it_in_one_line(place, capsys):
+    no_key = "rows.jsonl (named in own.yaml), line 1: there is no key 'answer'"
     for words, expected in (
-        (
-            ["look", "-cn", "own.yaml", "output_key=answer"],
-            "error: rows.jsonl (named in own.yaml), line 1: there is no key 'answer'",
-        ),
-        (
-            ["look", "--config", "own.yaml", "modl.x=1"],
-            "error: modl: unknown key (an override of own.yaml). Did you mean model",
-        ),
-        (
-            ["train", "-cp=.", "-cn=own", "output_key=answer"],
-            "error: rows.jsonl (named in own.yaml), line 1: there is no key 'answer'",
-        ),
-        (["train", "-cp=.", "-cn=own", "model.lora.r=x"], "error: model.lora.r: 'x' is not allowed (an override of "),
+        ("look -cn own.yaml output_key=answer", no_key),
+        ("train -cp=. -cn=own output_key=answer", no_key),
+        ("look --config own.yaml modl.x=1", "modl: unknown key (an override of own.yaml). Did you mean model"),
+        ("train -cp=. -cn=own model.lora.r=x", "model.lora.r: 'x' is not allowed (an override of "),
     ):
         with pytest.raises(SystemExit) as caught:
-            main(words)
-        assert str(caught.value.code).startswith(expected) and "\n" not in caught.value.code
+            main(words.split())
+        assert caught.value.code.startswith(f"error: {expected}") and "\n" not in caught.value.code
     main(["look", "--config-name", "own.yaml", "limit=3"])
     assert capsys.readouterr().out.startswith("Reading rows.jsonl, configuration: own.yaml\n")
-
-
-@pytest.mark.slow
-def test_papermill_shows_the_sentence(place):
-    notebook = str(PROJECT_ROOT / "notebooks" / "train.ipynb")
-    words = ["-p", "config", "own.yaml", "-p", "output_key", "answer"]
-    command = [sys.executable, "-m", "papermill", notebook, "out.ipynb", *words]
-    result = subprocess.run(command, capture_output=True, text=True)
-    expected = "rows.jsonl (named in own.yaml), line 1: there is no key 'answer'"
-    assert result.returncode == 1 and expected in result.stderr
-    outputs = [output for cell in nbformat.read("out.ipynb", 4).cells for output in cell.get("outputs", ())]
-    errors = [output for output in outputs if output.output_type == "error"]
-    assert len(errors) == 1 and len(errors[0].traceback) == 1 and expected in errors[0].traceback[0]
 
 
 # --- A library's ------------------------------------------------------------------------------------------------------
@@ -159,6 +128,7 @@ NOTES = [
     (ImportError("flash_attn is not installed"), "Set model.attn_implementation=sdpa"),
     (ConnectionError("Max retries exceeded"), "Check the network, or name a model and rows on this disk"),
     (ValueError("something else"), None),
+    (ConfigError("train.optim", "out of memory", "Stop."), None),  # the kit's own
 ]
 
 
@@ -169,12 +139,6 @@ def test_a_librarys_error_is_raised_on_with_a_note(error, advice):
     notes = getattr(caught.value, "__notes__", [])
     assert caught.value is error and len(notes) == bool(advice)
     assert not advice or re.match(rf"Training failed\. {re.escape(advice)}.*\.$", notes[0])
-
-
-def test_the_kits_own_errors_get_no_note():
-    with pytest.raises(ConfigError) as caught, explained("Training"):
-        raise ConfigError("train.optim", "out of memory", "Stop.")
-    assert not hasattr(caught.value, "__notes__")
 
 
 def test_out_of_memory_frees_what_the_frames_hold():

@@ -60,7 +60,6 @@ def test_which_configuration(given, config, demo):
 @pytest.mark.parametrize(
     "given, key, value",
     [
-        ({"use_wandb": "true"}, "use_wandb", True),
         ({"model": {"completion_start": "Answer:\\n"}}, "model.completion_start", "Answer:\n"),
         ({"data_file": "a, b=c/${x}'.jsonl"}, "data_file", "a, b=c/${x}'.jsonl"),
         ({"limit": 10, "overrides": "limit=20"}, "limit", 20),
@@ -68,7 +67,6 @@ def test_which_configuration(given, config, demo):
         ({"train": {"learning_rate": "1e-5"}}, "train.learning_rate", 1e-5),
         ({"model": {"lora": {"r": 8, "target_modules": ["a"]}}}, "model.lora.r", 8),
         ({"model": {"lora": None}}, "model.lora", None),
-        ({"model": {"completion_start": "<|a|>\n"}}, "model.completion_start", "<|a|>\n"),
     ],
 )
 def test_what_comes_out(given, key, value):
@@ -91,7 +89,6 @@ def test_order_of_assignments_and_overrides():
     "text, parts",
     [
         (None, []),
-        ("limit=3 shuffle=1", ["limit=3", "shuffle=1"]),
         ("limit=3\nshuffle=1\n", ["limit=3", "shuffle=1"]),
         ("instruction=my file.txt limit=3", ["instruction=my file.txt", "limit=3"]),
         ("a='x b=c' d=\"e f=1\"", ["a='x b=c'", 'd="e f=1"']),
@@ -110,14 +107,8 @@ def test_overrides_in_one_text(text, parts):
     [
         ({"overrides": "limt=3"}, r"limt: unknown key .an override of .*. Did you mean limit\?"),
         ({"overrides": "limit=3, shuffle=1"}, "limit: the override 'limit=…' is not in Hydra's grammar"),
-        ({"config": "trainig"}, r"no configuration 'trainig'.* or one of: demo"),
         ({"model": "gpt2"}, r"model: 'gpt2' is not allowed .*It takes dict"),
-        ({"train": {"learning_rat": 1}}, r"Did you mean train.learning_rate\?"),
         ({"model": {"lora": {"alpha": 2}}}, r"model.lora.alpha: unknown key .* model.lora.lora_alpha"),
-        (
-            {"train": {"learning_rate": "fast"}},
-            r"learning_rate: 'fast' is not allowed \(an override of .*training.yaml\)",
-        ),
         ({"shuffle": print}, r"shuffle: an override cannot express"),
         ({"In": ["", "# Parameters\ndata_fle = 'x'\n"]}, r"data_fle: unknown parameter. Did you mean data_file\?"),
         ({"In": ["# Parameters\ntran.max_steps = 1\n"]}, r"tran: unknown parameter. Did you mean train\?"),
@@ -163,14 +154,8 @@ def test_papermill_dotted_parameters_and_a_file(tmp_path):
     (tmp_path / "given.yaml").write_text(given)
     words = "-p train.output_dir ./x -p train.learning_rate 1e-5 -p train.warmup_ratio 0.1 -p use_wandb true -p limit 9"
     words += f" -p overrides shuffle=3 -f {tmp_path / 'given.yaml'}"
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(tmp_path / "book.ipynb"),
-        str(tmp_path / "out.ipynb"),
-        *words.split(),
-    ]
+    books = [str(tmp_path / "book.ipynb"), str(tmp_path / "out.ipynb")]
+    command = [sys.executable, "-m", "papermill", *books, *words.split()]
     result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
     assert result.returncode == 0, result.stderr
     cfg = OmegaConf.load(tmp_path / "out.yaml")

@@ -24,9 +24,7 @@ def load(tmp_path):
 
 
 def test_names_of_secrets():
-    names = (
-        "hub_token token use_auth_token api_key OPENAI_API_KEY aws_secret_access_key password db-password credentials"
-    )
+    names = "hub_token token use_auth_token api_key OPENAI_API_KEY aws_secret_access_key db-password credentials"
     assert all(holds_secret(name, "x") for name in names.split())
     others = "eos_token pad_token max_new_tokens include_num_input_tokens_seen input_key key experiment"
     assert not any(holds_secret(name, "x") for name in others.split())
@@ -94,9 +92,8 @@ def test_what_the_environment_holds_is_used_but_does_not_leave(load, monkeypatch
         assert (cfg.train.learning_rate, cfg.train.warmup_steps, cfg.model.generation.b) == (0.0625, 0.0625, 77771)
         assert cfg.model.lora.target_modules == ["planted2", "b"] and (cfg.limit == 77771 or overrides)
         save_config(cfg, tmp_path / "saved.yaml")
-        shown = (
-            tmp_path / "saved.yaml"
-        ).read_text() + f"{without_secrets(cfg)} {differences(cfg, tmp_path / 'c.yaml')}"
+        shown = (tmp_path / "saved.yaml").read_text()
+        shown += f"{without_secrets(cfg)} {differences(cfg, tmp_path / 'c.yaml')}"
         assert not [text for text in ("planted", "77771", "0.0625") if text in shown]
         again = load_config(tmp_path / "saved.yaml")
         assert (again.model, again.data_file, again.train.warmup_steps) == (cfg.model, cfg.data_file, 0.0625)

@@ -92,10 +92,8 @@ def test_what_a_checkpoint_may_say(tmp_path):
     change(tmp_path / "checkpoint", {"model": model, "data_file": "rows.jsonl", "dev_split": 0.1, "train.bf16": False})
     for name in ("template.txt", "rows.jsonl"):  # its own
         (tmp_path / "checkpoint" / name).write_text("{query}{output}")
-    own = {
-        key: str(tmp_path / "checkpoint" / name)
-        for key, name in (("data_file", "rows.jsonl"), ("template", "template.txt"))
-    }
+    names = {"data_file": "rows.jsonl", "template": "template.txt"}
+    own = {key: str(tmp_path / "checkpoint" / name) for key, name in names.items()}
     tree, set_aside = believed(tmp_path / "checkpoint")
     assert (tree, set_aside) == ({"model": model, "dev_split": 0.1, "train": {"bf16": False}, **own}, [])
 

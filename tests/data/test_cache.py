@@ -20,7 +20,6 @@ from ragfit.errors import DataError
 
 ROWS = [{"prompt": f"Document {i}. Where? " + "word " * (i * 5), "answers": [f"7{i} BC"]} for i in range(12)]
 ROWS += [ROWS[0], {"prompt": "<|im_end|> x", "answers": " "}, {"prompt": "東京 é", "answers": "👩‍👩‍👧"}]
-LIMIT = {"max_sequence_len": 120, "over_length": "cut_end"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +36,8 @@ def data(write_rows):
     instruction, template = write_rows([], "instruction.txt"), write_rows([], "template.txt")
     instruction.write_text("Be brief.", encoding="utf-8")
     template.write_text("Q: {query}\nA: {output}", encoding="utf-8")
-    return {
-        "data_file": write_rows(ROWS),
-        "dev_split": write_rows(ROWS[:2], "dev.jsonl"),
-        "instruction": instruction,
-        **LIMIT,
-    }
+    rows = {"data_file": write_rows(ROWS), "dev_split": write_rows(ROWS[:2], "dev.jsonl")}
+    return {**rows, "instruction": instruction, "max_sequence_len": 120, "over_length": "cut_end"}
 
 
 def prepare(settings, tokenizer=None, **kwargs):
@@ -128,13 +123,11 @@ CHANGES = {
     "limit": ({"limit": 14}, None, None),
     "shuffle": ({"shuffle": 1}, None, None),
     "dev_split, a share": ({"dev_split": 0.2}, None, None),
-    "no dev_split": ({"dev_split": None}, None, None),
     "input_key": ({"input_key": "query"}, None, None),
     "output_key": ({"output_key": "text"}, None, None),
     "completion_start": ({"completion_start": "<|im_start|>assistant"}, None, None),
     "instruction_in_prompt": ({"instruction_in_prompt": True}, None, None),
     "max_sequence_len": ({"max_sequence_len": 121}, None, None),
-    "no max_sequence_len": ({"max_sequence_len": None}, None, None),
     "over_length": ({"over_length": "cut_start"}, None, None),
     "chat_template_kwargs": ({"chat_template_kwargs": {"message": 1}}, None, None),
     "vocabulary": ({}, None, _tokenizer(kind="nfc")),

@@ -59,10 +59,7 @@ def test_a_file_without_rows(tmp_path, data):
         (b"{", "no row can be read: Expecting property name"),
         (b"text", "no row can be read: Expecting value: line 1 column 1"),
         (b'[{"prompt": "a"},', "with one JSON object a line"),
-        (
-            b'[{"prompt": "a"}]',
-            "a JSON list, not an object. Save the file as UTF-8, with one JSON object a line",
-        ),
+        (b'[{"prompt": "a"}]', "a JSON list, not an object. Save the file as UTF-8, with one JSON object a line"),
         (rb'{"a": ["x\ud83d"]}', "no row can be read: 'utf-8' codec can't encode character '\\ud83d'"),
         (b"null", "a JSON NoneType, not an object"),
         (b'{"a": "\xff"}', "no row can be read: 'utf-8' codec can't decode byte 0xff in position 7"),
@@ -105,20 +102,11 @@ def test_a_key_that_names_no_file(tmp_path):
 def test_parquet(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
-    table = {
-        "prompt": ["a", "b"],
-        "answers": [["x", "y"], []],
-        "nested": [[["z"]], None],
-        "labels": [[1], [2]],
-        "input_ids": ["i", "j"],
-    }
+    table = {"prompt": ["a", "b"], "answers": [["x", "y"], []], "nested": [[["z"]], None], "input_ids": ["i", "j"]}
     pq.write_table(pa.table(table), path)
     rows = open_rows(path)
     assert len(rows) == 2 and rows.where(1) == f"{path}, row 1"
-    found = {
-        key: [text_of(row, key, "here", "output_key") for row in rows]
-        for key in ("prompt", "answers", "nested", "input_ids")
-    }
+    found = {key: [text_of(row, key, "here", "output_key") for row in rows] for key in table}
     assert found == {"prompt": ["a", "b"], "answers": ["x", ""], "nested": ["z", ""], "input_ids": ["i", "j"]}
 
 

@@ -36,33 +36,27 @@ def test_examples(module):
         ("Passage 1: Ada.\nPassage 2: Bob.\n[1] is cited.", ["Ada.", "Bob.\n[1] is cited."], [1, 2]),
         ("## Document 1\nAda.\n\n## Document 2\nBob.", ["\nAda.", "\nBob."], [1, 2]),
         ("Document 1 (Title: A): Ada.\nDocument 2 (Title: B): Bob.", ["(Title: A): Ada.", "(Title: B): Bob."], [1, 2]),
-        ("[Doc 1]: Ada.\n[Doc 2]: Bob.", ["Ada.", "Bob."], [1, 2]),
         ('<doc id="1">\nAda.\n</doc>\n<doc id="2">\nBob.\n</doc>', ["Ada.\n</doc>", "Bob.\n</doc>"], [1, 2]),
         ("[0] Ada.\r\n[1] Bob.", ["Ada.", "Bob."], [0, 1]),
         ("[1] \n[2] Ada.\n[3] Ada.", ["", "Ada.", "Ada."], [1, 2, 3]),
         # Reranked, with the numbers they had.
         ("[3] Eve.\n[1] Ada.\n[2] Bob.", ["Eve.", "Ada.", "Bob."], [3, 1, 2]),
-        ("Document 2: Bob.\n\nDocument 1: Ada.", ["Bob.", "Ada."], [2, 1]),
         # RAFT's.
         ("<DOCUMENT>Ada.\nEve.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>\nWho?",
          ["Ada.\nEve.</DOCUMENT>", "Bob.</DOCUMENT>"], [1, 2]),
         ("<context>\n[1] Ada.\n[2] Bob.\n</context>", ["Ada.", "Bob."], [1, 2]),
         ("<context>Ada. Bob.</context>", ["Ada. Bob.</context>"], [1]),
         # In other words and scripts.
-        ("Reference 1: Ada.\nReference 2: Bob.", ["Ada.", "Bob."], [1, 2]),
         ("Document 1: Ada.\nReference 1: hers.\nDocument 2: Bob.", ["Ada.\nReference 1: hers.", "Bob."], [1, 2]),
         ("文档1：Ada。\n文档2：Bob。", ["Ada。", "Bob。"], [1, 2]),
         ("文档[1] Ada\n文档[2] Bob", ["Ada", "Bob"], [1, 2]),
         ("[文档 1]: Ada\n[文档 2]: Bob", ["Ada", "Bob"], [1, 2]),
         ("【1】Ada\n【2】Bob", ["Ada", "Bob"], [1, 2]),
-        ("资料1:Ada\n资料2:Bob", ["Ada", "Bob"], [1, 2]),
         ("参考资料２：Bob\n参考资料１：Ada", ["Bob", "Ada"], [2, 1]),
-        ("参考文献1：Ada\n参考文献2：Bob", ["Ada", "Bob"], [1, 2]),
         ("資料1（東京）Ada\n資料2（京都）Bob", ["（東京）Ada", "（京都）Bob"], [1, 2]),
         ("문서 1: Ada\n문서 2: Bob", ["Ada", "Bob"], [1, 2]),
         ("Документ 1: Ada\nДокумент 2: Bob", ["Ada", "Bob"], [1, 2]),
         ("المستند ١: Ada\nالمستند ٢: Bob", ["Ada", "Bob"], [1, 2]),
-        ("Texte 1 : Ada\nTexte 2 : Bob", ["Ada", "Bob"], [1, 2]),
         ("**Fuente 1:** Ada\n**Fuente 2:** Bob", ["Ada", "Bob"], [1, 2]),
     ],
 )  # fmt: skip
@@ -84,14 +78,12 @@ def test_documents_that_are_marked(query, texts, numbers):
         "Use these.\n\n[1] Ada.\n\n[2] Bob.\n\nSo who sang?",  # is the question a part of the last one?
         "[2] Bob.\n[3] Eve.",  # the first was cut off
         "[1] Ada.\n[5] Bob.\n[2] Eve.",  # two documents, or three that keep their numbers?
-        "[4] Ada.\n[1] Bob.\n[2] Eve.",
         "[1] Ada.\n[7] is cited.\n[2] Bob.",
         "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.",  # the second was cut
         "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",
         "1. Ada.\n2. Bob.",  # so are instructions numbered
         "Step 1: Ada.\nStep 2: Bob.",
         "步骤1：Ada\n步骤2：Bob",
-        "例1：Ada\n例2：Bob",
         "文档1：Ada\n文档3：Bob",
         "Who wrote it? [2] is not the first.",
     ],
@@ -106,10 +98,8 @@ def test_what_cannot_be_read_whole_is_not_read(query):
     ("after", "row"),
     [
         ("\n\nQ: Who?\nA:", {}),
-        ("\nQuestion: Who?", {}),
         ("\n\n**Question:** Who?", {}),
         ("\n\n问题：谁？\n答案：", {}),
-        ("\n问题：谁？", {}),
         ("\nВопрос: кто?", {}),
         ("\n질문: 누구?", {}),
         ("\nالسؤال: من؟", {}),
@@ -139,14 +129,8 @@ TWO = ["One.", "Two."]
         (TWO, {"context": {"contexts": TWO}}),
         (TWO, {"context": {"title": [["placeholder_title"] * 2], "sentences": [TWO]}}),  # RAFT
         (TWO, {"documents": [{"page_content": text, "metadata": {}} for text in TWO]}),  # LangChain
-        (TWO, {"documents": [{"title": "t", "snippet": text} for text in TWO]}),
-        (
-            SPELT,
-            {"paragraphs": [dict(zip(("title", "paragraph_text"), one.split(": "), strict=True)) for one in SPELT]},
-        ),
-        (TWO, {"source_documents": [{"page_content": text} for text in TWO]}),
+        (SPELT, {"paragraphs": [{"title": one[:3], "paragraph_text": one[5:]} for one in SPELT]}),
         (TWO, {"search_results": {"title": ["a", "b"], "search_context": TWO}}),  # TriviaQA
-        (TWO, {"retrieved_documents": TWO}),
         (TWO, {"documents": [{"document": {"text": text}, "score": 0.5} for text in TWO]}),
         (["One."], {"context": "One."}),  # SQuAD
         (["One."], {"context": {"title": "A", "text": "One."}}),

@@ -1,20 +1,15 @@
 """Which tokens have loss. The rules are checked against an oracle that reads tokens, not offsets."""
 
+import json
 import string
+import unicodedata
+from functools import cache
 
 import pytest
-from conftest import (
-    CHAT_TEMPLATES,
-    EOS,
-    KINDS_OF_TOKENIZER,
-    MARKERS,
-    NO_SYSTEM,
-    REAL_TOKENIZERS,
-    make_tokenizer,
-    real_rows,
-)
+from conftest import CHAT_TEMPLATES, EOS, KINDS_OF_TOKENIZER, MARKERS, NO_SYSTEM, make_tokenizer, real_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
@@ -31,22 +26,18 @@ def _byte_of():
 BYTE_OF = _byte_of()
 
 
+@cache
 def habits(tokenizer):
     """(whether tokens are byte-level, when a space is inserted before a segment, the added tokens)."""
-    if tokenizer not in _habits:
-        backend = tokenizer.backend_tokenizer
-        shape = "".join(part.__getstate__().decode() for part in (backend.normalizer, backend.pre_tokenizer) if part)
-        inserts = (
-            "always" if '"Prepend"' in shape
-            else "unless space" if '"add_prefix_space":true' in shape or '"prepend_scheme":"always"' in shape
-            else "first" if '"prepend_scheme":"first"' in shape
-            else ""
-        )  # fmt: skip
-        _habits[tokenizer] = '"ByteLevel"' in shape, inserts, dict(tokenizer.added_tokens_decoder)
-    return _habits[tokenizer]
-
-
-_habits = {}
+    backend = tokenizer.backend_tokenizer
+    shape = "".join(part.__getstate__().decode() for part in (backend.normalizer, backend.pre_tokenizer) if part)
+    inserts = (
+        "always" if '"Prepend"' in shape
+        else "unless space" if '"add_prefix_space":true' in shape or '"prepend_scheme":"always"' in shape
+        else "first" if '"prepend_scheme":"first"' in shape
+        else ""
+    )  # fmt: skip
+    return '"ByteLevel"' in shape, inserts, dict(tokenizer.added_tokens_decoder)
 
 
 def token_starts(tokenizer, text, ids):
@@ -142,16 +133,12 @@ TRICKY = [
     "753", "a  b   c",
 ]  # fmt: skip
 
-_renderers = {}
 
-
+@cache
 def tools(kind, template, marker=""):
-    if (kind, template, marker) not in _renderers:
-        tokenizer = make_tokenizer(kind, template)
-        instruction = "" if template in NO_SYSTEM else "Be brief."
-        renderer = Renderer(tokenizer, instruction, completion_start=marker)
-        _renderers[kind, template, marker] = renderer, Encoder(tokenizer, renderer.bos)
-    return _renderers[kind, template, marker]
+    tokenizer = make_tokenizer(kind, template)
+    renderer = Renderer(tokenizer, "" if template in NO_SYSTEM else "Be brief.", completion_start=marker)
+    return renderer, Encoder(tokenizer, renderer.bos)
 
 
 def render(template, renderer, query, output):
@@ -209,14 +196,11 @@ def test_every_tricky_output(kind, template):
 
 
 def verify(kind, tokenizer, row, masked):
-    if kind == "nfc":
-        import unicodedata
-
-        if unicodedata.normalize("NFC", row.text) != row.text:
-            # The normalizer joins characters, so bytes cannot be counted; whole characters still decide.
-            tail = tokenizer.decode(masked.input_ids[masked.start : masked.end])
-            assert unicodedata.normalize("NFC", row.text[row.completion_char : row.end_char]).endswith(tail)
-            return
+    if kind == "nfc" and unicodedata.normalize("NFC", row.text) != row.text:
+        # The normalizer joins characters, so bytes cannot be counted; whole characters still decide.
+        tail = tokenizer.decode(masked.input_ids[masked.start : masked.end])
+        assert unicodedata.normalize("NFC", row.text[row.completion_char : row.end_char]).endswith(tail)
+        return
     if kind in ("unigram", "wordpiece"):
         # These do not keep every character; the offsets are all there is.
         offsets = Encoder(tokenizer).backend.encode(row.text, add_special_tokens=False).offsets
@@ -253,12 +237,9 @@ def test_rules_hold_for_every_tokenizer_template_and_text(kind, template, with_m
 def test_a_quoted_marker_changes_nothing(kind, template, query, output, place):
     marker = MARKERS[template]
     renderer, encoder = tools(kind, template, marker)
-    quoted = {
-        0: (marker + query, output),
-        1: (query + marker, output),
-        2: (query, marker + output),
-        3: (query, f"{output} {marker}"),
-    }[place]
+    quoted = (
+        (marker + query, output), (query + marker, output), (query, marker + output), (query, f"{output} {marker}"),
+    )[place]  # fmt: skip
     row = render(template, renderer, *quoted)
     plain, _ = tools(kind, template)
     unmarked = plain.render(*quoted)
@@ -269,24 +250,17 @@ def test_a_quoted_marker_changes_nothing(kind, template, query, output, place):
     verify(kind, renderer.tokenizer, row, encoder.encode([row])[0])
 
 
-def test_padding_that_another_call_has_set_does_nothing():
-    tokenizer = make_tokenizer("digits", "chatml")
-    renderer, encoder = Renderer(tokenizer), Encoder(tokenizer)
-    row = renderer.render("Q", "Paris")
-    before = encoder.encode([row])
-    tokenizer(["a", "a long text"], padding=True, truncation=True, max_length=4)
-    assert encoder.encode([row]) == before and encoder.spans(row.text)[0] == before[0].input_ids
-
-
-def test_truncation_and_padding_stored_in_the_tokenizer_do_nothing():
+def test_truncation_and_padding_of_the_tokenizer_or_another_call_do_nothing():
     tokenizer = make_tokenizer("baked", "chatml")
     assert tokenizer.backend_tokenizer.truncation and tokenizer.backend_tokenizer.padding
-    renderer = Renderer(tokenizer)
+    renderer, encoder = Renderer(tokenizer), Encoder(tokenizer)
     rows = [renderer.render("Q " * 30, "Paris"), renderer.render("Q", "P")]
-    encoder = Encoder(tokenizer)
-    for row, masked in zip(rows, encoder.encode(rows), strict=True):
+    before = encoder.encode(rows)
+    for row, masked in zip(rows, before, strict=True):
         assert tokenizer.decode(masked.input_ids) == row.text
         check(tokenizer, row, masked)
+    tokenizer(["a", "a long text"], padding=True, truncation=True, max_length=4)
+    assert encoder.encode(rows) == before and encoder.spans(rows[0].text)[0] == before[0].input_ids
 
 
 @pytest.mark.parametrize(
@@ -299,10 +273,6 @@ def test_truncation_and_padding_stored_in_the_tokenizer_do_nothing():
     ],
 )
 def test_trimmed_offsets_never_show(processor):
-    import json
-
-    from tokenizers import Tokenizer
-
     tokenizer = make_tokenizer("trimming", "chatml")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["post_processor"] = json.loads(processor)
@@ -315,23 +285,17 @@ def test_trimmed_offsets_never_show(processor):
     assert tokenizer.backend_tokenizer.to_str() == before  # the tokenizer that is saved with the model stays as it was
 
 
-REAL_ENDS = dict(
-    zip(
-        REAL_TOKENIZERS,
-        ("</s>", "<|eot_id|>", "</s>", "<|end|>", "<|end|>", "<|im_end|>", "<|im_end|>", "</s>"),
-        strict=True,
-    )
-)
-REAL_MARKERS = dict(
-    zip(
-        REAL_TOKENIZERS,
-        (
-            "[/INST]", "<|start_header_id|>assistant<|end_header_id|>\n\n", "[/INST]", "<|assistant|>\n", "<|assistant|>\n",
-            "<|im_start|>assistant\n", "<|im_start|>assistant\n", "<|assistant|>\n",
-        ),
-        strict=True,
-    )
-)  # fmt: skip
+# What ends the assistant's turn, and what stands before its answer.
+REAL = {
+    "llama-2-7b-chat": ("</s>", "[/INST]"),
+    "llama-3.1-8b-instruct": ("<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    "mistral-7b-instruct-v0.1": ("</s>", "[/INST]"),
+    "phi-3-mini-128k-instruct-apr2024": ("<|end|>", "<|assistant|>\n"),
+    "phi-3-mini-4k-instruct": ("<|end|>", "<|assistant|>\n"),
+    "qwen3": ("<|im_end|>", "<|im_start|>assistant\n"),
+    "smollm2-135m-instruct": ("<|im_end|>", "<|im_start|>assistant\n"),
+    "zephyr-7b-beta": ("</s>", "<|assistant|>\n"),
+}
 
 
 def first_text(value):
@@ -345,7 +309,7 @@ def test_real_tokenizers_on_real_rows(real_tokenizers):
     rows = [(row["prompt"], first_text(row["answers"])) for row in real_rows("asqa-prefix-train.jsonl", 8)]
     rows += [(row["prompt"], first_text(row["answers"])) for row in real_rows("pubmed-rag-train.jsonl", 15)]
     rows += [(row["prompt"], row["generated_answer"]) for row in real_rows("asqa-raft-cot-train.jsonl", 2)]
-    marker = REAL_MARKERS[name]
+    end, marker = REAL[name]
     for given_marker in ("", marker):
         renderer = Renderer(tokenizer, "Use the documents.", None, "mistral" in name, given_marker)
         encoder = Encoder(tokenizer, renderer.bos)
@@ -358,17 +322,18 @@ def test_real_tokenizers_on_real_rows(real_tokenizers):
             if name == "qwen3":
                 assert completion.startswith("<think>\n\n</think>\n\n")
                 completion = completion.removeprefix("<think>\n\n</think>\n\n")
-            assert completion.removesuffix(REAL_ENDS[name]).strip() == output.strip()
-            assert tokenizer.convert_ids_to_tokens(masked.input_ids[masked.end - 1]) == REAL_ENDS[name]
+            assert completion.removesuffix(end).strip() == output.strip()
+            assert tokenizer.convert_ids_to_tokens(masked.input_ids[masked.end - 1]) == end
 
 
 def test_real_tokenizers_on_tricky_outputs(real_tokenizers):
     tokenizer, name = real_tokenizers, real_tokenizers.kit_name
-    for marker in ("", REAL_MARKERS[name]):
+    end, its_marker = REAL[name]
+    for marker in ("", its_marker):
         renderer = Renderer(tokenizer, completion_start=marker)
         rows = [renderer.render("Where? 12", output) for output in TRICKY]
         for output, row, masked in zip(TRICKY, rows, Encoder(tokenizer).encode(rows), strict=True):
             if "qwen" not in name or "</think>" not in output:
                 completion = row.text[row.completion_char : row.end_char].removeprefix("<think>\n\n</think>\n\n")
-                assert completion.removesuffix(REAL_ENDS[name]).strip() == output.strip()
+                assert completion.removesuffix(end).strip() == output.strip()
             verify("nfc" if "qwen" in name else name, tokenizer, row, masked)

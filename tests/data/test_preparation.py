@@ -1,22 +1,10 @@
 """`prepare`: from rows in a file to rows to train on, every one counted."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 
 import pytest
-from conftest import (
-    CHAT_TEMPLATES,
-    KINDS_OF_TOKENIZER,
-    MARKERS,
-    NO_SYSTEM,
-    make_config,
-    make_tokenizer,
-    real_folder,
-)
+from conftest import CHAT_TEMPLATES, KINDS_OF_TOKENIZER, MARKERS, NO_SYSTEM, make_config, make_tokenizer, real_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -48,22 +36,25 @@ def prepare(write_rows):
     return run
 
 
-def texts(prepared, part="train"):
-    tokenizer, dataset = prepared.tokenizer, getattr(prepared, part)
-    return [tokenizer.decode(row["input_ids"]) for row in dataset]
+def texts(prepared):
+    return [prepared.tokenizer.decode(row["input_ids"]) for row in prepared.train]
+
+
+def learned(prepared):
+    """For each row, the text that has loss."""
+    return [prepared.tokenizer.decode([id for id in row["labels"] if id != -100]) for row in prepared.train]
 
 
 def test_rows_as_they_are_trained_on(prepare):
     prepared = prepare(ROWS[:2], instruction="Be brief.")
     assert prepared.train.column_names == ["input_ids", "labels"]
-    tokenizer = prepared.tokenizer
-    for i, row in enumerate(prepared.train):
-        with_loss = [label for label in row["labels"] if label != -100]
-        assert tokenizer.decode(with_loss) == f"7{i} BC<|im_end|>"
-        assert tokenizer.decode(row["input_ids"]) == (
-            "<|im_start|>system\nBe brief.<|im_end|>\n"
-            f"<|im_start|>user\nDocument {i}. Where?<|im_end|>\n<|im_start|>assistant\n7{i} BC<|im_end|>\n"
-        )
+    assert learned(prepared) == ["70 BC<|im_end|>", "71 BC<|im_end|>"]
+    assert texts(prepared) == [
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\nDocument {i}. Where?<|im_end|>\n<|im_start|>assistant\n7{i} BC<|im_end|>\n"
+        for i in range(2)
+    ]
+    for row in prepared.train:
         assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))
     assert prepared.dev is None and prepared.instruction == "Be brief."
 
@@ -72,8 +63,6 @@ def test_rows_as_they_are_trained_on(prepare):
     ("settings", "train", "dev"),
     [
         ({}, list(range(10)), []),
-        ({"limit": 3}, [0, 1, 2], []),
-        ({"shuffle": 42}, choose(10, 42), []),
         ({"shuffle": 42, "limit": 4}, choose(10, 42, 4), []),
         ({"dev_split": 2}, *split(list(range(10)), 2)),
         ({"dev_split": 0.3, "shuffle": 7}, *split(choose(10, 7), 0.3, 7)),
@@ -87,9 +76,7 @@ def test_which_rows(prepare, settings, train, dev):
         report = prepared.report
         assert (report.train.kept, report.dev.kept) == (train, dev)
         assert [prepared.row(number)[0] for number in train] == [ROWS[number]["prompt"] for number in train]
-        assert [ROWS[number]["prompt"] in text for number, text in zip(train, texts(prepared), strict=True)] == [
-            True
-        ] * len(train)
+        assert all(ROWS[number]["prompt"] in text for number, text in zip(train, texts(prepared), strict=True))
         assert (len(prepared.dev) if prepared.dev else 0) == len(dev)
         assert report.in_file == 10
 
@@ -130,10 +117,9 @@ def test_a_dev_set_of_which_nothing_is_left(prepare):
         ([*ROWS[:3], {"prompt": "x"}], {}, DataError, "line 4: there is no key 'answers'; the row has 'prompt'. Set output_key"),
         ([*ROWS[:3], {"prompt": "x", "answers": 7}], {}, DataError, "line 4: 'answers' holds a value of type int, not text"),
         (ROWS, {"max_sequence_len": 5, "over_length": "cut_end"}, DataError, "none of its 10 rows can be trained on (10 too long). Raise"),
-        (
-            ROWS, {"template": "{query}{output}", "completion_start": "Answer:"}, PromptError,
-            "rows.jsonl, line 1: model.completion_start: 'Answer:' does not",
-        ),
+        (ROWS, {"template": "{query}{output}", "completion_start": "Answer:"}, PromptError,
+         "rows.jsonl, line 1: model.completion_start: 'Answer:' does not"),
+        ([{"no": "keys"}], {"completion_start": "### Answer"}, PromptError, "does not occur"),  # before any row is read
     ],
 )  # fmt: skip
 def test_errors_name_the_line_or_the_key(prepare, rows, settings, error, message):
@@ -141,27 +127,16 @@ def test_errors_name_the_line_or_the_key(prepare, rows, settings, error, message
         prepare(rows, **settings)
 
 
-def test_a_bad_marker_is_told_before_any_row_is_read(prepare):
-    with pytest.raises(PromptError, match="does not occur"):
-        prepare([{"no": "keys"}], completion_start="### Answer")
+WORDS = ["Rome", "was", "founded", "in", "753", "BC.", "東京は日本の首都です。", "Is", "it?", "\n\n", "two", "é"]
+WORDS += ["", "spaces\t👩\u200d👩\u200d👧"]
 
 
-WORDS = ["Rome", "was", "founded", "in", "753", "BC.", "東京は日本の首都です。", "Is", "it?", "\n\n", "two", "é"] + [
-    "",
-    "spaces\t👩\u200d👩\u200d👧",
-]
-_fitters = {}
-
-
+@cache
 def fitter(kind, template, marker):
-    if (kind, template, marker) not in _fitters:
-        renderer = Renderer(
-            make_tokenizer(kind, template),
-            "" if template in NO_SYSTEM else "Be brief.",
-            completion_start=MARKERS[template] if marker else "",
-        )
-        _fitters[kind, template, marker] = renderer, Encoder(renderer.tokenizer, renderer.bos)
-    return _fitters[kind, template, marker]
+    instruction = "" if template in NO_SYSTEM else "Be brief."
+    start = MARKERS[template] if marker else ""
+    renderer = Renderer(make_tokenizer(kind, template), instruction, completion_start=start)
+    return renderer, Encoder(renderer.tokenizer, renderer.bos)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -219,35 +194,9 @@ def test_cut_rows_as_they_are_shown_and_trained_on(prepare, policy):
 @pytest.mark.parametrize(("policy", "kept"), [("cut_end", [0]), ("cut_start", [0, 1]), ("drop", [0])])
 def test_a_marker_in_the_rows_own_prompt_is_not_cut_away(prepare, policy, kept):
     rows = [{"prompt": "Where?\nAnswer:", "answers": " 7"}, {"prompt": "word " * 60 + "\nAnswer:", "answers": " 7"}]
-    prepared = prepare(
-        rows, template="{query}{output}", completion_start="Answer:", max_sequence_len=60, over_length=policy
-    )
-    assert prepared.report.train.kept == kept
-    for row in prepared.train:
-        assert prepared.tokenizer.decode([label for label in row["labels"] if label != -100]) == " 7</s>"
-
-
-@pytest.mark.slow
-def test_a_tokenizers_folder_is_loaded_without_torch(tiny_tokenizer, tmp_path, write_rows):
-    folder = tmp_path / "model"
-    tiny_tokenizer.save_pretrained(folder)
-    config = folder / "tokenizer_config.json"
-    settings = json.loads(config.read_text())
-    config.write_text(json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"}))
-    code = (
-        "import sys, ragfit; sys.path.insert(0, sys.argv[3]); from conftest import make_config\n"
-        "p = ragfit.prepare(make_config(sys.argv[1], model_name_or_path=sys.argv[2]))\n"
-        "print(len(p.train), 'torch' in sys.modules, p.train[0]['input_ids'])"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(write_rows(ROWS)), str(folder), str(Path(__file__).parents[1])],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    ids = ragfit.prepare(make_config(write_rows(ROWS)), tiny_tokenizer).train[0]["input_ids"]
-    assert run.stdout.strip() == f"10 False {ids}"
+    own = {"template": "{query}{output}", "completion_start": "Answer:"}
+    prepared = prepare(rows, max_sequence_len=60, over_length=policy, **own)
+    assert prepared.report.train.kept == kept and set(learned(prepared)) == {" 7</s>"}
 
 
 @pytest.mark.parametrize("kind", ["digits", "trimming", "baked", "metaspace"])
@@ -308,7 +257,7 @@ HEADER, BLOCK = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
 
 
 @pytest.mark.parametrize(
-    ("marker", "kwargs", "learned", "kind"),
+    ("marker", "kwargs", "loss", "kind"),
     [
         ("", None, f"{BLOCK}Rome<|im_end|>", "other text has loss"),
         (HEADER, None, f"{BLOCK}Rome<|im_end|>", "other text has loss"),
@@ -319,13 +268,13 @@ HEADER, BLOCK = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
     ],
 )
 @pytest.mark.parametrize("real", [False, True])
-def test_what_the_inference_prompt_lacks(prepare, real, marker, kwargs, learned, kind):
+def test_what_the_inference_prompt_lacks(prepare, real, marker, kwargs, loss, kind):
     from ragfit.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(real_folder() / "qwen3")) if real else make_tokenizer("metaspace", THINKS)
     rows = [{"prompt": "Where? " + "word " * 60, "answers": "Rome"}]
     prepared = prepare(rows, tokenizer, completion_start=marker, chat_template_kwargs=kwargs)
-    assert tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == learned
+    assert learned(prepared) == [loss]
     found = {one.kind: one.fix for one in prepared.report.findings}
     assert set(found) == ({kind} if kind else set())
     if kwargs is None:
@@ -343,9 +292,8 @@ def test_a_prompt_whose_last_tokens_are_others_before_the_answer(prepare, length
     # GPT-2's rule splits two line breaks before a word, and keeps them together at the end of a text.
     rows = [{"prompt": "Where? " * length, "answers": answer} for answer in ("Rome", "")]
     report = prepare(rows, make_tokenizer("trimming", "llama-3")).report
-    assert [
-        (one.kind, one.rows) for one in report.findings if one.severity == "warning" and one.kind != "empty output"
-    ] == [("prompt tokenized otherwise", (("train", 0),))]
+    warnings = {one.kind: one.rows for one in report.findings if one.severity == "warning"}
+    assert warnings["prompt tokenized otherwise"] == (("train", 0),)
     assert "prompt tokenized otherwise" not in str(prepare(rows, make_tokenizer("metaspace", "llama-3")).report)
 
 
@@ -369,10 +317,8 @@ def test_added_tokens_in_a_rows_text_are_found_special_or_not(prepare):
 
     tokenizer = make_tokenizer("digits")
     tokenizer.add_tokens([AddedToken("<doc>", special=False), AddedToken("<|im_end|>", special=False)])
-    rows = [
-        {"prompt": f"Where? {text}", "answers": f"{answer}Rome"}
-        for text, answer in (("<doc>", ""), ("", "<doc>"), ("<|im_end|>", ""), ("", ""))
-    ]
+    added = (("<doc>", ""), ("", "<doc>"), ("<|im_end|>", ""), ("", ""))
+    rows = [{"prompt": f"Where? {text}", "answers": f"{answer}Rome"} for text, answer in added]
     found = {one.kind: one for one in prepare(rows, tokenizer).report.findings}
     assert found["added tokens in data"].rows == (("train", 0), ("train", 1))
     assert found["added tokens in data"].severity == "note" and found["added tokens in data"].detail == "'<doc>'"
@@ -396,9 +342,7 @@ def test_whole_documents_go_and_the_supporting_one_last(prepare, form, limit, le
     prepared, query, found = cut_row(prepare, form, "cut_documents", limit)
     assert [k for k in range(1, 6) if DOCUMENTS[k - 1] in query] == left
     assert query == form.format("\n".join(DOCUMENTS[k - 1] for k in left))
-    assert found == {"cut"} - ({"cut"} if len(left) == 5 else set()) | (
-        {"cut: supporting document"} if not left else set()
-    )
+    assert found == {5: set(), 0: {"cut", "cut: supporting document"}}.get(len(left), {"cut"})
     assert len(prepared.train[0]["input_ids"]) <= limit
     assert prepared.tokenizer.decode(prepared.train[0]["input_ids"]) == prepared.rendered(0).text
 
@@ -424,9 +368,3 @@ def test_a_prompt_without_documents_is_dropped_rather_than_cut(prepare):
     rows = [*ROWS, {"prompt": "word " * 200, "answers": "7"}]
     report = prepare(rows, max_sequence_len=120, over_length="cut_documents").report
     assert report.train.dropped == {"too long": [10]} and "model.over_length=cut_documents" in str(report)
-
-
-def test_a_line_break_of_a_shell_is_one_where_the_marker_stands_in_the_row(prepare):
-    rows = [{"prompt": "Where?\nAnswer:\n", "answers": "Rome"}]
-    prepared = prepare(rows, template="{query}{output}", completion_start="Answer:\\n")
-    assert prepared.tokenizer.decode([label for label in prepared.train[0]["labels"] if label != -100]) == "Rome</s>"

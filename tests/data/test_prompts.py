@@ -3,6 +3,7 @@
 import pytest
 from conftest import BOS, CHAT_TEMPLATES, NO_SYSTEM, make_tokenizer
 
+from ragfit.data.mask import Encoder
 from ragfit.data.prompt import Renderer
 from ragfit.data.template import RowRefused
 from ragfit.errors import PromptError
@@ -20,33 +21,24 @@ def parts(row):
 @pytest.mark.parametrize(
     ("template", "before", "loss", "after"),
     [
-        (
-            "chatml",
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
-            " Rome\n<|im_end|>",
-            "\n",
-        ),
-        (
-            "llama-3",
-            "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
-            "Where?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-            "Rome<|eot_id|>",
-            "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        ),
+        ("chatml",
+         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
+         " Rome\n<|im_end|>", "\n"),
+        ("llama-3",
+         "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+         "Where?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+         "Rome<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
         ("llama-2", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhere? [/INST]", " Rome </s>", ""),
         ("phi-3", "<s><|user|>\nWhere?<|end|>\n<|assistant|>\n", " Rome\n<|end|>", "\n"),
         ("zephyr", "<|system|>\nBe brief.</s>\n<|user|>\nWhere?</s>\n<|assistant|>\n", " Rome\n</s>", "\n"),
         ("mistral", "<s>[INST] Where? [/INST]", " Rome\n</s>", ""),
-        (
-            "qwen3",
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
-            "<think>\n\n</think>\n\n Rome\n<|im_end|>",
-            "\n",
-        ),
+        ("qwen3",
+         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
+         "<think>\n\n</think>\n\n Rome\n<|im_end|>", "\n"),
         ("deepseek-r1", "<s>Be brief.<|user|>Where?<|assistant|>", " Rome\n</s>", ""),
         ("no end", "SYSTEM: Be brief.\nUSER: Where?\nASSISTANT: ", " Rome\n\n</s>", ""),
     ],
-)
+)  # fmt: skip
 def test_a_row_in_each_template(template, before, loss, after):
     row = renderer(template, "" if template in NO_SYSTEM else "Be brief.").render("Where?", " Rome\n")
     assert parts(row) == (before, loss, after)
@@ -55,16 +47,10 @@ def test_a_row_in_each_template(template, before, loss, after):
     assert row.text[slice(*row.output)].strip() == "Rome"
 
 
-@pytest.mark.parametrize(
-    ("template", "system"),
-    [
-        ("chatml", "kept"), ("default system", "kept"), ("llama-3", "kept"), ("llama-2", "kept"), ("phi-3", "dropped"),
-        ("zephyr", "kept"), ("qwen3", "kept"), ("dated", "kept"), ("deepseek-r1", "kept"), ("no end", "kept"), ("trims", "kept"),
-    ],
-)  # fmt: skip
-def test_what_becomes_of_the_instruction(template, system):
+@pytest.mark.parametrize("template", sorted({*CHAT_TEMPLATES} - {"mistral"}))  # which refuses it
+def test_what_becomes_of_the_instruction(template):
     assert renderer(template).system == "none"
-    assert renderer(template, "Be brief.").system == system
+    assert renderer(template, "Be brief.").system == ("dropped" if template == "phi-3" else "kept")
     given = renderer(template, "Be brief.", instruction_in_prompt=True)
     assert given.system == "prompt"
     row = given.render("Where?", "Rome")
@@ -92,13 +78,10 @@ def test_the_template_suggests_a_marker_and_takes_it(template, suggestion):
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
 def test_a_wrong_marker_is_an_error_before_any_row_and_shows_the_place(template):
-    right = renderer(template).suggestion
-    with pytest.raises(PromptError) as error:
+    with pytest.raises(PromptError, match="model.completion_start: '### Response:' does not occur") as error:
         renderer(template, completion_start="### Response:")
-    message = str(error.value)
-    assert "model.completion_start: '### Response:' does not occur" in message
-    assert f"Set model.completion_start to {right!r}" in message
-    assert repr(renderer(template).middle[-10:])[1:-1] in message
+    assert f"Set model.completion_start to {renderer(template).suggestion!r}" in str(error.value)
+    assert repr(renderer(template).middle[-10:])[1:-1] in str(error.value)
 
 
 def test_the_last_occurrence_of_the_marker_in_the_templates_text_counts():
@@ -165,12 +148,6 @@ TURN = "{% for m in messages %}{{ m.role + ':' + m.content + TAIL }}{% endfor %}
         ("'<|end|>\\n' + eos_token", "'assistant:'", "Rome<|end|>", "\n</s>"),
         # Both tokens of an end have loss, up to EOS, whatever ends the user's turn.
         ("'<|end|>' + (eos_token if m.role == 'assistant' else '') + '\\n'", "'assistant:'", "Rome<|end|></s>", "\n"),
-        (
-            "'<|end|>' + ('<|eot_id|>' + eos_token if m.role == 'assistant' else '')",
-            "'assistant:'",
-            "Rome<|end|><|eot_id|></s>",
-            "",
-        ),
         ("'<|end|>' + ('<|eot_id|>' if m.role == 'assistant' else '')", "'assistant:'", "Rome<|end|>", "<|eot_id|>"),
         # Text that looks like an end of turn but is no token: EOS follows it.
         ("'<end_of_turn>'", "'assistant:'", "Rome<end_of_turn></s>", ""),
@@ -201,29 +178,14 @@ def test_no_eos_token():
     ("template", "problem"),
     [
         (None, "has no chat template. Set template to a file"),
-        ("", "has no chat template. Set template to a file"),
         ("{{ nope(", "cannot render these messages"),
         ("{{ bos_token }}", "does not render the user's and the assistant's message one after the other"),
-        (
-            "{% for m in messages %}{{ m.content + m.content }}{% endfor %}",
-            "does not render the user's and the assistant's",
-        ),
-        (
-            "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
-            "does not render the user's and the assistant's",
-        ),
-        (
-            "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
-            "does not render the user's and the assistant's",
-        ),
+        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "does not render the user's"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "does not render the user's"),
+        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does not render the user's"),
         # For images: content is a list of parts.
-        (
-            "{% for m in messages %}{% for part in m.content %}{{ part['text'] }}{% endfor %}{% endfor %}",
-            "does not render the user's",
-        ),
         ("{% for m in messages %}{{ m.content[0]['text'] }}{% endfor %}", "does not render the user's"),
         ("{{ raise_exception('tools only') }}", "cannot render these messages: tools only"),
-        ("{{ documents[0].text }}", "cannot render these messages"),
     ],
 )
 def test_templates_that_cannot_be_used(template, problem):
@@ -240,11 +202,7 @@ def test_templates_that_cannot_be_used(template, problem):
         ("{{query}} {query} {{output}}: {output}", "{query} Q{x} {output}:  A{y}</s>", " A{y}</s>"),
         ("{instruction}\n{query}:{output}", "I{i}\nQ{x}: A{y}</s>", " A{y}</s>"),
         ("Q: {query}\nA:{output}</s>\n", "Q: Q{x}\nA: A{y}</s>\n", " A{y}</s>"),
-        (
-            "Q: {query}<|im_end|>A:{output}<|im_end|>\n<|im_start|>user",
-            "Q: Q{x}<|im_end|>A: A{y}<|im_end|>\n<|im_start|>user",
-            " A{y}<|im_end|>",
-        ),
+        ("{query}<|im_end|>A:{output}<|im_end|>\n|", "Q{x}<|im_end|>A: A{y}<|im_end|>\n|", " A{y}<|im_end|>"),
     ],
 )
 def test_a_template_of_ones_own(custom, text, completion):
@@ -289,12 +247,10 @@ def test_the_instruction_in_a_template_of_ones_own(custom, in_prompt, system, te
     ("custom", "marker", "query", "completion"),
     [
         ("{query}\nAnswer:{output}", "Answer:", "Where? Answer:", " Rome</s>"),
-        ("{query}\nAnswer: {output}", "Answer:", "Where?", "  Rome</s>"),
         # Nothing stands between them: the row's own prompt carries the marker.
         ("{query}{output}", "Answer:", "Where?\nAnswer:", " Rome</s>"),
         ("{query}{output}", "Answer:", "Answer: Where?\nAnswer:\n", "\n Rome</s>"),
         ("{query}\n{output}", "Answer:", "Where?\nAnswer:", "\n Rome</s>"),
-        ("{query}{output}", "Answer: ", "Where?\nAnswer: ", " Rome</s>"),
     ],
 )
 def test_markers_in_a_template_of_ones_own(custom, marker, query, completion):
@@ -319,8 +275,6 @@ def test_a_row_without_the_marker_in_a_template_of_ones_own():
     ],
 )
 def test_bos_is_put_before_a_template_of_ones_own_once(kind, custom, count):
-    from ragfit.data.mask import Encoder
-
     given = renderer(kind=kind, custom=custom)
     tokenizer = given.tokenizer
     assert given.bos == (tokenizer.bos_token_id,) * count
@@ -341,5 +295,3 @@ def test_real_prompts_are_the_tokenizers_own(real_tokenizers):
     assert row.matches
     assert row.prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert Renderer(tokenizer, completion_start=given.suggestion).render("Where?", "Rome").marker
-    with pytest.raises(PromptError, match="model.completion_start: '### Response:' does not occur"):
-        Renderer(tokenizer, completion_start="### Response:")

@@ -158,26 +158,19 @@ def test_a_template_whose_text_depends_on_the_question():
 
 
 @pytest.mark.parametrize(
-    ("stops", "loss", "found"),
-    [
-        ([], "Rome<|end|></s>", False),
-        (["</s>"], "Rome<|end|></s>", False),
-        (["<|end|>"], "Rome<|end|>", False),
-        (["<|end|>", "</s>"], "Rome<|end|>", False),
-    ],
-)
-def test_the_turn_ends_where_generation_stops(write_rows, tmp_path, stops, loss, found):
+    ("stops", "loss"),
+    [([], "Rome<|end|></s>"), (["</s>"], "Rome<|end|></s>"), (["<|end|>"], "Rome<|end|>"), (["<|end|>", "</s>"], "Rome<|end|>")],
+)  # fmt: skip
+def test_the_turn_ends_where_generation_stops(write_rows, tmp_path, stops, loss):
     tokenizer = make_tokenizer(template=TEMPLATES["two ends"])
-    folder = tmp_path / "model"
-    folder.mkdir()
     ids = tokenizer.convert_tokens_to_ids(stops)
     if stops:
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids if len(ids) > 1 else ids[0]}))
-    cfg = make_config(write_rows([{"prompt": "Where?", "answers": "Rome"}]), model_name_or_path=folder)
+        said = {"eos_token_id": ids if len(ids) > 1 else ids[0]}
+        (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    cfg = make_config(write_rows([{"prompt": "Where?", "answers": "Rome"}]), model_name_or_path=tmp_path)
     prepared = ragfit.prepare(cfg, tokenizer)
-    row = prepared.train[0]
-    assert tokenizer.decode([i for i in row["labels"] if i != -100]) == loss
-    assert ("no end of turn" in {finding.kind for finding in prepared.report.findings}) == found
+    assert tokenizer.decode([i for i in prepared.train[0]["labels"] if i != -100]) == loss
+    assert "no end of turn" not in {finding.kind for finding in prepared.report.findings}
 
 
 @pytest.mark.parametrize(("file", "found"), [("generation_config.json", True), ("config.json", True), (None, False)])
@@ -234,20 +227,10 @@ ENDS = {
     "muse": "<|eot|>", "phi3": "<|end|>",
 }  # fmt: skip
 EOS = {
-    "diffusion_gemma": "<eos>",
-    "gemma": "<eos>",
-    "glm": "<|endoftext|>",
-    "muse": "<|end_of_text|>",
-    "phi3": "<|endoftext|>",
-}
-ANSWERS = [
-    "Paris is the capital.",
-    "a",
-    "東京 é",
-    '{"a": [1, {"b": "{{x}}"}]}',
-    "What is the capital?\n\nParis [1].",
-    "<think> is a tag",
-]
+    "diffusion_gemma": "<eos>", "gemma": "<eos>", "glm": "<|endoftext|>", "muse": "<|end_of_text|>", "phi3": "<|endoftext|>",
+}  # fmt: skip
+ANSWERS = ["Paris is the capital.", "a", "東京 é", '{"a": [1, {"b": "{{x}}"}]}']
+ANSWERS += ["What is the capital?\n\nParis [1].", "<think> is a tag"]
 
 
 def of_family(table, name, default):

@@ -14,7 +14,6 @@ from ragfit.config.load import load_config
 from ragfit.config.overrides import override
 from ragfit.models.hf import bf16_is_fast
 from ragfit.training.arguments import training_arguments
-from ragfit.training.run import save_checkpoint
 
 # The random LM head of a tiny model says next to nothing whatever comes before it, so it is trained too.
 HEAD = ["model.lora.modules_to_save=[lm_head]"]
@@ -37,10 +36,6 @@ def config(tiny_phi3, rows, out):
     return lambda *overrides: tiny_config(tiny_phi3, rows, out, *overrides)
 
 
-def arguments(cfg):
-    return training_arguments(cfg, ragfit.prepare(cfg))
-
-
 # --- train: the keys -----------------------------------------------------------------------------------------------
 
 # Overrides, and attributes that the arguments of the trainer then have.
@@ -48,19 +43,14 @@ TRAIN_KEYS = [
     ([], {"learning_rate": 1e-4, "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}),
     ([], {"save_steps": 20000, "save_total_limit": 1, "weight_decay": 0.001, "per_device_train_batch_size": 1, "max_steps": -1}),
     ([], {"num_train_epochs": 1, "remove_unused_columns": True, "bf16": False, "fp16": False, "report_to": []}),
-    (["train.warmup_ratio=0.5"], {"warmup_steps": 0.5}),
     (["train.warmup_ratio=null", "+train.warmup_steps=7"], {"warmup_steps": 7}),
-    (["train.group_by_length=true"], {"train_sampling_strategy": "group_by_length"}),
     (["train.report_to=null", "use_wandb=true"], {"report_to": ["wandb"]}),
     (["train.report_to=tensorboard", "use_wandb=true"], {"report_to": ["tensorboard", "wandb"]}),
-    (["train.bf16=true"], {"bf16": True}),
     (["train.bf16=null"], {"bf16": bf16_is_fast(), "fp16": False}),
     (["train.gradient_checkpointing=true"], {"activation_checkpointing": True, "gradient_checkpointing": True}),
-    (["train.gradient_checkpointing=false"], {"activation_checkpointing": False, "gradient_checkpointing": False}),
     (["train.activation_checkpointing=true"], {"activation_checkpointing": True, "gradient_checkpointing": True}),
     ([], {"activation_checkpointing": torch.cuda.is_available(), "gradient_checkpointing": torch.cuda.is_available()}),
     (["dev_split=2", "train.evaluation_strategy=steps", "train.eval_steps=2"], {"eval_strategy": "steps", "eval_steps": 2}),
-    (["train.output_dir=null"], {"output_dir": "./trained_models"}),
     # What the rows need, whatever is asked for.
     ([], {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}),
     (["model.max_sequence_len=null", "train.max_seq_length=512"], {"max_length": None}),
@@ -71,18 +61,15 @@ TRAIN_KEYS = [
     ("overrides", "expected"), TRAIN_KEYS, ids=[" ".join(o) or "as shipped" for o, _ in TRAIN_KEYS]
 )
 def test_train_keys_reach_the_arguments(config, overrides, expected):
-    args = arguments(config(*overrides))
-    found = {name: getattr(args, name) for name in expected}
-    assert found == expected
+    cfg = config(*overrides)
+    args = training_arguments(cfg, ragfit.prepare(cfg))
+    assert {name: getattr(args, name) for name in expected} == expected
 
 
 REFUSED = {
     "train.assistant_only_loss=true": "train.assistant_only_loss: it is set, but nothing reads it",
     "train.eos_token='<|im_end|>'": "train.eos_token: it is set, but nothing reads it",
-    "train.chat_template_path=other.jinja": "train.chat_template_path: it is set, but nothing reads it",
-    "train.do_predict=true": "train.do_predict: it is set, but nothing reads it",
     "train.eval_strategy=steps": "train.eval_strategy: steps needs a dev set. Set dev_split",
-    "train.evaluation_strategy=epoch": "train.eval_strategy: epoch needs a dev set",
     # In the libraries' own words, and before the weights are read.
     "train.optim=adamm": "adamm",
     "train.lr_scheduler_type=cosinus": "cosinus",
@@ -94,11 +81,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("key", "said"), REFUSED.items(), ids=REFUSED)
 def test_what_is_refused_before_the_weights_are_read(config, monkeypatch, key, said):
-    def read(*args, **kwargs):
-        pytest.fail("the weights were read")
-
     prepared = ragfit.prepare(config())
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("the weights were read"))
     with pytest.raises(Exception, match=said):
         ragfit.build_trainer(config(key), prepared)
 
@@ -118,25 +102,16 @@ def test_group_by_length(config):
     assert type(tiny_trainer(config())._get_train_sampler()).__name__ == "RandomSampler"
 
 
-@pytest.mark.slow
-def test_saved_checkpoints_and_their_limit(config, out):
-    tiny_trainer(config("train.max_steps=6", "train.save_steps=2", "train.save_total_limit=2")).train()
-    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-    assert "trained using [TRL]" not in (out / "checkpoint-6" / "README.md").read_text()
+def test_the_seed_makes_an_adapter_repeatable(config):
+    """And its training: the resumed runs of test_survival.py are the same to the bit."""
 
-
-@pytest.mark.slow
-def test_the_seed_makes_a_run_repeatable(config):
-    def run(seed, stray):
+    def start(seed, stray):
         torch.manual_seed(stray)  # whatever was drawn before in this process
-        trainer = tiny_trainer(config("train.max_steps=3", f"train.seed={seed}", *FAST))
-        start = adapter_weights(trainer.model)
-        trainer.train()
-        return start, losses(trainer)
+        return adapter_weights(tiny_trainer(config(f"train.seed={seed}")).model)
 
-    (start, first), (again, second), (other, third) = run(3, 0), run(3, 1), run(4, 0)
-    assert all(torch.equal(start[name], again[name]) for name in start) and first == second
-    assert any(not torch.equal(start[name], other[name]) for name in start) and first != third
+    first, again, other = start(3, 0), start(3, 1), start(4, 0)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("keys", [["train.bf16=true"], ["train.gradient_checkpointing=true"]])
@@ -189,15 +164,6 @@ def cross_entropy(model, batch):
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100).item()
 
 
-def test_the_loss_is_the_cross_entropy_of_the_labelled_tokens(config):
-    trainer = tiny_trainer(config("train.per_device_train_batch_size=4"))
-    trainer.model.eval()
-    for batch in trainer.get_train_dataloader():
-        with torch.no_grad():
-            loss = trainer.compute_loss(trainer.model, dict(batch)).item()
-        assert loss == pytest.approx(cross_entropy(trainer.model, batch), abs=1e-5)
-
-
 def test_only_positions_before_labelled_tokens_get_a_gradient(config):
     trainer = tiny_trainer(config("model.lora=null", "train.per_device_train_batch_size=4"))
     seen = []
@@ -227,9 +193,11 @@ def test_training_lowers_the_loss(tiny_model, rows, out, arch):
     assert losses(trainer)[0] > 6 and losses(trainer)[-1] < 2
 
 
-def test_the_logged_loss_is_the_mean_over_the_step_s_tokens(config):
-    """Two rows accumulated: each token counts the same, not each row."""
-    trainer = tiny_trainer(config("train.max_steps=1", "model.lora.lora_dropout=0"))
+def test_the_logged_loss_is_the_mean_over_the_step_s_labelled_tokens(config):
+    """Two padded batches accumulated: each token counts the same, not each row."""
+    trainer = tiny_trainer(
+        config("train.max_steps=1", "model.lora.lora_dropout=0", "train.per_device_train_batch_size=2")
+    )
     batches = list(trainer.get_train_dataloader())[:2]
     counts = [int((batch["labels"] != -100).sum()) for batch in batches]
     total = sum(n * cross_entropy(trainer.model, batch) for n, batch in zip(counts, batches, strict=True))
@@ -240,30 +208,30 @@ def test_the_logged_loss_is_the_mean_over_the_step_s_tokens(config):
 # --- What is left behind --------------------------------------------------------------------------------------------
 
 
-def plain_files(folder):
-    return {path.name for path in folder.iterdir()}
-
-
 def test_the_checkpoint_loads_with_peft_and_transformers_alone(config, tiny_phi3, out, tmp_path):
     from peft import PeftModel
 
-    instruction = tmp_path / "instruction.txt"
-    instruction.write_text("Be brief: 東京.", encoding="utf-8")
-    cfg = config(override("instruction", str(instruction)), "train.max_steps=3", "train.warmup_ratio=0.1", *FAST[:1])
+    texts = {"instruction": "Be brief: 東京.", "template": "{instruction}\nQ: {query}\nA: {output}"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    own = [override(name, str(tmp_path / f"{name}.txt")) for name in texts]
+    own += ["model.completion_start='A:'", "train.hub_token=hf_secret123"]
+    cfg = config(*own, "train.max_steps=3", "train.warmup_ratio=0.1", *FAST[:1])
     trainer = tiny_trainer(cfg)
     folder = ragfit.train(trainer)
     assert folder == out / "checkpoint"
-    assert plain_files(folder) == {
-        "adapter_config.json", "adapter_model.safetensors", "README.md", "ragfit.yaml", "instruction.txt",
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "ragfit.yaml", "instruction.txt", "template.txt",
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "fingerprint.json",
     }  # fmt: skip
-    assert (folder / "instruction.txt").read_text(encoding="utf-8") == "Be brief: 東京."
-    assert load_config(folder / "ragfit.yaml") == cfg
+    assert {name: (folder / f"{name}.txt").read_text(encoding="utf-8") for name in texts} == texts
+    assert not [path for path in out.rglob("*") if path.is_file() and b"hf_secret123" in path.read_bytes()]
+    again = load_config(folder / "ragfit.yaml")
+    assert cfg.train.pop("hub_token") == "hf_secret123" and again == cfg
     assert folder.stat().st_mode & 0o777 == 0o755
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = trainer.prepared.rendered(1).text
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    ids = tokenizer(trainer.prepared.rendered(1).text, return_tensors="pt").input_ids
     assert ids[0].tolist() == trainer.prepared.train[1]["input_ids"]
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_phi3), folder).eval()
     trainer.model.eval()
@@ -271,15 +239,3 @@ def test_the_checkpoint_loads_with_peft_and_transformers_alone(config, tiny_phi3
         torch.testing.assert_close(model(ids).logits, trainer.model(ids).logits)
         with model.disable_adapter():
             assert (model(ids).logits - trainer.model(ids).logits).abs().max() > 1e-3
-
-
-def test_a_template_is_saved_too_and_a_token_of_the_hub_is_not(config, tmp_path):
-    template = tmp_path / "template.txt"
-    template.write_text("Q: {query}\nA: {output}", encoding="utf-8")
-    more = (override("template", str(template)), "model.completion_start='A:'", "train.hub_token=hf_secret123")
-    cfg = config(*more)
-    folder = save_checkpoint(tiny_trainer(cfg))
-    assert (folder / "template.txt").read_text(encoding="utf-8") == "Q: {query}\nA: {output}"
-    assert not [path for path in folder.rglob("*") if b"hf_secret123" in path.read_bytes()]
-    again = load_config(folder / "ragfit.yaml")
-    assert cfg.train.pop("hub_token") == "hf_secret123" and again == cfg

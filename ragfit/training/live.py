@@ -38,7 +38,8 @@ class LossCurve(View, TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         known = [f"{name} {kwargs['logs'][key]:.4g}" for key, name in NAMES.items() if key in kwargs["logs"]]
         if known and self.doing == "running":  # else it is an evaluation before or after the run
-            self._tokens = [*self._tokens[:1], (time.monotonic(), kwargs["logs"].get("num_tokens", 0))]
+            if "num_tokens" in kwargs["logs"]:  # a dev loss comes without
+                self._tokens = [*self._tokens[:1], (time.monotonic(), kwargs["logs"]["num_tokens"])]
             self._tell(f"step {state.global_step}/{state.max_steps}  {', '.join(known)}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

@@ -10,7 +10,7 @@ from ragfit.draw.figure import INK, count_on, figure, finish, legend_below
 from ragfit.draw.text import counted
 from ragfit.draw.view import View
 
-COLUMNS = {"prompt": style.BLUE, "completion": style.GREEN, "whole row": style.PURPLE}
+COLUMNS = ("prompt", "completion", "whole row")
 
 
 class LengthsView(View):
@@ -40,8 +40,8 @@ class LengthsView(View):
 
     def _figure(self) -> Any:
         drawn = figure(2.5)
-        for axis, (name, colour) in zip(drawn.subplots(1, 3), COLUMNS.items(), strict=True):
-            stacks = [("train", self.lengths["train", name], colour)]
+        for axis, name in zip(drawn.subplots(1, 3), COLUMNS, strict=True):
+            stacks = [("train", self.lengths["train", name], style.BLUE)]
             stacks.append(("dropped", self.train.rejected_lengths if name == "whole row" else [], style.RED))
             stacks.append(("dev", self.lengths.get(("dev", name)), style.ORANGE))
             parts, lengths, colours = zip(*(stack for stack in stacks if stack[1]), strict=True)

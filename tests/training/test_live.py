@@ -38,6 +38,7 @@ def test_lines_and_a_curve(capsys):
     assert lines[-1].startswith("done: step 100/100 in 00:0") and lines[-1].endswith("loss 0.010, dev loss 0.020")
     html = curve._repr_html_()
     assert "data:image/png" in html and len(html) < 150_000 and "tokens/s" in html and "100/100" in html
+    assert [tokens for _, tokens in curve._tokens] == [100, 10_000]  # the dev loss, logged last, brings none
     assert curve._figure().axes[0].get_xlim() == (0, 102)  # the last point is whole
 
 

@@ -197,7 +197,9 @@ def scaled(weights, by=2.0):
 def test_another_base_and_another_adapter_are_told_apart(checkpoint, tiny_llama, tmp_path):
     other = shutil.copytree(tiny_llama, tmp_path / "other")
     save_file(scaled(load_file(other / "model.safetensors")), other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"^model.trained_adapter: the base model is not the one .* off by \d.* explains 0.005"):
+    with pytest.raises(
+        ConfigError, match=r"^model.trained_adapter: the base model is not the one .* off by \d.* explains 0.005"
+    ):
         merge_adapter(load(other), checkpoint)
     damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
     weights = damaged / "adapter_model.safetensors"

@@ -75,11 +75,10 @@ def loss_and_gradients(model, batch, **kwargs):
     model.zero_grad()
     loss = model(**batch, use_cache=False, **kwargs).loss
     loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     # A bias of the keys moves all scores alike: its gradient is nothing but rounding.
-    return loss.item(), {
-        name: grad for name, grad in gradients.items() if not name.endswith(("k_proj.bias", "key_value.bias"))
-    }
+    left_out = ("k_proj.bias", "key_value.bias")
+    kept = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and not name.endswith(left_out)}
+    return loss.item(), {name: gradient.clone() for name, gradient in kept.items()}
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
@@ -117,15 +116,14 @@ def test_only_labelled_positions_reach_the_head():
                     self.rows = max(self.rows, tensor.numel() // VOCABULARY)
             return result
 
-    def most_rows():
+    most = []
+    for change in (lambda model: None, project_labelled_only):
+        change(model)
         with Largest() as largest:
             loss_and_gradients(model, batch, fused_lm_head=True)
-        return largest.rows
-
-    hidden = SHAPE["hidden_size"]  # the head's weight, transposed, is (hidden, vocabulary)
-    assert most_rows() == 3 * 19  # as TRL does it on a CPU
-    project_labelled_only(model)
-    assert most_rows() == hidden  # 8 rows of logits, fewer than that
+        most.append(largest.rows)
+    # As TRL does it on a CPU; then 8 rows of logits, fewer than the transposed head's (hidden, vocabulary).
+    assert most == [3 * 19, SHAPE["hidden_size"]]
 
 
 def test_the_forward_pass_without_labels_is_the_model_s_own():
@@ -140,18 +138,9 @@ def test_the_forward_pass_without_labels_is_the_model_s_own():
     assert torch.equal(model.generate(batch["input_ids"], **settings), other.generate(batch["input_ids"], **settings))
 
 
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        ([[1, 1, 1]], True),
-        ([[1, 1, 0], [1, 0, 0]], True),
-        ([[0, 1, 1]], False),
-        ([[1, 0, 1]], False),
-        ([[1, 1, 1], [0, 0, 0]], False),
-    ],
-)
-def test_right_padded(mask, expected):
-    assert right_padded(torch.tensor(mask)) is expected
+def test_right_padded():
+    assert all(right_padded(torch.tensor(mask)) for mask in ([[1, 1, 1]], [[1, 1, 0], [1, 0, 0]]))
+    assert not any(right_padded(torch.tensor(mask)) for mask in ([[0, 1, 1]], [[1, 0, 1]], [[1, 1, 1], [0, 0, 0]]))
 
 
 def test_a_head_that_does_something_else_is_refused():
@@ -159,18 +148,20 @@ def test_a_head_that_does_something_else_is_refused():
     model = make_model("cohere", SHAPE | {"logit_scale": 0.25})
     model.logit_scale = 3.0
     add_fused_lm_head(model)
-    before = model.training
     with pytest.raises(
-        ConfigError, match=r"CohereForCausalLM does not compute its logits as TRL's loss does \(a loss of"
+        ConfigError, match="CohereForCausalLM does not compute its logits as TRL's loss does .a loss of"
     ):
         check_head(model)
-    assert model.training is before
+    assert not model.training
+    # `train.router_aux_loss_coef` is put into the configuration, where TRL looks for it; the model keeps its own.
+    model = make_model("olmoe", SHAPE | {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True})
+    model.config.router_aux_loss_coef = 0.5
+    add_fused_lm_head(model)
+    check_head(model)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "keys", [[], ["+train.loss_type=dft"], ["+train.label_smoothing_factor=0.1"]], ids=["nll", "dft", "smoothed"]
-)
+@pytest.mark.parametrize("keys", [[], ["+train.loss_type=dft"], ["+train.label_smoothing_factor=0.1"]], ids=str)
 @pytest.mark.parametrize("shape", ["train.per_device_train_batch_size=1", "train.per_device_train_batch_size=3"])
 def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, keys, shape):
     """Two accumulated batches a step, three steps: the same logged figures and the same adapter."""
@@ -183,9 +174,8 @@ def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, k
         trainer = tiny_trainer(cfg)
         trainer.train()
         figures = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens")
-        return [[entry[f] for f in figures] for entry in trainer.state.log_history if "loss" in entry], adapter_weights(
-            trainer.model
-        )
+        logged = [[entry[f] for f in figures] for entry in trainer.state.log_history if "loss" in entry]
+        return logged, adapter_weights(trainer.model)
 
     ours, our_weights = run("ours")
     monkeypatch.setattr(ragfit.training.trainer, "project_labelled_only", lambda model: None)
@@ -195,11 +185,3 @@ def test_a_run_equals_trl_s_own(tiny_llama, write_rows, tmp_path, monkeypatch, k
         assert own == pytest.approx(other, rel=1e-4)
     for name, weight in their_weights.items():
         assert torch.allclose(our_weights[name], weight, atol=1e-5), name
-
-
-def test_the_loss_of_a_router_is_no_other_head():
-    """`train.router_aux_loss_coef` is put into the configuration, where TRL looks for it; the model keeps its own."""
-    model = make_model("olmoe", SHAPE | {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True})
-    model.config.router_aux_loss_coef = 0.5
-    add_fused_lm_head(model)
-    check_head(model)

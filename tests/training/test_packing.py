@@ -87,9 +87,8 @@ def test_every_row_is_in_one_pack_whole_and_with_its_labels(config, length):
     assert max(map(len, packs["input_ids"])) <= (length or longest) and len(packs) < len(prepared)
     expected = sorted(zip(prepared["input_ids"], prepared["labels"], strict=True))
     assert sorted(rows_of(packs)) == expected
-    assert list(token_counts(packs)) == [
-        (row["labels"].count(-100), len(row["labels"]) - row["labels"].count(-100)) for row in packs
-    ]
+    without = [row["labels"].count(-100) for row in packs]
+    assert list(token_counts(packs)) == [(n, len(row["labels"]) - n) for n, row in zip(without, packs, strict=True)]
     seen = list(trainer.get_train_dataloader())
     assert sum(int((batch["labels"] != -100).sum()) for batch in seen) == trainer.prepared.report.train.loss_tokens
     assert not any("attention_mask" in batch for batch in seen)
@@ -142,9 +141,8 @@ def test_an_epoch_is_that_of_the_same_rows_padded(trainer_of, kind, dtype):
         return batch
 
     padded.data_collator = unpacked
-    (packed_losses, packed_steps, packed_adapter), (padded_losses, padded_steps, padded_adapter) = map(
-        epoch, (packed, padded)
-    )
+    packed_losses, packed_steps, packed_adapter = epoch(packed)
+    padded_losses, padded_steps, padded_adapter = epoch(padded)
     assert len(packed_steps) == len(padded_steps) > 2 and any(not mask.all() for mask in masks)
     close = 1e-4 if dtype == torch.float32 else 0.03
     assert packed_losses == pytest.approx(padded_losses, rel=close)
@@ -173,9 +171,8 @@ LEAKS = {
 @pytest.mark.parametrize("std", [0.2, 0.02])
 @pytest.mark.parametrize("kind", LEAKS)
 def test_models_whose_rows_see_each_other_are_refused(trainer_of, kind, std):
-    with pytest.raises(
-        ConfigError, match="^train.packing: .*does not keep the rows of a pack apart: .* Remove train.p"
-    ):
+    said = "^train.packing: .*does not keep the rows of a pack apart: .* Remove train.p"
+    with pytest.raises(ConfigError, match=said):
         trainer_of(*LEAKS[kind], std=std, lora=False)
 
 

@@ -197,11 +197,10 @@ def test_a_look_at_the_dev_loss_leaves_4bit_gradients_alone(tmp_path):
 
 
 def test_lora_keys_reach_peft_and_the_model(tiny_phi3):
-    keys = {"r": 2, "use_rslora": True, "lora_dropout": 0.5, "layers_to_transform": [1], "target_modules": "all-linear"}
-    model = HFTrain(str(tiny_phi3), lora={**LORA, **keys, "exclude_modules": ["down_proj"]}).model
+    keys = {"r": 2, "use_rslora": True, "lora_dropout": 0.5, "layers_to_transform": [1]}
+    model = HFTrain(str(tiny_phi3), lora={**LORA, **keys, "target_modules": ["qkv_proj", "down_proj"]}).model
     adapted = {name: part for name, part in model.named_modules() if hasattr(part, "lora_A")}
-    names = ("self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj")
-    assert adapted.keys() == {f"base_model.model.model.layers.1.{name}" for name in names}
+    assert {name.partition("layers.")[2] for name in adapted} == {"1.self_attn.qkv_proj", "1.mlp.down_proj"}
     layer = adapted["base_model.model.model.layers.1.self_attn.qkv_proj"]
     assert layer.lora_A["default"].weight.shape == (2, 16) and layer.scaling["default"] == 8 / 2**0.5
     assert layer.lora_dropout["default"].p == 0.5

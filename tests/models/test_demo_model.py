@@ -26,25 +26,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENIZERS = os.environ.get("RAGFIT_TOKENIZERS")
 NO_NETWORK = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
 
-TEXTS = [
-    " ",
-    "In 1999, 3.14159 of 1,000,000 cost €12.50 (-7%) at 08:45; 2nd of 10.",
-    "0123456789 00 42x x42 ٣٤ ④ ²",
-    "  two  spaces   three\u00a0no-break\u3000wide   ",
-    "I'd say they're can't WON'T it's",
-    "👩‍👩‍👧‍👦 🇫🇷 café cafe\u0301 ﬁ ½ \u200b\ufeff",
-    "東京は日本の首都です。서울은 한국의 수도. Привет, мир! مرحبا שלום",
-    "def f(x):\n    return {'a': [x**2 for x in range(10)]}  # 0xFF\n\n\tif (a&&b) { c->d++; }",
-    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><repo_name>a/b<file_sep>x.py<jupyter_code>1<empty_output>",
-    "a<|im_end|>b <|im_end|> <|im_start|>assistant  <|im_endx|> <|IM_END|> <gh_stars>12",
-    "\x00\x01\x7f\ud7ff\U0010ffff",
-    "a" * 300 + " " * 70 + "1" * 30,
-]
-CHATS = [
-    [{"role": "user", "content": "What is 12 + 30?"}],
-    [{"role": "system", "content": "Use the documents."}, {"role": "user", "content": "Où? 🙂"}],
-]
-
 
 def cache_root(cache):
     return Path(cache) / f"demo-v{demo.CACHE_VERSION}" / "smollm2-135m-instruct"
@@ -128,22 +109,10 @@ def test_tokenizer_equals_the_published_one(folder, class_name):
     names = "special_tokens_map added_tokens_decoder model_max_length chat_template padding_side truncation_side"
     for name in (names + " model_input_names clean_up_tokenization_spaces vocab_size").split():
         assert getattr(made, name, None) == getattr(original, name, None), name
-
-    source = [p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "ragfit").rglob("*.py"))[::5]]
-    for text in TEXTS + source:
-        for special in (True, False):
-            ids = original(text, add_special_tokens=special, return_offsets_mapping=True)
-            assert dict(made(text, add_special_tokens=special, return_offsets_mapping=True)) == dict(ids)
-            decoded = original.decode(ids["input_ids"], skip_special_tokens=special)
-            assert made.decode(ids["input_ids"], skip_special_tokens=special) == decoded
-        assert made.decode(made(text)["input_ids"]) == text
-    assert made(TEXTS, padding=True)["input_ids"] == original(TEXTS, padding=True)["input_ids"]
-    assert made("a 1", "b 2") == original("a 1", "b 2")
-    for chat in CHATS:
-        for prompt in (True, False):
-            for tokenize in (True, False):
-                arguments = {"add_generation_prompt": prompt, "tokenize": tokenize}
-                assert made.apply_chat_template(chat, **arguments) == original.apply_chat_template(chat, **arguments)
+    chat = [{"role": "system", "content": "Use the documents."}, {"role": "user", "content": "Où? In 1999 🙂"}]
+    for tokenize in (True, False):
+        arguments = {"add_generation_prompt": True, "tokenize": tokenize}
+        assert made.apply_chat_template(chat, **arguments) == original.apply_chat_template(chat, **arguments)
 
 
 def test_folder_is_plain(folder, model, tmp_path):

@@ -1,7 +1,6 @@
 """The notebooks, run as users run them: by papermill, in a kernel, and twice in the same kernel."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -230,12 +229,6 @@ def test_loss_mask_with_the_model(tiny_run, tmp_path):
     assert "The rows lie end to end, and positions begin at 0 in each" in html and "of its pack" in html
 
 
-def test_loss_mask_says_what_is_wrong(tiny_run, tmp_path):
-    with pytest.raises(PapermillExecutionError) as caught:
-        execute("loss_mask.ipynb", tmp_path, {**tiny_run, "row": 3})
-    assert "row: unknown parameter" in str(caught.value) and "rows" in str(caught.value)
-
-
 @pytest.mark.slow
 def test_grounding(tiny_run, tmp_path):
     """Without a trained adapter there are the base model's figures alone; the documents are shown before."""
@@ -262,20 +255,3 @@ def test_grounding_of_a_trained_run_is_saved_beside_its_evaluation(trained, tiny
     assert f"The tuned model is that of {folder / 'checkpoint'}." in text and "Measured: dev rows of " in text
     after = json.loads((folder / "grounding.json").read_text())
     assert after | {"written": 0} == json.loads(before) | {"written": 0}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "tokenizer"), [("inspect_prompts.ipynb", "qwen3"), ("loss_mask.ipynb", "phi-3-mini-4k-instruct")]
-)
-def test_looking_at_real_rows(name, tokenizer, tmp_path):
-    folder = os.environ.get("RAGFIT_TOKENIZERS")
-    data = Path(folder or "/nowhere").parent / "data" / "asqa-prefix-train.jsonl"
-    if not data.is_file():
-        pytest.skip("RAGFIT_TOKENIZERS names no folder with data beside it")
-    parameters = {"data_file": str(data), "output_key": "answers", "limit": 30}
-    parameters["model.model_name_or_path"] = str(Path(folder, tokenizer))
-    parameters["model.completion_start"] = {"qwen3": "<|im_start|>assistant\n"}.get(tokenizer, "<|assistant|>")
-    text = outputs(execute(name, tmp_path, parameters))
-    assert "kept 30" in " ".join(text.split())
-    assert ("other text has loss" in text) == (tokenizer == "qwen3")

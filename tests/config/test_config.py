@@ -362,12 +362,6 @@ def test_override_round_trip(value):
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("value", [{"^a": 1}, {"true": 1}, {1: 2}, object()])
-def test_values_that_no_override_can_express(value):
-    with pytest.raises(ConfigError, match="^x: an override cannot express .*YAML file"):
-        override("x", value)
-
-
 def test_normalized_for_the_command_line():
     given = "limit=3 train.seed=1,2 ~limit hydra.run.dir=x hydra/launcher=basic experiment=3"
     normal = "++limit=3 ++train.seed=1,2 ++limit=null hydra.run.dir=x hydra/launcher=basic ++experiment='3'"

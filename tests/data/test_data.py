@@ -198,9 +198,7 @@ def test_split_counts(rows, share, counts):
 
 @pytest.mark.parametrize(("rows", "share"), [(10, 10), (10, 11), (1, 0.5), (1, 1), (10, 0.99), (2, 0.9)])
 def test_a_split_that_leaves_nothing_to_train_on(rows, share):
-    with pytest.raises(
-        DataError, match=f"^dev_split: {share} takes .* of {rows} rows and leaves none to train on. Lower dev_split"
-    ):
+    with pytest.raises(DataError, match=f"^dev_split: {share} takes .* of {rows} rows and leaves none .* Lower dev"):
         split(list(range(rows)), share)
 
 

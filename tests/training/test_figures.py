@@ -66,13 +66,8 @@ def test_dev_loss_is_one_over_tokens_at_any_batch_size(config):
 
 def test_figures_are_those_of_the_best_step_where_that_is_saved(config, tmp_path):
     """The best by a metric that is best early, as in any run that overfits; only the best checkpoint is left."""
-    best = (
-        "load_best_model_at_end=true",
-        "metric_for_best_model=eval_loss",
-        "greater_is_better=true",
-        "save_total_limit=1",
-    )
-    trainer = tiny_trainer(config(*EVERY_TWO, *(f"train.{key}" for key in best)))
+    best = "load_best_model_at_end=true metric_for_best_model=eval_loss greater_is_better=true save_total_limit=1"
+    trainer = tiny_trainer(config(*EVERY_TWO, *(f"train.{key}" for key in best.split())))
     folder = ragfit.train(trainer)
     logged = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     facts, curve = read(tmp_path / "out"), trainer.callback_handler.callbacks[1]
@@ -103,9 +98,7 @@ def test_early_stopping(config, tmp_path):
     ragfit.train(trainer)
     assert trainer.state.global_step == 6  # the first evaluation, and two without a gain of 9 nats
     assert trainer.args.load_best_model_at_end and trainer.weights_step == trainer.state.best_global_step
-    with pytest.raises(
-        ConfigError, match="^train.early_stopping_patience: it is set, but nothing reads it .*eval_strategy"
-    ):
+    with pytest.raises(ConfigError, match="^train.early_stopping_patience: .* nothing reads it .*eval_strategy"):
         tiny_trainer(config("train.early_stopping_patience=2"))
 
 
@@ -148,9 +141,8 @@ def test_what_is_not_finite_ends_the_run_at_that_step(config, tmp_path, step, va
     with pytest.raises(RagfitError, match=f"{said} is not a finite number. Lower .*{out}/{healthy}, the last healthy"):
         ragfit.train(trainer)
     facts = read(out)
-    assert (
-        facts["state"] == "failed" and said in facts["reason"] and not (out / "checkpoint").exists() and all_json(out)
-    )
+    assert facts["state"] == "failed" and said in facts["reason"]
+    assert not (out / "checkpoint").exists() and all_json(out)
     assert all(math.isfinite(loss) for loss in losses(trainer))
     weights = load_file(out / healthy / "adapter_model.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())

@@ -198,19 +198,6 @@ def test_rounding_in_thirty_layers_is_not_taken_for_rows_that_see_each_other(tmp
     assert difference(trainer) > 1.5 * TOLERANCE  # 1.2 and more
 
 
-@pytest.mark.parametrize("kind", [*ARCHITECTURES, "learned positions"])
-def test_looking_changes_nothing(trainer_of, kind):
-    old = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
-    name, shape = ARCHITECTURES.get(kind, ("gpt2", old))
-    trainer = trainer_of(name, shape if name == "gpt2" else SHAPE | shape)
-    trainer.model.train()
-    before, weights = torch.random.get_rng_state(), adapter_weights(trainer.model)
-    assert difference(trainer) < 1e-3
-    assert torch.equal(before, torch.random.get_rng_state()) and trainer.model.training
-    assert all(weight.grad is None for weight in trainer.model.parameters())
-    assert all(torch.equal(weight, weights[n]) for n, weight in trainer.model.named_parameters() if n in weights)
-
-
 # --- Seen -------------------------------------------------------------------------------------------------------------
 
 

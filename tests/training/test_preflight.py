@@ -24,9 +24,8 @@ from ragfit.training.preflight import memory_estimate
 def config(tiny_phi3, write_rows, tmp_path):
     """`config(*overrides)`: the tiny Phi-3 over 60 of 320 rows of very different lengths."""
     rows = write_rows(question_rows(320, words=30))
-    return lambda *overrides: tiny_config(
-        tiny_phi3, rows, tmp_path / "out", "train.save_strategy=no", "limit=60", *overrides
-    )
+    keys = ("train.save_strategy=no", "limit=60")
+    return lambda *overrides: tiny_config(tiny_phi3, rows, tmp_path / "out", *keys, *overrides)
 
 
 def facts(trainer):

@@ -86,27 +86,6 @@ def test_a_run_of_the_user_s_own_is_used_and_left_open(config, tmp_path):
     assert "train/loss" in told(tmp_path) and not (tmp_path / "out" / "wandb").exists()
 
 
-def test_a_package_that_is_missing_is_told_before_the_model_is_loaded(config, monkeypatch):
-    monkeypatch.setattr("transformers.integrations.integration_utils.is_mlflow_available", lambda: False)
-    monkeypatch.setattr("ragfit.training.run.load_model", lambda cfg: pytest.fail("the model was loaded"))
-    with pytest.raises(Exception, match="MLflowCallback requires mlflow to be installed. Run `pip install mlflow`"):
-        tiny_trainer(config("train.report_to=mlflow"))
-
-
-@pytest.mark.slow
-def test_tensorboard(config, tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    cfg = config("train.report_to=tensorboard", "experiment=group", "train.hub_token=hf_secret000")
-    ragfit.train(tiny_trainer(cfg))
-    (events,) = (tmp_path / "out").glob("runs/*/events.*")
-    read = EventAccumulator(str(events)).Reload()
-    assert [event.step for event in read.Scalars("train/loss")] == [1, 2, 3]
-    text = read.Tensors("args/text_summary")[0].tensor_proto.string_val[0]
-    assert b'"ragfit.experiment": "group"' in text and b"hf_secret000" not in text
-
-
 @pytest.mark.slow
 def test_no_secret_is_written(config, tmp_path):
     """The command line in a process of its own: secrets in its environment, its configuration and the repository's

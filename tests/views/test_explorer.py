@@ -38,15 +38,16 @@ def setup(tmp_path, write_rows, monkeypatch):
     return make
 
 
+KEYS = [{}, {"dev_split": 2}, {"shuffle": 1, "limit": 4}, {"model.over_length": "cut_end"}]
+
+
 def label_rows(prepared, part="train"):
     """(ids, labels) of each prepared row by its number in the file."""
     pairs = zip(prepared.report.part(part).kept, prepared.part(part), strict=True)
     return {number: (list(row["input_ids"]), list(row["labels"])) for number, row in pairs}
 
 
-@pytest.mark.parametrize(
-    "keys", [{}, {"dev_split": 2}, {"shuffle": 1, "limit": 4}, {"model.over_length": "cut_end"}], ids=str
-)
+@pytest.mark.parametrize("keys", KEYS, ids=str)
 @pytest.mark.parametrize("template", ["chatml", "llama-3", "qwen3"])
 def test_a_row_is_the_trainers_row(setup, keys, template):
     _, prepared = setup(template, **keys | ({} if template == "chatml" else {"model.completion_start": ""}))
@@ -58,9 +59,8 @@ def test_a_row_is_the_trainers_row(setup, keys, template):
             assert (view.row.ids, view.row.labels, view.trained, view.error) == (ids, labels, True, "")
         for number in sum(report.dropped.values(), []):
             assert not views[number].trained and "Not trained on" in views[number].html()
-            assert (
-                "dropped: too long" in views[number].text() and "word word" in views[number].text()
-            )  # yet it is shown
+            text = views[number].text()
+            assert "dropped: too long" in text and "word word" in text  # yet it is shown
         # The same findings as in the whole data set, all of which name their rows or all rows.
         for number, view in views.items():
             mine = {found.kind for found in prepared.report.findings if not found.rows or (part, number) in found.rows}
